@@ -1,0 +1,85 @@
+"""Every exception and warning of palette_core, in one tree.
+
+Each class also derives from the built-in exception that a caller who does not know us would
+catch (``ValueError`` for bad input, ``RuntimeError`` for a wrong moment), so documented
+``except`` clauses keep working. Messages say who, what, and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PaletteError(Exception):
+    """Base class of all errors raised on purpose by palette_core."""
+
+
+class PaletteWarning(UserWarning):
+    """Something was asked for and not done, or will likely surprise; the message says what."""
+
+
+class ConfigError(PaletteError, ValueError):
+    """A configuration file or dictionary is wrong; the message names the place in it."""
+
+
+class IncompatibleShapeError(PaletteError, ValueError):
+    """A spec cannot be applied to a tensor of this shape."""
+
+
+class PlanError(PaletteError, ValueError):
+    """The plan cannot be made as asked."""
+
+
+class TracingError(PaletteError, RuntimeError):
+    """The model could not be run on the example inputs."""
+
+
+class WeightError(PaletteError, ValueError):
+    """A weight holds values that cannot be clustered (NaN, infinity)."""
+
+
+class StateError(PaletteError, RuntimeError):
+    """A call came at the wrong moment of the prepare … finalize life cycle."""
+
+
+class ClusteringError(PaletteError, RuntimeError):
+    """A clustering algorithm failed, or returned something that is not a palette."""
+
+
+class SensitivityError(PaletteError, ValueError):
+    """A file of sensitivities does not fit the model."""
+
+
+class CheckpointError(PaletteError, ValueError):
+    """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
+
+
+class BackendError(PaletteError, ValueError):
+    """An export backend cannot do what was asked."""
+
+
+class PluginError(PaletteError):
+    """Base class of errors about plug-ins."""
+
+
+class UnknownPluginError(PluginError, ValueError):
+    """No installed plug-in registers this name."""
+
+
+class DuplicatePluginError(PluginError, ValueError):
+    """Two distributions register the same name, so selecting it is ambiguous."""
+
+
+class PluginOptionsError(PluginError, ValueError):
+    """Options given to a plug-in do not validate against its options model."""
+
+
+class MissingBackendError(PluginError, ImportError):
+    """An export backend is known, but the distribution that provides it is not installed."""
+
+
+def did_you_mean(wrong: object, right: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of ``right``, or an empty string."""
+    near = difflib.get_close_matches(str(wrong), list(right), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,75 @@
+"""Indices of n bits as one dense little-endian bit stream.
+
+Index ``i`` occupies bits ``i*n … i*n+n-1`` of the stream, least significant bit first: what
+``numpy.packbits(…, bitorder="little")`` writes, and what Core AI and safetensors readers of
+ours read. Works for any n from 1 to 8, on any device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 22  # groups of eight indices handled at once: bounds the int64 temporaries
+
+
+def packed_size(count: int, n_bits: int) -> int:
+    """Return how many bytes ``count`` indices of ``n_bits`` bits take."""
+    return math.ceil(count * n_bits / 8)
+
+
+def pack_indices(indices: Tensor, n_bits: int) -> Tensor:
+    """Pack a uint8 tensor of any shape into ``packed_size(numel, n_bits)`` bytes (1-D uint8)."""
+    flat = indices.reshape(-1)
+    if n_bits == 8:
+        return flat.contiguous().clone()
+    count = flat.numel()
+    out = torch.empty(packed_size(count, n_bits), dtype=torch.uint8, device=flat.device)
+    shifts = torch.arange(8, device=flat.device) * n_bits
+    bytes_at = torch.arange(n_bits, device=flat.device) * 8
+    for start in range(0, count, _CHUNK * 8):
+        part = flat[start : start + _CHUNK * 8].to(torch.int64)
+        if part.numel() % 8:
+            part = torch.nn.functional.pad(part, (0, 8 - part.numel() % 8))
+        words = (part.view(-1, 8) << shifts).sum(dim=1)
+        packed = ((words[:, None] >> bytes_at) & 0xFF).to(torch.uint8).reshape(-1)
+        at = start // 8 * n_bits
+        out[at : at + packed.numel()] = packed[: out.numel() - at]
+    return out
+
+
+def unpack_indices(packed: Tensor, n_bits: int, count: int) -> Tensor:
+    """Unpack ``count`` indices (1-D uint8) from the bytes that `pack_indices` made.
+
+    Raises:
+        ValueError: ``packed`` has not exactly the bytes that ``count`` indices take.
+    """
+    if packed.numel() != packed_size(count, n_bits):
+        raise ValueError(
+            f"{count} indices of {n_bits} bits take {packed_size(count, n_bits)} bytes, "
+            f"got {packed.numel()}"
+        )
+    if n_bits == 8:
+        return packed.clone()
+    if 8 % n_bits == 0:
+        return _unpack_within_bytes(packed, n_bits, count)
+    out = torch.empty(count, dtype=torch.uint8, device=packed.device)
+    shifts = torch.arange(8, device=packed.device) * n_bits
+    bytes_at = torch.arange(n_bits, device=packed.device) * 8
+    for start in range(0, packed.numel(), _CHUNK * n_bits):
+        part = packed[start : start + _CHUNK * n_bits].to(torch.int64)
+        if part.numel() % n_bits:
+            part = torch.nn.functional.pad(part, (0, n_bits - part.numel() % n_bits))
+        words = (part.view(-1, n_bits) << bytes_at).sum(dim=1)
+        codes = ((words[:, None] >> shifts) & ((1 << n_bits) - 1)).to(torch.uint8).reshape(-1)
+        at = start // n_bits * 8
+        out[at : at + codes.numel()] = codes[: count - at]
+    return out
+
+
+def _unpack_within_bytes(packed: Tensor, n_bits: int, count: int) -> Tensor:
+    mask = (1 << n_bits) - 1
+    codes = torch.stack([(packed >> s) & mask for s in range(0, 8, n_bits)], dim=-1)
+    return codes.reshape(-1)[:count]

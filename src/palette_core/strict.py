@@ -1,0 +1,108 @@
+"""Base classes of the data models: strict about fields, frozen where shared, never subclassed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
+
+from palette_core.errors import did_you_mean
+
+
+class StrictModel(BaseModel):
+    """A pydantic model whose unknown fields are errors that name the nearest known one.
+
+    A subclass marked ``typing.final`` cannot be subclassed: trying raises ``TypeError``.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        for base in cls.__mro__[1:]:
+            if base.__dict__.get("__final__", False):
+                raise TypeError(f"{cls.__name__} cannot subclass {base.__name__}, which is final")
+        super().__init_subclass__(**kwargs)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_nearest_field(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if not any(problem["type"] == "extra_forbidden" for problem in error.errors()):
+                raise
+            problems = [cls._explained(dict(problem)) for problem in error.errors()]
+            raise ValidationError.from_exception_data(error.title, problems) from None
+
+    @classmethod
+    def _explained(cls, problem: dict[str, Any]) -> InitErrorDetails:
+        location = problem["loc"]
+        if problem["type"] == "extra_forbidden" and len(location) == 1:
+            known = list(cls.model_fields)
+            hint = did_you_mean(location[0], known) or "; fields are " + ", ".join(known)
+            message = f"unknown field {location[0]!r} in {cls.__name__}{hint}"
+            kind: str | PydanticCustomError = _verbatim("unknown_field", message)
+        elif problem["type"] == "extra_forbidden" or problem["type"] not in _pydantic_types():
+            kind = _verbatim(problem["type"], problem["msg"])
+        else:
+            kind = problem["type"]
+        details = InitErrorDetails(type=kind, loc=location, input=problem["input"])
+        if isinstance(kind, str) and "ctx" in problem:
+            details["ctx"] = problem["ctx"]
+        return details
+
+
+@lru_cache
+def _pydantic_types() -> frozenset[str]:
+    return frozenset(get_args(ErrorType))
+
+
+def _verbatim(kind: Any, message: str) -> PydanticCustomError:
+    return PydanticCustomError(kind, "{message}", {"message": message})
+
+
+def plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of ``value`` made of what JSON has, so that it survives any file.
+
+    Raises:
+        ValueError: something in it is not plain: an object, NaN, infinity.
+    """
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must hold plain JSON values: {error}") from None
+    return copy
+
+
+Options = Annotated[dict[str, Any], AfterValidator(plain_json)]
+"""Options of a plug-in: its own model checks them when the plan is made."""
+
+
+class FrozenModel(StrictModel):
+    """A strict model that cannot be assigned to and hashes by value."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def __hash__(self) -> int:
+        return hash((type(self), _hashable(self.__dict__)))
+
+
+def _hashable(value: Any) -> Any:
+    """Return something hashable that is equal for equal values, whatever the order of keys."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(inner)) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_hashable(inner) for inner in value)
+    return value
