@@ -1,0 +1,28 @@
+"""Registers the algorithms; scikit-learn is imported when one is picked, not before."""
+
+from functools import partial
+
+from kmeans_sklearn.options import KMeansOptions, MiniBatchKMeansOptions
+from palette_core.hookspecs import hookimpl
+from palette_core.interfaces import Clusterer, ClustererEntry
+
+
+def _make(options: KMeansOptions | MiniBatchKMeansOptions) -> Clusterer:
+    from kmeans_sklearn.clusterer import SklearnClusterer
+
+    return SklearnClusterer(options)
+
+
+@hookimpl
+def palette_core_clusterers() -> list[ClustererEntry]:
+    """Full-batch and mini-batch k-means."""
+    text = "k-means of scikit-learn for scalars and vectors, weighted or not"
+    entry = partial(
+        ClustererEntry, interface=1, factory=_make, supports_vector=True, supports_importance=True
+    )
+    return [
+        entry(name="sklearn_kmeans", summary=text, options=KMeansOptions),
+        entry(
+            name="sklearn_minibatch", summary=f"mini-batch {text}", options=MiniBatchKMeansOptions
+        ),
+    ]

@@ -1,0 +1,66 @@
+"""What a config can set: the parameters of scikit-learn's estimators, by the same names."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@final
+class KMeansOptions(BaseModel):
+    """Options of ``sklearn_kmeans``, passed to `sklearn.cluster.KMeans`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_init: int = Field(
+        default=3, ge=1, description="Runs from different seeds; the best one is kept."
+    )
+    max_iter: int = Field(default=300, ge=1, description="Iterations of one run, at most.")
+    tol: float = Field(
+        default=1e-4,
+        ge=0,
+        description="Stop when the centroids move less, relative to the variance of the points.",
+    )
+    init: Literal["k-means++", "random"] = Field(
+        default="k-means++", description="How the first centroids are picked from the points."
+    )
+    algorithm: Literal["lloyd", "elkan"] = Field(
+        default="lloyd",
+        description="'elkan' skips distances by the triangle inequality, and needs memory for "
+        "points times entries.",
+    )
+
+
+@final
+class MiniBatchKMeansOptions(BaseModel):
+    """Options of ``sklearn_minibatch``, passed to `sklearn.cluster.MiniBatchKMeans`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_init: int = Field(
+        default=3, ge=1, description="First centroids tried on a sample; the best ones are used."
+    )
+    max_iter: int = Field(default=100, ge=1, description="Passes over the points, at most.")
+    tol: float = Field(
+        default=0.0,
+        ge=0,
+        description="Stop when the centroids move less, relative to the variance of the points; "
+        "0 leaves stopping to max_no_improvement.",
+    )
+    init: Literal["k-means++", "random"] = Field(
+        default="k-means++", description="How the first centroids are picked from the points."
+    )
+    batch_size: int = Field(default=16384, ge=1, description="Points in one batch.")
+    max_no_improvement: int | None = Field(
+        default=10,
+        ge=1,
+        description="Stop after this many batches without improvement; null never does.",
+    )
+    reassignment_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Entries that stand for fewer points than this share of the most used one's "
+        "start afresh at a random point; at many bits that costs accuracy.",
+    )

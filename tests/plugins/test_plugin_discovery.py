@@ -1,0 +1,295 @@
+"""Good and broken distributions, side by side: what is broken is set aside, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from palette_core.errors import UnknownPluginError
+from palette_core.plugins import CORE, Quarantined, discover
+
+BUILT_IN = {
+    "clusterer": {"kmeans1d", "kmeans_vector"},
+    "granularity": {"per_tensor", "per_grouped_channel"},
+    "LUT quantizer": {"integer", "float8"},
+    "training strategy": {"frozen"},
+    "export backend": {"torch"},
+}
+
+HEAD = """
+from pydantic import BaseModel, ConfigDict
+from palette_core.granularity import Granularity
+from palette_core.hookspecs import hookimpl
+from palette_core.interfaces import *
+from palette_core.interfaces import ClustererEntry, GranularityEntry, NoOptions
+
+
+def entry(**changes):
+    return ClustererEntry(
+        **{"name": "broken", "summary": "one line", "interface": 1, "factory": print, **changes}
+    )
+"""
+
+RETURNS = (
+    HEAD
+    + """
+@hookimpl
+def palette_core_clusterers():
+    return {entries}
+"""
+)
+
+
+def returns(entries: str) -> str:
+    return RETURNS.replace("{entries}", entries)
+
+
+# what a distribution's hooks module holds -> what its quarantine must say
+BROKEN = {
+    "import error": ("import no_such_module_anywhere", ["ModuleNotFoundError", "no_such_module"]),
+    "syntax error": ("def palette_core_clusterers(:", ["SyntaxError"]),
+    "exit at import": ("import sys\nsys.exit(3)", ["SystemExit", "3"]),
+    "error at import": ("1 / 0", ["ZeroDivisionError"]),
+    "misspelled hook": (
+        HEAD + "@hookimpl\ndef palette_core_clusterer():\n    return []\n",
+        ["unknown hook 'palette_core_clusterer'", "did you mean 'palette_core_clusterers'"],
+    ),
+    "unmarked hook": (
+        HEAD + "def palette_core_clusterers():\n    return [entry()]\n",
+        ["'palette_core_clusterers'", "@hookimpl"],
+    ),
+    "no hook": ("x = 1\n", ["no hook is implemented", "palette_core_clusterers"]),
+    "hook with an argument": (
+        HEAD + "@hookimpl\ndef palette_core_clusterers(model):\n    return []\n",
+        ["PluginValidationError", "model"],
+    ),
+    "error in a hook": (
+        HEAD + "@hookimpl\ndef palette_core_clusterers():\n    raise OSError('disk is gone')\n",
+        ["OSError: disk is gone"],
+    ),
+    "error in a generator": (
+        HEAD
+        + "@hookimpl\ndef palette_core_clusterers():\n    yield entry()\n    raise OSError(9)\n",
+        ["OSError: 9"],
+    ),
+    "exit in a hook": (
+        HEAD + "@hookimpl\ndef palette_core_clusterers():\n    raise SystemExit(4)\n",
+        ["SystemExit: 4"],
+    ),
+    "nothing returned": (returns("None"), ["palette_core_clusterers", "list", "None"]),
+    "one record, no list": (returns("entry()"), ["palette_core_clusterers", "list", "broken"]),
+    "a dictionary for a record": (
+        returns("[dict(name='broken')]"),
+        ["must return ClustererEntry records", "{'name': 'broken'}"],
+    ),
+    "a record of another kind": (
+        returns(
+            "[TrainingStrategyEntry(name='broken', summary='s', interface=1, factory=print)]"
+        ).replace("import ClustererEntry", "import TrainingStrategyEntry, ClustererEntry"),
+        ["must return ClustererEntry records", "TrainingStrategyEntry"],
+    ),
+    "unknown field": (returns("[entry(speed=9)]"), ["TypeError", "speed"]),
+    "later interface": (
+        returns("[entry(interface=2)]"),
+        ["'broken'", "written for interface version 2", "has version 1"],
+    ),
+    "name in capitals": (returns("[entry(name='Broken')]"), ["'Broken'", "lower-case"]),
+    "name that is no string": (returns("[entry(name=7)]"), ["name 7"]),
+    "no summary": (returns("[entry(summary=' ')]"), ["'broken'", "summary"]),
+    "factory that is no function": (returns("[entry(factory='fit')]"), ["factory", "'fit'"]),
+    "one name twice": (returns("[entry(), entry()]"), ["two records named 'broken'"]),
+    "options that are no model": (returns("[entry(options=dict)]"), ["options of 'broken'"]),
+    "options that are an object": (
+        returns("[entry(options=NoOptions())]"),
+        ["options of 'broken'"],
+    ),
+    "options that take anything": (
+        returns("[entry(options=type('Loose', (BaseModel,), {}))]"),
+        ["options of 'broken'", 'extra="forbid"'],
+    ),
+    "options that ignore what they do not know": (
+        returns("[entry(options=type('Open', (BaseModel,), {'model_config': {'frozen': True}}))]"),
+        ["options of 'broken'", 'extra="forbid"'],
+    ),
+    "options that can be changed": (
+        returns(
+            "[entry(options=type('Open', (BaseModel,), {'model_config': {'extra': 'forbid'}}))]"
+        ),
+        ["options of 'broken'", "frozen=True"],
+    ),
+    "options that no config can hold": (
+        returns(
+            "[entry(options=type('Odd', (NoOptions,), {'__annotations__': {'f': iter}}))]"
+        ).replace("'f': iter", "'f': __import__('typing').Callable"),
+        ["PydanticInvalidForJsonSchema", "Callable"],
+    ),
+    "granularity without a model": (
+        HEAD
+        + "@hookimpl\ndef palette_core_granularities():\n"
+        + "    return [GranularityEntry(name='broken', summary='s', interface=1, model=None)]\n",
+        ["model of 'broken'", "Granularity", "None"],
+    ),
+    "granularity of another name": (
+        HEAD
+        + "class Half(Granularity):\n    type: str = 'half'\n"
+        + "    def block_shape(self, shape, default_axis):\n        return shape\n"
+        + "@hookimpl\ndef palette_core_granularities():\n"
+        + "    return [GranularityEntry(name='broken', summary='s', interface=1, model=Half)]\n",
+        ["'type' that defaults to 'broken'", "Half"],
+    ),
+    "granularity without block_shape": (
+        HEAD
+        + "class Half(Granularity):\n    type: str = 'broken'\n"
+        + "@hookimpl\ndef palette_core_granularities():\n"
+        + "    return [GranularityEntry(name='broken', summary='s', interface=1, model=Half)]\n",
+        ["model of 'broken'", "block_shape"],
+    ),
+}
+
+
+def quarantine_of(distribution: str, catalog) -> list[Quarantined]:
+    return [q for q in catalog.quarantined if q.distribution.name == distribution]
+
+
+def test_built_ins_come_through_the_hooks():
+    for shelf in discover().shelves():
+        mine = {i.entry.name for i in shelf if i.distribution.name == CORE}
+        assert mine >= BUILT_IN[shelf.kind]
+
+
+def test_a_good_distribution_is_found_and_works(site):
+    site.install_good()
+    found = discover().clusterers.find("spread")
+    assert (found.distribution.name, found.distribution.version) == ("fake-good", "1.2.3")
+    assert found.distribution.seconds > 0
+    assert not quarantine_of("fake-good", discover())
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_distribution_is_quarantined_and_the_rest_works(site, case):
+    hooks, expected = BROKEN[case]
+    site.install("fake-broken", hooks, version="0.7")
+    site.install_good()
+    catalog = discover()
+
+    (broken,) = quarantine_of("fake-broken", catalog)
+    assert str(broken.distribution) == "fake-broken 0.7"
+    assert broken.entry_point == "main"
+    for text in expected:
+        assert text in broken.error
+    for shelf in catalog.shelves():
+        assert "broken" not in shelf.names()
+        assert set(shelf.names()) >= BUILT_IN[shelf.kind]
+    assert catalog.clusterers.get("spread").summary == "evenly spread"
+
+
+def test_a_distribution_is_registered_whole_or_not_at_all(site):
+    good_then_bad = (
+        HEAD
+        + "@hookimpl\ndef palette_core_clusterers():\n    return [entry(name='half')]\n"
+        + "@hookimpl\ndef palette_core_granularities():\n    raise RuntimeError('late')\n"
+    )
+    site.install("fake-broken", good_then_bad)
+    catalog = discover()
+    assert "half" not in catalog.clusterers.names()
+    assert [q.error for q in quarantine_of("fake-broken", catalog)] == ["RuntimeError: late"]
+
+
+def test_the_entry_points_of_one_distribution_stand_alone(site):
+    site.install(
+        "fake-two",
+        "1 / 0",
+        other=returns("[entry(name='fine')]"),
+        entry_points="[palette_core]\nbad = fake_two.hooks\ngood = fake_two.other\n",
+    )
+    catalog = discover()
+    assert catalog.clusterers.find("fine").distribution.name == "fake-two"
+    assert [q.entry_point for q in quarantine_of("fake-two", catalog)] == ["bad"]
+
+
+@pytest.mark.parametrize("points", ["main fake_odd.hooks", "main = fake_odd hooks", "main ="])
+def test_malformed_entry_points_hide_no_other_distribution(site, points):
+    site.install("fake-odd", "", entry_points=f"[palette_core]\n{points}\n")
+    site.install_good()
+    catalog = discover()
+    assert "spread" in catalog.clusterers.names()
+    assert len(quarantine_of("fake-odd", catalog)) == 1
+
+
+def test_an_entry_point_may_name_an_object(site):
+    holder = HEAD + (
+        "class Holder:\n    @hookimpl\n    def palette_core_clusterers(self):\n"
+        "        return [entry(name='held')]\nholder = Holder()\n"
+    )
+    site.install("fake-object", holder, entry_points="[palette_core]\nx = fake_object.hooks:holder")
+    assert discover().clusterers.find("held").distribution.name == "fake-object"
+
+
+def test_metadata_without_a_name_is_quarantined(site):
+    site.install("fake-nameless", returns("[entry()]"), metadata="Metadata-Version: 2.1\n")
+    site.install_good()
+    catalog = discover()
+    assert "spread" in catalog.clusterers.names()
+    assert "broken" not in catalog.clusterers.names()
+    assert len(quarantine_of("unknown", catalog)) == 1
+
+
+def test_of_two_versions_on_the_path_the_first_counts(site, tmp_path, monkeypatch):
+    site.install("fake-twice", returns("[entry(name='newer')]"), version="2.0")
+    older = type(site)(tmp_path / "older")
+    older.install("fake-twice", returns("[entry(name='older')]"), version="1.0")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(older.root)])
+    found = [i for i in discover().clusterers if i.distribution.name == "fake-twice"]
+    assert [(i.entry.name, i.distribution.version) for i in found] == [("newer", "2.0")]
+
+
+def test_entry_points_of_other_groups_are_not_loaded(site):
+    site.install("fake-other", "1 / 0", entry_points="[console_scripts]\nx = fake_other.hooks:f\n")
+    assert not quarantine_of("fake-other", discover())
+    assert "fake_other.hooks" not in sys.modules
+
+
+def test_an_interrupt_is_the_users_and_passes(site):
+    site.install("fake-slow", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        discover()
+
+
+def test_a_broken_distribution_is_named_when_an_unknown_name_is_asked_for(site):
+    site.install("fake-broken", "import no_such_module_anywhere", version="0.7")
+    site.install_good()
+    with pytest.raises(UnknownPluginError) as caught:
+        discover().clusterers.get("spraed")
+    message = str(caught.value)
+    assert "no clusterer is named 'spraed'" in message
+    assert "kmeans1d" in message
+    assert "did you mean 'spread'?" in message
+    assert "fake-broken 0.7: ModuleNotFoundError" in message
+
+
+def test_a_fresh_process_discovers_and_loads_only_hooks(site):
+    """No plug-in's heavy modules are imported by looking at what is installed."""
+    site.install_good()
+    printed = site.run("""
+        import sys
+        from palette_core.plugins import discover
+        catalog = discover()
+        catalog.clusterers.get("spread")
+        heavy = ("sklearn", "coremltools", "coreai", "onnx", "fake_good.work")
+        print([m for m in heavy if m in sys.modules])
+        catalog.clusterers.get("spread").factory(catalog.clusterers.get("spread").options())
+        print("fake_good.work" in sys.modules)
+    """)
+    assert printed.splitlines() == ["[]", "True"]
+
+
+def test_importing_the_core_discovers_nothing(site):
+    site.install("fake-broken", "raise RuntimeError('imported')")
+    printed = site.run("""
+        import sys, palette_core
+        from palette_core import PalettizationSpec
+        PalettizationSpec()
+        print("fake_broken.hooks" in sys.modules)
+    """)
+    assert printed.strip() == "False"
