@@ -47,7 +47,11 @@ class Granularity(FrozenModel, ABC):
 
 @final
 class PerTensorGranularity(Granularity):
-    """One look-up table for the whole weight."""
+    """One look-up table for the whole weight.
+
+    Attributes:
+        axis: always null; accepted because configurations of the reference write it.
+    """
 
     type: Literal["per_tensor"] = "per_tensor"
     axis: None = None
@@ -62,7 +66,10 @@ class PerTensorGranularity(Granularity):
 class PerGroupedChannelGranularity(Granularity):
     """One look-up table per ``group_size`` neighbouring channels along ``axis``.
 
-    ``axis=None`` means the output-channel axis of the operation that consumes the weight.
+    Attributes:
+        axis: the channel axis; None means the output-channel axis of the operation that consumes
+            the weight (1 for transposed convolutions, 0 otherwise).
+        group_size: how many neighbouring channels share a table; has to divide their number.
     """
 
     type: Literal["per_grouped_channel"] = "per_grouped_channel"

@@ -1,0 +1,184 @@
+"""Names of module types and operations: one thing, one name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from palette_core.config.names import (
+    DEFAULT_OP_TYPES,
+    KNOWN_OP_TYPES,
+    OPT_IN_OP_TYPES,
+    canonical_op_type,
+    canonical_type_name,
+    type_name,
+)
+
+# --- operations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", KNOWN_OP_TYPES)
+def test_every_documented_spelling_of_an_operation(op: str) -> None:
+    for key in (op, f"aten.{op}", f"torch.ops.aten.{op}", f"torch.nn.functional.{op}"):
+        assert canonical_op_type(key) == op
+
+
+@pytest.mark.parametrize("op", KNOWN_OP_TYPES)
+def test_every_overload_that_torch_has_of_an_operation(op: str) -> None:
+    packet = getattr(torch.ops.aten, op, None)
+    for overload in packet.overloads() if packet is not None else ["default"]:
+        assert canonical_op_type(f"aten.{op}.{overload}") == op
+        assert canonical_op_type(f"torch.ops.aten.{op}.{overload}") == op
+
+
+def test_the_documented_operations_are_covered_by_default() -> None:
+    assert set(DEFAULT_OP_TYPES) == {
+        *("linear", "conv1d", "conv2d", "conv3d", "multi_head_attention_forward"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    }
+    assert not set(DEFAULT_OP_TYPES) & set(OPT_IN_OP_TYPES)
+    assert {"embedding", "embedding_bag", "lstm", "gru", "rnn_tanh"} <= set(OPT_IN_OP_TYPES)
+
+
+@pytest.mark.parametrize("op", KNOWN_OP_TYPES)
+def test_operations_are_functions_that_torch_has(op: str) -> None:
+    assert any(hasattr(place, op) for place in (nn.functional, torch))
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("linaer", "unknown op type 'linaer'; did you mean 'linear'"),
+        ("aten.liner.default", "did you mean 'linear'"),
+        ("conv", "did you mean 'conv"),
+        ("Linear", "'Linear': that is a module type; the op type is 'linear'"),
+        ("torch.nn.Conv2d", "the op type is 'conv2d' .*module_type_configs"),
+        ("nn.EmbeddingBag", "the op type is 'embedding_bag'"),
+        ("ReLU", "that is a module type; not an op type"),
+        ("aten.convolution.default", "use 'conv1d', 'conv2d', .* or 'conv_transpose3d' instead"),
+        ("aten._embedding_bag.default", "use 'embedding_bag' instead"),
+        ("aten.linear.nope", "no overload 'nope'; write 'linear', or one of its overloads default"),
+        ("", "op types are linear, conv1d"),
+        ("aten", "unknown op type 'aten'"),
+        ("aten.", "unknown op type"),
+        ("linear.default", "did you mean 'linear'"),
+        (3, "op types are names such as 'linear', got 3"),
+    ],
+)
+def test_what_is_no_operation(key: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        canonical_op_type(key)
+
+
+# --- module types -------------------------------------------------------------------------------
+
+PUBLIC = sorted(
+    name
+    for name, value in vars(nn).items()
+    if isinstance(value, type) and issubclass(value, nn.Module)
+)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_way_to_name_a_torch_module_is_one_key(name: str) -> None:
+    cls = getattr(nn, name)
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    assert type_name(cls) == where
+    assert {canonical_type_name(key) for key in (cls, f"torch.nn.{name}", where)} == {where}
+
+
+def _all_subclasses(cls: type) -> set[type]:
+    below = cls.__subclasses__()
+    return {*below, *(inner for sub in below for inner in _all_subclasses(sub))}
+
+
+def test_canonical_names_are_fixed_points_for_every_loaded_module_class() -> None:
+    for cls in _all_subclasses(nn.Module):
+        name = canonical_type_name(cls)
+        assert name == type_name(cls)
+        if cls.__qualname__.isidentifier() and sys.modules[cls.__module__].__dict__.get(
+            cls.__qualname__
+        ) in (None, cls):
+            assert canonical_type_name(name) == name
+
+
+def test_a_class_defined_in_a_function_keeps_its_name() -> None:
+    class Local(nn.Module):
+        pass
+
+    name = canonical_type_name(Local)
+    assert name.endswith("<locals>.Local")
+    assert canonical_type_name(name) == name
+
+
+def test_aliases_in_imported_packages_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, inner = ModuleType("some_pkg"), ModuleType("some_pkg.layers")
+
+    class Block(nn.Module):
+        pass
+
+    Block.__module__, Block.__qualname__ = "some_pkg.layers", "Block"
+    assert canonical_type_name("some_pkg.Alias") == "some_pkg.Alias"
+    inner.Block = package.Alias = Block  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "some_pkg", package)
+    monkeypatch.setitem(sys.modules, "some_pkg.layers", inner)
+    assert canonical_type_name("some_pkg.Alias") == "some_pkg.layers.Block"
+    assert canonical_type_name("some_pkg.layers.Block") == "some_pkg.layers.Block"
+
+
+def test_a_lazy_package_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("lazy_pkg")
+
+    def load(name: str) -> object:
+        raise AssertionError(f"asked for {name}")
+
+    package.__getattr__ = load  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "lazy_pkg", package)
+    assert canonical_type_name("lazy_pkg.Block") == "lazy_pkg.Block"
+
+
+def test_naming_a_type_imports_nothing() -> None:
+    script = """
+import sys
+from palette_core.config.names import canonical_type_name
+before = set(sys.modules)
+for key in ("torch.ao.nn.qat.Linear", "sqlite3.dbapi2.Foo", "torch.nn.Linear", "turtle.Turtle"):
+    canonical_type_name(key)
+assert set(sys.modules) == before, set(sys.modules) - before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("Linear", "expected a fully qualified name, got 'Linear'; did you mean 'torch.nn.Linear'"),
+        ("linear", "did you mean 'torch.nn.Linear'"),
+        ("Block", "such as 'torch.nn.Linear' or 'my_package.layers.Block'"),
+        ("torch.nn.Linaer", "no module type 'torch.nn.Linaer'; did you mean 'torch.nn.Linear'"),
+        ("torch.n.Linear", "did you mean 'torch.nn.Linear'"),
+        ("torch.nn.modules.linear.Conv2d", "did you mean 'torch.nn.Conv2d'"),
+        (r"torch\.nn\..*", "matched exactly .*module_name_configs"),
+        ("torch.nn.Linear.Inner.Deeper", "no module type"),
+        ("torch..Linear", "not the name of a class"),
+    ],
+)
+def test_what_is_no_module_type(key: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        canonical_type_name(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [int, 3, None, nn.Linear(1, 1), "torch.Tensor", "builtins.int", "torch.nn.functional.relu"],
+)
+def test_what_is_no_module_class(key: object) -> None:
+    with pytest.raises(
+        TypeError, match=r"keys of module_type_configs must be nn\.Module subclasses"
+    ):
+        canonical_type_name(key)  # type: ignore[arg-type]
