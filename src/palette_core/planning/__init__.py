@@ -1,0 +1,18 @@
+"""From a model's graph and a config to a plan."""
+
+from palette_core.planning.check import check_names, specs_of
+from palette_core.planning.make import OnIncompatible, make_plan, refusals, warn_about
+from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
+
+__all__ = [
+    "DenseTensor",
+    "OnIncompatible",
+    "Plan",
+    "SkippedTensor",
+    "TensorPlan",
+    "check_names",
+    "make_plan",
+    "refusals",
+    "specs_of",
+    "warn_about",
+]

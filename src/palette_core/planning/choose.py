@@ -1,0 +1,91 @@
+"""Which algorithm, which LUT quantizer, which blocks: what one spec implies for one shape."""
+
+from __future__ import annotations
+
+from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
+from palette_core.interfaces import ClustererEntry
+from palette_core.layout import BlockLayout
+from palette_core.plugins import Catalog, validate_options
+from palette_core.spec import PalettizationSpec, QuantizationSpec, dtype_name
+
+
+def channel_axis(op_type: str | None, shape: tuple[int, ...]) -> int:
+    """Return the axis of a weight's output channels: 1 for transposed convolutions, else 0.
+
+    Args:
+        op_type: the operation that consumes the tensor.
+        shape: its shape; biases have axis 0 only.
+    """
+    return 1 if (op_type or "").startswith("conv_transpose") and len(shape) > 1 else 0
+
+
+def lay_out(shape: tuple[int, ...], spec: PalettizationSpec, axis: int) -> BlockLayout:
+    """Return the blocks that ``spec`` makes of a weight whose output channels are on ``axis``.
+
+    Raises:
+        IncompatibleShapeError: naming shape and axis.
+    """
+    if spec.enable_per_channel_scale and len(shape) < 2:
+        raise IncompatibleShapeError(
+            f"enable_per_channel_scale on shape {shape} would keep one scale per element; "
+            "turn it off for this tensor"
+        )
+    block = spec.granularity.block_shape(shape, axis)
+    return BlockLayout(shape, tuple(block), spec.cluster_dim, axis)
+
+
+def clusterer_for(spec: PalettizationSpec, catalog: Catalog) -> ClustererEntry:
+    """Return the entry of the algorithm that ``spec`` names or implies.
+
+    Raises:
+        PlanError: the algorithm cannot do what the spec asks.
+    """
+    name = spec.algorithm or ("kmeans1d" if spec.cluster_dim == 1 else "kmeans_vector")
+    entry = catalog.clusterers.get(name)
+    vector = spec.cluster_dim > 1
+    if not (entry.supports_vector if vector else entry.supports_scalar):
+        able = [
+            item.entry.name
+            for item in catalog.clusterers
+            if (item.entry.supports_vector if vector else item.entry.supports_scalar)
+        ]
+        kind = f"vectors (cluster_dim={spec.cluster_dim})" if vector else "scalars (cluster_dim=1)"
+        raise PlanError(
+            f"algorithm {name!r} does not take {kind}; these do: {', '.join(sorted(set(able)))}"
+        )
+    if entry.needs_moments:
+        raise PlanError(
+            f"algorithm {name!r} needs second moments of the layer's inputs, which only a "
+            "calibrated palettizer has"
+        )
+    return entry
+
+
+def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> str | None:
+    """Return the name of the LUT quantizer that ``lut_qspec`` names or implies.
+
+    Raises:
+        PlanError: none is the default for the dtype, or the named one cannot make it.
+    """
+    if lut_qspec is None:
+        return None
+    shelf = catalog.lut_quantizers
+    able = [item.entry for item in shelf if lut_qspec.dtype in item.entry.dtypes]
+    name = lut_qspec.quantizer
+    if name is None:
+        default = [entry.name for entry in able if entry.is_default]
+        if len(default) != 1:
+            kind = DuplicatePluginError if default else PlanError
+            raise kind(
+                f"{len(default)} LUT quantizers are the default for {dtype_name(lut_qspec.dtype)}"
+                f"{': ' * bool(default)}{', '.join(default)}; choose one by lut_qspec.quantizer"
+            )
+        name = default[0]
+    entry = shelf.get(name)
+    if lut_qspec.dtype not in entry.dtypes:
+        raise PlanError(
+            f"LUT quantizer {name!r} cannot make {dtype_name(lut_qspec.dtype)}; these can: "
+            f"{', '.join(sorted(e.name for e in able))}"
+        )
+    validate_options(entry, "LUT quantizer", lut_qspec.quantizer_options)
+    return name

@@ -1,0 +1,165 @@
+"""Turn a model's graph and a config into a plan, everything checked before a weight is touched."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal
+
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanError
+from palette_core.graph import ModelGraph, TensorRecord
+from palette_core.interfaces import Backend
+from palette_core.planning.check import check_names
+from palette_core.planning.choose import channel_axis, clusterer_for, lay_out, lut_quantizer_name
+from palette_core.planning.notes import ineffective_rules
+from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
+from palette_core.planning.rules import Decision, RuleBook
+from palette_core.plugins import Catalog, validate_options
+from palette_core.rng import derive_seed
+from palette_core.spec import PalettizationSpec, dtype_name
+
+OnIncompatible = Literal["skip", "error"]
+
+
+def make_plan(
+    graph: ModelGraph,
+    config: KMeansPalettizerConfig,
+    catalog: Catalog,
+    *,
+    on_incompatible: OnIncompatible = "skip",
+    backend: Backend | None = None,
+) -> Plan:
+    """Decide about every tensor of ``graph``.
+
+    Args:
+        graph: from `tracing.trace`, or made by hand.
+        config: the rules.
+        catalog: the installed plug-ins.
+        on_incompatible: what to do with a tensor whose shape does not fit its spec: leave it
+            dense with a warning, or raise.
+        backend: refuse what this backend cannot export.
+
+    Raises:
+        PlanError: incompatible shapes with ``on_incompatible="error"``, a backend's refusals,
+            or an algorithm that cannot do what its spec asks.
+        UnknownPluginError: a spec names an algorithm, LUT quantizer or strategy that is not
+            installed.
+        PluginOptionsError: options do not validate.
+    """
+    if on_incompatible not in ("skip", "error"):
+        raise PlanError(f"on_incompatible must be 'skip' or 'error', got {on_incompatible!r}")
+    config = config.checked_copy()  # its dictionaries may have been changed in place
+    check_names(config, catalog)
+    rules = RuleBook(config, graph)
+    tensors: list[TensorPlan] = []
+    skipped: list[SkippedTensor] = []
+    dense: list[DenseTensor] = []
+    for record in graph.tensors:
+        decision = rules.decide(record)
+        if decision.spec is None:
+            if decision.asked:
+                skipped.append(_skip(record, decision.reason, decision.rule))
+            else:
+                dense.append(DenseTensor(record.name, record.shape, decision.reason))
+            continue
+        obstacle = _obstacle(record)
+        if obstacle:
+            skipped.append(_skip(record, obstacle, decision.rule))
+            continue
+        try:
+            tensors.append(_plan_tensor(record, decision, decision.spec, config, catalog))
+        except IncompatibleShapeError as error:
+            skipped.append(_skip(record, f"incompatible with its spec: {error}", decision.rule))
+    if on_incompatible == "error" and skipped:
+        raise PlanError(
+            "cannot be palettized as configured: "
+            + "; ".join(f"{s.name} {s.shape} ({s.rule}): {s.reason}" for s in skipped)
+        )
+    if backend is not None:
+        _refuse(tensors, backend)
+    settled = [*(t.rule for t in tensors), *(s.rule for s in skipped)]
+    notes = tuple(ineffective_rules(config, graph, rules, settled))
+    return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes)
+
+
+def warn_about(plan: Plan) -> None:
+    """Issue one `PaletteWarning` per skipped tensor and per rule without effect."""
+    for skipped in plan.skipped:
+        warnings.warn(
+            f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
+            f"{skipped.reason}",
+            PaletteWarning,
+            stacklevel=3,
+        )
+    for note in plan.notes:
+        warnings.warn(note, PaletteWarning, stacklevel=3)
+
+
+def _skip(record: TensorRecord, reason: str, rule: str) -> SkippedTensor:
+    return SkippedTensor(record.name, record.shape, reason, rule)
+
+
+def _obstacle(record: TensorRecord) -> str | None:
+    if not record.dtype.is_floating_point:
+        return f"its dtype is {dtype_name(record.dtype)}, only floating weights have palettes"
+    if record.dtype.itemsize == 1:
+        return f"its dtype {dtype_name(record.dtype)} is already one byte per weight"
+    if math.prod(record.shape) <= 1:
+        return "it has one element or none, a palette would only make it larger"
+    return record.obstacle
+
+
+def _plan_tensor(
+    record: TensorRecord,
+    decision: Decision,
+    spec: PalettizationSpec,
+    config: KMeansPalettizerConfig,
+    catalog: Catalog,
+) -> TensorPlan:
+    axis = channel_axis(decision.op_type, record.shape)
+    layout = lay_out(record.shape, spec, axis)
+    entry = clusterer_for(spec, catalog)
+    options = validate_options(entry, "clusterer", spec.algorithm_options)
+    module = decision.config or config.global_config
+    return TensorPlan(
+        owners=record.owners,
+        shape=record.shape,
+        dtype=record.dtype,
+        op_type=decision.op_type,
+        axis=axis,
+        spec=spec,
+        algorithm=entry.name,
+        layout=layout,
+        rule=decision.rule,
+        algorithm_options=options.model_dump(mode="json"),
+        lut_quantizer=lut_quantizer_name(spec.lut_qspec, catalog),
+        seed=derive_seed(config.seed, record.name),
+        resolution=module.rounding_precision if module.enable_fast_kmeans_mode else None,
+        pat_schedule=module.pat_schedule,
+    )
+
+
+def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
+    """Return one sentence per tensor that ``backend`` cannot export."""
+    sentences = []
+    for plan in tensors:
+        refusal = backend.refuses(plan.facts)
+        if refusal is None:
+            continue
+        text = f"{plan.name} {plan.shape} ({plan.rule}): {refusal.reason}"
+        if refusal.instead is not None:
+            changed = {
+                name: value
+                for name, value in refusal.instead.model_dump(mode="json").items()
+                if value != plan.spec.model_dump(mode="json")[name]
+            }
+            text += f"; what works nearest to it: {changed}"
+        sentences.append(text)
+    return sentences
+
+
+def _refuse(tensors: list[TensorPlan], backend: Backend) -> None:
+    sentences = refusals(tensors, backend)
+    if sentences:
+        raise PlanError("the backend cannot export: " + "; ".join(sentences))

@@ -1,0 +1,111 @@
+"""The plan: one checked record per tensor. Plain data, made and read without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from palette_core.config import PATSchedule
+from palette_core.granularity import Shape
+from palette_core.graph import Owner
+from palette_core.interfaces import TensorFacts
+from palette_core.layout import BlockLayout
+from palette_core.spec import PalettizationSpec
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """Every decision about one weight, resolved and checked.
+
+    Attributes:
+        owners: every place where the tensor hangs in the model.
+        shape: shape of the weight.
+        dtype: its dtype.
+        op_type: functional name of the consuming operation, or None (module-level rules).
+        axis: the output-channel axis that the operation implies.
+        spec: what to do.
+        algorithm: name of the registered clusterer.
+        algorithm_options: its options, validated, as a plain dictionary.
+        lut_quantizer: name of the registered LUT quantizer, or None.
+        layout: the blocks.
+        rule: the config entry that decided, as a path into the config.
+        seed: derived from the config's seed and the name.
+        resolution: decimal places of the boundary search, or None for the exact optimum.
+        pat_schedule: when palettization starts in training, or None for at once.
+    """
+
+    owners: tuple[Owner, ...]
+    shape: Shape
+    dtype: torch.dtype
+    op_type: str | None
+    axis: int
+    spec: PalettizationSpec
+    algorithm: str
+    layout: BlockLayout
+    rule: str
+    algorithm_options: dict[str, Any] = field(default_factory=dict)
+    lut_quantizer: str | None = None
+    seed: int = 0
+    resolution: int | None = None
+    pat_schedule: PATSchedule | None = None
+
+    @property
+    def name(self) -> str:
+        """Fully qualified name at the first owner."""
+        return self.owners[0].name
+
+    @property
+    def facts(self) -> TensorFacts:
+        """The part of the plan that export backends judge."""
+        return TensorFacts(self.name, self.shape, self.dtype, self.op_type, self.layout, self.spec)
+
+
+@dataclass(frozen=True)
+class SkippedTensor:
+    """A tensor that a rule asked to palettize, and that stays dense all the same."""
+
+    name: str
+    shape: Shape
+    reason: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class DenseTensor:
+    """A tensor that no rule asked for, and why."""
+
+    name: str
+    shape: Shape
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to every tensor of a model.
+
+    Attributes:
+        tensors: to be palettized, in the order of the model.
+        skipped: asked for, and left dense with the reason.
+        dense: not asked for.
+        notes: rules of the config that have no effect, one sentence each.
+    """
+
+    tensors: tuple[TensorPlan, ...]
+    skipped: tuple[SkippedTensor, ...] = ()
+    dense: tuple[DenseTensor, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[TensorPlan]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, name: str) -> TensorPlan:
+        for plan in self.tensors:
+            if name in {owner.name for owner in plan.owners}:
+                return plan
+        raise KeyError(name)

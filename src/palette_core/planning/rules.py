@@ -1,0 +1,258 @@
+"""Which rule of the config decides about a tensor.
+
+Order of precedence, highest first: the level of the module's config (``module_name_configs``,
+``module_type_configs``, ``global_config``), then within that config ``module_state_spec``,
+``op_name_config``, ``op_type_config``, ``op_state_spec``. Within one level the entry declared
+last wins, and an entry reaches all descendants of the modules it matches. A tensor that several
+modules share, or several operations consume, goes by the highest of all their rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
+from palette_core.config.names import canonical_type_name
+from palette_core.graph import ModelGraph, ModuleRecord, TensorRecord, Use
+from palette_core.planning import opt_in
+from palette_core.spec import PalettizationSpec
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ModuleRule:
+    """The config that holds for one module.
+
+    Attributes:
+        level: 2 for an entry of ``module_name_configs``, 1 for one of ``module_type_configs``,
+            0 for ``global_config``; higher wins.
+        order: where in its mapping the entry stands; later wins.
+        path: the entry as a path into the config.
+        config: the entry.
+        on_itself: the entry matches this module, not only an ancestor.
+        by_choice: it matches by type or by its literal name, which opts the module in to
+            operations that are not palettized by default.
+    """
+
+    level: int
+    order: int
+    path: str
+    config: ModuleKMeansPalettizerConfig
+    on_itself: bool
+    by_choice: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The outcome for one tensor.
+
+    Attributes:
+        spec: what to do, or None to leave the tensor alone.
+        rule: path of the entry that decided.
+        config: the module config it stands in.
+        op_type: the operation through which it was reached, or None.
+        asked: with ``spec`` None, whether some rule did ask for the tensor to be palettized.
+        reason: with ``spec`` None, why.
+    """
+
+    spec: PalettizationSpec | None
+    rule: str
+    config: ModuleKMeansPalettizerConfig | None = None
+    op_type: str | None = None
+    asked: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A rule that names a tensor; ``binding`` where it decides, not only says why it cannot."""
+
+    rank: tuple[int, int, int, int]  # level, step, order of the entry, order within the entry
+    decision: Decision
+    binding: bool = True
+
+
+class RuleBook:
+    """Resolves the rules of one config for one model."""
+
+    def __init__(self, config: KMeansPalettizerConfig, graph: ModelGraph) -> None:
+        self._config = config
+        self._types = {name: m.type_name for m in graph.modules for name in m.names}
+        self._modules = {name: m for m in graph.modules for name in m.names}
+        self._type_keys = {key: canonical_type_name(key) for key in config.module_type_configs}
+        self._rules: dict[str, ModuleRule] = {}
+        self.used: set[str] = set()
+
+    def rule_for(self, module: str) -> ModuleRule:
+        """Return the config entry that holds for a module."""
+        if module not in self._rules:
+            self._rules[module] = self._find_rule(self._modules[module])
+        return self._rules[module]
+
+    def op_names(self, use: Use) -> tuple[str, ...]:
+        """Return the name of an operation under every name of its module."""
+        if use.module not in self._modules:
+            return (use.op_name,)
+        local = use.op_name.removeprefix(f"{use.module}." if use.module else "")
+        names = self._modules[use.module].names
+        return tuple(f"{name}.{local}" if name else local for name in names)
+
+    def decide(self, tensor: TensorRecord) -> Decision:
+        """Return what happens to a tensor, and the rule that says so."""
+        candidates = list(self._candidates(tensor))
+        for pool in (
+            [c for c in candidates if c.binding],
+            [c for c in candidates if c.decision.asked],
+            candidates,
+        ):
+            if pool:
+                return max(pool, key=lambda c: c.rank).decision
+        return Decision(None, "", reason="no rule names it")
+
+    def _find_rule(self, module: ModuleRecord) -> ModuleRule:
+        chain = {prefix: None for name in module.names for prefix in _prefixes(name)}
+        found = self._by_name(module, chain) or self._by_type(module, chain)
+        if found is not None:
+            return found
+        return ModuleRule(0, 0, "global_config", self._config.global_config, False, False)
+
+    def _by_name(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
+        for order, (key, config) in _latest_first(self._config.module_name_configs):
+            matched = {name for name in chain if re.fullmatch(key, name)}
+            if matched:
+                path = f"module_name_configs[{key!r}]"
+                on_itself = not matched.isdisjoint(module.names)
+                return ModuleRule(2, order, path, config, on_itself, key in module.names)
+        return None
+
+    def _by_type(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
+        for order, (key, config) in _latest_first(self._config.module_type_configs):
+            wanted = self._type_keys[key]
+            if any(self._types.get(name) == wanted for name in chain):
+                path = f"module_type_configs[{key!r}]"
+                on_itself = module.type_name == wanted
+                return ModuleRule(1, order, path, config, on_itself, on_itself)
+        return None
+
+    def _candidates(self, tensor: TensorRecord) -> Iterator[_Candidate]:
+        owners = {owner.module for owner in tensor.owners}
+        users = (use.module for use in tensor.uses)
+        for module in dict.fromkeys([*(owner.module for owner in tensor.owners), *users]):
+            if module not in self._modules:
+                continue
+            rule = self.rule_for(module)
+            # A module's own name for a tensor comes before those that other owners have for it.
+            ranked = sorted(tensor.owners, key=lambda owner: owner.module != module)
+            names = [owner.state for owner in ranked]
+            if module in owners and rule.on_itself:
+                yield from self._module_state(rule, names, tensor)
+            # An owner's rules see every use of its tensor; others only their own.
+            uses = [u for u in tensor.uses if module in owners or u.module == module]
+            for use in uses:
+                yield from self._operation(rule, names, use, tensor)
+            if not tensor.uses:
+                yield from self._unused(rule, names, tensor)
+
+    def _module_state(
+        self, rule: ModuleRule, names: list[str], tensor: TensorRecord
+    ) -> Iterator[_Candidate]:
+        found, key, spec = _lookup(rule.config.module_state_spec, names)
+        if found:
+            path = f"{rule.path}.module_state_spec[{key!r}]"
+            op_type = opt_in.main_op_type(tensor, [self._types[o.module] for o in tensor.owners])
+            yield _binding(rule, 3, 0, path, spec, op_type)
+
+    def _operation(
+        self, rule: ModuleRule, names: list[str], use: Use, tensor: TensorRecord
+    ) -> Iterator[_Candidate]:
+        for order, (key, config) in _latest_first(rule.config.op_name_config):
+            if any(re.fullmatch(key, name) for name in self.op_names(use)):
+                path = f"{rule.path}.op_name_config[{key!r}]"
+                self.used.add(path)
+                yield _op(rule, (2, order), path, config.op_state_spec, names, use)
+                break
+        types = list(rule.config.op_type_config)
+        if use.op_type in types:
+            path = f"{rule.path}.op_type_config[{use.op_type!r}]"
+            self.used.add(path)
+            states = rule.config.op_type_config[use.op_type].op_state_spec
+            yield _op(rule, (1, types.index(use.op_type)), path, states, names, use)
+        found, key, spec = _lookup(rule.config.op_state_spec, names)
+        if not found:
+            return
+        path = f"{rule.path}.op_state_spec[{key!r}]"
+        if spec is None or rule.by_choice or opt_in.is_default(use.op_type):
+            yield _binding(rule, 0, 0, path, spec, use.op_type)
+            return
+        by_name = rule.level == 2 and rule.on_itself
+        asked, reason = opt_in.why_not(tensor, use.op_type, key, by_name)
+        decision = Decision(None, path, rule.config, use.op_type, asked, reason)
+        yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
+
+    def _unused(
+        self, rule: ModuleRule, names: list[str], tensor: TensorRecord
+    ) -> Iterator[_Candidate]:
+        found, key, spec = _lookup(rule.config.op_state_spec, names)
+        if not found:
+            return
+        path = f"{rule.path}.op_state_spec[{key!r}]"
+        if spec is None:
+            yield _binding(rule, 0, 0, path, None, None)
+            return
+        types = [self._types[owner.module] for owner in tensor.owners]
+        asked, reason = opt_in.why_unused(tensor, types, key, rule.by_choice)
+        decision = Decision(None, path, rule.config, None, asked, reason)
+        yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
+
+
+def _binding(
+    rule: ModuleRule,
+    step: int,
+    order: int,
+    path: str,
+    spec: PalettizationSpec | None,
+    op_type: str | None,
+) -> _Candidate:
+    reason = "" if spec is not None else f"left alone by {path}"
+    decision = Decision(spec, path, rule.config, op_type, reason=reason)
+    return _Candidate((rule.level, step, rule.order, order), decision)
+
+
+def _op(
+    rule: ModuleRule,
+    rank: tuple[int, int],
+    path: str,
+    states: Mapping[str, PalettizationSpec | None],
+    names: list[str],
+    use: Use,
+) -> _Candidate:
+    found, key, spec = _lookup(states, names)
+    # An operation config that does not name the state leaves it alone: no falling back.
+    where = f"{path}.op_state_spec[{key!r}]" if found else path
+    return _binding(rule, *rank, where, spec, use.op_type)
+
+
+def _lookup(
+    states: Mapping[str, PalettizationSpec | None], names: Iterable[str]
+) -> tuple[bool, str, PalettizationSpec | None]:
+    """Find the first of ``names``, else ``"*"``; returns found, key, spec."""
+    for key in (*names, "*"):
+        if key in states:
+            return True, key, states[key]
+    return False, "", None
+
+
+def _latest_first(mapping: Mapping[str, _T]) -> Iterator[tuple[int, tuple[str, _T]]]:
+    return reversed(list(enumerate(mapping.items())))
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Yield the names of a module and all its ancestors, the root's empty name included."""
+    yield name
+    while name:
+        name = name.rpartition(".")[0]
+        yield name

@@ -1,0 +1,31 @@
+"""Leave the global random states of Python, numpy and torch as they were."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def untouched_global_rng() -> Iterator[None]:
+    """Restore the global random states on exit, those of CUDA devices in use included."""
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if cuda else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Return a 63-bit seed that depends on the config's seed and a tensor's name only."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

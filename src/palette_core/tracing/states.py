@@ -1,0 +1,49 @@
+"""The tensors that hang in a module, as operations receive them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether a parameter or buffer has no shape yet."""
+    return torch.nn.parameter.is_lazy(tensor)
+
+
+def states_of(module: nn.Module) -> Iterator[tuple[str, Tensor, str, str | None]]:
+    """Yield name, tensor as operations receive it, kind and obstacle of a module's own tensors."""
+    obstacle = None
+    if isinstance(module, torch.jit.ScriptModule):
+        obstacle = "its module is compiled to TorchScript; palettize the model it was made from"
+    for name, parameter in module._parameters.items():
+        if parameter is not None and not is_lazy(parameter):
+            yield name, parameter, "parameter", obstacle
+    for name, buffer in module._buffers.items():
+        if buffer is not None and not is_lazy(buffer):
+            yield name, buffer, "buffer", obstacle
+    if parametrize.is_parametrized(module):
+        for name in module.parametrizations:  # type: ignore[union-attr]
+            yield name, getattr(module, name), "parameter", None
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield name, value, "constant", _constant_obstacle(module, name)
+
+
+def _constant_obstacle(module: nn.Module, name: str) -> str:
+    made_of = module._parameters
+    if f"{name}_orig" in made_of or f"{name}_g" in made_of:
+        return (
+            "it is computed before every call by torch.nn.utils.prune, spectral_norm or "
+            "weight_norm; make that permanent first (torch.nn.utils.prune.remove, "
+            "remove_spectral_norm, remove_weight_norm), or use torch.nn.utils.parametrizations"
+        )
+    return "it is a plain attribute; register it as a parameter or buffer first"
+
+
+def is_parametrization(name: str) -> bool:
+    """Whether a module's name is that of a parametrization, which is no part of the model."""
+    return "parametrizations" in name.split(".")
