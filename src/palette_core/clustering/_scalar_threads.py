@@ -1,0 +1,36 @@
+"""Threads for kernels that release the interpreter's lock.
+
+Plain threads rather than numba's parallel loops: those start an OpenMP pool, which neither
+survives a fork nor takes calls from several threads, and compile far more slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from numba import config
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def thread_count() -> int:
+    """Return how many threads to use: the smaller of what torch and numba are set to."""
+    return max(1, min(torch.get_num_threads(), int(getattr(config, "NUMBA_NUM_THREADS", 1))))
+
+
+def map_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Return ``[function(item) for item in items]``, on threads; the first error is raised."""
+    workers = min(thread_count(), len(items))
+    if workers <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
+
+
+def parts_of(count: int, size: int) -> list[slice]:
+    """Cut ``count`` points into slices of at most ``size``; never depends on the threads."""
+    return [slice(at, min(count, at + size)) for at in range(0, count, size)]

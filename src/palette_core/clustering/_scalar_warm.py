@@ -1,0 +1,57 @@
+"""Whether the kernels of scalar k-means are compiled, and how to compile them ahead of use.
+
+Every kernel has one signature here, so one small problem of each kind compiles them all, except
+the slower form of costs for ill-conditioned data, which waits until such data comes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from palette_core.clustering import _scalar_costs as costs
+from palette_core.clustering import _scalar_passes as passes
+
+_KERNELS: tuple[Any, ...] = (
+    costs.charged,
+    costs.path_cost,
+    costs.rounding_error,
+    costs.running_sums,
+    costs.segment_means,
+    costs.thin,
+    costs.trace,
+    passes.assign_cells,
+    passes.cells_of,
+    passes.count_patterns,
+    passes.fill_cells,
+    passes.gather_open,
+    passes.look_up,
+    passes.merge_atoms,
+    passes.weigh_patterns,
+)
+
+
+def kernels_are_cached() -> bool:
+    """Say whether all kernels are compiled already, in this process or in numba's file cache."""
+    return all(kernel.signatures or _on_disk(kernel) for kernel in _KERNELS)
+
+
+def _on_disk(kernel: Any) -> bool:
+    """Say whether the cache holds machine code of this kernel for this machine."""
+    index = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+    try:
+        return index is not None and bool(index._load_index())
+    except OSError:
+        return False
+
+
+def warm_up() -> None:
+    """Compile, or load from the cache, everything an ordinary weight needs."""
+    from palette_core.clustering._scalar_floats import fit_floats
+    from palette_core.clustering._scalar_halves import fit_halves
+
+    points = torch.linspace(-1.0, 1.0, 1 << 13).square()[None]
+    for weights in (None, torch.ones_like(points)):
+        fit_floats(points, weights, 16, 4)
+        fit_halves(points.half(), weights, 16)
