@@ -1,0 +1,306 @@
+"""Vector k-means on the CPU: many blocks, few threads, the same result for any number of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from palette_core.clustering import _vector_kernels as kernels
+from palette_core.clustering import _vector_search as search
+from palette_core.clustering import _vector_seeding as seeding
+from palette_core.clustering._vector_options import SWAP_TOL, KMeansVectorOptions, sample_size
+
+Floats = NDArray[Any]
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+_SHARED = 1 << 16  # blocks of more points are worked on by all threads together
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: ``points`` ``[N, D]``, ``weights`` ``[N, 0]``, ``[N, 1]`` or ``[N, D]``."""
+
+    index: int
+    points: Floats
+    weights: Floats
+
+    @property
+    def chunks(self) -> int:
+        return math.ceil(len(self.points) / kernels.CHUNK)
+
+
+class Workers:
+    """A pool of as many threads as torch uses; kernels release the GIL."""
+
+    def __init__(self) -> None:
+        self.count = max(1, torch.get_num_threads())
+        self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, call: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
+        """Return ``[call(item) for item in items]``."""
+        if self._pool is None:
+            return [call(item) for item in items]
+        return list(self._pool.map(call, items))
+
+    def each(
+        self, blocks: list[Block], call: Callable[[Block, Workers | None], ResultT]
+    ) -> list[ResultT]:
+        """Call for every block: with these workers for a large one, alone for a small one."""
+        small = [block for block in blocks if block.points.shape[0] <= _SHARED]
+        done = {
+            b.index: r for b, r in zip(small, self.map(lambda b: call(b, None), small), strict=True)
+        }
+        for block in blocks:
+            if block.index not in done:
+                done[block.index] = call(block, self)
+        return [done[block.index] for block in blocks]
+
+
+def fit_blocks(
+    blocks: list[Block], n_entries: int, seed: int, options: KMeansVectorOptions
+) -> list[Floats]:
+    """Return a table ``[K', D]`` float64 with K' ≤ K for every block."""
+    with Workers() as workers:
+        tables = workers.map(lambda block: _distinct(block, n_entries), blocks)
+        open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
+        tasks = [(block, r) for block in open_blocks for r in range(options.restarts)]
+        started = workers.map(lambda task: _start(*task, n_entries, seed, options), tasks)
+        best: dict[int, Floats] = {}
+        for at, block in enumerate(open_blocks):
+            tries = started[at * options.restarts : (at + 1) * options.restarts]
+            best[block.index] = min(tries, key=lambda found: found[0])[1]
+        swapped = workers.map(
+            lambda b: _swap(b, best[b.index], n_entries, seed, options), open_blocks
+        )
+        best = {b.index: table for b, table in zip(open_blocks, swapped, strict=True)}
+        workers.each(open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers))
+    return [
+        best[block.index] if table is None else table
+        for block, table in zip(blocks, tables, strict=True)
+    ]
+
+
+def make_blocks(points: Tensor, importance: Tensor | None) -> list[Block]:
+    """Return a block per row of points ``[B, N, D]`` and elementwise importance.
+
+    Importance that is zero or the same everywhere in a block is none; one that is the same for
+    all coordinates of each point becomes one weight per point.
+    """
+    points = points.detach()
+    if points.dtype not in (torch.float32, torch.float64):
+        points = points.float()
+    data = points.contiguous().numpy()
+    none = np.empty((data.shape[1], 0), dtype=np.float32)
+    if importance is None:
+        return [Block(b, part, none) for b, part in enumerate(data)]
+    given = importance.detach().to(torch.float32).contiguous().numpy()
+    return [Block(b, part, _weights(given[b], none)) for b, part in enumerate(data)]
+
+
+def _weights(given: Floats, none: Floats) -> Floats:
+    if not given.any() or bool((given == given[0, 0]).all()):
+        return none
+    first = given[:, :1]
+    return np.ascontiguousarray(first) if bool((given == first).all()) else given
+
+
+def assign_blocks(blocks: list[Block], tables: list[Floats]) -> list[NDArray[np.uint8]]:
+    """Return codes ``[N]`` of the nearest entry for every block; the lowest among equals."""
+
+    def assign(block: Block, workers: Workers | None) -> NDArray[np.uint8]:
+        job = _Pass(block, tables[block.index])
+        job.run(tables[block.index], known=False, workers=workers)
+        return job.codes
+
+    with Workers() as workers:
+        return workers.each(blocks, assign)
+
+
+def pass_over(
+    blocks: list[Block],
+    tables: Floats,
+    codes: NDArray[np.uint8],
+    sums: Floats,
+    mass: Floats,
+    cost: Floats,
+    workers: Workers,
+) -> None:
+    """Assign every point of every block to its nearest entry, and add up.
+
+    Args:
+        blocks: B blocks.
+        tables: ``[B, K, D]`` float64.
+        codes: ``[B, N]``, a guess on entry; the nearest on return.
+        sums: ``[B, K, D]`` float64, overwritten by Σ w x.
+        mass: ``[B, K, D]`` float64, overwritten by Σ w.
+        cost: ``[B]`` float64, overwritten.
+        workers: who does it.
+    """
+
+    def one(block: Block, helpers: Workers | None) -> None:
+        b = block.index
+        job = _Pass(block, tables[b], codes[b])
+        cost[b] = job.run(tables[b], known=True, workers=helpers)
+        # The chunks are added in order, so that any number of threads gives the same sums.
+        sums[b] = np.add.reduce(job.sums, axis=0)
+        mass[b] = np.add.reduce(job.mass, axis=0)
+
+    workers.each(blocks, one)
+
+
+def _distinct(block: Block, n_entries: int) -> Floats | None:
+    table = np.empty((n_entries, block.points.shape[1]))
+    found = seeding.distinct(block.points, block.weights, table)
+    return table[:found] if found <= n_entries else None
+
+
+def _start(
+    block: Block, restart: int, n_entries: int, seed: int, options: KMeansVectorOptions
+) -> tuple[float, Floats]:
+    """Seed and run Lloyd's iteration on a sample; return the cost there and the table."""
+    points, weights = _sample(block, n_entries, seed)
+    dim = points.shape[1]
+    trials = 2 + int(math.log(n_entries))
+    draws = np.random.default_rng([seed, block.index, 1 + restart]).random((n_entries, trials))
+    table = np.empty((n_entries, dim))
+    placed = seeding.seed(points, weights, draws, table)
+    table = table[:placed]
+    total = _Pass(Block(block.index, points, weights), table).lloyd(
+        table, options.max_iter, options.tol
+    )
+    full = np.empty((n_entries, dim))
+    full[:placed] = table
+    # Spare entries are given places when the whole block is seen.
+    full[placed:] = table[-1]
+    return total, full
+
+
+def _sample(block: Block, n_entries: int, seed: int) -> tuple[Floats, Floats]:
+    size = sample_size(n_entries)
+    if block.points.shape[0] <= size:
+        return block.points, block.weights
+    draws = np.sort(np.random.default_rng([seed, block.index, 0]).random(size))
+    chosen = np.empty(size, dtype=np.int64)
+    scale = np.empty(size)
+    seeding.coreset(block.points, block.weights, draws, chosen, scale)
+    weights = scale[:, None]
+    if block.weights.shape[1]:
+        weights = weights * block.weights[chosen]
+    weights = (weights / weights.max()).astype(np.float32)
+    return block.points[chosen], np.ascontiguousarray(weights)
+
+
+def _swap(
+    block: Block, table: Floats, n_entries: int, seed: int, options: KMeansVectorOptions
+) -> Floats:
+    """Swap entries to better places of the sample while that lowers the cost."""
+    block = Block(block.index, *_sample(block, n_entries, seed))
+    job = _Pass(block, table)
+    total = job.lloyd(table, options.max_iter, options.tol)
+    wanted = table.shape[0] // 4
+    for _ in range(options.swaps):
+        if wanted < 1:
+            break
+        trial = _Pass(block, table)
+        moved = table.copy()
+        made = seeding.swap_entries(block.points, block.weights, moved, job.order, wanted)
+        if not made:
+            break
+        found = trial.lloyd(moved, options.max_iter, max(options.tol, SWAP_TOL))
+        if found < total * (1 - SWAP_TOL):
+            job, table, total = trial, moved, found
+        else:
+            wanted = min(wanted, made) // 2
+    return table
+
+
+def _polish(
+    block: Block, table: Floats, options: KMeansVectorOptions, workers: Workers | None
+) -> None:
+    """Run Lloyd's iteration on the whole block."""
+    job = _Pass(block, table)
+    if workers is None:
+        job.lloyd(table, options.max_iter, options.tol)
+        return
+    for turn in range(options.max_iter):
+        total = job.run(table, known=turn > 0, workers=workers)
+        if job.advance(table, total, options.tol):
+            return
+
+
+class _Pass:
+    """Room for one pass over a block, kept from iteration to iteration."""
+
+    def __init__(self, block: Block, table: Floats, codes: NDArray[np.uint8] | None = None) -> None:
+        entries, dim = table.shape
+        count = block.points.shape[0]
+        self.block = block
+        self.codes = np.zeros(count, dtype=np.uint8) if codes is None else codes
+        self.sums = np.empty((block.chunks, entries, dim))
+        self.mass = np.empty((block.chunks, entries, dim))
+        self.worst = np.empty((block.chunks, 2))
+        self.totals = np.empty(block.chunks)
+        self.order = np.tile(np.arange(entries, dtype=np.uint8), (entries, 1))
+        self.gaps = np.empty((entries, entries))
+        self.drift = np.zeros(entries)
+        self.means = table.copy()
+        self.state = np.array([np.inf, 0.0])
+        self.lower = np.zeros(count, dtype=np.float32)
+
+    def run(self, table: Floats, *, known: bool, workers: Workers | None = None) -> float:
+        """Assign every point; return the cost."""
+        if known:
+            search.rank_neighbours(table, self.order, self.gaps)
+        shares = 1 if workers is None else min(workers.count, self.block.chunks)
+        edges = [self.block.chunks * i // shares for i in range(shares + 1)]
+
+        def part(i: int) -> None:
+            self._iterate(table, known, edges[i], edges[i + 1], 0, 0.0)
+
+        if workers is None:
+            part(0)
+        else:
+            workers.map(part, range(shares))
+        # Added in order, so that any number of threads gives the same sum.
+        return float(sum(self.totals))
+
+    def lloyd(self, table: Floats, max_iter: int, tol: float) -> float:
+        """Run Lloyd's iteration on ``table`` by one thread; return the cost."""
+        return self._iterate(table, False, 0, self.block.chunks, max_iter, tol)
+
+    def advance(self, table: Floats, total: float, tol: float) -> bool:
+        """Move the entries of ``table``; return whether they are as good as they get."""
+        return bool(
+            kernels.advance(
+                self.block.points, table, self.means, self.state, self.sums, self.mass,
+                self.worst, self.drift, total, tol,
+            )
+        )  # fmt: skip
+
+    def _iterate(
+        self, table: Floats, known: bool, first: int, last: int, max_iter: int, tol: float
+    ) -> float:
+        return float(
+            kernels.iterate(
+                self.block.points, self.block.weights, table, self.order, self.gaps, self.drift,
+                self.codes, self.lower, known, first, last,
+                self.sums, self.mass, self.worst, self.totals,
+                self.means, self.state, max_iter, tol,
+            )
+        )  # fmt: skip

@@ -1,0 +1,32 @@
+"""Options and constants of ``kmeans_vector``, apart from the code: reading them costs nothing."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SWAP_TOL = 1e-4  # a swap must lower the cost by this fraction
+_SAMPLE = 16384  # points for seeding, at least
+_SAMPLE_PER_ENTRY = 64
+
+
+def sample_size(n_entries: int) -> int:
+    """Return how many points of a block seeding looks at."""
+    return max(_SAMPLE, _SAMPLE_PER_ENTRY * n_entries)
+
+
+class KMeansVectorOptions(BaseModel):
+    """Options of the built-in vector k-means.
+
+    Attributes:
+        restarts: how many seedings are tried; the best goes on.
+        swaps: how often entries that help little are tried where points are served worst.
+        max_iter: most iterations of Lloyd's algorithm, on the sample and on the whole block.
+        tol: iteration stops when the cost falls by less than this fraction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    restarts: int = Field(default=2, ge=1, le=1000)
+    swaps: int = Field(default=20, ge=0)
+    max_iter: int = Field(default=300, ge=1)
+    tol: float = Field(default=1e-5, ge=0.0, allow_inf_nan=False)
