@@ -239,6 +239,10 @@ class GranularityEntry(PluginEntry):
 
     model: type[Granularity]
 
+    def __post_init__(self) -> None:
+        if self.options is NoOptions:
+            object.__setattr__(self, "options", self.model)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LutQuantizerEntry(PluginEntry):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from palette_core.errors import IncompatibleShapeError
 from palette_core.granularity import Shape
 from palette_core.layout import BlockLayout
 from palette_core.packing import pack_indices
@@ -105,6 +107,13 @@ class PalettizedTensor:
     lut_zero_point: Tensor | None = None
     scale: Tensor | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle 8-bit floats as bytes: torch's own pickles of them cannot be read."""
+        fields = vars(self).copy()
+        if self.lut.dtype.is_floating_point and self.lut.dtype.itemsize == 1:
+            fields["lut"] = self.lut.view(torch.uint8)
+        return _unpickled, (fields, self.lut.dtype)
+
     @property
     def cluster_dim(self) -> int:
         """D, the number of values in one entry."""
@@ -125,8 +134,43 @@ class PalettizedTensor:
     @property
     def layout(self) -> BlockLayout:
         """The layout that shape, grid and vector axis imply."""
+        if any(s % g for s, g in zip(self.shape, self.grid, strict=True)):
+            raise IncompatibleShapeError(f"a grid of {self.grid} does not divide {self.shape}")
         block = tuple(s // g for s, g in zip(self.shape, self.grid, strict=True))
         return BlockLayout(self.shape, block, self.cluster_dim, self.axis)
+
+    def check(self) -> None:
+        """Check that the parts fit each other.
+
+        Raises:
+            ValueError: naming the part that does not.
+        """
+        rank, grid, lut = len(self.indices.shape), self.grid, self.lut
+        if not 0 <= self.axis < rank:
+            raise ValueError(f"axis {self.axis} does not exist in indices of {rank} axes")
+        if lut.dim() != rank + 2 or lut.shape[-2] != 1 << self.n_bits or 0 in lut.shape:
+            raise ValueError(
+                f"lut has shape {tuple(lut.shape)}, expected {rank} axes, then {1 << self.n_bits} "
+                "entries and their length"
+            )
+        _ = self.layout  # raises where the grid does not divide the shape
+        quantized, zero, scale = self.lut_scale is not None, self.lut_zero_point, self.scale
+        if not self.dtype.is_floating_point or (lut.dtype != self.dtype and not quantized):
+            raise ValueError(f"lut is {lut.dtype} for a weight of {self.dtype}, and has no scale")
+        for name, part in (("lut_scale", self.lut_scale), ("lut_zero_point", zero)):
+            if part is not None and part.shape != (*grid, 1, 1):
+                raise ValueError(f"{name} has shape {tuple(part.shape)}, expected {(*grid, 1, 1)}")
+        if zero is not None and (not quantized or zero.dtype != lut.dtype):
+            raise ValueError(f"lut_zero_point is {zero.dtype} for a lut of {lut.dtype}")
+        if scale is not None and (
+            scale.dtype != self.dtype
+            or scale.dim() != rank
+            or any(got not in (1, s) for got, s in zip(scale.shape, self.shape, strict=True))
+        ):
+            raise ValueError(
+                f"scale is {scale.dtype} of shape {tuple(scale.shape)}, expected {self.dtype} and "
+                f"a shape that broadcasts to {self.shape}"
+            )
 
     @classmethod
     def from_codebook(
@@ -198,3 +242,7 @@ class PalettizedTensor:
             lut_zero_point=move(self.lut_zero_point),
             scale=move(self.scale),
         )
+
+
+def _unpickled(fields: dict[str, Any], lut_dtype: torch.dtype) -> PalettizedTensor:
+    return PalettizedTensor(**{**fields, "lut": fields["lut"].view(lut_dtype)})

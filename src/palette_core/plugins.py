@@ -215,7 +215,7 @@ class _Discovery:
         """Register one plug-in whole, or quarantine it whole."""
         try:
             self._check_hooks(plugin)
-            # Checks the signatures of hooks.
+            # This checks the signatures of the hooks.
             self.manager.register(plugin, name=f"{distribution.name}:{name}")
             found = {kind: collect_entries(plugin, *how) for kind, how in KINDS.items()}
         # A plug-in may fail in any way at all, and must take nothing else down with it.
@@ -245,12 +245,12 @@ class _Discovery:
 
 def discover() -> Catalog:
     """Load built-ins and every entry point, and return a fresh catalog."""
-    from palette_core import __version__, builtin
+    from palette_core import builtin
 
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     found = _Discovery(manager)
-    found.add(builtin, Distribution(CORE, __version__), "builtin")
+    found.add(builtin, Distribution(CORE, importlib.metadata.version(CORE)), "builtin")
     for dist, point in _entry_points(found):
         _load_entry_point(found, dist, point)
     quarantined = tuple(found.quarantined)

@@ -210,7 +210,7 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     worst[1] = lo
     total = 0.0
     for i in range(lo, hi):
-        k = np.int64(codes[i])
+        k = np.int64(codes[i])  # type: ignore[assignment]  # numba has one kind of int
         search = True
         if known:
             low = 0.0

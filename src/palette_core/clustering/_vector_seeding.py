@@ -123,7 +123,7 @@ def coreset(points: Any, weights: Any, draws: Any, chosen: Any, scale: Any) -> A
     for i in range(count):
         own = np.float64(dim)
         if width:
-            own = 0.0
+            own = np.float64(0.0)
             for d in range(dim):
                 own += weights[i, d if width == dim else 0]
         share = own / total

@@ -53,7 +53,10 @@ class KMeans1d(Clusterer):
             ClusteringError: points that are no scalars, of an unknown dtype, or none at all; K
                 outside 1 … 256; importance that is of another shape, negative or not finite.
         """
+        from palette_core.clustering._compiling import announce_compiling
+
         _check(problem)
+        announce_compiling()
         points = problem.points.squeeze(-1)
         importance = None if problem.importance is None else problem.importance.squeeze(-1)
         resolution = None if self.options.exact else problem.resolution

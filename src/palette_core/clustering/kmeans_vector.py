@@ -51,7 +51,10 @@ class KMeansVector(Clusterer):
             ClusteringError: shapes that do not fit, K outside 1 … 256, importance that is
                 negative or not finite.
         """
+        from palette_core.clustering._compiling import announce_compiling
+
         _check(problem)
+        announce_compiling()
         if problem.points.device.type == "cpu":
             return self._fit_cpu(problem)
         return fit_in_torch(problem, self.options)

@@ -1,0 +1,45 @@
+"""Palettization of PyTorch models: weights become small indices into look-up tables."""
+
+from palette_core.bits import bits_per_weight
+from palette_core.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from palette_core.config import (
+    KMeansPalettizerConfig,
+    ModuleKMeansPalettizerConfig,
+    OpKMeansPalettizerConfig,
+    PATSchedule,
+)
+from palette_core.errors import PaletteError, PaletteWarning
+from palette_core.palettized import PalettizedTensor
+from palette_core.palettizer import ExportBackend, KMeansPalettizer
+from palette_core.spec import (
+    PalettizationSpec,
+    PerGroupedChannelGranularity,
+    PerTensorGranularity,
+    QuantizationScheme,
+    QuantizationSpec,
+    default_weight_palettization_spec,
+)
+from palette_core.version import __version__
+
+__all__ = [
+    "ExportBackend",
+    "KMeansPalettizer",
+    "KMeansPalettizerConfig",
+    "ModuleKMeansPalettizerConfig",
+    "OpKMeansPalettizerConfig",
+    "PATSchedule",
+    "PaletteError",
+    "PaletteWarning",
+    "PalettizationSpec",
+    "PalettizedTensor",
+    "PerGroupedChannelGranularity",
+    "PerTensorGranularity",
+    "QuantizationScheme",
+    "QuantizationSpec",
+    "__version__",
+    "bits_per_weight",
+    "default_weight_palettization_spec",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+]

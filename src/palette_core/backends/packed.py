@@ -1,0 +1,44 @@
+"""The built-in backend: packed weights in torch, and a safetensors checkpoint of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from palette_core.checkpoint import save_checkpoint
+from palette_core.interfaces import Backend, Refusal, TensorFacts
+from palette_core.palettized import PalettizedTensor
+
+
+@final
+class PackedBackend(Backend):
+    """Takes every spec; the finalized model runs in torch."""
+
+    def __init__(self, options: Any) -> None:
+        del options  # it has none
+
+    def refuses(self, facts: TensorFacts) -> Refusal | None:
+        """Refuse nothing."""
+        del facts
+        return None
+
+    def finalize(
+        self, model: nn.Module, palettized: Mapping[str, PalettizedTensor], mmap_dir: Path | None
+    ) -> nn.Module:
+        """Return the model as it is: packed weights are this backend's form."""
+        del palettized, mmap_dir
+        return model
+
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+        path: Path,
+        dynamic_shapes: Any = None,
+    ) -> Path:
+        """Write the packed checkpoint; inputs and dynamic shapes do not matter to it."""
+        del example_inputs, dynamic_shapes
+        return save_checkpoint(model, path)

@@ -1,0 +1,203 @@
+"""One weight and its plan in, one palettized tensor out. Knows no model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palette_core.clustering.quantized import quantize_codebook
+from palette_core.errors import ClusteringError, PlanError, WeightError
+from palette_core.interfaces import ClustererEntry, ClusterProblem, LutQuantizer
+from palette_core.palettized import Codebook, PalettizedTensor
+from palette_core.planning import TensorPlan
+from palette_core.plugins import Catalog, Registered, get_catalog, validate_options
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """A palettized tensor, how well it stands for the weight, and what it took.
+
+    Attributes:
+        palettized: the result.
+        squared_error: Σ (decoded − weight)², in float64.
+        squared_norm: Σ weight².
+        seconds: wall time.
+    """
+
+    palettized: PalettizedTensor
+    squared_error: float
+    squared_norm: float
+    seconds: float
+
+
+def cluster_tensor(
+    plan: TensorPlan,
+    weight: Tensor,
+    importance: Tensor | None = None,
+    catalog: Catalog | None = None,
+) -> Clustered:
+    """Palettize ``weight`` as ``plan`` says.
+
+    Args:
+        plan: the decisions.
+        weight: of ``plan.shape``; read only.
+        importance: non-negative, of the weight's shape; None means ones.
+        catalog: the installed plug-ins; discovered when None.
+
+    Raises:
+        WeightError: NaN or infinite weights.
+        ClusteringError: the algorithm failed, or returned something that is no codebook.
+        PlanError: importance was given to an algorithm that does not take it.
+    """
+    start = time.perf_counter()
+    catalog = catalog or get_catalog()
+    weight = weight.detach()
+    check_finite(plan.name, weight)
+    item = catalog.clusterers.find(plan.algorithm)
+    with torch.no_grad():
+        scale = _channel_scale(weight, plan.axis) if plan.spec.enable_per_channel_scale else None
+        problem = _problem(plan, weight, importance, scale, item.entry, catalog)
+        codebook = _fit(plan, item, problem)
+        palettized = PalettizedTensor.from_codebook(
+            codebook, plan.layout, n_bits=plan.spec.n_bits, dtype=weight.dtype, scale=scale
+        ).to(weight.device)
+        error, norm = _squares(weight, palettized)
+    return Clustered(palettized, error, norm, time.perf_counter() - start)
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """Raise a `WeightError` that names the tensor and its first bad element."""
+    finite = torch.isfinite(weight)
+    if bool(finite.all()):
+        return
+    bad = (~finite).nonzero()
+    where = tuple(int(i) for i in bad[0])
+    raise WeightError(
+        f"{name}: {len(bad)} of {weight.numel()} weights are NaN or infinite, the first "
+        f"{weight[where].item()} at {where}; repair the model, or leave this tensor out with None"
+    )
+
+
+def _channel_scale(weight: Tensor, axis: int) -> Tensor:
+    """Return the largest magnitude per output channel, with 1 for all-zero channels."""
+    others = [d for d in range(weight.dim()) if d != axis]
+    scale = weight.abs().amax(dim=others, keepdim=True)
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _problem(
+    plan: TensorPlan,
+    weight: Tensor,
+    importance: Tensor | None,
+    scale: Tensor | None,
+    entry: ClustererEntry,
+    catalog: Catalog,
+) -> ClusterProblem:
+    layout = plan.layout
+    normal = weight if scale is None else weight / scale
+    if importance is not None:
+        if not entry.supports_importance:
+            raise PlanError(
+                f"{plan.name}: algorithm {entry.name!r} does not take sensitivities; choose one "
+                "that does, or prepare without sensitivity_path"
+            )
+        importance = importance.to(weight.device, torch.float32)
+        if scale is not None:
+            # What an error of the normalised weight does to the weight itself.
+            importance = importance * scale.float().square()
+        importance = layout.split(importance)
+        if layout.cluster_dim > 1 and not entry.supports_vector_importance:
+            importance = importance.sum(-1, keepdim=True).expand_as(importance)
+    points = layout.split(normal)
+    if not entry.supports_cuda and points.device.type != "cpu":
+        points = points.cpu()
+        importance = None if importance is None else importance.cpu()
+    return ClusterProblem(
+        points=points,
+        n_entries=plan.spec.n_entries,
+        importance=importance,
+        lut_quantizer=_lut_quantizer(plan, catalog),
+        seed=plan.seed,
+        resolution=plan.resolution,
+    )
+
+
+def _lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | None:
+    if plan.spec.lut_qspec is None or plan.lut_quantizer is None:
+        return None
+    entry = catalog.lut_quantizers.get(plan.lut_quantizer)
+    options = validate_options(entry, "LUT quantizer", plan.spec.lut_qspec.quantizer_options)
+    return entry.factory(plan.spec.lut_qspec, options)
+
+
+def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterProblem) -> Codebook:
+    entry = item.entry
+    who = f"{plan.name}: algorithm {entry.name!r} ({item.distribution})"
+    codebook = _guarded(who, lambda: _run(plan, entry, problem))
+    _check_codebook(who, codebook, problem)
+    quantizer = problem.lut_quantizer
+    if quantizer is None or codebook.quantized is not None:
+        return codebook
+    who = f"{plan.name}: LUT quantizer {plan.lut_quantizer!r}"
+    return _guarded(
+        who,
+        lambda: quantize_codebook(problem.points, problem.importance, codebook, quantizer),
+    )
+
+
+def _run(plan: TensorPlan, entry: ClustererEntry, problem: ClusterProblem) -> Codebook:
+    options = validate_options(entry, "clusterer", plan.algorithm_options)
+    return entry.factory(options).fit(problem)
+
+
+def _guarded(who: str, call: Callable[[], Codebook]) -> Codebook:
+    """Run a plug-in's code; its failures become errors that name it."""
+    try:
+        return call()
+    # SystemExit too: a plug-in must not end the user's program.
+    except (Exception, SystemExit) as error:
+        raise ClusteringError(f"{who} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
+    """Refuse what is not a codebook of the problem, before it reaches a model."""
+    if not isinstance(codebook, Codebook):
+        raise ClusteringError(f"{who} returned {type(codebook).__name__}, not a Codebook")
+    blocks, count, dim = problem.points.shape
+    lut, codes = codebook.lut, codebook.codes
+    for what, got, right in (
+        ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
+        ("codes shape", tuple(codes.shape), (blocks, count)),
+        ("codes dtype", codes.dtype, torch.uint8),
+        ("device", lut.device, problem.points.device),
+    ):
+        if got != right:
+            raise ClusteringError(f"{who} returned {what} {got}, expected {right}")
+    if not lut.dtype.is_floating_point:
+        raise ClusteringError(f"{who} returned a lut of {lut.dtype}, expected a floating dtype")
+    if not bool(torch.isfinite(lut).all()):
+        raise ClusteringError(f"{who} returned a lut with NaN or infinite entries")
+    if codes.numel() and int(codes.max()) >= problem.n_entries:
+        raise ClusteringError(
+            f"{who} returned code {int(codes.max())}, expected codes below {problem.n_entries}"
+        )
+
+
+_SQUARES_CHUNK = 1 << 22
+
+
+def _squares(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
+    decoded = palettized.decode().reshape(-1)
+    flat = weight.reshape(-1)
+    error = norm = 0.0
+    for start in range(0, flat.numel(), _SQUARES_CHUNK):
+        part = flat[start : start + _SQUARES_CHUNK].double()
+        difference = decoded[start : start + _SQUARES_CHUNK].double() - part
+        error += float(torch.dot(difference, difference))
+        norm += float(torch.dot(part, part))
+    return error, norm

@@ -1,0 +1,154 @@
+"""Where clustering runs: in this process, or in joblib's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from torch import Tensor
+
+from palette_core.cluster_tensor import Clustered, cluster_tensor
+from palette_core.errors import ClusteringError, PaletteError
+from palette_core.planning import TensorPlan
+from palette_core.plugins import Catalog
+
+
+@dataclass(frozen=True)
+class Job:
+    """One weight to cluster."""
+
+    plan: TensorPlan
+    weight: Tensor
+    importance: Tensor | None = None
+
+
+OnDone = Callable[[Job, Clustered], None]
+
+# Starting a worker process means importing torch: about two seconds, in which one core clusters
+# tens of millions of scalars. Less work than this is over before a worker is up.
+_WORTH_A_WORKER = 1 << 25
+
+
+def check_num_workers(num_workers: Any) -> int:
+    """Return ``num_workers``.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: less than 1.
+    """
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int):
+        raise TypeError(f"num_workers must be an integer, got {num_workers!r}")
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be >= 1, got {num_workers}")
+    return num_workers
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    *,
+    num_workers: int = 1,
+    catalog: Catalog | None = None,
+    on_done: OnDone | None = None,
+) -> list[Clustered]:
+    """Cluster every job; results in the order of ``jobs``, the same for any ``num_workers``.
+
+    Args:
+        jobs: what to do.
+        num_workers: 1 runs here; more asks joblib, whose backend (loky processes by default) a
+            surrounding ``joblib.parallel_config`` chooses.
+        catalog: plug-ins for work in this process; workers discover their own.
+        on_done: called here after each job, in any order.
+
+    Raises:
+        PaletteError: the first failure, naming its tensor.
+    """
+    ordered = list(jobs)
+    results: list[Clustered | None] = [None] * len(ordered)
+    # Largest first: the last worker to finish then has a small one.
+    queue = sorted(range(len(ordered)), key=lambda i: -_cost(ordered[i]))
+    done: Iterable[tuple[int, Clustered]]
+    if num_workers == 1 or not _worth_workers(ordered):
+        done = ((i, _here(ordered[i], catalog)) for i in queue)
+    else:
+        done = _in_workers(ordered, queue, num_workers)
+    for index, result in done:
+        results[index] = result
+        if on_done is not None:
+            on_done(ordered[index], result)
+    return [result for result in results if result is not None]
+
+
+def _cost(job: Job) -> int:
+    """Roughly proportional to the time that clustering takes."""
+    vector = job.plan.spec.cluster_dim > 1
+    return job.weight.numel() * (job.plan.spec.n_entries if vector else 1)
+
+
+def _worth_workers(jobs: list[Job]) -> bool:
+    from joblib.parallel import get_active_backend
+
+    chosen = get_active_backend()[0]
+    if type(chosen).__name__ not in ("LokyBackend", "MultiprocessingBackend"):
+        return True  # threads, or a cluster that is up already: the user has decided
+    return len(jobs) > 1 and sum(_cost(job) for job in jobs) >= _WORTH_A_WORKER
+
+
+def _here(job: Job, catalog: Catalog | None) -> Clustered:
+    try:
+        return cluster_tensor(job.plan, job.weight, job.importance, catalog)
+    except PaletteError:
+        raise
+    except Exception as error:
+        raise ClusteringError(f"{job.plan.name}: {type(error).__name__}: {error}") from error
+
+
+def _in_workers(
+    jobs: list[Job], queue: list[int], num_workers: int
+) -> Iterable[tuple[int, Clustered]]:
+    parallel = joblib.Parallel(n_jobs=num_workers, return_as="generator_unordered")
+    calls = (
+        joblib.delayed(_work)(i, jobs[i].plan, *_to_numpy(jobs[i].weight), _numpy(jobs[i]))
+        for i in queue
+    )
+    for index, result in parallel(calls):
+        device = jobs[index].weight.device
+        yield index, replace(result, palettized=result.palettized.to(device))
+
+
+def _numpy(job: Job) -> np.ndarray[Any, Any] | None:
+    if job.importance is None:
+        return None
+    return job.importance.detach().cpu().to(torch.float32).numpy()
+
+
+def _to_numpy(weight: Tensor) -> tuple[np.ndarray[Any, Any], torch.dtype]:
+    """Return the weight's bytes as an array: joblib maps arrays into workers without copies."""
+    host = weight.detach().cpu().contiguous()
+    if host.dtype is torch.bfloat16:
+        return host.view(torch.int16).numpy(), host.dtype
+    return host.numpy(), host.dtype
+
+
+def _work(
+    index: int,
+    plan: TensorPlan,
+    array: np.ndarray[Any, Any],
+    dtype: torch.dtype,
+    importance: np.ndarray[Any, Any] | None,
+) -> tuple[int, Clustered]:
+    weight = _tensor(array).view(dtype)
+    job = Job(plan, weight, None if importance is None else _tensor(importance))
+    return index, _here(job, None)
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """Wrap an array, possibly a read-only memory map; clusterers do not write to their input."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

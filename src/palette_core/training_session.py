@@ -1,0 +1,84 @@
+"""Palettization-aware training: what happens between entering and leaving training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self, final
+
+from torch import nn
+
+from palette_core.errors import StateError
+from palette_core.execution import Job, run_jobs
+from palette_core.packed_weight import palette_modules
+from palette_core.palette_modules import PalettizedWeight
+from palette_core.plugins import Catalog
+from palette_core.rng import untouched_global_rng
+
+Place = tuple[nn.Module, str, PalettizedWeight]
+
+
+@final
+class TrainingSession:
+    """A stay in training mode.
+
+    Args:
+        model: a prepared model.
+        catalog: the installed plug-ins.
+        steps: training steps done before, in earlier sessions.
+
+    Attributes:
+        steps: training steps done so far.
+
+    Raises:
+        StateError: no weight of the model is prepared.
+    """
+
+    def __init__(self, model: nn.Module, catalog: Catalog, steps: int) -> None:
+        self._places: dict[int, Place] = {
+            id(item): (module, state, item)
+            for _, module, state, item in palette_modules(model)
+            if isinstance(item, PalettizedWeight)
+        }
+        if not self._places:
+            raise StateError("Model must be prepared before entering training mode")
+        self._model = model
+        self._catalog = catalog
+        self._flags = [(module, module.training) for module in model.modules()]
+        self.steps = steps
+
+    def __enter__(self) -> Self:
+        for _, _, item in self._places.values():
+            if _start(item) > self.steps:
+                item.enable(False)
+        self._model.train()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for module, flag in self._flags:
+            module.training = flag
+
+    def step(self) -> None:
+        """Count a step; cluster the current values of weights whose schedule has come to it."""
+        self.steps += 1
+        due = [place for place in self._places.values() if _start(place[2]) <= self.steps]
+        palettize_current(due, self._catalog)
+
+
+def palettize_current(places: Iterable[Place], catalog: Catalog) -> None:
+    """Cluster the present values of weights that train dense, and let the palettes stand for them.
+
+    Raises:
+        WeightError: a weight has become NaN or infinite; then none is changed.
+    """
+    waiting = list({id(place[2]): place for place in places if not place[2].is_enabled}.values())
+    jobs = [Job(item.plan, getattr(module, state).detach()) for module, state, item in waiting]
+    with untouched_global_rng():
+        results = run_jobs(jobs, catalog=catalog)
+    for (_, _, item), result in zip(waiting, results, strict=True):
+        item.set_palettized(result.palettized)
+        item.enable(True)
+
+
+def _start(item: PalettizedWeight) -> int:
+    schedule = item.plan.pat_schedule
+    return 0 if schedule is None else schedule.enable_fake_palettize

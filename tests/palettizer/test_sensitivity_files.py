@@ -1,0 +1,213 @@
+"""prepare() with a file of sensitivities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from palettizer_models import (
+    MLP_INPUTS,
+    TOKENS,
+    Tied,
+    assert_untouched,
+    decoded_weights,
+    mlp,
+    snapshot,
+    squared_error,
+    weight_config,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from palette_core import KMeansPalettizer
+from palette_core.errors import SensitivityError
+from palette_core.sensitivities import normalized
+
+
+def sensitivities(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "0.weight": torch.rand(16, 8, generator=generator) ** 8,
+        "2.weight": torch.rand(4, 16, generator=generator) ** 8,
+    }
+
+
+def written(tmp_path: Path, values: dict[str, Any], suffix: str = ".pt") -> Path:
+    path = tmp_path / f"sensitivities{suffix}"
+    if suffix == ".safetensors":
+        save_file(values, path)
+    else:
+        torch.save(values, path)
+    return path
+
+
+def prepared(path: Path | None, **spec: Any) -> nn.Module:
+    return KMeansPalettizer(mlp(), weight_config(**spec)).prepare(MLP_INPUTS, path)
+
+
+def brute_force(values: np.ndarray, weights: np.ndarray, k: int) -> float:
+    """Least weighted squared error of k entries, by dynamic programming over sorted values."""
+    order = np.argsort(values)
+    x, w = values[order], weights[order]
+    n = len(x)
+    w1, wx, wxx = (np.concatenate([[0.0], np.cumsum(v)]) for v in (w, w * x, w * x * x))
+
+    def cost(i: int, j: int) -> float:
+        mass = w1[j] - w1[i]
+        return 0.0 if mass <= 0 else wxx[j] - wxx[i] - (wx[j] - wx[i]) ** 2 / mass
+
+    best = [cost(0, j) for j in range(n + 1)]
+    for _ in range(k - 1):
+        best = [min(best[i] + cost(i, j) for i in range(j + 1)) for j in range(n + 1)]
+    return best[n]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_weighted_results_are_the_weighted_optimum(tmp_path: Path, suffix: str) -> None:
+    values = sensitivities()
+    weighted = prepared(written(tmp_path, values, suffix), algorithm_options={"exact": True})
+    plain = prepared(None, algorithm_options={"exact": True})
+    original = mlp()
+    for name, sensitivity in values.items():
+        at = int(name[0])
+        weight = original[at].weight
+        errors = [squared_error(m[at].weight, weight, sensitivity) for m in (weighted, plain)]
+        assert errors[0] < 0.9 * errors[1]
+        optimum = brute_force(
+            weight.detach().double().flatten().numpy(), sensitivity.double().flatten().numpy(), 4
+        )
+        assert errors[0] == pytest.approx(optimum, rel=1e-3)
+        assert squared_error(plain[at].weight, weight) < squared_error(weighted[at].weight, weight)
+
+
+OTHERS = [{"enable_per_channel_scale": True}, {"cluster_dim": 2, "fast": False}]
+
+
+@pytest.mark.parametrize("spec", OTHERS)
+def test_weighted_results_of_scaled_and_vector_palettes(
+    tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    values = sensitivities()
+    weighted, plain = prepared(written(tmp_path, values), **spec), prepared(None, **spec)
+    original = mlp()[0].weight
+    errors = [squared_error(m[0].weight, original, values["0.weight"]) for m in (weighted, plain)]
+    assert errors[0] < errors[1]
+
+
+def test_the_scale_of_sensitivities_does_not_matter(tmp_path: Path) -> None:
+    results = []
+    for factor in (1.0, 2.0**100, 2.0**-400):
+        values = {n: v.double() * factor for n, v in sensitivities().items()}
+        results.append(decoded_weights(prepared(written(tmp_path, values))))
+    for other in results[1:]:
+        for name, weight in other.items():
+            torch.testing.assert_close(weight, results[0][name], rtol=1e-5, atol=1e-6)
+
+
+def test_float64_values_beyond_float32(tmp_path: Path) -> None:
+    values = {n: v.double() * 1e300 for n, v in sensitivities().items()}
+    model = prepared(written(tmp_path, values))
+    assert bool(torch.isfinite(model(*MLP_INPUTS)).all())
+
+
+@pytest.mark.parametrize(
+    "name", ["{}.parametrizations.weight.original", "{}.parametrizations.weight.original0"]
+)
+def test_names_that_parametrized_models_give(tmp_path: Path, name: str) -> None:
+    values = {name.format(n[0]): v for n, v in sensitivities().items()}
+    values["0.bias"] = torch.full((3,), float("nan"))  # of no planned tensor: not looked at
+    by_name = prepared(written(tmp_path, sensitivities()))
+    model = prepared(written(tmp_path, values))
+    assert torch.equal(model[0].weight, by_name[0].weight)
+
+
+def test_any_owner_of_a_tied_weight_will_do(tmp_path: Path) -> None:
+    values = {"head.weight": torch.rand(16, 8), "middle.weight": torch.rand(8, 8)}
+    path = written(tmp_path, values)
+    model = KMeansPalettizer(Tied(), weight_config()).prepare(TOKENS, path)
+    plain = KMeansPalettizer(Tied(), weight_config()).prepare(TOKENS)
+    assert not torch.equal(model.head.weight, plain.head.weight)
+
+
+def test_zeros_are_fine(tmp_path: Path) -> None:
+    values = {n: torch.zeros_like(v) for n, v in sensitivities().items()}
+    values["2.weight"][0, :8] = 1.0
+    model, plain = prepared(written(tmp_path, values)), prepared(None)
+    assert torch.equal(model[0].weight, plain[0].weight)  # all zeros: plain k-means
+    original = mlp()[2].weight
+    errors = [squared_error(m[2].weight, original, values["2.weight"]) for m in (model, plain)]
+    assert errors[0] < errors[1]
+    assert bool(torch.isfinite(model(*MLP_INPUTS)).all())
+
+
+def test_normalized_is_at_most_one_and_float32() -> None:
+    scaled = normalized(torch.tensor([0.0, 1e-20, 1.0, 4.0], dtype=torch.float64))
+    assert scaled.dtype is torch.float32
+    assert scaled.tolist() == [0.0, 0.0, 0.25, 1.0]
+    assert normalized(torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
+
+
+# --- files that do not fit ----------------------------------------------------------------------
+
+
+def refused(path: Path, kind: type[Exception] = SensitivityError) -> str:
+    """The message of the refusal; the model must be as before, and free for another config."""
+    model = mlp()
+    before = snapshot(model)
+    with pytest.raises(kind) as caught:
+        KMeansPalettizer(model, weight_config()).prepare(MLP_INPUTS, path)
+    assert_untouched(model, before)
+    KMeansPalettizer(model, weight_config(n_bits=3)).prepare(MLP_INPUTS)
+    assert len(model[0].weight.unique()) == 8
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_missing_file(tmp_path: Path, suffix: str) -> None:
+    message = refused(tmp_path / f"none{suffix}", FileNotFoundError)
+    assert f"none{suffix}" in message
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 7, 0.5])
+def test_a_truncated_file(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = written(tmp_path, sensitivities(), suffix)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: keep if isinstance(keep, int) else int(len(whole) * keep)])
+    message = refused(path)
+    assert path.name in message
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"0.weight": 3}, torch.zeros(3)])
+def test_files_of_something_else(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    assert "dictionary from tensor names to tensors" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"0.weight": None}, "no entry for 0.weight"),
+        ({"0.weight": torch.ones(8, 16)}, "0.weight has shape (8, 16), expected (16, 8)"),
+        ({"0.weight": torch.full((16, 8), float("nan"))}, "0.weight has NaN or infinite values"),
+        ({"0.weight": torch.full((16, 8), float("inf"))}, "0.weight has NaN or infinite values"),
+        ({"0.weight": torch.full((16, 8), -0.5)}, "negative values, the smallest -0.5"),
+        ({"0.weight": torch.ones(16, 8, dtype=torch.complex64)}, "0.weight has dtype complex64"),
+        ({"0.weight": torch.ones(16, 8, dtype=torch.bool)}, "0.weight has dtype bool"),
+    ],
+)
+def test_unfit_values(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    changed = {n: v for n, v in (sensitivities() | values).items() if v is not None}
+    assert message in refused(written(tmp_path, changed))
+
+
+def test_all_problems_are_listed(tmp_path: Path) -> None:
+    message = refused(
+        written(tmp_path, {"0.weights": torch.ones(2), "2.weight": -torch.ones(4, 16)})
+    )
+    assert "no entry for 0.weight; did you mean '0.weights'?" in message
+    assert "2.weight has negative values" in message
