@@ -1,0 +1,1 @@
+"""The model and the sentences of ``palette demo``."""

