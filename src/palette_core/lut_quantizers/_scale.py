@@ -34,6 +34,22 @@ def best_scale(
     Returns:
         ``[B]`` float64; 0 where every entry is zero or no level can stand for any.
     """
+    if entries.device.type == "cpu":
+        from palette_core.lut_quantizers._scale_kernel import sweep
+
+        middle = (ladder[1:] + ladder[:-1]) / 2
+        full = entries.new_full(entries.shape[:1], torch.inf)
+        if window is not None:
+            full = _window_full(entries, middle, window)
+        found = sweep(entries.contiguous().numpy(), ladder.numpy(), up, down, full.numpy())
+        return torch.from_numpy(found)
+    return sweep_in_torch(entries, ladder, up, down, window)
+
+
+def sweep_in_torch(
+    entries: Tensor, ladder: Tensor, up: int, down: int, window: int | None
+) -> Tensor:
+    """Return what `best_scale` does, computed where the entries are."""
     blocks, count = entries.shape
     step = max(1, _CHUNK // max(1, count * (ladder.numel() - 1)))
     parts = [
