@@ -211,3 +211,22 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     )
     assert "no entry for 0.weight; did you mean '0.weights'?" in message
     assert "2.weight has negative values" in message
+
+
+def test_with_channel_scales_the_error_of_the_weight_itself_counts(tmp_path: Path) -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight.mul_(torch.logspace(-2, 2, 16)[:, None])
+    weight = model[0].weight.detach().double()
+    values = sensitivities()
+    spec = {"enable_per_channel_scale": True, "algorithm_options": {"exact": True}}
+    path = written(tmp_path, values)
+    KMeansPalettizer(model, weight_config(**spec)).prepare(MLP_INPUTS, path)
+    scale = weight.abs().amax(dim=1, keepdim=True)
+    optimum = brute_force(
+        (weight / scale).flatten().numpy(),
+        (values["0.weight"].double() * scale.square()).flatten().numpy(),
+        4,
+    )
+    error = squared_error(model[0].weight, weight, values["0.weight"])
+    assert error == pytest.approx(optimum, rel=1e-3)
