@@ -240,7 +240,7 @@ class GranularityEntry(PluginEntry):
     model: type[Granularity]
 
     def __post_init__(self) -> None:
-        if self.options is NoOptions:
+        if self.options is NoOptions and isinstance(self.model, type):
             object.__setattr__(self, "options", self.model)
 
 

@@ -99,6 +99,13 @@ def effective(values, weights):
     return np.ones(len(values)) if weights is None or not weights.any() else weights
 
 
+def ulp_of(value: float) -> Fraction:
+    """Distance to the next float32; of the largest, to the one below."""
+    size = np.float32(abs(value))
+    up = np.spacing(size)
+    return Fraction(float(up if np.isfinite(up) else size - np.nextafter(size, np.float32(0))))
+
+
 @settings(max_examples=400, deadline=None)
 @given(problems())
 def test_reaches_the_optimum(problem):
@@ -109,7 +116,7 @@ def test_reaches_the_optimum(problem):
     cost = grouped_cost(values, counted, found.codes[0].tolist())
     # Rounding of the centroids to float32 may move points between clusters.
     lut = found.lut[0, :, 0].tolist()
-    ulp = max(Fraction(float(np.spacing(np.float32(abs(e))))) for e in lut)
+    ulp = max(ulp_of(e) for e in lut)
     rounding = sum(Fraction(float(w)) for w in counted) * ulp * ulp
     assert cost <= best * (1 + Fraction(1, 10**9)) + rounding
 

@@ -11,6 +11,9 @@ import palette_core
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
+    "checkpoint",
+    "packed_weight",
+    "version",
     "errors",
     "granularity",
     "hookspecs",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from kmeans_sklearn.options import KMeansOptions, MiniBatchKMeansOptions
