@@ -72,6 +72,8 @@ def cluster_tensor(
 
 def check_finite(name: str, weight: Tensor) -> None:
     """Raise a `WeightError` that names the tensor and its first bad element."""
+    if weight.is_meta:
+        raise WeightError(f"{name} is on the meta device and has no values; load weights first")
     finite = torch.isfinite(weight)
     if bool(finite.all()):
         return
@@ -84,10 +86,9 @@ def check_finite(name: str, weight: Tensor) -> None:
 
 
 def _channel_scale(weight: Tensor, axis: int) -> Tensor:
-    """Return the largest magnitude per output channel, with 1 for all-zero channels."""
+    """Return the largest magnitude per output channel; 0 makes a channel decode to exact zeros."""
     others = [d for d in range(weight.dim()) if d != axis]
-    scale = weight.abs().amax(dim=others, keepdim=True)
-    return torch.where(scale == 0, torch.ones_like(scale), scale)
+    return weight.abs().amax(dim=others, keepdim=True)
 
 
 def _problem(
@@ -99,18 +100,22 @@ def _problem(
     catalog: Catalog,
 ) -> ClusterProblem:
     layout = plan.layout
-    normal = weight if scale is None else weight / scale
+    normal = weight
+    if scale is not None:
+        normal = weight / torch.where(scale == 0, torch.ones_like(scale), scale)
+        if importance is None and entry.supports_importance and bool((scale == 0).any()):
+            # What stands for a channel of zeros does not matter: it must not pull an entry.
+            importance = (scale != 0).to(torch.float32).expand_as(weight)
+        elif importance is not None:
+            # What an error of the normalised weight does to the weight itself.
+            importance = importance.to(weight.device, torch.float32) * scale.float().square()
     if importance is not None:
         if not entry.supports_importance:
             raise PlanError(
                 f"{plan.name}: algorithm {entry.name!r} does not take sensitivities; choose one "
                 "that does, or prepare without sensitivity_path"
             )
-        importance = importance.to(weight.device, torch.float32)
-        if scale is not None:
-            # What an error of the normalised weight does to the weight itself.
-            importance = importance * scale.float().square()
-        importance = layout.split(importance)
+        importance = layout.split(importance.to(weight.device, torch.float32))
         if layout.cluster_dim > 1 and not entry.supports_vector_importance:
             importance = importance.sum(-1, keepdim=True).expand_as(importance)
     points = layout.split(normal)

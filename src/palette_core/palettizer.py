@@ -119,12 +119,15 @@ class KMeansPalettizer:
 
         Every palettized weight then decodes through a parametrization; the dense originals stay
         beside it until `finalize`. When anything fails, or the user interrupts, the model is as
-        it was before.
+        it was before: its weights, buffers, flags and hooks. What ``forward`` itself does to
+        plain Python attributes in the one traced run stays.
 
         Args:
             example_inputs: a tuple of positional inputs, as in ``model(*example_inputs)``, or a
                 dictionary of keyword inputs. Run once, in evaluation mode.
-            sensitivity_path: a file of sensitivities for weighted clustering.
+            sensitivity_path: a file of sensitivities for weighted clustering: safetensors, or a
+                ``torch.save`` dictionary, with a tensor under the name of each palettized weight,
+                of its shape, finite and not negative.
             num_workers: 1 clusters in this process, more in that many joblib workers. The
                 result is the same.
             on_incompatible: ``"skip"`` leaves tensors whose shape does not fit their spec dense,
@@ -214,8 +217,17 @@ class KMeansPalettizer:
 
         Returns:
             The path written.
+
+        Raises:
+            BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
+            OSError: the folder of ``path`` cannot be made; the model is as before.
         """
         model = self._chosen(model)
+        suffix = self._catalog.backend(_backend_name(backend)).suffix
+        if Path(path).suffix != suffix:
+            raise BackendError(f"backend {_backend_name(backend)!r} writes {suffix}, got {path}")
+        # Before the dense weights are freed.
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         if any(isinstance(item, PalettizedWeight) for _, _, _, item in palette_modules(model)):
             model = self.finalize(model, backend)
         return self._backend(backend).export(model, example_inputs, Path(path), dynamic_shapes)

@@ -14,27 +14,45 @@ class MissingPlotError(PaletteError, ImportError):
     """matplotlib is not installed."""
 
 
+class PictureError(PaletteError, ValueError):
+    """The name of a picture does not end in a format that can be drawn."""
+
+
+def check_picture(path: str | Path) -> Path:
+    """Return ``path`` when a picture can be drawn into it.
+
+    Raises:
+        MissingPlotError: matplotlib is not installed.
+        PictureError: the suffix is no format that matplotlib writes, or a folder stands there.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise MissingPlotError(
+            "pictures need matplotlib: pip install 'palette-core[plot]'"
+        ) from None
+    path = Path(path)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise PictureError(f"cannot draw {path.name!r}; use one of .{', .'.join(sorted(known))}")
+    if path.is_dir():
+        raise PictureError(f"cannot draw {path}: it is a folder")
+    return path
+
+
 def plot_report(report: Report, path: str | Path) -> Path:
     """Draw ``report`` into ``path``; the suffix chooses the format (.png, .svg, .pdf).
 
     Raises:
         MissingPlotError: matplotlib is not installed.
-        ValueError: the suffix is no format that matplotlib writes.
+        PictureError: the suffix is no format that matplotlib writes.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPlotError(
-            "pictures need matplotlib: pip install 'palette-core[plot]'"
-        ) from None
+    path = check_picture(path)
+    from matplotlib.figure import Figure
 
-    path = Path(path)
     names = [tensor.name for tensor in report.tensors]
     rows = range(len(names))
     figure = Figure(figsize=(11, 1.5 + 0.22 * max(1, len(names))), layout="constrained")
-    known = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in known:
-        raise ValueError(f"cannot draw {path.name!r}; use one of .{', .'.join(sorted(known))}")
     sizes, noise = figure.subplots(1, 2, sharey=True)
     sizes.barh(
         rows, [t.dense_bytes / 2**20 for t in report.tensors], color="#c9d3df", label="dense"

@@ -83,7 +83,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     # torch.load raises whatever its unpickler meets in a damaged file.
     except Exception as error:
         raise SensitivityError(
-            f"{path} is not a file written by torch.save, or damaged: {error}"
+            f"{path} is damaged, or neither a safetensors file (suffix .safetensors) nor a "
+            f"dictionary of tensors written by torch.save ({type(error).__name__})"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise SensitivityError(f"{path} must hold a dictionary from tensor names to tensors")

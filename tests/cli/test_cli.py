@@ -48,6 +48,9 @@ FACTORY = """
     def misfit():
         return load()[0], (torch.randn(2, 5),)
 
+    def leaves():
+        raise SystemExit("done")
+
     def broken():
         raise RuntimeError("weights are gone")
 
@@ -239,6 +242,11 @@ ERRORS = {
     ("plan", "fac.py:not_a_model"): "(model, example_inputs)",
     ("plan", "fac.py:wrong_inputs"): "tuple of positional inputs",
     ("plan", "fac.py:broken"): "weights are gone",
+    ("plan", "fac.py:leaves"): "SystemExit: done",
+    ("plan", "fac.py:bare", "--input", "qint8[2,16]"): "float32",
+    ("plan", "fac.py:bare", "--input", "float32[99999999,99999999]"): "cannot be made",
+    ("palettize", "fac.py", "-o", "m.safetensors", "--plot", "r.xyz"): "r.xyz",
+    ("demo", "--model", "fac.py", "-o", "m.safetensors", "--plot", "r.xyz"): ".png",
     ("plan", "fac.py:misfit"): "failed on example_inputs",
     ("plan", "fac.py:bare"): "--input",
     ("plan", "fac.py:bare", "--input", "float32[2"): "dtype[shape]",
@@ -280,9 +288,11 @@ def test_bad_config_names_the_line(palette, tmp_path):
 def test_unknown_algorithm_names_the_nearest(palette, tmp_path):
     text = textwrap.dedent(CONFIG).replace("n_bits: 8", "n_bits: 8, algorithm: kmeans1")
     (tmp_path / "c.yaml").write_text(text)
-    code, _, err = palette("validate", "c.yaml")
-    assert code == 2
-    assert "did you mean 'kmeans1d'" in err
+    for command in (("validate", "c.yaml"), ("plan", "fac.py", "-c", "c.yaml")):
+        code, _, err = palette(*command)
+        assert code == 2
+        assert "did you mean 'kmeans1d'" in err
+        assert "c.yaml:9: module_name_configs['2'].op_state_spec['weight']" in err
 
 
 def test_a_model_with_random_outputs_is_reported_by_the_demo(palette):

@@ -9,6 +9,7 @@ from typing import Any, final
 from torch import nn
 
 from palette_core.checkpoint import save_checkpoint
+from palette_core.errors import BackendError
 from palette_core.interfaces import Backend, Refusal, TensorFacts
 from palette_core.palettized import PalettizedTensor
 
@@ -39,6 +40,12 @@ class PackedBackend(Backend):
         path: Path,
         dynamic_shapes: Any = None,
     ) -> Path:
-        """Write the packed checkpoint; inputs and dynamic shapes do not matter to it."""
-        del example_inputs, dynamic_shapes
+        """Write the packed checkpoint. Weights do not depend on inputs, so none are needed.
+
+        Raises:
+            BackendError: ``dynamic_shapes`` are given; a checkpoint has no shapes of inputs.
+        """
+        del example_inputs
+        if dynamic_shapes is not None:
+            raise BackendError("backend 'torch' writes weights only; leave dynamic_shapes out")
         return save_checkpoint(model, path)

@@ -67,12 +67,8 @@ def validate(
 ) -> None:
     """Check a configuration, resolve its names, and print it with all defaults."""
     from palette_core.cli import show
-    from palette_core.planning import check_names
-    from palette_core.plugins import get_catalog
 
-    loaded = _load_config(config)
-    check_names(loaded, get_catalog())
-    show.config(loaded, as_json=as_json)
+    show.config(_load_config(config), as_json=as_json)
 
 
 @app.command()
@@ -119,7 +115,7 @@ def palettize(
     from palette_core.cli.factories import load_factory
 
     settings = _load_config(config)
-    work.check_output(output, backend)
+    work.check_output(output, backend, plot)
     loaded = load_factory(factory, inputs or ())
     work.palettize(
         loaded,
@@ -166,7 +162,7 @@ def demo(
     from palette_core.cli import work
 
     settings = None if config is None else _load_config(config)
-    work.check_output(output, "torch")
+    work.check_output(output, "torch", plot)
     work.demo(
         model,
         inputs or (),
@@ -191,8 +187,15 @@ def _options(
 
 def _load_config(path: Path | None) -> Any:
     from palette_core.config import KMeansPalettizerConfig
+    from palette_core.config.yaml_io import locator
+    from palette_core.planning import check_names
+    from palette_core.plugins import get_catalog
 
-    return KMeansPalettizerConfig() if path is None else KMeansPalettizerConfig.from_yaml(path)
+    if path is None:
+        return KMeansPalettizerConfig()
+    config = KMeansPalettizerConfig.from_yaml(path)
+    check_names(config, get_catalog(), locator(path))
+    return config
 
 
 def main() -> None:

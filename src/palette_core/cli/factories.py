@@ -19,6 +19,11 @@ from palette_core.spec import parse_dtype
 
 DEFAULT_CALLABLE = "load"
 
+_INPUT_DTYPES = (
+    torch.float32, torch.float16, torch.bfloat16, torch.float64,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+
 
 class FactoryError(PaletteError, ValueError):
     """The FACTORY argument cannot be turned into a model and example inputs."""
@@ -54,7 +59,7 @@ def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
     factory = _attribute(source, name)
     try:
         made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FactoryError(f"{text} failed: {type(error).__name__}: {error}") from error
     if isinstance(made, nn.Module):
         if not inputs:
@@ -104,7 +109,18 @@ def make_input(text: str) -> Tensor:
             f"input {text!r}: {match[1]!r} is no torch dtype; "
             "common ones are float32, float16, int64, bool"
         ) from None
+    if dtype not in _INPUT_DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in _INPUT_DTYPES)
+        raise FactoryError(f"input {text!r}: dtype must be one of {names}")
     shape = [int(part) for part in match[2].split(",") if part.strip()]
+    try:
+        return _filled(shape, dtype)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise FactoryError(f"input {text!r} cannot be made: {reason}") from None
+
+
+def _filled(shape: list[int], dtype: torch.dtype) -> Tensor:
     if dtype.is_floating_point:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if dtype is torch.bool:
@@ -146,7 +162,7 @@ def _import_file(path: Path) -> Any:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FactoryError(f"importing {path} failed: {type(error).__name__}: {error}") from error
     return module
 
@@ -155,7 +171,7 @@ def _import_module(name: str) -> Any:
     sys.path.insert(0, "")  # as python -m does
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FactoryError(f"importing {name} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")

@@ -24,12 +24,17 @@ from palette_core.palettizer import KMeansPalettizer
 from palette_core.plugins import get_catalog
 
 
-def check_output(path: Path, backend: str) -> None:
+def check_output(path: Path, backend: str, plot: Path | None) -> None:
     """Refuse, before any work, what cannot be written.
 
     Raises:
         FactoryError: the name has not the backend's suffix, or a folder stands there.
+        PaletteError: the picture cannot be drawn.
     """
+    if plot is not None:
+        from palette_core.plot import check_picture
+
+        check_picture(plot)
     suffix = get_catalog().backend(backend).suffix
     if path.suffix != suffix:
         raise FactoryError(f"backend {backend!r} writes {suffix} files, got --output {path}")

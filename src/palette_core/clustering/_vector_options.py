@@ -26,7 +26,9 @@ class KMeansVectorOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    restarts: int = Field(default=2, ge=1, le=1000)
-    swaps: int = Field(default=20, ge=0)
-    max_iter: int = Field(default=300, ge=1)
-    tol: float = Field(default=1e-5, ge=0.0, allow_inf_nan=False)
+    restarts: int = Field(default=2, ge=1, le=1000, description="seedings tried")
+    swaps: int = Field(default=20, ge=0, description="attempts to move a little-used entry")
+    max_iter: int = Field(default=300, ge=1, description="most iterations")
+    tol: float = Field(
+        default=1e-5, ge=0.0, allow_inf_nan=False, description="relative gain at which to stop"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from palette_core.errors import ClusteringError
@@ -27,7 +27,9 @@ class KMeans1dOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    exact: bool = False
+    exact: bool = Field(
+        default=False, description="the proven optimum, whatever enable_fast_kmeans_mode says"
+    )
 
 
 @final

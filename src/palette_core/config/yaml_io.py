@@ -101,6 +101,17 @@ def load(model: type[ModelT], source: str | Path | IO[Any]) -> ModelT:
     return parse(model, data, locate)
 
 
+def locator(path: str | Path) -> problems.Locate:
+    """Return what turns a path into the config at ``path`` into file and line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: it is not YAML.
+    """
+    _, root = _read(str(path), Path(path).read_bytes())
+    return lambda parts: f"{path}:{_line_of(root, (CONFIG_KEY, *parts))}: "
+
+
 def _read(name: str, content: str | bytes) -> tuple[Any, yaml.Node]:
     try:
         loader = yaml.SafeLoader(content)

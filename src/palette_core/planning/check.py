@@ -2,48 +2,108 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
 from palette_core.errors import PaletteError
 from palette_core.planning.choose import clusterer_for, lut_quantizer_name
 from palette_core.plugins import Catalog, validate_options
 from palette_core.spec import PalettizationSpec
 
+ConfigPath = tuple[str, ...]
+Locate = Callable[[ConfigPath], str]
+
 
 def specs_of(config: KMeansPalettizerConfig) -> dict[str, PalettizationSpec]:
     """Return every spec of a config by its path."""
-    found: dict[str, PalettizationSpec] = {}
-
-    def states(path: str, mapping: dict[str, PalettizationSpec | None]) -> None:
-        for key, spec in mapping.items():
-            if spec is not None:
-                found[f"{path}[{key!r}]"] = spec
-
-    def module(path: str, rules: ModuleKMeansPalettizerConfig) -> None:
-        states(f"{path}.op_state_spec", rules.op_state_spec)
-        states(f"{path}.module_state_spec", rules.module_state_spec)
-        for name in ("op_type_config", "op_name_config"):
-            for key, op in getattr(rules, name).items():
-                states(f"{path}.{name}[{key!r}].op_state_spec", op.op_state_spec)
-
-    module("global_config", config.global_config)
-    for level in ("module_type_configs", "module_name_configs"):
-        for key, rules in getattr(config, level).items():
-            module(f"{level}[{key!r}]", rules)
-    return found
+    return {_text(path): spec for path, spec in _specs(config)}
 
 
-def check_names(config: KMeansPalettizerConfig, catalog: Catalog) -> None:
+def check_names(
+    config: KMeansPalettizerConfig, catalog: Catalog, locate: Locate | None = None
+) -> None:
     """Resolve every plug-in name in a config, and validate the options given to it.
+
+    Args:
+        config: the config.
+        catalog: the installed plug-ins.
+        locate: turns a path into the config into file and line, such as ``"config.yaml:7: "``.
 
     Raises:
         PaletteError: the first failure, its message prefixed with the path of the spec.
     """
-    for path, spec in specs_of(config).items():
-        try:
-            entry = clusterer_for(spec, catalog)
-            validate_options(entry, "clusterer", spec.algorithm_options)
-            lut_quantizer_name(spec.lut_qspec, catalog)
-            strategy = catalog.training_strategies.get(spec.training_strategy)
-            validate_options(strategy, "training strategy", spec.training_strategy_options)
-        except PaletteError as error:
-            raise type(error)(f"{path}: {error}") from None
+    for path, spec in _specs(config):
+        for field, check in _checks(spec, catalog).items():
+            try:
+                check()
+            except PaletteError as error:
+                place = "" if locate is None else locate((*path, *field.split(".")))
+                raise type(error)(f"{place}{_text(path)}: {error}") from None
+
+
+def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[], object]]:
+    """Return what there is to check about a spec, by the field that it is about."""
+
+    def strategy() -> object:
+        return catalog.training_strategies.get(spec.training_strategy)
+
+    return {
+        "algorithm": lambda: clusterer_for(spec, catalog),
+        "algorithm_options": lambda: validate_options(
+            clusterer_for(spec, catalog), "clusterer", spec.algorithm_options
+        ),
+        "lut_qspec.quantizer": lambda: lut_quantizer_name(spec.lut_qspec, catalog),
+        "training_strategy": strategy,
+        "training_strategy_options": lambda: validate_options(
+            catalog.training_strategies.get(spec.training_strategy),
+            "training strategy",
+            spec.training_strategy_options,
+        ),
+    }
+
+
+def _specs(config: KMeansPalettizerConfig) -> Iterator[tuple[ConfigPath, PalettizationSpec]]:
+    yield from _module_specs(("global_config",), config.global_config)
+    for level in ("module_type_configs", "module_name_configs"):
+        for key, module in getattr(config, level).items():
+            yield from _module_specs((level, key), module)
+
+
+def _module_specs(
+    path: ConfigPath, module: ModuleKMeansPalettizerConfig
+) -> Iterator[tuple[ConfigPath, PalettizationSpec]]:
+    for name in ("op_state_spec", "module_state_spec"):
+        yield from _state_specs((*path, name), getattr(module, name))
+    for name in ("op_type_config", "op_name_config"):
+        for key, op in getattr(module, name).items():
+            yield from _state_specs((*path, name, key, "op_state_spec"), op.op_state_spec)
+
+
+def _state_specs(
+    path: ConfigPath, states: Mapping[str, PalettizationSpec | None]
+) -> Iterator[tuple[ConfigPath, PalettizationSpec]]:
+    for key, spec in states.items():
+        if spec is not None:
+            yield (*path, key), spec
+
+
+_FIELDS = frozenset(
+    {
+        "global_config",
+        "module_type_configs",
+        "module_name_configs",
+        "op_state_spec",
+        "module_state_spec",
+        "op_type_config",
+        "op_name_config",
+    }
+)
+
+
+def _text(path: ConfigPath) -> str:
+    """Return ``global_config.op_state_spec['weight']``: fields and keys take turns in a path."""
+    text, key_next = path[0], path[0] != "global_config"
+    for part in path[1:]:
+        text += f"[{part!r}]" if key_next else f".{part}"
+        key_next = not key_next and part in _FIELDS
+    return text

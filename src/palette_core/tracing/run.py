@@ -66,7 +66,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
     ):
         try:
             model(*args, **kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TracingError(
                 f"{type(model).__name__} failed on example_inputs: {type(error).__name__}: {error}"
             ) from error
