@@ -1,0 +1,80 @@
+"""Real models with example inputs, for ``run.py`` and for the command line.
+
+    palette demo --model benchmarks/models.py:effnet
+
+The environment variable PALETTE_LOADERS names a folder with one file per model (minilm.py,
+effnet.py, smollm2.py, whisper_tiny.py), each with a ``load()`` that returns a module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Loaded = tuple[nn.Module, tuple[Any, ...]]
+
+
+def minilm() -> Loaded:
+    """all-MiniLM-L6-v2: 22.7 M weights, half of them in the embedding."""
+    return _loader("minilm").load(), (_tokens(30522), torch.ones(1, 16, dtype=torch.bool))
+
+
+def effnet() -> Loaded:
+    """EfficientNet-Lite0: 4.7 M weights in many small convolutions."""
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return _loader("effnet").load(), (image,)
+
+
+def smollm2() -> Loaded:
+    """SmolLM2-135M: 135 M weights, the embedding tied to the output."""
+    return _loader("smollm2").load(), (_tokens(49152),)
+
+
+class TeacherForcing(nn.Module):
+    """Encoder and decoder of a speech model in one call: spectrogram and tokens in, logits out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mel: Tensor, ids: Tensor) -> Tensor:
+        return self.model.decode(ids, self.model.encode(mel))
+
+
+def whisper() -> Loaded:
+    """Whisper tiny.en: 37 M weights."""
+    mel = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
+    return TeacherForcing(_loader("whisper_tiny").load()).eval(), (mel, _tokens(50257))
+
+
+def _tokens(vocabulary: int) -> Tensor:
+    return torch.randint(vocabulary, (1, 16), generator=torch.Generator().manual_seed(0))
+
+
+def _loader(name: str) -> ModuleType:
+    folder = os.environ.get("PALETTE_LOADERS")
+    if not folder:
+        raise RuntimeError(
+            f"PALETTE_LOADERS is not set; it names the folder that holds {name}.py, the loader"
+        )
+    path = Path(folder).expanduser() / f"{name}.py"
+    if not path.is_file():
+        raise RuntimeError(f"PALETTE_LOADERS={folder} has no {name}.py")
+    spec = importlib.util.spec_from_file_location(f"palette_loader_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    threads = torch.get_num_threads()
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        torch.set_num_threads(threads)  # a loader may set its own
+    return module
