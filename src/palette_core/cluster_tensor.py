@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from palette_core.clustering.quantized import quantize_codebook
 from palette_core.errors import ClusteringError, PlanError, WeightError
 from palette_core.interfaces import ClustererEntry, ClusterProblem, LutQuantizer
-from palette_core.palettized import Codebook, PalettizedTensor
+from palette_core.palettized import Codebook, PalettizedTensor, gather_entries
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog, Registered, get_catalog, validate_options
 
@@ -74,10 +76,9 @@ def check_finite(name: str, weight: Tensor) -> None:
     """Raise a `WeightError` that names the tensor and its first bad element."""
     if weight.is_meta:
         raise WeightError(f"{name} is on the meta device and has no values; load weights first")
-    finite = torch.isfinite(weight)
-    if bool(finite.all()):
+    if weight.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(weight)):
         return
-    bad = (~finite).nonzero()
+    bad = (~torch.isfinite(weight)).nonzero()
     where = tuple(int(i) for i in bad[0])
     raise WeightError(
         f"{name}: {len(bad)} of {weight.numel()} weights are NaN or infinite, the first "
@@ -193,16 +194,35 @@ def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
         )
 
 
-_SQUARES_CHUNK = 1 << 22
+_SQUARES_CHUNK = 1 << 16  # elements at once: they stay in the cache of a core
 
 
 def _squares(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
-    decoded = palettized.decode().reshape(-1)
-    flat = weight.reshape(-1)
+    """Return Σ (decoded − weight)² and Σ weight², without decoding the whole weight."""
+    low, high = (float(end) for end in torch.aminmax(weight))
+    # By a power of two, so that neither squares nor sums leave the range of float32.
+    unit = 2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000)
     error = norm = 0.0
-    for start in range(0, flat.numel(), _SQUARES_CHUNK):
-        part = flat[start : start + _SQUARES_CHUNK].double()
-        difference = decoded[start : start + _SQUARES_CHUNK].double() - part
-        error += float(torch.dot(difference, difference))
-        norm += float(torch.dot(part, part))
-    return error, norm
+    for part, stands_for in _pairs(weight, palettized):
+        wide = torch.float64 if part.dtype is torch.float64 else torch.float32
+        x = (part.to(wide) / unit).numpy(force=True).ravel()
+        gap = (stands_for.to(wide) / unit).numpy(force=True).ravel() - x
+        # numpy adds pairwise and in one thread: the same sum wherever it is computed
+        error += float(np.square(gap).sum())
+        norm += float(np.square(x).sum())
+    return error * unit**2, norm * unit**2
+
+
+def _pairs(weight: Tensor, palettized: PalettizedTensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield weights and what stands for them, in pieces of the same shapes."""
+    if palettized.scale is not None:
+        flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
+        for at in range(0, flat.numel(), _SQUARES_CHUNK):
+            yield flat[at : at + _SQUARES_CHUNK], decoded[at : at + _SQUARES_CHUNK]
+        return
+    points, book = palettized.layout.split(weight), palettized.codebook()
+    step = max(1, _SQUARES_CHUNK // points.shape[2])
+    for block, codes in enumerate(book.codes):
+        for at in range(0, codes.numel(), step):
+            piece = codes[None, at : at + step]
+            yield points[block, at : at + step], gather_entries(book.lut[block][None], piece)[0]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,8 @@ class Codebook:
 
 def gather_entries(lut: Tensor, codes: Tensor) -> Tensor:
     """Look up codes ``[B, N]`` in tables ``[B, K, D]``; returns ``[B, N, D]``."""
+    if _on_host(lut) and _on_host(codes):
+        return _gather_on_host(lut, codes)
     blocks, entries, dim = lut.shape
     # A 1-D table is looked up twice as fast as one of single columns.
     table = lut.reshape(-1) if dim == 1 else lut.reshape(blocks * entries, dim)
@@ -81,6 +84,33 @@ def gather_entries(lut: Tensor, codes: Tensor) -> Tensor:
         rows = codes[at : at + step].to(torch.int32) + first[at : at + step]
         parts.append(table.index_select(0, rows.reshape(-1)))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(*codes.shape, dim)
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Whether numpy may read a tensor: plain values in memory, of which no graph is recorded."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not tensor.requires_grad
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )
+
+
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _gather_on_host(lut: Tensor, codes: Tensor) -> Tensor:
+    """Look up by numpy, which takes one-byte indices as they are: three times as fast."""
+    tables = lut.contiguous().view(_SAME_SIZE[lut.element_size()]).numpy()
+    index = codes.numpy()
+    out = np.empty((*index.shape, lut.shape[-1]), tables.dtype)
+    for block, (table, row) in enumerate(zip(tables, index, strict=True)):
+        if table.shape[1] == 1:
+            out[block, :, 0] = table[:, 0].take(row)
+        else:
+            out[block] = table.take(row, axis=0)
+    return torch.from_numpy(out).view(lut.dtype)
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ def check_picture(path: str | Path) -> Path:
         PictureError: the suffix is no format that matplotlib writes, or a folder stands there.
     """
     try:
-        from matplotlib.backend_bases import FigureCanvasBase
+        from matplotlib.figure import Figure
     except ImportError:
         raise MissingPlotError(
             "pictures need matplotlib: pip install 'palette-core[plot]'"
         ) from None
     path = Path(path)
-    known = FigureCanvasBase.get_supported_filetypes()
+    known = Figure().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in known:
         raise PictureError(f"cannot draw {path.name!r}; use one of .{', .'.join(sorted(known))}")
     if path.is_dir():

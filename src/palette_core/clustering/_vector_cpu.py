@@ -16,7 +16,12 @@ from torch import Tensor
 from palette_core.clustering import _vector_kernels as kernels
 from palette_core.clustering import _vector_search as search
 from palette_core.clustering import _vector_seeding as seeding
-from palette_core.clustering._vector_options import SWAP_TOL, KMeansVectorOptions, sample_size
+from palette_core.clustering._vector_options import (
+    SWAP_TOL,
+    KMeansVectorOptions,
+    sample_size,
+    tries,
+)
 
 Floats = NDArray[Any]
 ItemT = TypeVar("ItemT")
@@ -79,12 +84,14 @@ def fit_blocks(
     with Workers() as workers:
         tables = workers.map(lambda block: _distinct(block, n_entries), blocks)
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
-        tasks = [(block, r) for block in open_blocks for r in range(options.restarts)]
+        sampled = min(sample_size(n_entries), max((b.points.shape[0] for b in blocks), default=0))
+        seedings = tries(options.restarts, sampled, n_entries)
+        tasks = [(block, r) for block in open_blocks for r in range(seedings)]
         started = workers.map(lambda task: _start(*task, n_entries, seed, options), tasks)
         best: dict[int, Floats] = {}
         for at, block in enumerate(open_blocks):
-            tries = started[at * options.restarts : (at + 1) * options.restarts]
-            best[block.index] = min(tries, key=lambda found: found[0])[1]
+            found = started[at * seedings : (at + 1) * seedings]
+            best[block.index] = min(found, key=lambda one: one[0])[1]
         swapped = workers.map(
             lambda b: _swap(b, best[b.index], n_entries, seed, options), open_blocks
         )

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 SWAP_TOL = 1e-4  # a swap must lower the cost by this fraction
 _SAMPLE = 16384  # points for seeding, at least
 _SAMPLE_PER_ENTRY = 64
+_TRIES_OF_ENTRIES = 48
+_TRIED_DISTANCES = 1 << 19
+_MOST_TRIES = 32
 
 
 def sample_size(n_entries: int) -> int:
@@ -14,11 +17,17 @@ def sample_size(n_entries: int) -> int:
     return max(_SAMPLE, _SAMPLE_PER_ENTRY * n_entries)
 
 
+def tries(restarts: int, n_points: int, n_entries: int) -> int:
+    """Return how many seedings to try: more where one costs little, in small blocks and tables."""
+    affordable = min(_MOST_TRIES, _TRIED_DISTANCES // (max(1, n_points) * n_entries))
+    return max(restarts, _TRIES_OF_ENTRIES // n_entries, affordable)
+
+
 class KMeansVectorOptions(BaseModel):
     """Options of the built-in vector k-means.
 
     Attributes:
-        restarts: how many seedings are tried; the best goes on.
+        restarts: how many seedings are tried at least; the best goes on.
         swaps: how often entries that help little are tried where points are served worst.
         max_iter: most iterations of Lloyd's algorithm, on the sample and on the whole block.
         tol: iteration stops when the cost falls by less than this fraction.

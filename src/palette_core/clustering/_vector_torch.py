@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palette_core.clustering._vector_options import SWAP_TOL, KMeansVectorOptions, sample_size
+from palette_core.clustering._vector_options import (
+    SWAP_TOL,
+    KMeansVectorOptions,
+    sample_size,
+    tries,
+)
 
 _LIMIT = 1 << 23  # distances held at once: 64 MB
 
@@ -47,7 +52,7 @@ def fit_tables(
         group = Problem(points[at : at + step], weights, index)
         sample = _sample(group, n_entries, seed)
         table, cost = _start(sample, 0, n_entries, seed, options)
-        for restart in range(1, options.restarts):
+        for restart in range(1, tries(options.restarts, size, n_entries)):
             other, other_cost = _start(sample, restart, n_entries, seed, options)
             table = torch.where((other_cost < cost)[:, None, None], other, table)
             cost = torch.minimum(cost, other_cost)
