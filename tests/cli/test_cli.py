@@ -57,6 +57,13 @@ FACTORY = """
     def undecided():
         return nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5)), (torch.randn(2, 16),)
 
+    class Restless(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.rand(16)
+
+    def restless():
+        return Restless(16, 16), (torch.randn(2, 16),)
+
     def with_nan():
         model, inputs = load()
         with torch.no_grad():
@@ -295,10 +302,16 @@ def test_unknown_algorithm_names_the_nearest(palette, tmp_path):
         assert "c.yaml:9: module_name_configs['2'].op_state_spec['weight']" in err
 
 
-def test_a_model_with_random_outputs_is_reported_by_the_demo(palette):
-    # evaluation mode makes dropout still, so outputs agree: the check compares like with like
+def test_the_demo_evaluates_so_dropout_does_not_matter(palette):
     found = run_json(palette, "demo", "--model", "fac.py:undecided")
     assert found["totals"]["loaded_outputs_equal"] is True
+
+
+def test_the_demo_fails_when_loaded_outputs_differ(palette):
+    code, out, err = palette("demo", "--model", "fac.py:restless", "--json")
+    assert json.loads(out)["totals"]["loaded_outputs_equal"] is False
+    assert code == 2
+    assert "outputs may be random" in err
 
 
 def test_interrupt_ends_with_130_and_no_file(palette, tmp_path, monkeypatch):

@@ -200,7 +200,7 @@ def test_unknown_options_are_refused():
 
 @pytest.mark.slow
 def test_compiled_kernels_outlive_the_process(tmp_path):
-    """Also where the package itself cannot be written to: numba then uses its own folder."""
+    """A second process finds the kernels that the first one compiled into numba's folder."""
     code = (
         "from palette_core.clustering.kmeans1d import kernels_are_cached, warm_up\n"
         "print(kernels_are_cached()); warm_up(); print(kernels_are_cached())"

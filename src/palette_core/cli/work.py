@@ -20,6 +20,7 @@ from palette_core.config import (
     ModuleKMeansPalettizerConfig,
     OpKMeansPalettizerConfig,
 )
+from palette_core.errors import CheckpointError
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.plugins import get_catalog
 
@@ -107,7 +108,7 @@ def demo(
     }
     _report(palettizer, totals, plot, as_json)
     if not totals["loaded_outputs_equal"]:
-        raise FactoryError(
+        raise CheckpointError(
             "outputs of the loaded checkpoint differ from the prepared model's; the model's "
             "outputs may be random, or depend on state outside parameters and buffers"
         )
