@@ -210,7 +210,8 @@ def _squares(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float
         # numpy adds pairwise and in one thread: the same sum wherever it is computed
         error += float(np.square(gap).sum())
         norm += float(np.square(x).sum())
-    return error * unit**2, norm * unit**2
+    # Not unit**2: that raises where a product becomes infinite.
+    return error * unit * unit, norm * unit * unit
 
 
 def _pairs(weight: Tensor, palettized: PalettizedTensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -70,3 +70,24 @@ def test_scaling_a_channel_scales_its_decoded_weights():
     a = prepared(one, (torch.zeros(1, 16),), n_bits=3).weight
     b = prepared(other, (torch.zeros(1, 16),), n_bits=3).weight
     assert torch.equal(a * factors, b)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float64, 1e200), (torch.float64, 1e-200), (torch.float64, 1e150), (torch.float32, 1e37),
+     (torch.float32, 1e-37), (torch.bfloat16, 1e37), (torch.float16, 1e4)],
+)  # fmt: skip
+def test_extreme_magnitudes_prepare_and_report(dtype, size):
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16, bias=False).double()
+    with torch.no_grad():
+        layer.weight.mul_(size * 4)
+    layer.to(dtype)
+    exact = layer.weight.detach().clone()
+    palettizer = KMeansPalettizer(layer)
+    found = palettizer.prepare((torch.zeros(1, 16, dtype=dtype),)).weight
+    assert ((found - exact).double().abs() / size).max() < 0.2
+    (row,) = palettizer.report.tensors
+    if 1e-150 < size < 1e150:  # the squares themselves fit a float64
+        assert 15 < row.snr_db < 40
+    palettizer.report.to_dict()
