@@ -158,5 +158,6 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             interface=INTERFACE_VERSION,
             factory=_torch,
             suffix=".safetensors",
+            supports_mmap=True,
         )
     ]

@@ -55,6 +55,10 @@ class CheckpointError(PaletteError, ValueError):
     """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
 
 
+class WeightFileError(PaletteError, OSError):
+    """A file that a finalized weight is mapped from is missing or damaged."""
+
+
 class BackendError(PaletteError, ValueError):
     """An export backend cannot do what was asked."""
 

@@ -161,17 +161,14 @@ class Backend(ABC):
         """Say in planning whether this tensor cannot be exported; None means it can."""
 
     @abstractmethod
-    def finalize(
-        self, model: nn.Module, palettized: Mapping[str, PalettizedTensor], mmap_dir: Path | None
-    ) -> nn.Module:
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Replace palettized weights by the runtime's form, in place, and return the model.
 
         Args:
             model: a model whose weights already decode through ``palette_core::depalettize``,
                 the dense originals freed. Most backends have nothing to add.
-            palettized: the same weights by fully qualified name of their first owner.
-            mmap_dir: where to keep the weights on disk; only given when the entry says
-                ``supports_mmap``.
+            palettized: the same weights by fully qualified name of their first owner; each is
+                unpacked when it is looked up.
         """
 
     @abstractmethod
@@ -273,7 +270,8 @@ class ExportBackendEntry(PluginEntry):
     Attributes:
         factory: makes the backend from validated options; import heavy modules inside it.
         suffix: file name suffix of what it writes, with the dot.
-        supports_mmap: accepts ``mmap_dir``.
+        supports_mmap: works with weights that ``finalize(mmap_dir=…)`` keeps in files and maps
+            into memory, without copying them all.
     """
 
     factory: Callable[[Any], Backend]
