@@ -17,7 +17,7 @@ from palette_core.errors import BackendError, StateError
 from palette_core.execution import Job, check_num_workers, run_jobs
 from palette_core.finalizing import pack_model
 from palette_core.interfaces import Backend
-from palette_core.packed_weight import palette_modules
+from palette_core.packed_weight import PackedWeight, palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import OnIncompatible, Plan, make_plan, refusals, warn_about
 from palette_core.plugins import Catalog, get_catalog, validate_options
@@ -84,6 +84,7 @@ class KMeansPalettizer:
         *,
         on_incompatible: OnIncompatible = "skip",
         backend: str | ExportBackend | None = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Trace the model and decide about every tensor, changing nothing.
 
@@ -91,12 +92,13 @@ class KMeansPalettizer:
             example_inputs: a tuple of positional or a dictionary of keyword inputs.
             on_incompatible: see `prepare`.
             backend: refuse what this export backend cannot take.
+            backend_options: the options it would export with.
 
         Raises:
             TracingError: the model fails on the inputs.
             PlanError: see `planning.make_plan`.
         """
-        target = None if backend is None else self._backend(backend)
+        target = None if backend is None else self._backend(backend, backend_options)
         graph = trace(self._model, example_inputs)
         return make_plan(
             graph,
@@ -113,6 +115,8 @@ class KMeansPalettizer:
         num_workers: int = 1,
         *,
         on_incompatible: OnIncompatible = "skip",
+        backend: str | ExportBackend | None = None,
+        backend_options: Mapping[str, Any] | None = None,
         show_progress: bool | None = None,
     ) -> nn.Module:
         """Palettize the model in place and return it.
@@ -132,6 +136,8 @@ class KMeansPalettizer:
                 result is the same.
             on_incompatible: ``"skip"`` leaves tensors whose shape does not fit their spec dense,
                 with a warning each; ``"error"`` raises.
+            backend: refuse, before the work, what this export backend cannot take.
+            backend_options: the options it will export with.
             show_progress: None shows a bar on a terminal.
 
         Raises:
@@ -147,7 +153,12 @@ class KMeansPalettizer:
         num_workers = check_num_workers(num_workers)
         if next(palette_modules(self._model), None) is not None:
             raise StateError("Model has already been prepared. Cannot re-prepare")
-        plan = self.make_plan(example_inputs, on_incompatible=on_incompatible)
+        plan = self.make_plan(
+            example_inputs,
+            on_incompatible=on_incompatible,
+            backend=backend,
+            backend_options=backend_options,
+        )
         warn_about(plan)
         with untouched_global_rng():
             jobs = self._jobs(plan, sensitivity_path)
@@ -163,6 +174,7 @@ class KMeansPalettizer:
         backend: str | ExportBackend = ExportBackend.CoreAI,
         *,
         mmap_dir: str | Path | None = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> nn.Module:
         """Turn a prepared model's weights into packed indices and tables, in place.
 
@@ -173,16 +185,22 @@ class KMeansPalettizer:
         Args:
             model: a prepared model; None is the palettizer's own.
             backend: an `ExportBackend`, or the name of a registered backend.
-            mmap_dir: where backends that support it keep the weights on disk.
+            mmap_dir: a folder in which to keep the packed weights, one file each, mapped into
+                memory: pages come when they are used, and go when memory is short. The files
+                must stay as long as the model; when one is missing or cut off, using the weight
+                raises `WeightFileError`. Copies of the model are held in memory.
+            backend_options: options of the backend, by name; see ``palette plugins``.
 
         Raises:
             StateError: the model is not prepared.
             MissingBackendError: the backend's plug-in is not installed.
-            BackendError: the backend cannot take a tensor, or ``mmap_dir``.
+            BackendError: the backend cannot take a tensor, or ``mmap_dir``; the model is as
+                before.
+            OSError: a file cannot be written in ``mmap_dir``; the model is as before.
         """
         model = self._chosen(model)
         name = _backend_name(backend)
-        target = self._backend(backend)
+        target = self._backend(backend, backend_options)
         if mmap_dir is not None and not self._catalog.backend(name).supports_mmap:
             raise BackendError(f"mmap_dir is not supported by backend {name!r}; leave it out")
         items = list(palette_modules(model))
@@ -193,9 +211,8 @@ class KMeansPalettizer:
         if sentences:
             raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
         palettize_current(prepared, self._catalog)
-        palettized = pack_model(model)
-        directory = None if mmap_dir is None else Path(mmap_dir)
-        return target.finalize(model, palettized, directory)
+        palettized = pack_model(model, None if mmap_dir is None else Path(mmap_dir))
+        return target.finalize(model, palettized)
 
     def export(
         self,
@@ -205,6 +222,7 @@ class KMeansPalettizer:
         model: nn.Module | None = None,
         backend: str | ExportBackend = ExportBackend.CoreAI,
         dynamic_shapes: Any = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> Path:
         """Finalize where that is still to be done, and write the backend's file.
 
@@ -214,23 +232,30 @@ class KMeansPalettizer:
             model: a prepared or finalized model; None is the palettizer's own.
             backend: an `ExportBackend`, or the name of a registered backend.
             dynamic_shapes: as in ``torch.export.export``, for backends that take them.
+            backend_options: options of the backend, by name; see ``palette plugins``.
 
         Returns:
             The path written.
 
         Raises:
             BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
+            PluginOptionsError: an option is unknown, or its value wrong.
+            WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
             OSError: the folder of ``path`` cannot be made; the model is as before.
         """
         model = self._chosen(model)
+        target = self._backend(backend, backend_options)
         suffix = self._catalog.backend(_backend_name(backend)).suffix
         if Path(path).suffix != suffix:
             raise BackendError(f"backend {_backend_name(backend)!r} writes {suffix}, got {path}")
         # Before the dense weights are freed.
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if any(isinstance(item, PalettizedWeight) for _, _, _, item in palette_modules(model)):
-            model = self.finalize(model, backend)
-        return self._backend(backend).export(model, example_inputs, Path(path), dynamic_shapes)
+            model = self.finalize(model, backend, backend_options=backend_options)
+        for _, _, _, item in palette_modules(model):
+            if isinstance(item, PackedWeight):
+                item.check_file()
+        return target.export(model, example_inputs, Path(path), dynamic_shapes)
 
     @contextlib.contextmanager
     def training_mode(self, model: nn.Module | None = None) -> Iterator[Self]:
@@ -272,9 +297,11 @@ class KMeansPalettizer:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         return model
 
-    def _backend(self, backend: str | ExportBackend) -> Backend:
+    def _backend(
+        self, backend: str | ExportBackend, options: Mapping[str, Any] | None = None
+    ) -> Backend:
         entry = self._catalog.backend(_backend_name(backend))
-        return entry.factory(validate_options(entry, "export backend", {}))
+        return entry.factory(validate_options(entry, "export backend", dict(options or {})))
 
     def _jobs(self, plan: Plan, sensitivity_path: str | Path | None) -> list[Job]:
         sensitivities = (

@@ -49,6 +49,27 @@ ConfigFile = Annotated[
     typer.Option("--config", "-c", help="YAML configuration; default: 4 bits per tensor."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="Option of the export backend, as palette plugins lists them; once per option.",
+    ),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="INPUT:AXIS[=MIN..MAX]",
+        help="An axis of an input whose length may vary, such as input_ids:1=1..128; "
+        "once per axis. Everything else keeps the shape of the example inputs.",
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="Export backend; default: the one that writes files named like --output."),
+]
 Workers = Annotated[int, typer.Option("--num-workers", min=1, help="Clustering processes.")]
 
 
@@ -79,17 +100,22 @@ def plan(
     backend: Annotated[
         str | None, typer.Option(help="Also refuse what this export backend cannot take.")
     ] = None,
+    option: BackendOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which tensor gets which spec, and the rule that decided. Changes nothing."""
     from palette_core import KMeansPalettizer
     from palette_core.cli import show
+    from palette_core.cli.exporting import read_options
     from palette_core.cli.factories import load_factory
 
     settings = _load_config(config)
+    options = read_options(option or ())
+    if options and backend is None:
+        raise typer.BadParameter("--option is for the export backend; name it with --backend")
     loaded = load_factory(factory, inputs or ())
     made = KMeansPalettizer(loaded.model, settings).make_plan(
-        loaded.example_inputs, backend=backend
+        loaded.example_inputs, backend=backend, backend_options=options
     )
     show.plan(made, as_json=as_json)
 
@@ -100,7 +126,9 @@ def palettize(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     config: ConfigFile = None,
     inputs: Input = None,
-    backend: Annotated[str, typer.Option(help="Export backend.")] = "torch",
+    backend: Backend = None,
+    option: BackendOption = None,
+    dynamic: Dynamic = None,
     num_workers: Workers = 1,
     sensitivities: Annotated[
         Path | None, typer.Option(help="File of sensitivities for weighted clustering.")
@@ -112,21 +140,44 @@ def palettize(
 ) -> None:
     """Palettize a model and write it in a backend's format."""
     from palette_core.cli import work
+    from palette_core.cli.exporting import make_target
     from palette_core.cli.factories import load_factory
 
     settings = _load_config(config)
-    work.check_output(output, backend, plot)
+    target = make_target(output, backend, option or (), dynamic or ())
+    work.check_picture_name(plot)
     loaded = load_factory(factory, inputs or ())
     work.palettize(
         loaded,
         settings,
-        output,
-        backend=backend,
+        target,
         num_workers=num_workers,
         sensitivities=sensitivities,
         plot=plot,
         as_json=as_json,
     )
+
+
+@app.command()
+def export(
+    factory: Factory,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Packed checkpoint (.safetensors) of that model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    inputs: Input = None,
+    backend: Backend = None,
+    option: BackendOption = None,
+    dynamic: Dynamic = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a palettized model to a runtime's format, without palettizing it again."""
+    from palette_core.cli.exporting import export_checkpoint, make_target
+    from palette_core.cli.factories import load_factory
+
+    target = make_target(output, backend, option or (), dynamic or ())
+    loaded = load_factory(factory, inputs or ())
+    export_checkpoint(loaded, checkpoint, target, as_json=as_json)
 
 
 @app.command()
@@ -160,14 +211,15 @@ def demo(
 ) -> None:
     """Palettize all-MiniLM-L6-v2 to 4 bits in groups of 16 channels, end to end."""
     from palette_core.cli import work
+    from palette_core.cli.exporting import make_target
 
     settings = None if config is None else _load_config(config)
-    work.check_output(output, "torch", plot)
+    work.check_picture_name(plot)
     work.demo(
         model,
         inputs or (),
         settings,
-        output,
+        make_target(output, "torch").path,
         num_workers=num_workers,
         plot=plot,
         as_json=as_json,
