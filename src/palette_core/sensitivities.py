@@ -53,9 +53,10 @@ def from_squares(squares: Tensor) -> Tensor:
     largest = squares.max()
     if not bool(largest > 0):
         return squares.fill_(1)
-    squares /= largest
-    smallest = float(torch.where(squares > 0, squares, 1).min())
-    return squares.masked_fill_(squares == 0, smallest).clamp_(min=_TINY)
+    # Before the division, which may make zeros of small values.
+    smallest = torch.where(squares > 0, squares, largest).min()
+    squares.masked_fill_(squares == 0, float(smallest))
+    return squares.div_(largest).clamp_(min=_TINY)
 
 
 def fingerprint(weight: Tensor) -> str:

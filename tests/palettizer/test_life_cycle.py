@@ -116,9 +116,9 @@ def after(history: tuple[str, ...], folder: Path) -> World:
 def explore(history: tuple[str, ...], kind: str, length: int, folder: Path) -> int:
     """Try every continuation of a history; returns how many orders of calls were tried."""
     tried, at = 0, after(history, folder)
-    for name in CALLS:
+    for name, call in CALLS.items():
         right = kind in NEEDS[name]
-        assert happens(CALLS[name], at) is right, (*history, name)
+        assert happens(call, at) is right, (*history, name)
         then = MAKES.get(name, kind) if right else kind
         assert kind_of(at.model) == then, (*history, name)
         assert at.model(*INPUTS).isfinite().all()
