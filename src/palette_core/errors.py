@@ -48,7 +48,7 @@ class ClusteringError(PaletteError, RuntimeError):
 
 
 class SensitivityError(PaletteError, ValueError):
-    """A file of sensitivities does not fit the model."""
+    """Sensitivities cannot be measured, or a file of them does not fit the model."""
 
 
 class AllocationError(PaletteError, ValueError):

@@ -15,6 +15,7 @@ from palette_core.cluster_tensor import Clustered, cluster_tensor
 from palette_core.errors import ClusteringError, PaletteError
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog
+from palette_core.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,20 @@ def run_jobs(
         if on_done is not None:
             on_done(ordered[index], result)
     return [result for result in results if result is not None]
+
+
+def run_with_bar(
+    jobs: Iterable[Job], *, num_workers: int, catalog: Catalog, show: bool | None
+) -> list[Clustered]:
+    """Do the same as `run_jobs`, with a progress bar; None shows it on a terminal."""
+    ordered = list(jobs)
+    with progress_bar("Palettizing", len(ordered), show=show) as advance:
+        return run_jobs(
+            ordered,
+            num_workers=num_workers,
+            catalog=catalog,
+            on_done=lambda job, _: advance(job.plan.name, 1),
+        )
 
 
 def _cost(job: Job) -> int:

@@ -11,6 +11,7 @@ from palette_core.interfaces import TrainingStrategy
 from palette_core.packed_weight import PaletteModule
 from palette_core.palettized import PalettizedTensor
 from palette_core.planning import TensorPlan
+from palette_core.sensitivities import Sensitivity
 
 
 @final
@@ -28,6 +29,7 @@ class PalettizedWeight(PaletteModule):
         super().__init__(palettized, palettized.indices)
         self.plan = plan
         self.strategy = strategy
+        self.sensitivity: Sensitivity | None = None  # of the dense weight, for every clustering
         self.register_buffer("enabled", torch.tensor(True, device=palettized.indices.device))
         self._on = True
         self._decoded: Tensor | None = None
