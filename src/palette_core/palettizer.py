@@ -11,7 +11,7 @@ from typing import Any, Self, final
 from torch import nn
 
 from palette_core import parametrization
-from palette_core.cluster_tensor import Clustered, check_finite
+from palette_core.cluster_tensor import Clustered, check_finite, make_lut_quantizer
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import BackendError, StateError
 from palette_core.execution import Job, check_num_workers, run_jobs
@@ -26,7 +26,7 @@ from palette_core.report import Report, make_report
 from palette_core.rng import untouched_global_rng
 from palette_core.sensitivities import load_sensitivities, normalized
 from palette_core.tracing import ExampleInputs, trace
-from palette_core.training_session import TrainingSession, palettize_current
+from palette_core.training_session import TrainingSession, palettize_current, settle_trained
 
 
 class ExportBackend(Enum):
@@ -65,7 +65,6 @@ class KMeansPalettizer:
         self._config = KMeansPalettizerConfig() if config is None else config
         self._catalog: Catalog = get_catalog()
         self._session: TrainingSession | None = None
-        self._steps = 0
         self.plan: Plan | None = None
         self.report: Report | None = None
 
@@ -192,6 +191,7 @@ class KMeansPalettizer:
         sentences = refusals(list({i.plan.name: i.plan for _, _, i in prepared}.values()), target)
         if sentences:
             raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
+        settle_trained(prepared)
         palettize_current(prepared, self._catalog)
         palettized = pack_model(model)
         directory = None if mmap_dir is None else Path(mmap_dir)
@@ -238,21 +238,27 @@ class KMeansPalettizer:
 
         Inside, the model is in training mode and each weight is what its training strategy makes
         of it. Weights whose module config has a `PATSchedule` train dense until its step, and
-        are clustered then. On exit training flags are as before.
+        are clustered then. On exit training flags are as before, and every palette is what
+        training has come to: evaluation, `finalize` and checkpoints agree on it.
+
+        The count of steps is the model's: it goes on in a later stay, and after
+        ``load_state_dict``.
 
         Raises:
             StateError: the model is not prepared, or this is nested.
+            WeightError: on exit, a weight or its tables have become NaN or infinite.
+            TrainingError: on exit, a strategy returned what is no assignment.
         """
         model = self._chosen(model)
         if self._session is not None:
             raise StateError("Cannot enter training_mode() while palettizer is training")
-        session = TrainingSession(model, self._catalog, self._steps)
+        session = TrainingSession(model, self._catalog)
         self._session = session
         try:
             with session:
                 yield self
         finally:
-            self._session, self._steps = None, session.steps
+            self._session = None
 
     def step(self) -> None:
         """Count one training step, and palettize the weights whose schedule has come to it.
@@ -309,9 +315,17 @@ class KMeansPalettizer:
                 options = validate_options(
                     entry, "training strategy", tensor.spec.training_strategy_options
                 )
-                item = PalettizedWeight(tensor, result.palettized, entry.factory(options))
+                item = PalettizedWeight(
+                    tensor,
+                    result.palettized,
+                    entry.factory(options),
+                    trains_lut=entry.trains_lut,
+                    moves_lut=entry.moves_lut,
+                    quantizer=make_lut_quantizer(tensor, self._catalog),
+                )
                 for module, state in where:
                     item.train(module.training)
+                    item.requires_grad_(getattr(module, state).requires_grad)
                     parametrization.attach(module, state, item)
         except BaseException:
             kept.restore()

@@ -84,6 +84,24 @@ class Kept:
                 registry.update(content)
 
 
+def chain_input(module: nn.Module, name: str, parametrization: nn.Module) -> Tensor:
+    """Return what ``parametrization`` receives in the chain of ``module.<name>``.
+
+    The dense original where it is the first of the chain, else what those before it compute.
+    """
+    chain = cast("parametrize.ParametrizationList", parametrizations(module)[name])
+    count = 1 if chain.is_tensor else chain.ntensors
+    originals = [
+        getattr(chain, "original" if chain.is_tensor else f"original{i}") for i in range(count)
+    ]
+    value, *rest = originals
+    for at, item in enumerate(chain):
+        if item is parametrization:
+            return cast("Tensor", value)
+        value = item(value, *rest) if at == 0 else item(value)
+    raise ValueError(f"{name} is not computed through this {type(parametrization).__name__}")
+
+
 def places(model: nn.Module, owners: tuple[Owner, ...]) -> Iterator[tuple[nn.Module, str]]:
     """Yield module and local name of every place where a tensor hangs."""
     for owner in owners:
