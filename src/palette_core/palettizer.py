@@ -16,6 +16,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import BackendError, StateError
 from palette_core.execution import Job, check_num_workers, run_jobs
 from palette_core.finalizing import pack_model
+from palette_core.hooked_weights import replace_hook
 from palette_core.interfaces import Backend
 from palette_core.packed_weight import palette_modules
 from palette_core.palette_modules import PalettizedWeight
@@ -324,8 +325,9 @@ class KMeansPalettizer:
                     quantizer=make_lut_quantizer(tensor, self._catalog),
                 )
                 for module, state in where:
+                    replace_hook(module, state)
                     item.train(module.training)
-                    item.requires_grad_(getattr(module, state).requires_grad)
+                    item.requires_grad_(parametrization.is_trained(module, state))
                     parametrization.attach(module, state, item)
         except BaseException:
             kept.restore()

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from palette_core.palettized import Codebook, PalettizedTensor, QuantizedLut, gather_entries
 
-_CHUNK = 1 << 20  # distances, or elements of wide temporaries, held at once
+_CHUNK = 1 << 18  # distances, or elements of wide temporaries, held at once
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def squared_distances(points: Tensor, entries: Tensor) -> Tensor:
 
 
 def pieces(blocks: int, count: int, width: int = 1) -> list[tuple[slice, slice]]:
-    """Cut ``[blocks, count, width]`` into slices of about a million elements."""
+    """Cut ``[blocks, count, width]`` into slices of about 260,000 elements."""
     step = max(1, min(count, _CHUNK // width))
     together = max(1, _CHUNK // (step * width))
     return [

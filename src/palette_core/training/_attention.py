@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from palette_core.training_problem import autocast_off, pieces, squared_distances
+from palette_core.training_problem import autocast_off, pieces
 
 _DISTINCT = 1 << 16
 
@@ -118,7 +118,7 @@ class _Points(torch.autograd.Function):
         _keep(ctx, lut, tau, among, points.dtype)
         table = torch.empty_like(among.values)
         for block, piece, _, a in _attention(among.values, lut, tau):
-            table[block, piece] = _times(a, lut[block])
+            table[block, piece] = _mixed(a, lut[block])
         return among.spread(table)
 
     @staticmethod
@@ -128,26 +128,22 @@ class _Points(torch.autograd.Function):
             return _points_backward(ctx, grads[0])
 
 
-def _points_backward(ctx: Any, grads: Tensor) -> Any:
+def _points_backward(ctx: Any, grad: Tensor) -> Any:
     lut, tau, among = _kept(ctx)
-    grad = among.gathered(grads)
+    gathered = among.gathered(grad)
     to_lut = torch.zeros_like(lut, dtype=torch.float64)
-    # For scalars the slope of the table, by which every point's own gradient is multiplied.
-    slope = torch.empty_like(among.values)
+    # For scalars, the slope by which every point's own gradient is multiplied.
+    table = torch.empty_like(among.values)
     for block, piece, x, a in _attention(among.values, lut, tau):
-        c, g = lut[block], grad[block, piece]
-        m = _times(a, c)
-        pull = 2 / tau[block]
-        dots = _dots(g, c)  # g·c_j
-        gap = dots - (g * m).sum(-1, keepdim=True)  # g·(c_j − m)
-        to_lut[block] += _weighted_gaps(a, pull * gap, x, c)
-        to_lut[block] += _transposed(a, g)
+        c, g = lut[block], gathered[block, piece]
+        m, pull = _mixed(a, c), 2 / tau[block]
+        gap = _dots(c, g) - (g * m).sum(-1)[:, None]  # g·(c_j − m)
+        to_lut[block] += _weighted_gaps(a * (pull * gap), x, c) + torch.bmm(a, g)
         if among.index is None:
-            slope[block, piece] = pull * _times(a * gap, c)
+            table[block, piece] = pull * _mixed(a * gap, c)
         else:
-            spread = c[:, None, :, 0] - m
-            slope[block, piece] = pull * (a * spread.square()).sum(-1, keepdim=True)
-    to_points = slope if among.index is None else among.spread(slope) * grads
+            table[block, piece] = pull * (a * (c - m.mT).square_()).sum(1)[..., None]
+    to_points = table if among.index is None else among.spread(table) * grad
     return to_points.to(ctx.dtype), to_lut.to(lut.dtype), None, None
 
 
@@ -157,9 +153,9 @@ class _Means(torch.autograd.Function):
         sums = torch.zeros_like(lut, dtype=torch.float64)
         mass = torch.zeros_like(sums[..., :1])
         for block, piece, x, a in _attention(among.values, lut, tau):
-            shares = a if among.counts is None else a * among.counts[block, piece]
-            sums[block] += _transposed(shares, x)
-            mass[block] += shares.sum(dim=1, dtype=torch.float64)[..., None]
+            shares = a if among.counts is None else a * among.counts[block, piece].mT
+            sums[block] += torch.bmm(shares, x)
+            mass[block] += shares.sum(dim=2, dtype=torch.float64)[..., None]
         used = mass > _LEAST_MASS
         mass = torch.where(used, mass, 1.0)
         means = torch.where(used, sums / mass, lut.double()).to(lut.dtype)
@@ -171,30 +167,28 @@ class _Means(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        with autocast_off(grads[0].device.type):  # a caller may have left it on
+        with autocast_off(grads[0].device.type):
             return _means_backward(ctx, grads[0])
 
 
-def _means_backward(ctx: Any, grads: Tensor) -> Any:
+def _means_backward(ctx: Any, grad: Tensor) -> Any:
     lut, tau, among = _kept(ctx)
     means, inverse = ctx.saved_tensors[-2:]
-    g = grads * inverse  # g_j / z_j
-    to_lut = torch.zeros_like(lut, dtype=torch.float64)
-    to_lut += torch.where(inverse > 0, 0.0, grads)
+    g = grad * inverse  # g_j / z_j
+    to_lut = torch.where(inverse > 0, 0.0, grad).double()
     table = torch.empty_like(among.values)
-    at_means = (g * means).sum(-1)[:, None, :]
+    at_means = (g * means).sum(-1, keepdim=True)
     for block, piece, x, a in _attention(among.values, lut, tau):
         c, pull = lut[block], 2 / tau[block]
-        h = _dots(x, g[block]) - at_means[block]
+        h = _dots(g[block], x) - at_means[block]
         weighted = a * h
-        mean_h = weighted.sum(-1, keepdim=True)
-        table[block, piece] = _times(a, g[block]) + pull * (
-            _times(weighted, c) - _times(a, c) * mean_h
-        )
-        share = pull * (h - mean_h)
+        mean_h = weighted.sum(dim=1, keepdim=True)
+        turned = _mixed(weighted, c) - _mixed(a, c) * mean_h.mT
+        table[block, piece] = _mixed(a, g[block]) + pull * turned
+        share = pull * (weighted - a * mean_h)
         if among.counts is not None:
-            share = share * among.counts[block, piece]
-        to_lut[block] += _weighted_gaps(a, share, x, c)
+            share = share * among.counts[block, piece].mT
+        to_lut[block] += _weighted_gaps(share, x, c)
     return among.spread(table).to(ctx.dtype), to_lut.to(lut.dtype), None, None
 
 
@@ -216,30 +210,30 @@ def _kept(ctx: Any) -> tuple[Tensor, Tensor, Distinct]:
 def _attention(
     values: Tensor, lut: Tensor, tau: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield blocks and piece, its values ``[b, n, D]``, and their attention ``[b, n, K]``."""
-    blocks, count, _ = values.shape
+    """Yield blocks and piece, its values ``[b, n, D]``, and their attention ``[b, K, n]``.
+
+    Entries before points: sums over few entries are slow where those are the last axis.
+    """
+    blocks, count, dim = values.shape
     for block, piece in pieces(blocks, count, lut.shape[1]):
-        x = values[block, piece]
-        distance = squared_distances(x, lut[block])
-        yield block, piece, x, torch.softmax(distance.div_(-tau[block]), dim=-1)
+        x, c = values[block, piece], lut[block]
+        distance = (x[:, None, :, 0] - c[:, :, None, 0]).square_()
+        for d in range(1, dim):
+            distance += (x[:, None, :, d] - c[:, :, None, d]).square_()
+        yield block, piece, x, torch.softmax(distance.div_(-tau[block]), dim=1)
 
 
-def _times(a: Tensor, entries: Tensor) -> Tensor:
-    """Return Σ_j a_j e_j: ``[b, n, K]`` and ``[b, K, D]`` to ``[b, n, D]``."""
-    return torch.bmm(a, entries)
+def _mixed(a: Tensor, entries: Tensor) -> Tensor:
+    """Return Σ_j a_j e_j: ``[b, K, n]`` and ``[b, K, D]`` to ``[b, n, D]``."""
+    columns = entries.unbind(-1)
+    return torch.stack([(a * column[..., None]).sum(dim=1) for column in columns], dim=-1)
 
 
-def _transposed(a: Tensor, x: Tensor) -> Tensor:
-    """Return Σ_x a_j x: ``[b, n, K]`` and ``[b, n, D]`` to ``[b, K, D]``."""
-    return torch.bmm(a.mT, x)
+def _dots(entries: Tensor, x: Tensor) -> Tensor:
+    """Return e_j·x: ``[b, K, D]`` and ``[b, n, D]`` to ``[b, K, n]``."""
+    return torch.bmm(entries, x.mT) if x.shape[-1] > 1 else entries * x.mT
 
 
-def _dots(x: Tensor, entries: Tensor) -> Tensor:
-    """Return x·e_j: ``[b, n, D]`` and ``[b, K, D]`` to ``[b, n, K]``."""
-    return torch.bmm(x, entries.mT)
-
-
-def _weighted_gaps(a: Tensor, share: Tensor, x: Tensor, c: Tensor) -> Tensor:
-    """Return Σ_x a_j s_j (x − c_j), ``[b, K, D]``."""
-    weights = a * share
-    return torch.bmm(weights.mT, x) - weights.sum(dim=1)[..., None] * c
+def _weighted_gaps(weights: Tensor, x: Tensor, c: Tensor) -> Tensor:
+    """Return Σ_x w_j (x − c_j): ``[b, K, n]`` and ``[b, n, D]`` to ``[b, K, D]``."""
+    return torch.bmm(weights, x) - weights.sum(dim=2)[..., None] * c
