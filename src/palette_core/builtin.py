@@ -26,6 +26,7 @@ from palette_core.interfaces import (
     TrainingStrategyEntry,
 )
 from palette_core.spec import FP8_DTYPES, QuantizationSpec
+from palette_core.training._dkm_options import DkmOptions
 
 
 def _kmeans1d(options: Any) -> Clusterer:
@@ -56,6 +57,18 @@ def _frozen(options: Any) -> TrainingStrategy:
     from palette_core.training.frozen import Frozen
 
     return Frozen(options)
+
+
+def _ste(options: Any) -> TrainingStrategy:
+    from palette_core.training.ste import StraightThrough
+
+    return StraightThrough(options)
+
+
+def _dkm(options: Any) -> TrainingStrategy:
+    from palette_core.training.dkm import DifferentiableKMeans
+
+    return DifferentiableKMeans(options)
 
 
 def _torch(options: Any) -> Backend:
@@ -144,7 +157,22 @@ def palette_core_training_strategies() -> list[TrainingStrategyEntry]:
             summary="palettized weights stay as they are, the rest trains",
             interface=INTERFACE_VERSION,
             factory=_frozen,
-        )
+        ),
+        TrainingStrategyEntry(
+            name="ste",
+            summary="weights are their nearest entries; entries and weights both learn",
+            interface=INTERFACE_VERSION,
+            factory=_ste,
+            trains_lut=True,
+        ),
+        TrainingStrategyEntry(
+            name="dkm",
+            summary="differentiable k-means: weights attend to entries, softly at first",
+            interface=INTERFACE_VERSION,
+            options=DkmOptions,
+            factory=_dkm,
+            moves_lut=True,
+        ),
     ]
 
 

@@ -18,6 +18,7 @@ from palette_core.interfaces import ClustererEntry, ClusterProblem, LutQuantizer
 from palette_core.palettized import Codebook, PalettizedTensor, gather_entries
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog, Registered, get_catalog, validate_options
+from palette_core.zero_entries import check_zeros, keep_zeros
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,17 @@ def cluster_tensor(
     with torch.no_grad():
         scale = _channel_scale(weight, plan.axis) if plan.spec.enable_per_channel_scale else None
         problem = _problem(plan, weight, importance, scale, item.entry, catalog)
+        if plan.spec.preserve_zero:
+            check_zeros(plan.name, problem.points)
         codebook = _fit(plan, item, problem)
+        if plan.spec.preserve_zero:
+            codebook = keep_zeros(
+                problem.points,
+                problem.importance,
+                codebook,
+                weight.dtype,
+                reassign=not item.entry.needs_moments,
+            )
         palettized = PalettizedTensor.from_codebook(
             codebook, plan.layout, n_bits=plan.spec.n_bits, dtype=weight.dtype, scale=scale
         ).to(weight.device)
@@ -127,13 +138,14 @@ def _problem(
         points=points,
         n_entries=plan.spec.n_entries,
         importance=importance,
-        lut_quantizer=_lut_quantizer(plan, catalog),
+        lut_quantizer=make_lut_quantizer(plan, catalog),
         seed=plan.seed,
         resolution=plan.resolution,
     )
 
 
-def _lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | None:
+def make_lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | None:
+    """Return the quantizer of a plan's tables, or None where they stay floats."""
     if plan.spec.lut_qspec is None or plan.lut_quantizer is None:
         return None
     entry = catalog.lut_quantizers.get(plan.lut_quantizer)

@@ -47,6 +47,10 @@ class ClusteringError(PaletteError, RuntimeError):
     """A clustering algorithm failed, or returned something that is not a palette."""
 
 
+class TrainingError(PaletteError, RuntimeError):
+    """A training strategy failed, or made of a weight what cannot stand for it."""
+
+
 class SensitivityError(PaletteError, ValueError):
     """Sensitivities cannot be measured, or a file of them does not fit the model."""
 

@@ -22,6 +22,7 @@ from palette_core.granularity import Granularity, Shape
 from palette_core.layout import BlockLayout
 from palette_core.palettized import Codebook, PalettizedTensor, QuantizedLut
 from palette_core.spec import PalettizationSpec, QuantizationSpec
+from palette_core.training_problem import TrainingProblem
 
 INTERFACE_VERSION = 1
 
@@ -104,21 +105,39 @@ class LutQuantizer(ABC):
 
 
 class TrainingStrategy(ABC):
-    """What a palettized weight is while the model trains."""
+    """What a palettized weight is while the model trains.
+
+    A strategy keeps no state of its own: all that it may depend on, the tables and the count of
+    steps included, is in the problem, and in the model's ``state_dict``. So training resumes where
+    it stopped, a forward pass can be repeated (gradient checkpointing), and ranks that hold equal
+    weights agree.
+    """
 
     @abstractmethod
-    def forward(self, weight: Tensor, palettized: PalettizedTensor, decoded: Tensor) -> Tensor:
+    def forward(self, problem: TrainingProblem) -> Tensor:
         """Return the weight that the layer uses in training mode.
 
-        Args:
-            weight: the dense weight, a leaf that may require gradients.
-            palettized: the palette found by clustering; its parts carry no gradient.
-            decoded: ``palettized.decode()``, which the core keeps between calls; not to be
-                written to.
-
-        Returns:
-            A tensor of the weight's shape and dtype, differentiable as the strategy sees fit.
+        Called with autocast off. The result has the weight's shape and dtype, is finite, and
+        differentiable as the strategy sees fit.
         """
+
+    def harden(self, problem: TrainingProblem) -> Tensor | None:
+        """Return the assignment that evaluation and `finalize` use, ``[B, N]`` uint8.
+
+        Its entries are ``problem.as_stored(problem.lut)``. None, the default, keeps the present
+        assignment. Called without gradients, once anything has been trained.
+        """
+        del problem
+        return None
+
+    def advance(self, problem: TrainingProblem) -> Tensor | None:
+        """Return the tables from which the next step starts, ``[B, K, D]`` floating.
+
+        Called without gradients after every training step, for entries that declare
+        ``moves_lut``. None, the default, leaves them as they are.
+        """
+        del problem
+        return None
 
 
 # --- export -------------------------------------------------------------------------------------
@@ -258,9 +277,23 @@ class LutQuantizerEntry(PluginEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStrategyEntry(PluginEntry):
-    """A training strategy."""
+    """A training strategy.
+
+    Attributes:
+        factory: makes the strategy from validated options.
+        trains_lut: the tables become parameters of the model, which the optimizer trains.
+        moves_lut: the tables are what ``advance`` makes of them after each step.
+    """
 
     factory: Callable[[Any], TrainingStrategy]
+    trains_lut: bool = False
+    moves_lut: bool = False
+
+    def __post_init__(self) -> None:
+        if self.trains_lut and self.moves_lut:
+            raise ValueError(
+                f"{self.name!r} declares both trains_lut and moves_lut; one of them moves a table"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from palette_core.report import Report, make_report, updated_report
 from palette_core.rng import untouched_global_rng
 from palette_core.sensitivity_files import save_sensitivities
 from palette_core.tracing import ExampleInputs, trace
-from palette_core.training_session import TrainingSession, palettize_current
+from palette_core.training_session import TrainingSession, palettize_current, settle_trained
 
 
 class ExportBackend(Enum):
@@ -73,7 +73,6 @@ class KMeansPalettizer:
         self._catalog: Catalog = get_catalog()
         self._session: TrainingSession | None = None
         self._doing: State | None = None
-        self._steps = 0
         self.plan: Plan | None = None
         self.report: Report | None = None
 
@@ -227,6 +226,7 @@ class KMeansPalettizer:
         sentences = refusals(list({i.plan.name: i.plan for _, _, i in prepared}.values()), target)
         if sentences:
             raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
+        settle_trained(prepared)
         palettize_current(prepared, self._catalog)
         palettized = pack_model(model, None if mmap_dir is None else Path(mmap_dir))
         finalized = target.finalize(model, palettized)
@@ -355,20 +355,26 @@ class KMeansPalettizer:
 
         Inside, the model is in training mode and each weight is what its training strategy makes
         of it. Weights whose module config has a `PATSchedule` train dense until its step, and
-        are clustered then. On exit training flags are as before.
+        are clustered then. On exit training flags are as before, and every palette is what
+        training has come to: evaluation, `finalize` and checkpoints agree on it.
+
+        The count of steps is the model's: it goes on in a later stay, and after
+        ``load_state_dict``.
 
         Raises:
             StateError: the model is not prepared, or this is nested.
+            WeightError: on exit, a weight or its tables have become NaN or infinite.
+            TrainingError: on exit, a strategy returned what is no assignment.
         """
         model = self._chosen(model)
         life_cycle.check(Action.TRAIN, self._doing or life_cycle.state_of(model))
-        session = TrainingSession(model, self._catalog, self._steps)
+        session = TrainingSession(model, self._catalog)
         self._session = session
         try:
             with self._occupied(model, State.TRAINING), session:
                 yield self
         finally:
-            self._session, self._steps = None, session.steps
+            self._session = None
 
     def step(self) -> None:
         """Count one training step, and palettize the weights whose schedule has come to it.

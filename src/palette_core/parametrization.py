@@ -18,7 +18,14 @@ from torch.nn.utils import parametrize
 
 from palette_core.graph import Owner
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_REGISTRIES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_forward_pre_hooks",
+    "_load_state_dict_pre_hooks",
+)
 
 
 def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
@@ -82,6 +89,13 @@ class Kept:
                 registry = attributes[name]
                 registry.clear()
                 registry.update(content)
+
+
+def is_trained(module: nn.Module, name: str) -> bool:
+    """Whether ``module.<name>``, or any parameter that it is computed from, takes gradients."""
+    if parametrize.is_parametrized(module, name):
+        return any(p.requires_grad for p in parametrizations(module)[name].parameters())
+    return bool(getattr(module, name).requires_grad)
 
 
 def chain_input(module: nn.Module, name: str, parametrization: nn.Module) -> Tensor:

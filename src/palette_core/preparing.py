@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from palette_core import parametrization
-from palette_core.cluster_tensor import Clustered, check_finite
+from palette_core.cluster_tensor import Clustered, check_finite, make_lut_quantizer
 from palette_core.errors import SensitivityError
 from palette_core.execution import Job
+from palette_core.hooked_weights import replace_hook
 from palette_core.packed_weight import palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import Plan
@@ -88,10 +89,19 @@ def attach_palettes(
             options = validate_options(
                 entry, "training strategy", tensor.spec.training_strategy_options
             )
-            item = PalettizedWeight(tensor, result.palettized, entry.factory(options))
+            item = PalettizedWeight(
+                tensor,
+                result.palettized,
+                entry.factory(options),
+                trains_lut=entry.trains_lut,
+                moves_lut=entry.moves_lut,
+                quantizer=make_lut_quantizer(tensor, catalog),
+            )
             item.sensitivity = sensitivities.get(tensor.name)
             for module, state in where:
+                replace_hook(module, state)
                 item.train(module.training)
+                item.requires_grad_(parametrization.is_trained(module, state))
                 parametrization.attach(module, state, item)
     except BaseException:
         kept.restore()
