@@ -51,6 +51,10 @@ class SensitivityError(PaletteError, ValueError):
     """A file of sensitivities does not fit the model."""
 
 
+class CalibrationError(PaletteError, RuntimeError):
+    """Calibration batches are missing, or the model cannot be run on them."""
+
+
 class CheckpointError(PaletteError, ValueError):
     """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self, final
@@ -11,6 +11,16 @@ from typing import Any, Self, final
 from torch import nn
 
 from palette_core import parametrization
+from palette_core.calibration import (
+    Calibration,
+    Findings,
+    Loss,
+    batches_of,
+    look,
+    not_calibrated,
+    run_calibrated,
+)
+from palette_core.calibration import warn_about as warn_missing
 from palette_core.cluster_tensor import Clustered, check_finite
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import BackendError, StateError
@@ -66,6 +76,7 @@ class KMeansPalettizer:
         self._catalog: Catalog = get_catalog()
         self._session: TrainingSession | None = None
         self._steps = 0
+        self._calibration: tuple[Calibration, Findings] | None = None
         self.plan: Plan | None = None
         self.report: Report | None = None
 
@@ -106,6 +117,63 @@ class KMeansPalettizer:
             backend=target,
         )
 
+    def calibrate(
+        self,
+        batches: Iterable[Any],
+        *,
+        sequential: bool = False,
+        compensate: bool = True,
+        blocks: Sequence[str] | None = None,
+        held_out: Iterable[Any] = (),
+        loss: Loss | None = None,
+        output_groups: int = 4,
+        folder: str | Path | None = None,
+    ) -> None:
+        """Give `prepare` inputs to look at, for algorithms that need second moments.
+
+        Runs the model forward on every batch, in evaluation mode, and sums x xᵀ of what each
+        planned weight is multiplied with. Call it before `prepare`; calling it again replaces
+        what it found. See the page on data-aware palettes for what each option costs.
+
+        Args:
+            batches: model inputs: each a tuple of positional or a dictionary of keyword inputs,
+                or a lone tensor. No labels.
+            sequential: take the moments block by block in `prepare`, from a model whose earlier
+                blocks are palettized already. The batches are kept until then.
+            compensate: in sequential mode, let every weight aim at the outputs of the unchanged
+                model, so that it makes good for errors of its inputs too.
+            blocks: names of the modules that are palettized one after the other; None takes the
+                elements of the model's outermost module lists, and layers outside of them.
+            held_out: batches by which each block is judged: where plain k-means gives the block
+                outputs nearer to the unchanged model's, it replaces the data-aware result.
+            loss: ``loss(output, batch)``, a scalar; its squared gradient with respect to a
+                layer's outputs then weighs the moments (GuidedQuant). Needs a backward pass.
+            output_groups: groups of output channels with moments of their own, with ``loss``.
+            folder: an existing folder in which matrices are kept instead of in memory.
+
+        Raises:
+            StateError: the model is palettized already.
+            TypeError: a batch is neither a tensor, a tuple nor a mapping.
+            CalibrationError: there are no batches, the model or the loss failed on one, or
+                ``blocks`` names no module.
+            TracingError, PlanError: see `make_plan`; the first batch is the example.
+        """
+        if next(palette_modules(self._model), None) is not None:
+            raise StateError("Model has already been prepared. Calibrate before prepare()")
+        calibration = Calibration(
+            batches_of(batches),
+            sequential=sequential,
+            compensate=compensate,
+            blocks=None if blocks is None else tuple(blocks),
+            held_out=batches_of(held_out),
+            loss=loss,
+            output_groups=output_groups,
+            folder=None if folder is None else Path(folder),
+        )
+        plan = self.make_plan(calibration.batches[0])
+        needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
+        self._calibration = calibration, look(self._model, needy, calibration)
+
     def prepare(
         self,
         example_inputs: ExampleInputs,
@@ -143,6 +211,7 @@ class KMeansPalettizer:
             WeightError: a weight to be palettized is NaN or infinite.
             SensitivityError: the file does not fit.
             ClusteringError: an algorithm failed; the message names the tensor.
+            CalibrationError: the model failed on a calibration batch.
         """
         num_workers = check_num_workers(num_workers)
         if next(palette_modules(self._model), None) is not None:
@@ -292,12 +361,26 @@ class KMeansPalettizer:
     def _run(self, jobs: list[Job], num_workers: int, show: bool | None) -> list[Clustered]:
         total = len(jobs)
         with progress_bar("Palettizing", total, show=show) as advance:
-            return run_jobs(
-                jobs,
-                num_workers=num_workers,
-                catalog=self._catalog,
-                on_done=lambda job, _: advance(job.plan.name, 1),
-            )
+
+            def on_done(job: Job, _: Clustered) -> None:
+                advance(job.plan.name, 1)
+
+            if self._calibration is None:
+                missing = not_calibrated(jobs, self._catalog)
+                results = run_jobs(
+                    jobs, num_workers=num_workers, catalog=self._catalog, on_done=on_done
+                )
+            else:
+                results, missing = run_calibrated(
+                    self._model,
+                    jobs,
+                    *self._calibration,
+                    num_workers=num_workers,
+                    catalog=self._catalog,
+                    on_done=on_done,
+                )
+        warn_missing(missing)
+        return results
 
     def _attach(self, plan: Plan, results: Sequence[Clustered]) -> None:
         """Install every palette, or none."""

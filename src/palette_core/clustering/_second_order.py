@@ -287,7 +287,9 @@ def better_of(matrix: Matrix, a: State, b: State) -> State:
 
 def gptq(matrix: Matrix, start: State, *, act_order: bool, refits: int) -> State:
     """Return the best of ``start`` and error feedback, its tables refitted ``refits`` times."""
-    strip_in_one_group = bool((matrix.group[:: matrix.dim] == matrix.group[matrix.dim - 1 :: matrix.dim]).all())
+    strip_in_one_group = bool(
+        (matrix.group[:: matrix.dim] == matrix.group[matrix.dim - 1 :: matrix.dim]).all()
+    )
     factors = factorize(matrix.h, act_order=act_order and strip_in_one_group)
     best, tables = start, start.tables
     for turn in range(refits + 1):
@@ -300,9 +302,7 @@ def gptq(matrix: Matrix, start: State, *, act_order: bool, refits: int) -> State
     return best
 
 
-def lnq(
-    matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: float
-) -> State:
+def lnq(matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: float) -> State:
     """Return what coordinate descent and least squares in turns make of ``start``."""
     state = replace(
         start,

@@ -391,7 +391,9 @@ def solve(square: Any, right: Any) -> Any:
 
 
 @_jit
-def subtract_decoded(w: Any, table: Any, lut: Any, codes: Any, out: Any, low: Any, high: Any) -> None:
+def subtract_decoded(
+    w: Any, table: Any, lut: Any, codes: Any, out: Any, low: Any, high: Any
+) -> None:
     """Set the rows of strips ``low`` to ``high`` of ``out`` to w − ŵ."""
     dim = lut.shape[2]
     for s in range(low, high):

@@ -169,6 +169,4 @@ def _where(first: torch.Tensor, a: QuantizedLut, b: QuantizedLut) -> QuantizedLu
     zero = None
     if a.zero_point is not None and b.zero_point is not None:
         zero = torch.where(keep, a.zero_point, b.zero_point)
-    return QuantizedLut(
-        values.view(a.values.dtype), torch.where(keep, a.scale, b.scale), zero
-    )
+    return QuantizedLut(values.view(a.values.dtype), torch.where(keep, a.scale, b.scale), zero)

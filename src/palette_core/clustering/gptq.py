@@ -70,7 +70,5 @@ class Gptq(Clusterer):
             "gptq",
             problem,
             o.damping,
-            lambda matrix, start: steps.gptq(
-                matrix, start, act_order=o.act_order, refits=o.refits
-            ),
+            lambda matrix, start: steps.gptq(matrix, start, act_order=o.act_order, refits=o.refits),
         )

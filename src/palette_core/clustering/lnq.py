@@ -30,9 +30,7 @@ class LnqOptions(BaseModel):
         default=0.01, ge=0, le=1, description="added to the diagonal, as a share of its mean"
     )
     act_order: bool = Field(default=True, description="largest inputs first, in the gptq start")
-    refits: int = Field(
-        default=1, ge=0, le=100, description="least-squares fits in the gptq start"
-    )
+    refits: int = Field(default=1, ge=0, le=100, description="least-squares fits in the gptq start")
     rounds: int = Field(default=8, ge=0, le=1000, description="rounds, at most")
     sweeps: int = Field(default=3, ge=1, le=1000, description="sweeps over elements in a round")
     tolerance: float = Field(
@@ -73,8 +71,6 @@ class Lnq(Clusterer):
 
         def improve(matrix: steps.Matrix, start: steps.State) -> steps.State:
             warm = steps.gptq(matrix, start, act_order=o.act_order, refits=o.refits)
-            return steps.lnq(
-                matrix, warm, rounds=o.rounds, sweeps=o.sweeps, tolerance=o.tolerance
-            )
+            return steps.lnq(matrix, warm, rounds=o.rounds, sweeps=o.sweeps, tolerance=o.tolerance)
 
         return fit_with("lnq", problem, o.damping, improve)
