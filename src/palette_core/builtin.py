@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from palette_core.clustering._vector_options import KMeansVectorOptions
+from palette_core.clustering.gptq import GptqOptions
 from palette_core.clustering.kmeans1d import KMeans1dOptions
+from palette_core.clustering.lnq import LnqOptions
 from palette_core.granularity import PerGroupedChannelGranularity, PerTensorGranularity
 from palette_core.hookspecs import hookimpl
 from palette_core.interfaces import (
@@ -39,6 +41,18 @@ def _kmeans_vector(options: Any) -> Clusterer:
     from palette_core.clustering.kmeans_vector import KMeansVector
 
     return KMeansVector(options)
+
+
+def _gptq(options: Any) -> Clusterer:
+    from palette_core.clustering.gptq import Gptq
+
+    return Gptq(options)
+
+
+def _lnq(options: Any) -> Clusterer:
+    from palette_core.clustering.lnq import Lnq
+
+    return Lnq(options)
 
 
 def _integer(spec: QuantizationSpec, options: Any) -> LutQuantizer:
@@ -79,7 +93,7 @@ def _torch(options: Any) -> Backend:
 
 @hookimpl
 def palette_core_clusterers() -> list[ClustererEntry]:
-    """Scalar and vector k-means."""
+    """Scalar and vector k-means, and algorithms that look at the layers' inputs."""
     return [
         ClustererEntry(
             name="kmeans1d",
@@ -100,6 +114,26 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_importance=True,
             supports_vector_importance=True,
             supports_cuda=True,
+        ),
+        ClustererEntry(
+            name="gptq",
+            summary="error feedback column by column; needs calibration",
+            interface=INTERFACE_VERSION,
+            options=GptqOptions,
+            factory=_gptq,
+            supports_vector=True,
+            needs_moments=True,
+            fits_quantized=True,
+        ),
+        ClustererEntry(
+            name="lnq",
+            summary="coordinate descent and least squares on the output error; needs calibration",
+            interface=INTERFACE_VERSION,
+            options=LnqOptions,
+            factory=_lnq,
+            supports_vector=True,
+            needs_moments=True,
+            fits_quantized=True,
         ),
     ]
 

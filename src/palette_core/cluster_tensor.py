@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,12 @@ from torch import Tensor
 
 from palette_core.clustering.quantized import quantize_codebook
 from palette_core.errors import ClusteringError, PlanError, WeightError
-from palette_core.interfaces import ClustererEntry, ClusterProblem, LutQuantizer
+from palette_core.interfaces import (
+    ClustererEntry,
+    ClusterProblem,
+    InputMoments,
+    LutQuantizer,
+)
 from palette_core.palettized import Codebook, PalettizedTensor, gather_entries
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog, Registered, get_catalog, validate_options
@@ -30,12 +35,19 @@ class Clustered:
         squared_error: Σ (decoded − weight)², in float64.
         squared_norm: Σ weight².
         seconds: wall time.
+        algorithm: name of the clusterer that ran: not the plan's where that needs moments and
+            there were none.
+        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
+        objective_after: the same at the result.
     """
 
     palettized: PalettizedTensor
     squared_error: float
     squared_norm: float
     seconds: float
+    algorithm: str = ""
+    objective_before: float | None = None
+    objective_after: float | None = None
 
 
 def cluster_tensor(
@@ -43,14 +55,18 @@ def cluster_tensor(
     weight: Tensor,
     importance: Tensor | None = None,
     catalog: Catalog | None = None,
+    moments: InputMoments | None = None,
 ) -> Clustered:
     """Palettize ``weight`` as ``plan`` says.
+
+    Where the algorithm needs moments and there are none, the built-in k-means takes its place.
 
     Args:
         plan: the decisions.
         weight: of ``plan.shape``; read only.
         importance: non-negative, of the weight's shape; None means ones.
         catalog: the installed plug-ins; discovered when None.
+        moments: second moments of the layer's inputs, usable ones.
 
     Raises:
         WeightError: NaN or infinite weights.
@@ -62,9 +78,20 @@ def cluster_tensor(
     weight = weight.detach()
     check_finite(plan.name, weight)
     item = catalog.clusterers.find(plan.algorithm)
+    if not item.entry.needs_moments:
+        moments = None
+    elif moments is None:
+        plan = without_moments(plan)
+        item = catalog.clusterers.find(plan.algorithm)
     with torch.no_grad():
-        scale = _channel_scale(weight, plan.axis) if plan.spec.enable_per_channel_scale else None
-        problem = _problem(plan, weight, importance, scale, item.entry, catalog)
+        aim = weight
+        if moments is not None and moments.target is not None:
+            aim = moments.target.to(weight.device, weight.dtype)
+            check_finite(plan.name, aim)
+        scale = _channel_scale(aim, plan.axis) if plan.spec.enable_per_channel_scale else None
+        problem = _problem(plan, aim, importance, scale, item.entry, catalog)
+        if moments is not None:
+            problem = replace(problem, moments=_scaled(moments, plan, scale))
         if plan.spec.preserve_zero:
             check_zeros(plan.name, problem.points)
         codebook = _fit(plan, item, problem)
@@ -80,7 +107,28 @@ def cluster_tensor(
             codebook, plan.layout, n_bits=plan.spec.n_bits, dtype=weight.dtype, scale=scale
         ).to(weight.device)
         error, norm = _squares(weight, palettized)
-    return Clustered(palettized, error, norm, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    before, after = codebook.objective_before, codebook.objective_after
+    return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after)
+
+
+def without_moments(plan: TensorPlan) -> TensorPlan:
+    """Return the plan with the built-in k-means for its points, which needs no moments."""
+    name = "kmeans1d" if plan.spec.cluster_dim == 1 else "kmeans_vector"
+    return replace(plan, algorithm=name, algorithm_options={})
+
+
+def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> InputMoments:
+    """Return moments for points of the plan's layout, whose channels were divided by ``scale``."""
+    moments = replace(moments.laid_out(plan.layout), target=None)
+    if scale is None or plan.axis != moments.output_axis:
+        return moments
+    groups = moments.hessian.shape[0]
+    rows = scale.detach().cpu().float().reshape(-1).square()
+    if moments.transposed:
+        rows = rows.repeat(groups)
+    share = rows if moments.share is None else rows * moments.share
+    return replace(moments, share=share)
 
 
 def check_finite(name: str, weight: Tensor) -> None:

@@ -59,6 +59,10 @@ class AllocationError(PaletteError, ValueError):
     """A budget of bits cannot be kept, or what decides about it is missing."""
 
 
+class CalibrationError(PaletteError, RuntimeError):
+    """Calibration batches are missing, or the model cannot be run on them."""
+
+
 class CheckpointError(PaletteError, ValueError):
     """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from palette_core.granularity import Granularity, Shape
+from palette_core.input_moments import InputMoments as InputMoments
 from palette_core.layout import BlockLayout
 from palette_core.palettized import Codebook, PalettizedTensor, QuantizedLut
 from palette_core.spec import PalettizationSpec, QuantizationSpec
@@ -37,23 +38,6 @@ class NoOptions(BaseModel):
 
 
 @dataclass(frozen=True)
-class InputMoments:
-    """Second moments of what a layer multiplies its weight with.
-
-    Attributes:
-        hessian: ``[G, C, C]`` float, Σ x xᵀ over calibration inputs; G > 1 for grouped
-            convolutions, one matrix per group of output channels.
-        layout: the layout whose `merge` turns points back into the weight, whose flattened
-            trailing axes are the C input coordinates.
-        count: how many input vectors were summed.
-    """
-
-    hessian: Tensor
-    layout: BlockLayout
-    count: int
-
-
-@dataclass(frozen=True)
 class ClusterProblem:
     """Everything a clusterer may look at. Nothing in it may be written to.
 
@@ -61,7 +45,8 @@ class ClusterProblem:
         points: ``[B, N, D]`` floating: B independent blocks of N points; never NaN or infinite.
         n_entries: K, entries per LUT, ``2 ** n_bits``.
         importance: ``[B, N, D]`` float32, non-negative, elementwise; None means ones.
-        moments: second moments of the layer's input, for algorithms that declare the need.
+        moments: second moments of the layer's input, usable ones, for algorithms that declare
+            the need.
         lut_quantizer: how the LUT will be stored; an algorithm that declares ``fits_quantized``
             returns a codebook with ``quantized`` set, for others the core refines the result.
         seed: derived from (config seed, tensor name); the only source of randomness. Block b
@@ -232,7 +217,8 @@ class ClustererEntry(PluginEntry):
         supports_importance: honours ``ClusterProblem.importance`` for scalars.
         supports_vector_importance: honours elementwise importance of vectors; otherwise vectors
             get the documented sum over their elements, broadcast.
-        needs_moments: requires ``ClusterProblem.moments``.
+        needs_moments: requires ``ClusterProblem.moments``. Where there are none, the core takes
+            the built-in k-means instead, with a warning.
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.

@@ -27,6 +27,7 @@ class State(Enum):
 class Action(Enum):
     """What a palettizer is asked to do."""
 
+    LOOK = "calibrate()"
     PREPARE = "prepare()"
     CALIBRATE = "calibration_mode()"
     TRAIN = "training_mode()"
@@ -57,6 +58,12 @@ _OUTSIDE = "step() must be called inside a training_mode()"
 
 TRANSITIONS: Mapping[Action, Mapping[State, State | str]] = {
     # The next state, or why not. Leaving a mode leads back to PREPARED.
+    Action.LOOK: _busy("calibrate()")
+    | {
+        State.UNPREPARED: State.UNPREPARED,
+        State.PREPARED: "Model has already been prepared. Calibrate before prepare()",
+        State.FINALIZED: "Model has already been finalized. Calibrate before prepare()",
+    },
     Action.PREPARE: dict.fromkeys(State, _ONCE)
     | {State.UNPREPARED: State.PREPARED, State.FINALIZED: f"{_ONCE}: it is finalized"},
     Action.CALIBRATE: _busy("enter calibration_mode()")

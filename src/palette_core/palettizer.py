@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self, final
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from palette_core import life_cycle
 from palette_core.calibration import Calibration, CalibrationOptions, Results, calibration
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.data_aware import Findings, InputCalibration, Loss, batches_of, look, run_aware
 from palette_core.errors import BackendError
-from palette_core.execution import check_num_workers, run_with_bar
+from palette_core.execution import check_num_workers
 from palette_core.finalizing import pack_model
 from palette_core.interfaces import Backend
 from palette_core.life_cycle import Action, State
@@ -73,6 +74,7 @@ class KMeansPalettizer:
         self._catalog: Catalog = get_catalog()
         self._session: TrainingSession | None = None
         self._doing: State | None = None
+        self._looked: tuple[InputCalibration, Findings] | None = None
         self.plan: Plan | None = None
         self.report: Report | None = None
 
@@ -114,6 +116,62 @@ class KMeansPalettizer:
             on_incompatible=on_incompatible,
             backend=target,
         )
+
+    def calibrate(
+        self,
+        batches: Iterable[Any],
+        *,
+        sequential: bool = False,
+        compensate: bool = True,
+        blocks: Sequence[str] | None = None,
+        held_out: Iterable[Any] = (),
+        loss: Loss | None = None,
+        output_groups: int = 4,
+        folder: str | Path | None = None,
+    ) -> None:
+        """Give `prepare` inputs to look at, for algorithms that need second moments.
+
+        Runs the model forward on every batch, in evaluation mode, and sums x xᵀ of what each
+        planned weight is multiplied with. Call it before `prepare`; calling it again replaces
+        what it found. See the page on data-aware palettes for what each option costs.
+
+        Args:
+            batches: model inputs: each a tuple of positional or a dictionary of keyword inputs,
+                or a lone tensor. No labels.
+            sequential: take the moments block by block in `prepare`, from a model whose earlier
+                blocks are palettized already. The batches are kept until then.
+            compensate: in sequential mode, let every weight aim at the outputs of the unchanged
+                model, so that it makes good for errors of its inputs too.
+            blocks: names of the modules that are palettized one after the other; None takes the
+                elements of the model's outermost module lists, and layers outside of them.
+            held_out: batches by which each block is judged: where plain k-means gives the block
+                outputs nearer to the unchanged model's, it replaces the data-aware result.
+            loss: ``loss(output, batch)``, a scalar; its squared gradient with respect to a
+                layer's outputs then weighs the moments (GuidedQuant). Needs a backward pass.
+            output_groups: groups of output channels with moments of their own, with ``loss``.
+            folder: an existing folder in which matrices are kept instead of in memory.
+
+        Raises:
+            StateError: the model is palettized already.
+            TypeError: a batch is neither a tensor, a tuple nor a mapping.
+            CalibrationError: there are no batches, the model or the loss failed on one, or
+                ``blocks`` names no module.
+            TracingError, PlanError: see `make_plan`; the first batch is the example.
+        """
+        life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
+        options = InputCalibration(
+            batches_of(batches),
+            sequential=sequential,
+            compensate=compensate,
+            blocks=None if blocks is None else tuple(blocks),
+            held_out=batches_of(held_out),
+            loss=loss,
+            output_groups=output_groups,
+            folder=None if folder is None else Path(folder),
+        )
+        plan = self.make_plan(options.batches[0])
+        needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
+        self._looked = options, look(self._model, needy, options)
 
     def prepare(
         self,
@@ -160,6 +218,7 @@ class KMeansPalettizer:
             WeightError: a weight to be palettized is NaN or infinite.
             SensitivityError: the file does not fit.
             ClusteringError: an algorithm failed; the message names the tensor.
+            CalibrationError: the model failed on a calibration batch.
         """
         num_workers = check_num_workers(num_workers)
         life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
@@ -176,8 +235,13 @@ class KMeansPalettizer:
                 sensitivity_path, plan, weights, trust=trust_sensitivities
             )
             jobs = make_jobs(plan, weights, sensitivities)
-            results = run_with_bar(
-                jobs, num_workers=num_workers, catalog=self._catalog, show=show_progress
+            results = run_aware(
+                self._model,
+                jobs,
+                self._looked,
+                num_workers=num_workers,
+                catalog=self._catalog,
+                show=show_progress,
             )
         report = make_report(plan, results)
         attach_palettes(self._model, plan, results, sensitivities, self._catalog)

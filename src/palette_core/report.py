@@ -28,6 +28,8 @@ class TensorReport:
         snr_db: signal-to-noise ratio, 10·log10(Σ w² / Σ (w − ŵ)²); infinite where exact.
         seconds: clustering time.
         rule: the config entry that decided.
+        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
+        objective_after: the same at the result.
     """
 
     name: str
@@ -40,6 +42,8 @@ class TensorReport:
     snr_db: float
     seconds: float
     rule: str
+    objective_before: float | None = None
+    objective_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,14 @@ def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         shape=plan.shape,
         n_bits=plan.spec.n_bits,
         granularity=granularity_text(plan.spec, plan.axis),
-        algorithm=plan.algorithm,
+        algorithm=result.algorithm or plan.algorithm,
         dense_bytes=result.palettized.dense_size_in_bits() // 8,
         palettized_bytes=math.ceil(result.palettized.size_in_bits() / 8),
         snr_db=snr_db(result.squared_norm, result.squared_error),
         seconds=result.seconds,
         rule=plan.rule,
+        objective_before=result.objective_before,
+        objective_after=result.objective_after,
     )
 
 

@@ -63,6 +63,7 @@ def export(at: World, model: nn.Module | None) -> None:
 
 
 CALLS: dict[str, Call] = {
+    "look": lambda at, _: at.palettizer.calibrate([INPUTS]),
     "prepare": lambda at, _: at.palettizer.prepare(INPUTS),
     "calibrate": calibrate,
     "train": train,
@@ -73,6 +74,7 @@ CALLS: dict[str, Call] = {
 
 # The rules: what a call needs, and what the model is afterwards.
 NEEDS = {
+    "look": {"unprepared"},
     "prepare": {"unprepared"},
     "calibrate": {"prepared"},
     "train": {"prepared"},
@@ -131,7 +133,7 @@ def explore(history: tuple[str, ...], kind: str, length: int, folder: Path) -> i
 
 
 def test_every_order_up_to_four(tmp_path: Path) -> None:
-    assert explore((), "unprepared", 4, tmp_path) == 6 + 6**2 + 6**3 + 6**4
+    assert explore((), "unprepared", 4, tmp_path) == 7 + 7**2 + 7**3 + 7**4
 
 
 def unprepared(at: World) -> nn.Module:
@@ -346,5 +348,5 @@ def test_the_table_answers_every_question() -> None:
             assert isinstance(answer, State) or len(answer.split()) > 4
     # Only calls that name it lead into a mode, and nothing leads back to the beginning.
     for action, row in TRANSITIONS.items():
-        assert State.UNPREPARED not in row.values()
+        assert (State.UNPREPARED in row.values()) == (action is Action.LOOK)
         assert (State.CALIBRATING in row.values()) == (action is Action.CALIBRATE)
