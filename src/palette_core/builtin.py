@@ -24,9 +24,12 @@ from palette_core.interfaces import (
     GranularityEntry,
     LutQuantizer,
     LutQuantizerEntry,
+    SensitivityMetric,
+    SensitivityMetricEntry,
     TrainingStrategy,
     TrainingStrategyEntry,
 )
+from palette_core.metrics.outputs import OutputOptions
 from palette_core.spec import FP8_DTYPES, QuantizationSpec
 from palette_core.training._dkm_options import DkmOptions
 
@@ -89,6 +92,30 @@ def _torch(options: Any) -> Backend:
     from palette_core.backends.packed import PackedBackend
 
     return PackedBackend(options)
+
+
+def _data_free(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import DataFree
+
+    return DataFree(options)
+
+
+def _fisher(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import Fisher
+
+    return Fisher(options)
+
+
+def _hessian(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import Hessian
+
+    return Hessian(options)
+
+
+def _output(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.outputs import OutputDivergence
+
+    return OutputDivergence(options)
 
 
 @hookimpl
@@ -222,4 +249,39 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             suffix=".safetensors",
             supports_mmap=True,
         )
+    ]
+
+
+@hookimpl
+def palette_core_sensitivity_metrics() -> list[SensitivityMetricEntry]:
+    """What a palettized weight is predicted to cost."""
+    return [
+        SensitivityMetricEntry(
+            name="data_free",
+            summary="relative squared error of the weight",
+            interface=INTERFACE_VERSION,
+            factory=_data_free,
+        ),
+        SensitivityMetricEntry(
+            name="fisher",
+            summary="squared error weighted by squared gradients of the loss",
+            interface=INTERFACE_VERSION,
+            factory=_fisher,
+            needs_squares=True,
+        ),
+        SensitivityMetricEntry(
+            name="hessian",
+            summary="squared error of the layer's output on calibration inputs",
+            interface=INTERFACE_VERSION,
+            factory=_hessian,
+            needs_moments=True,
+        ),
+        SensitivityMetricEntry(
+            name="output",
+            summary="divergence of the model's outputs, one weight palettized at a time",
+            interface=INTERFACE_VERSION,
+            factory=_output,
+            options=OutputOptions,
+            needs_outputs=True,
+        ),
     ]

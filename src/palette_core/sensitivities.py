@@ -22,10 +22,23 @@ class Sensitivity:
     Attributes:
         values: float32 on the CPU, of the weight's shape, from 0 to 1.
         fingerprint: of the weight, see `fingerprint`.
+        scale: the largest mean squared gradient, which ``values`` are divided by; None where a
+            file does not say.
     """
 
     values: Tensor
     fingerprint: str
+    scale: float | None = None
+
+    def squares(self) -> Tensor:
+        """Return mean squared gradients: float32, of the weight's shape.
+
+        Raises:
+            ValueError: ``scale`` is not known.
+        """
+        if self.scale is None:
+            raise ValueError("sensitivities without a scale say nothing about other weights")
+        return self.values * self.scale
 
 
 def normalized(sensitivity: Tensor) -> Tensor:

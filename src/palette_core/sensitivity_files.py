@@ -2,7 +2,7 @@
 
 A safetensors file holds one float32 tensor under the name of each palettized weight, and in its
 metadata, under ``palette_core_sensitivities``, JSON with the version of the format and of each
-weight the shape and the fingerprint. Files named ``.pt`` or ``.pth`` hold the dictionary that
+weight the shape, the fingerprint and the scale (the largest mean squared gradient). Files named ``.pt`` or ``.pth`` hold the dictionary that
 coreai-opt writes with ``torch.save``, keyed by the names that parametrized models give to dense
 originals (``layer.parametrizations.weight.original``), without metadata.
 """
@@ -37,6 +37,7 @@ class _File:
 
     values: dict[str, Tensor]
     fingerprints: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -55,7 +56,11 @@ def save_sensitivities(path: str | Path, sensitivities: Mapping[str, Sensitivity
             torch.save(values, temporary)
             return
         records = {
-            name: {"shape": list(item.values.shape), "fingerprint": item.fingerprint}
+            name: {
+                "shape": list(item.values.shape),
+                "fingerprint": item.fingerprint,
+                "scale": item.scale,
+            }
             for name, item in sensitivities.items()
         }
         header = {"version": FORMAT_VERSION, "tensors": records}
@@ -117,7 +122,8 @@ def load_sensitivities(
         own = fingerprint(weights[plan.name])
         if not trust and stored.fingerprints.get(name, own) != own:
             others.append(plan.name)
-        found[plan.name] = Sensitivity(normalized(stored.values.pop(name)), own)
+        values = normalized(stored.values.pop(name))
+        found[plan.name] = Sensitivity(values, own, stored.scales.get(name))
     if others:
         problems.append(_of_other_weights(others, len(found)))
     if problems:
@@ -179,17 +185,17 @@ def _is_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> _File:
     try:
         with safe_open(path, framework="pt") as file:
-            fingerprints = _fingerprints(path, file.metadata() or {})
+            fingerprints, scales = _records(path, file.metadata() or {})
             values = {_plain_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise SensitivityError(f"{path} is not a whole safetensors file: {error}") from error
-    return _File(values, fingerprints)
+    return _File(values, fingerprints, scales)
 
 
-def _fingerprints(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return what the file knows of the weights; nothing where another program has written it."""
+def _records(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, float]]:
+    """Return fingerprints and scales; none where another program has written the file."""
     if METADATA_KEY not in metadata:
-        return {}
+        return {}, {}
     damaged = f"{path}: its {METADATA_KEY!r} metadata is damaged"
     try:
         header: Any = json.loads(metadata[METADATA_KEY])
@@ -198,10 +204,11 @@ def _fingerprints(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
             raise SensitivityError(
                 f"{path} has format version {version!r}; this palette_core reads {FORMAT_VERSION}"
             )
-        return {
-            _plain_name(name): str(record["fingerprint"])
-            for name, record in header["tensors"].items()
-        }
+        records = {_plain_name(name): record for name, record in header["tensors"].items()}
+        return (
+            {name: str(record["fingerprint"]) for name, record in records.items()},
+            {n: float(r["scale"]) for n, r in records.items() if r.get("scale") is not None},
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SensitivityError):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def calibration(
             finally:
                 session.close()
             session.check_complete()
-        measured = _sensitivities(places, gauges)
+        measured = _sensitivities(places, gauges, session.steps)
         unsaved = _save(options.sensitivity_path, measured)
         clustered = _cluster(places, measured, options, catalog)
     _take_over(places, measured, clustered)
@@ -179,7 +180,9 @@ def _is_statistic(place: Place) -> bool:
 # --- after --------------------------------------------------------------------------------------
 
 
-def _sensitivities(places: Sequence[Place], gauges: Sequence[Gauge]) -> dict[str, Sensitivity]:
+def _sensitivities(
+    places: Sequence[Place], gauges: Sequence[Gauge], steps: int
+) -> dict[str, Sensitivity]:
     measured: dict[str, Sensitivity] = {}
     unreached: list[str] = []
     for place, gauge in zip(places, gauges, strict=True):
@@ -188,8 +191,10 @@ def _sensitivities(places: Sequence[Place], gauges: Sequence[Gauge]) -> dict[str
         if squares is None:
             unreached.append(place.name)
             squares = torch.zeros(weight.shape)
+        scale = float(squares.max()) * gauge.squares.unit / steps
         values = from_squares(squares.cpu())
-        measured[place.name] = Sensitivity(values, fingerprint(weight))
+        known = scale if math.isfinite(scale) else None
+        measured[place.name] = Sensitivity(values, fingerprint(weight), known)
     if unreached:
         warnings.warn(
             f"no gradient but zero reached {', '.join(unreached)}; plain k-means there",

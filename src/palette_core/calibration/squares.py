@@ -60,8 +60,16 @@ class SquareSum:
             part.addcmul_(scaled, scaled)
         return True
 
+    @property
+    def unit(self) -> float:
+        """What the elements of the sum are multiples of; infinite or 0 beyond float64."""
+        try:
+            return math.ldexp(1.0, 2 * self._exponent)
+        except OverflowError:
+            return math.inf
+
     def take(self) -> Tensor | None:
-        """Return the sum, up to a factor, and forget it; None where every gradient was zero."""
+        """Return the sum, in multiples of `unit`, and forget it; None where all gradients were zero."""
         total, self._total = self._total, None
         return total
 
