@@ -51,6 +51,10 @@ class SensitivityError(PaletteError, ValueError):
     """Sensitivities cannot be measured, or a file of them does not fit the model."""
 
 
+class AllocationError(PaletteError, ValueError):
+    """A budget of bits cannot be kept, or what decides about it is missing."""
+
+
 class CheckpointError(PaletteError, ValueError):
     """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
 

@@ -1,0 +1,1 @@
+"""A budget of bits: which tensor gets which candidate spec."""
