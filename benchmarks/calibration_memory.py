@@ -1,9 +1,11 @@
-"""How much memory a calibration of SmolLM2-135M takes, in bytes per palettized weight.
+"""How much memory a calibration takes, in bytes per palettized weight.
 
-    python benchmarks/calibration_memory.py [--context N] [--steps N] [--peer] [--json FILE]
+    python benchmarks/calibration_memory.py [--model mlp] [--context N] [--steps N] [--peer]
 
-Needs Linux, and PALETTE_LOADERS (see ``models.py``). The model is prepared at 4 bits per tensor,
-the tied embedding included, and calibrated on real text with the cross-entropy of the next token.
+Needs Linux, and for SmolLM2-135M PALETTE_LOADERS (see ``models.py``). The model is prepared at 4
+bits per tensor, the tied embedding included, and calibrated on real text with the cross-entropy of
+the next token. ``--model mlp`` takes 16 linear layers of 1024² and random numbers.
+
 What is told is how far resident memory rises above that of the prepared model: until the last step
 is done, and until the palettes have been found again. Activations are part of it, and grow with
 ``--context``; a run with few tokens shows what the weights take.
@@ -19,6 +21,7 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,31 +69,46 @@ def theirs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     return palettizer
 
 
+Task = tuple[nn.Module, list[Tensor], Callable[[Tensor, Tensor], Tensor]]
+
+
+def smollm2(context: int, steps: int) -> Task:
+    """Model, batches and loss."""
+    loader = _loader("smollm2")
+    text = Path(loader.P, "gensim_data", "lee_background.cor").read_text(encoding="latin-1")
+    ids = torch.tensor(loader.tokenizer().encode(text).ids[: context * steps])
+    return loader.load(), list(ids.view(steps, 1, -1)), next_token_loss
+
+
+def mlp(context: int, steps: int) -> Task:
+    """Model, batches and loss."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(16) for part in (nn.Linear(1024, 1024), nn.Tanh())]
+    return nn.Sequential(*layers), list(torch.randn(steps, context, 1024)), F.mse_loss
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--model", choices=("smollm2", "mlp"), default="smollm2")
     parser.add_argument("--context", type=int, default=128, help="tokens of a step")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--peer", action="store_true", help="measure coreai-opt")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    loader = _loader("smollm2")
-    model, tokenizer = loader.load(), loader.tokenizer()
-    text = Path(loader.P, "gensim_data", "lee_background.cor").read_text(encoding="latin-1")
-    count = options.context * options.steps
-    batches = torch.tensor(tokenizer.encode(text).ids[:count]).view(options.steps, 1, -1)
-
+    make = {"smollm2": smollm2, "mlp": mlp}[options.model]
+    model, batches, loss_fn = make(options.context, options.steps)
     started = time.perf_counter()
-    palettizer = (theirs if options.peer else ours)(model, (batches[0][:, :16],))
+    palettizer = (theirs if options.peer else ours)(model, (batches[0],))
     prepared = time.perf_counter()
     weights = sum(m.numel() for n, m in model.named_parameters() if n.endswith("original"))
     trim()
     before = resident()
     forget_peak()
-    with palettizer.calibration_mode(loss_fn=next_token_loss) as calibration:
-        for ids in batches:
-            calibration.step(model(ids), ids)
+    with palettizer.calibration_mode(loss_fn=loss_fn) as calibration:
+        for batch in batches:
+            calibration.step(model(batch), batch)
         steps = resident("VmHWM") - before
         stepped = time.perf_counter()
     total = resident("VmHWM") - before
@@ -98,6 +116,7 @@ def main() -> None:
     trim()
     figures = {
         "who": "coreai-opt" if options.peer else "palette_core",
+        "model": options.model,
         "context": options.context,
         "steps": options.steps,
         "palettized_weights": weights,

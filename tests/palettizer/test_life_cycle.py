@@ -350,3 +350,15 @@ def test_the_table_answers_every_question() -> None:
     for action, row in TRANSITIONS.items():
         assert (State.UNPREPARED in row.values()) == (action is Action.LOOK)
         assert (State.CALIBRATING in row.values()) == (action is Action.CALIBRATE)
+
+
+def test_the_documentation_shows_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text(encoding="utf8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    head = next(row for row in rows if row[0] == "call")
+    shown = {row[0].strip("`"): row[1:] for row in rows if row[0].endswith(")`")}
+    assert head[1:] == [state.value for state in State]
+    assert shown == {
+        action.value: ["yes" if isinstance(row[state], State) else "no" for state in State]
+        for action, row in TRANSITIONS.items()
+    }

@@ -133,6 +133,9 @@ def palettize(
     sensitivities: Annotated[
         Path | None, typer.Option(help="File of sensitivities for weighted clustering.")
     ] = None,
+    trust_sensitivities: Annotated[
+        bool, typer.Option(help="Also take sensitivities measured on other weights.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
     ] = None,
@@ -153,6 +156,7 @@ def palettize(
         target,
         num_workers=num_workers,
         sensitivities=sensitivities,
+        trust_sensitivities=trust_sensitivities,
         plot=plot,
         as_json=as_json,
     )
@@ -178,6 +182,50 @@ def export(
     target = make_target(output, backend, option or (), dynamic or ())
     loaded = load_factory(factory, inputs or ())
     export_checkpoint(loaded, checkpoint, target, as_json=as_json)
+
+
+@app.command()
+def calibrate(
+    factory: Factory,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="CALLABLE",
+            help="module:callable or file.py:callable that yields batches (inputs, target).",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of sensitivities to write.")],
+    loss: Annotated[
+        str,
+        typer.Option(
+            metavar="LOSS",
+            help="A loss of torch.nn.functional, or module:callable of (output, target).",
+        ),
+    ] = "cross_entropy",
+    config: ConfigFile = None,
+    inputs: Input = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep the sums in the memory of the CPU.")
+    ] = False,
+    num_workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much each weight matters to a loss, for palettize --sensitivities."""
+    from palette_core.cli import calibrating
+    from palette_core.cli.factories import load_factory
+
+    settings = _load_config(config)
+    loaded = load_factory(factory, inputs or ())
+    calibrating.calibrate(
+        loaded,
+        settings,
+        output,
+        data=data,
+        loss=loss,
+        offload=offload,
+        num_workers=num_workers,
+        as_json=as_json,
+    )
 
 
 @app.command()
