@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,15 @@ def same_values(got: np.ndarray, wanted: Tensor) -> bool:
 
 
 def flipped(path: Path, content: bytes, bit: int, to: Path) -> Path:
-    """Copy a file and flip one bit of ``content``, which has to be in it exactly once."""
+    """Copy a file and flip one bit of ``content``, which has to be in it exactly once.
+
+    The checksum is made to fit, so that nothing but the bit tells.
+    """
     shutil.copytree(path, to)
     program = to / "main.mlirb"
     data = bytearray(program.read_bytes())
     assert data.count(content) == 1, data.count(content)
     data[data.index(content) + bit // 8] ^= 1 << bit % 8
     program.write_bytes(bytes(data))
+    (to / "main.hash").write_bytes(hashlib.sha256(data).digest())
     return to

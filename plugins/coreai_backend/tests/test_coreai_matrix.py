@@ -237,10 +237,8 @@ def test_what_is_refused_could_not_have_been_exported(layer, inputs, tmp_path):
     # What would have happened without the refusal.
     finalized = palettizer.finalize(backend="torch")
     path = tmp_path / "anyway.aimodel"
-    with pytest.raises((BackendError, AssertionError), match="cannot convert the model|float64"):
+    with pytest.raises(BackendError, match=r"cannot convert the model: .*(conv3d|f64)"):
         CoreAIBackend(CoreAIOptions()).export(finalized, (inputs,), path)
-        stored = read_weights(path)["weight"]
-        assert stored.dtype == support.palettes(finalized)["weight"].decode().numpy().dtype
 
 
 @pytest.mark.parametrize("n_bits", [5, 7])

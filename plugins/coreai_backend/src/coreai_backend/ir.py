@@ -8,6 +8,7 @@ can break is here; the names of the operations are those of the ``coreai`` diale
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import re
 import warnings
@@ -121,6 +122,10 @@ class Program:
     """A saved program, opened to read its operations and the bytes of its constants."""
 
     def __init__(self, path: Path) -> None:
+        # The bindings end the process when they are given a missing or damaged file.
+        digest = hashlib.sha256((path / "main.mlirb").read_bytes()).digest()
+        if digest != (path / "main.hash").read_bytes():
+            raise ValueError("main.mlirb does not fit its checksum, the file is damaged")
         self._module = AIModelAsset.load(path).program._module._mlir_module
         text = io.BytesIO()
         # Dense constants are not read; resources have to be printed to be read.

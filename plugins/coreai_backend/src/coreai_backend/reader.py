@@ -7,7 +7,7 @@ palette_core, so that each can be judged by the other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,25 @@ class StoredWeight:
     dense: Array
 
 
+_Named = tuple[list[str], StoredWeight]
+
+
 def read_weights(path: str | Path) -> dict[str, Array]:
     """Return the dense values of every palettized weight of a saved ``.aimodel``, by name.
 
-    A tied weight is stored, and comes, once: under the name of its first owner.
+    A tied weight is stored, and comes, once: under the name of its first owner. Core AI stores
+    equal constants once, under one of their names; weights that are equal in every value come
+    once for that reason.
 
     Raises:
         BackendError: no such file, or not one that the ``coreai`` backend has written.
     """
-    return {weight.name: weight.dense for weight in stored_weights(path)}
+    found: dict[str, Array] = {}
+    for weight in stored_weights(path):
+        # Only where parts of it are shared with two other weights.
+        shared = weight.name in found and not _same(found[weight.name], weight.dense)
+        found[f"{weight.name} ({len(found)})" if shared else weight.name] = weight.dense
+    return found
 
 
 def stored_weights(path: str | Path) -> list[StoredWeight]:
@@ -75,23 +85,33 @@ def stored_weights(path: str | Path) -> list[StoredWeight]:
     # The bindings raise RuntimeError and its kin for files they cannot read.
     except Exception as error:
         raise BackendError(f"{path} cannot be read as an .aimodel: {error}") from error
-    return [_stored(program, op) for op in program.operations("coreai.lut_to_dense")]
+    found = [_stored(program, op) for op in program.operations("coreai.lut_to_dense")]
+    return [replace(weight, name=_name(names, weight, found)) for names, weight in found]
 
 
-def _stored(program: ir.Program, op: ir.Operation) -> StoredWeight:
+def _name(names: list[str], weight: StoredWeight, among: list[_Named]) -> str:
+    """Return the first name of its parts that no weight of other values has there."""
+    for part, name in enumerate(names):
+        others = (w for n, w in among if part < len(n) and n[part] == name)
+        if all(_same(other.dense, weight.dense) for other in others):
+            return name
+    return names[0]
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _stored(program: ir.Program, op: ir.Operation) -> _Named:
+    """Return a weight that has no name yet, and the names of its parts, indices first."""
     given, lut, axis = (_constant(program, value) for value in op.operands)
     name, kind, shape, packed = given
     n_bits = int(kind.removeprefix("ui"))
     indices = _unpacked(packed, n_bits, math.prod(shape)).reshape(shape)
     table, along = _array(lut), int(_array(axis).reshape(-1)[0])
-    return StoredWeight(
-        name.removesuffix(".indices"),
-        n_bits,
-        indices,
-        table,
-        along,
-        _scaled(program, op.results[0], looked_up(indices, table, along)),
-    )
+    dense, scales = _scaled(program, op.results[0], looked_up(indices, table, along))
+    names = [part.rpartition(".")[0] for part in (name, lut[0], *scales)]
+    return names, StoredWeight("", n_bits, indices, table, along, dense)
 
 
 def looked_up(indices: Array, lut: Array, axis: int) -> Array:
@@ -103,8 +123,13 @@ def looked_up(indices: Array, lut: Array, axis: int) -> Array:
     return entries.reshape(shape)
 
 
-def _scaled(program: ir.Program, value: ir.Value, dense: Array) -> Array:
-    """Follow scales, and the cast between them, from a looked-up value to the weight."""
+def _scaled(program: ir.Program, value: ir.Value, dense: Array) -> tuple[Array, list[str]]:
+    """Follow scales, and the cast between them, from a looked-up value to the weight.
+
+    Returns:
+        The weight, and the names of the constants on the way.
+    """
+    names: list[str] = []
     while True:
         step = next(
             (
@@ -116,16 +141,15 @@ def _scaled(program: ir.Program, value: ir.Value, dense: Array) -> Array:
             None,
         )
         if step is None or (step.name == "coreai.cast" and not _ours(dense, step)):
-            return dense
+            return dense, names
         value = step.results[0]
         dtype = _DTYPES[ir.element_name(value)]
         if step.name == "coreai.cast":
             dense = dense.astype(dtype)
             continue
-        scale, offset, zero = (
-            _spread(_array(_constant(program, part)).astype(dtype), dense.shape)
-            for part in list(step.operands)[1:]
-        )
+        parts = [_constant(program, part) for part in list(step.operands)[1:]]
+        names += [part[0] for part in parts if part[0]]
+        scale, offset, zero = (_spread(_array(part).astype(dtype), dense.shape) for part in parts)
         dense = scale * (dense.astype(dtype) - offset) + zero
 
 
