@@ -110,7 +110,8 @@ class TrainingStrategy(ABC):
         """Return the assignment that evaluation and `finalize` use, ``[B, N]`` uint8.
 
         Its entries are ``problem.as_stored(problem.lut)``. None, the default, keeps the present
-        assignment. Called without gradients, once anything has been trained.
+        assignment. Called without gradients, once anything has been trained, and any number of
+        times: the same weight and tables must give the same assignment.
         """
         del problem
         return None

@@ -13,7 +13,7 @@ from palette_core.palettized import PalettizedTensor, dequantize_lut
 from palette_core.planning import TensorPlan
 from palette_core.sensitivities import Sensitivity
 from palette_core.training_calls import StrategyCalls
-from palette_core.training_problem import TrainingProblem
+from palette_core.training_problem import TrainingProblem, zero_mask
 
 _STATES = ("enabled", "learned", "steps")
 
@@ -228,7 +228,9 @@ class PalettizedWeight(PaletteModule):
         zeros = None
         if self.plan.spec.preserve_zero:
             zeros = (lut.detach() == 0).all(-1)
-            lut = lut.masked_fill(zeros[..., None], 0.0)  # their gradient ends here
+            # Their gradients end here.
+            lut = lut.masked_fill(zeros[..., None], 0.0)
+            weight = weight.masked_fill(zero_mask(weight, palettized.layout), 0.0)
         return TrainingProblem(
             weight,
             palettized,

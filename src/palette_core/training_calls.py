@@ -40,13 +40,14 @@ class StrategyCalls:
     def forward(self, problem: TrainingProblem, *, checked: bool = True) -> Tensor:
         """Return the weight in training mode; its values are looked at where ``checked``."""
         weight = problem.weight
+        if checked:
+            self.check_problem(problem)
         with autocast_off(weight.device.type):
             made = self._called(lambda: self.strategy.forward(problem))
         self._check_shape("a weight", made, weight.shape)
         if made.dtype is not weight.dtype:
             raise TrainingError(f"{self._who} returned {made.dtype}, expected {weight.dtype}")
         if checked and not _finite(made):
-            self.check_problem(problem)
             raise TrainingError(f"{self._who} returned a weight with NaN or infinite values")
         return problem.zeros_kept_dense(made)
 

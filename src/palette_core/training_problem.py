@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from palette_core.layout import BlockLayout
 from palette_core.palettized import Codebook, PalettizedTensor, QuantizedLut, gather_entries
 
 _CHUNK = 1 << 18  # distances, or elements of wide temporaries, held at once
@@ -25,7 +26,8 @@ class TrainingProblem:
     Points and entries are in units of the channel scale where the spec has one.
 
     Attributes:
-        weight: the dense weight; gradients that reach it train what the optimizer holds.
+        weight: the dense weight; gradients that reach it train what the optimizer holds, but for
+            zeros that are to stay.
         palettized: the palette as last assigned. Its parts carry no gradient, and its LUT may be
             older than ``lut``.
         lut: ``[B, K, D]`` in the weight's dtype: the tables, not yet quantized. They carry
@@ -106,9 +108,15 @@ class TrainingProblem:
         """Return a weight in which points that are zero in ``weight`` are zero."""
         if self.zero_entries is None:
             return made
-        layout = self.palettized.layout
-        zeros = (layout.split(self.weight.detach()) == 0).all(-1, keepdim=True)
-        return made.masked_fill(layout.merge(zeros.expand(-1, -1, layout.cluster_dim)), 0.0)
+        return made.masked_fill(zero_mask(self.weight, self.palettized.layout), 0.0)
+
+
+def zero_mask(weight: Tensor, layout: BlockLayout) -> Tensor:
+    """Return where a weight is zero, in whole vectors: bool, of its shape."""
+    if layout.cluster_dim == 1:
+        return weight.detach() == 0
+    zeros = (layout.split(weight.detach()) == 0).all(-1, keepdim=True)
+    return layout.merge(zeros.expand(-1, -1, layout.cluster_dim))
 
 
 def with_zeros(lut: QuantizedLut, zero_entries: Tensor) -> QuantizedLut:

@@ -129,7 +129,7 @@ class _Points(torch.autograd.Function):
 
 
 def _points_backward(ctx: Any, grad: Tensor) -> Any:
-    lut, tau, among = _kept(ctx)
+    lut, tau, among, _ = _kept(ctx)
     gathered = among.gathered(grad)
     to_lut = torch.zeros_like(lut, dtype=torch.float64)
     # For scalars, the slope by which every point's own gradient is multiplied.
@@ -172,8 +172,7 @@ class _Means(torch.autograd.Function):
 
 
 def _means_backward(ctx: Any, grad: Tensor) -> Any:
-    lut, tau, among = _kept(ctx)
-    means, inverse = ctx.saved_tensors[-2:]
+    lut, tau, among, (means, inverse) = _kept(ctx)
     g = grad * inverse  # g_j / z_j
     to_lut = torch.where(inverse > 0, 0.0, grad).double()
     table = torch.empty_like(among.values)
@@ -202,9 +201,10 @@ def _keep(
     ctx.dtype = dtype
 
 
-def _kept(ctx: Any) -> tuple[Tensor, Tensor, Distinct]:
-    lut, tau, values, counts, index = ctx.saved_tensors[:5]
-    return lut, tau, Distinct(values, counts, index)
+def _kept(ctx: Any) -> tuple[Tensor, Tensor, Distinct, list[Tensor]]:
+    # Read once: under gradient checkpointing, tensors can be unpacked one time only.
+    lut, tau, values, counts, index, *more = ctx.saved_tensors
+    return lut, tau, Distinct(values, counts, index), more
 
 
 def _attention(
