@@ -11,6 +11,7 @@ from typing import Any, Self, final
 from torch import nn
 
 from palette_core import parametrization
+from palette_core.boundary import make_backend
 from palette_core.cluster_tensor import Clustered, check_finite
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import BackendError, StateError
@@ -211,8 +212,13 @@ class KMeansPalettizer:
         if sentences:
             raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
         palettize_current(prepared, self._catalog)
+        kept = parametrization.Kept(module for _, module, _, _ in items)
         palettized = pack_model(model, None if mmap_dir is None else Path(mmap_dir))
-        return target.finalize(model, palettized)
+        try:
+            return target.finalize(model, palettized)
+        except BaseException:
+            kept.restore()
+            raise
 
     def export(
         self,
@@ -300,8 +306,7 @@ class KMeansPalettizer:
     def _backend(
         self, backend: str | ExportBackend, options: Mapping[str, Any] | None = None
     ) -> Backend:
-        entry = self._catalog.backend(_backend_name(backend))
-        return entry.factory(validate_options(entry, "export backend", dict(options or {})))
+        return make_backend(self._catalog, _backend_name(backend), options or {})
 
     def _jobs(self, plan: Plan, sensitivity_path: str | Path | None) -> list[Job]:
         sensitivities = (
