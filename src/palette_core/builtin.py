@@ -197,6 +197,7 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_integer,
             dtypes=(torch.int8, torch.uint8),
             is_default=True,
+            error_bound=1 / 254,
         ),
         LutQuantizerEntry(
             name="float8",
@@ -205,6 +206,7 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_float8,
             dtypes=FP8_DTYPES,
             is_default=True,
+            error_bound=1 / 8,
         ),
     ]
 

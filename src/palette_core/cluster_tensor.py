@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from palette_core import boundary
 from palette_core.clustering.quantized import quantize_codebook
 from palette_core.errors import ClusteringError, PlanError, WeightError
 from palette_core.interfaces import (
@@ -196,15 +197,19 @@ def make_lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | Non
     """Return the quantizer of a plan's tables, or None where they stay floats."""
     if plan.spec.lut_qspec is None or plan.lut_quantizer is None:
         return None
-    entry = catalog.lut_quantizers.get(plan.lut_quantizer)
-    options = validate_options(entry, "LUT quantizer", plan.spec.lut_qspec.quantizer_options)
-    return entry.factory(plan.spec.lut_qspec, options)
+    return boundary.make_lut_quantizer(catalog, plan.lut_quantizer, plan.spec.lut_qspec, plan.name)
 
 
 def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterProblem) -> Codebook:
     entry = item.entry
     who = f"{plan.name}: algorithm {entry.name!r} ({item.distribution})"
+    version = _version(problem.points)
     codebook = _guarded(who, lambda: _run(plan, entry, problem))
+    if _version(problem.points) != version:
+        raise ClusteringError(
+            f"{who} has written to the points it was given, which are the model's own weights; "
+            "load the model again"
+        )
     _check_codebook(who, codebook, problem)
     quantizer = problem.lut_quantizer
     if quantizer is None or codebook.quantized is not None:
@@ -214,6 +219,10 @@ def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterPro
         who,
         lambda: quantize_codebook(problem.points, problem.importance, codebook, quantizer),
     )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _run(plan: TensorPlan, entry: ClustererEntry, problem: ClusterProblem) -> Codebook:
@@ -235,23 +244,32 @@ def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
     if not isinstance(codebook, Codebook):
         raise ClusteringError(f"{who} returned {type(codebook).__name__}, not a Codebook")
     blocks, count, dim = problem.points.shape
-    lut, codes = codebook.lut, codebook.codes
+    lut: object = codebook.lut
+    codes: object = codebook.codes
+    if not isinstance(lut, Tensor) or not isinstance(codes, Tensor):
+        what = f"{type(lut).__name__} and {type(codes).__name__}"
+        raise ClusteringError(f"{who} returned lut and codes of {what}, expected tensors")
     for what, got, right in (
         ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
         ("codes shape", tuple(codes.shape), (blocks, count)),
         ("codes dtype", codes.dtype, torch.uint8),
-        ("device", lut.device, problem.points.device),
+        ("a lut on", lut.device, problem.points.device),
+        ("codes on", codes.device, problem.points.device),
     ):
         if got != right:
             raise ClusteringError(f"{who} returned {what} {got}, expected {right}")
     if not lut.dtype.is_floating_point:
         raise ClusteringError(f"{who} returned a lut of {lut.dtype}, expected a floating dtype")
-    if not bool(torch.isfinite(lut).all()):
-        raise ClusteringError(f"{who} returned a lut with NaN or infinite entries")
+    if not bool(torch.isfinite(lut.to(problem.points.dtype)).all()):
+        raise ClusteringError(
+            f"{who} returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
+        )
     if codes.numel() and int(codes.max()) >= problem.n_entries:
         raise ClusteringError(
             f"{who} returned code {int(codes.max())}, expected codes below {problem.n_entries}"
         )
+    if codebook.quantized is not None:
+        boundary.check_quantized(who, codebook.quantized, lut)
 
 
 _SQUARES_CHUNK = 1 << 16  # elements at once: they stay in the cache of a core

@@ -91,6 +91,14 @@ class PluginOptionsError(PluginError, ValueError):
     """Options given to a plug-in do not validate against its options model."""
 
 
+class MissingExtraError(PaletteError, ImportError):
+    """An optional package is not installed; the message says what to install."""
+
+
+class ContractError(PaletteError, AssertionError):
+    """A plug-in does not keep its contract; the message says which part, and what it did."""
+
+
 class MissingBackendError(PluginError, ImportError):
     """An export backend is known, but the distribution that provides it is not installed."""
 

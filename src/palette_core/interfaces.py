@@ -295,11 +295,14 @@ class LutQuantizerEntry(PluginEntry):
         factory: makes the quantizer from the ``lut_qspec`` and validated options.
         dtypes: the LUT dtypes it can make.
         is_default: picked for its dtypes when ``lut_qspec.quantizer`` is None.
+        error_bound: promised largest root mean square error of a table, relative to its largest
+            magnitude; 1 promises no more than a table of zeros keeps.
     """
 
     factory: Callable[[QuantizationSpec, Any], LutQuantizer]
     dtypes: tuple[torch.dtype, ...]
     is_default: bool = False
+    error_bound: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Any, Self, final
 
 from torch import Tensor, nn
 
-from palette_core import life_cycle
+from palette_core import life_cycle, parametrization
+from palette_core.boundary import make_backend
 from palette_core.calibration import Calibration, CalibrationOptions, Results, calibration
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.data_aware import Findings, InputCalibration, Loss, batches_of, look, run_aware
@@ -22,7 +23,7 @@ from palette_core.life_cycle import Action, State
 from palette_core.packed_weight import PackedWeight, palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import OnIncompatible, Plan, make_plan, refusals, warn_about
-from palette_core.plugins import Catalog, get_catalog, validate_options
+from palette_core.plugins import Catalog, get_catalog
 from palette_core.preparing import (
     attach_palettes,
     make_jobs,
@@ -292,8 +293,13 @@ class KMeansPalettizer:
             raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
         settle_trained(prepared)
         palettize_current(prepared, self._catalog)
+        kept = parametrization.Kept(module for _, module, _, _ in items)
         palettized = pack_model(model, None if mmap_dir is None else Path(mmap_dir))
-        finalized = target.finalize(model, palettized)
+        try:
+            finalized = target.finalize(model, palettized)
+        except BaseException:
+            kept.restore()
+            raise
         life_cycle.mark(finalized, State.FINALIZED)
         return finalized
 
@@ -461,8 +467,7 @@ class KMeansPalettizer:
     def _backend(
         self, backend: str | ExportBackend, options: Mapping[str, Any] | None = None
     ) -> Backend:
-        entry = self._catalog.backend(_backend_name(backend))
-        return entry.factory(validate_options(entry, "export backend", dict(options or {})))
+        return make_backend(self._catalog, _backend_name(backend), options or {})
 
     @contextlib.contextmanager
     def _occupied(self, model: nn.Module, state: State) -> Iterator[None]:

@@ -290,7 +290,7 @@ def _load_entry_point(found: _Discovery, dist: Distribution, point: EntryPoint) 
         plugin = point.load()
     # SystemExit included: an import that exits must not end the user's program.
     except (Exception, SystemExit) as error:
-        found.reject(dist, point.name, error)
+        found.reject(replace(dist, seconds=time.perf_counter() - start), point.name, error)
         return
     dist = replace(dist, seconds=time.perf_counter() - start)
     found.add(plugin, dist, point.name)

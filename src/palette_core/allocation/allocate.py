@@ -22,6 +22,7 @@ from palette_core.allocation.judging import Evidence, judge
 from palette_core.allocation.solver import Choices, Solution, curve, solve
 from palette_core.allocation.writing import config_of
 from palette_core.bits import model_bits
+from palette_core.boundary import make_backend
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import AllocationError
 from palette_core.packed_weight import palette_modules
@@ -172,10 +173,7 @@ def allocate(
     )
     target = None
     if backend is not None:
-        found = catalog.backend(backend)
-        target = found.factory(
-            validate_options(found, "export backend", dict(backend_options or {}))
-        )
+        target = make_backend(catalog, backend, backend_options or {})
     if next(palette_modules(model), None) is not None:
         raise AllocationError("the model is palettized already; allocate for the dense model")
     config = KMeansPalettizerConfig() if config is None else config

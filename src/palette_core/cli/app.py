@@ -74,12 +74,17 @@ Workers = Annotated[int, typer.Option("--num-workers", min=1, help="Clustering p
 
 
 @app.command()
-def plugins(as_json: AsJson = False) -> None:
+def plugins(
+    as_json: AsJson = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Show how long each distribution takes to import.")
+    ] = False,
+) -> None:
     """List every clusterer, granularity, LUT quantizer, backend and training strategy."""
     from palette_core.cli import show
     from palette_core.plugins import get_catalog
 
-    show.plugins(get_catalog(), as_json=as_json)
+    show.plugins(get_catalog(), as_json=as_json, timings=timings)
 
 
 @app.command()
