@@ -2,9 +2,10 @@
 
 A safetensors file holds one float32 tensor under the name of each palettized weight, and in its
 metadata, under ``palette_core_sensitivities``, JSON with the version of the format and of each
-weight the shape, the fingerprint and the scale (the largest mean squared gradient). Files named ``.pt`` or ``.pth`` hold the dictionary that
-coreai-opt writes with ``torch.save``, keyed by the names that parametrized models give to dense
-originals (``layer.parametrizations.weight.original``), without metadata.
+weight the shape, the fingerprint and the scale (the largest mean squared gradient). Files named
+``.pt`` or ``.pth`` hold the dictionary that coreai-opt writes with ``torch.save``, keyed by the
+names that parametrized models give to dense originals
+(``layer.parametrizations.weight.original``), without metadata.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class SquareSum:
             return math.inf
 
     def take(self) -> Tensor | None:
-        """Return the sum, in multiples of `unit`, and forget it; None where all gradients were zero."""
+        """Return the sum, in multiples of `unit`, and forget it; None: all gradients were zero."""
         total, self._total = self._total, None
         return total
 
