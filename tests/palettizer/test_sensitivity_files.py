@@ -11,6 +11,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
+from calibration_oracle import squares
 from hypothesis import given
 from hypothesis import strategies as st
 from palettizer_models import (
@@ -259,11 +260,16 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
         values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert header["version"] == 1
     assert set(values) == set(header["tensors"]) == {"0.weight", "2.weight"}
+    steps = [lambda m, f=f: m(MLP_INPUTS[0] * f).square().sum() for f in (1.0, -3.0)]
+    total = squares(mlp(), values, steps)
     for name, value in values.items():
         weight = mlp().get_parameter(name).detach()
         digest = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
         record = header["tensors"][name]
-        assert record == {"shape": list(weight.shape), "fingerprint": f"float32:{digest}"}
+        assert record["shape"] == list(weight.shape)
+        assert record["fingerprint"] == f"float32:{digest}"
+        # The largest mean squared gradient.
+        assert record["scale"] == pytest.approx(float(total[name].max()) / 2, rel=1e-4)
         assert value.dtype is torch.float32
         assert value.max() == 1
         assert value.min() > 0
@@ -404,9 +410,9 @@ def test_zeros_of_a_file_are_kept_and_fit_vectors(tmp_path: Path) -> None:
         elements=st.floats(0, 2.0**120, width=32, allow_subnormal=True),
     )
 )
-def test_measured_values_are_as_documented_and_survive_a_file(squares: np.ndarray) -> None:
-    values = from_squares(torch.from_numpy(squares.copy()))
-    exact = squares.astype(np.float64)
+def test_measured_values_are_as_documented_and_survive_a_file(raw: np.ndarray) -> None:
+    values = from_squares(torch.from_numpy(raw.copy()))
+    exact = raw.astype(np.float64)
     if not exact.any():
         assert bool((values == 1).all())
     else:
