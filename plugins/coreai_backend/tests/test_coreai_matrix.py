@@ -64,7 +64,7 @@ def test_every_combination_of_two_choices_is_tried(verdicts):
 
 def test_one_flipped_bit_is_seen_by_both_judges(files, tmp_path):
     path, weights = files[torch.float16]
-    case = next(c for c in weights if c.kind == "Conv2d, kernel 3" and c.spec.n_bits == 3)
+    case = next(c for c in weights if c.kind.startswith("Conv2d") and c.spec.n_bits in (3, 6))
     packed = weights[case].packed_indices().numpy().tobytes()
     damaged = support.flipped(path, packed, 5, tmp_path / "damaged.aimodel")
     wrong = {c.name: text for c, text in matrix.judge_weights(damaged, weights).items() if text}
@@ -237,7 +237,7 @@ def test_what_is_refused_could_not_have_been_exported(layer, inputs, tmp_path):
     # What would have happened without the refusal.
     finalized = palettizer.finalize(backend="torch")
     path = tmp_path / "anyway.aimodel"
-    with pytest.raises(BackendError, match=r"cannot convert the model: .*(conv3d|f64)"):
+    with pytest.raises(BackendError, match=r"cannot convert the model: .*(conv3d|float64)"):
         CoreAIBackend(CoreAIOptions()).export(finalized, (inputs,), path)
 
 
