@@ -293,7 +293,7 @@ class KMeansPalettizer:
             raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
         settle_trained(prepared)
         palettize_current(prepared, self._catalog)
-        kept = parametrization.Kept(module for _, module, _, _ in items)
+        kept = parametrization.Kept(module for module, _, _ in prepared)
         palettized = pack_model(model, None if mmap_dir is None else Path(mmap_dir))
         try:
             finalized = target.finalize(model, palettized)
