@@ -20,9 +20,12 @@ from torch.export import ExportedProgram
 from coreml_backend.lowering import Lowered, recording
 from coreml_backend.reading import METADATA_KEY
 from coreml_backend.refusals import generation
+from coreml_backend.rewriting import spread_grouped_heads
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import BackendError
 from palette_core.packed_weight import palette_modules
+
+_LARGEST = 1 << 30  # torch writes sizes without a maximum as infinite, or nearly so
 
 
 def export_package(
@@ -82,12 +85,8 @@ def trace(
             f"torch.export cannot take {type(model).__name__} with these inputs: "
             f"{type(error).__name__}: {error}"
         ) from error
-    for symbol, bounds in program.range_constraints.items():
-        if not bounds.upper.is_finite or bounds.upper > 1 << 30:
-            raise BackendError(
-                f"dynamic dimension {symbol} has no maximum, which Core ML needs; write "
-                "torch.export.Dim('name', min=1, max=512) or the like"
-            )
+    _check_dynamic(program)
+    spread_grouped_heads(program)
     return program
 
 
@@ -141,6 +140,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training:
             module.training = flag
+
+
+def _check_dynamic(program: ExportedProgram) -> None:
+    """Refuse inputs without a largest size. torch makes up symbols that no input has, too."""
+    inputs = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or node.name not in inputs:
+            continue
+        for axis, size in enumerate(getattr(node.meta["val"], "shape", ())):
+            bounds = (
+                None if isinstance(size, int) else program.range_constraints.get(size.node.expr)
+            )
+            if bounds is not None and bounds.upper > _LARGEST:
+                raise BackendError(
+                    f"axis {axis} of input {node.name!r} has no maximum, which Core ML needs; "
+                    "write torch.export.Dim('name', min=1, max=512) or the like"
+                )
 
 
 @contextlib.contextmanager
