@@ -13,17 +13,20 @@ from torch import Tensor
 
 from palette_core.cluster_tensor import Clustered, cluster_tensor
 from palette_core.errors import ClusteringError, PaletteError
+from palette_core.input_moments import InputMoments
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog
+from palette_core.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Job:
-    """One weight to cluster."""
+    """One weight to cluster: its plan, itself, and what is known about it."""
 
     plan: TensorPlan
     weight: Tensor
     importance: Tensor | None = None
+    moments: InputMoments | None = None
 
 
 OnDone = Callable[[Job, Clustered], None]
@@ -82,8 +85,25 @@ def run_jobs(
     return [result for result in results if result is not None]
 
 
+def run_with_bar(
+    jobs: Iterable[Job], *, num_workers: int, catalog: Catalog, show: bool | None
+) -> list[Clustered]:
+    """Do the same as `run_jobs`, with a progress bar; None shows it on a terminal."""
+    ordered = list(jobs)
+    with progress_bar("Palettizing", len(ordered), show=show) as advance:
+        return run_jobs(
+            ordered,
+            num_workers=num_workers,
+            catalog=catalog,
+            on_done=lambda job, _: advance(job.plan.name, 1),
+        )
+
+
 def _cost(job: Job) -> int:
     """Roughly proportional to the time that clustering takes."""
+    if job.moments is not None and not job.moments.is_diagonal:
+        # Every element of the weight meets a row of the matrix some tens of times.
+        return job.weight.numel() * job.moments.hessian.shape[-1]
     vector = job.plan.spec.cluster_dim > 1
     return job.weight.numel() * (job.plan.spec.n_entries if vector else 1)
 
@@ -99,7 +119,7 @@ def _worth_workers(jobs: list[Job]) -> bool:
 
 def _here(job: Job, catalog: Catalog | None) -> Clustered:
     try:
-        return cluster_tensor(job.plan, job.weight, job.importance, catalog)
+        return cluster_tensor(job.plan, job.weight, job.importance, catalog, job.moments)
     except PaletteError:
         raise
     except Exception as error:
@@ -110,8 +130,15 @@ def _in_workers(
     jobs: list[Job], queue: list[int], num_workers: int
 ) -> Iterable[tuple[int, Clustered]]:
     parallel = joblib.Parallel(n_jobs=num_workers, return_as="generator_unordered")
+    shared: dict[int, np.ndarray[Any, Any]] = {}
     calls = (
-        joblib.delayed(_work)(i, jobs[i].plan, *_to_numpy(jobs[i].weight), _numpy(jobs[i]))
+        joblib.delayed(_work)(
+            i,
+            jobs[i].plan,
+            *_to_numpy(jobs[i].weight),
+            _numpy(jobs[i].importance),
+            _sent(jobs[i].moments, shared),
+        )
         for i in queue
     )
     for index, result in parallel(calls):
@@ -119,10 +146,34 @@ def _in_workers(
         yield index, replace(result, palettized=result.palettized.to(device))
 
 
-def _numpy(job: Job) -> np.ndarray[Any, Any] | None:
-    if job.importance is None:
+def _numpy(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:
+    return None if tensor is None else tensor.detach().cpu().to(torch.float32).numpy()
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Moments on their way: joblib maps large arrays into workers, one object once."""
+
+    rest: InputMoments
+    hessian: np.ndarray[Any, Any]
+    target: np.ndarray[Any, Any] | None
+
+
+def _sent(moments: InputMoments | None, shared: dict[int, np.ndarray[Any, Any]]) -> _Sent | None:
+    """Take the large arrays out of moments; layers that share a matrix send the same object."""
+    if moments is None:
         return None
-    return job.importance.detach().cpu().to(torch.float32).numpy()
+    matrix = moments.hessian
+    array = shared.setdefault(matrix.data_ptr(), matrix.detach().cpu().contiguous().numpy())
+    target = None if moments.target is None else moments.target.detach().cpu().double().numpy()
+    return _Sent(replace(moments, hessian=matrix.new_empty(0), target=None), array, target)
+
+
+def _received(sent: _Sent | None) -> InputMoments | None:
+    if sent is None:
+        return None
+    target = None if sent.target is None else _tensor(sent.target)
+    return replace(sent.rest, hessian=_tensor(sent.hessian), target=target)
 
 
 def _to_numpy(weight: Tensor) -> tuple[np.ndarray[Any, Any], torch.dtype]:
@@ -139,9 +190,11 @@ def _work(
     array: np.ndarray[Any, Any],
     dtype: torch.dtype,
     importance: np.ndarray[Any, Any] | None,
+    moments: _Sent | None,
 ) -> tuple[int, Clustered]:
     weight = _tensor(array).view(dtype)
-    job = Job(plan, weight, None if importance is None else _tensor(importance))
+    matter = None if importance is None else _tensor(importance)
+    job = Job(plan, weight, matter, _received(moments))
     return index, _here(job, None)
 
 

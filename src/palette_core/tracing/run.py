@@ -59,7 +59,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
         evaluation_mode(model),
         untouched_global_rng(),
         torch.no_grad(),
-        restored_values(model),
+        restored_values(model.modules()),
         parametrize.cached(),
         uncompiled(),
         _Recorder(model) as recorder,

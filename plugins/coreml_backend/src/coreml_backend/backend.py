@@ -26,11 +26,9 @@ class CoreMLBackend(Backend):
         """Refuse what the deployment target cannot store exactly; see `refusals`."""
         return refuse(facts, self._options)
 
-    def finalize(
-        self, model: nn.Module, palettized: Mapping[str, PalettizedTensor], mmap_dir: Path | None
-    ) -> nn.Module:
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Return the model as it is: coremltools takes packed weights behind their operator."""
-        del palettized, mmap_dir
+        del palettized
         return model
 
     def export(

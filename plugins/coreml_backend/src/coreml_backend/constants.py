@@ -14,17 +14,20 @@ bring the operations; met in the other order, it repeats tables, or fails on vec
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from typing import Any
 
 import coremltools as ct
 import numpy as np
 import numpy.typing as npt
+import torch
 from coremltools.converters.mil.mil import Builder, Var, types
 from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 from coremltools.optimize._utils import pack_elements_into_bits
 
 from palette_core.errors import BackendError
+from palette_core.layout import BlockLayout
 from palette_core.palettized import PalettizedTensor
 
 Array = npt.NDArray[Any]
@@ -65,10 +68,22 @@ def digest(palettized: PalettizedTensor) -> str:
     return state.hexdigest()
 
 
+def size_with_a_table_per_channel(layout: BlockLayout, n_bits: int, dtype: torch.dtype) -> float:
+    """Return the size of indices and tables once scales are folded in, in sizes of the weight."""
+    cells = list(layout.grid)
+    cells[layout.vector_axis] = layout.index_shape[layout.vector_axis]
+    width = dtype.itemsize * 8
+    tables = math.prod(cells) * (1 << n_bits) * layout.cluster_dim * width
+    return (math.prod(layout.index_shape) * n_bits + tables) / (math.prod(layout.shape) * width)
+
+
 def fold_scale(palettized: PalettizedTensor) -> PalettizedTensor:
     """Return the same weight without a scale: each channel has a table of its own.
 
     The products are those of `PalettizedTensor.decode`, so decoding gives the same bits.
+
+    Raises:
+        BackendError: the tables are integers, or would make the weight no smaller than dense.
     """
     scale = palettized.scale
     if scale is None:
@@ -77,6 +92,12 @@ def fold_scale(palettized: PalettizedTensor) -> PalettizedTensor:
         raise BackendError(
             "a scale per channel cannot be multiplied into tables of integers; leave either out, "
             "or set the deployment target to iOS26"
+        )
+    ratio = size_with_a_table_per_channel(palettized.layout, palettized.n_bits, palettized.dtype)
+    if ratio >= 1:
+        raise BackendError(
+            f"with a scale per channel each channel needs a table of its own, {ratio:.2f} times "
+            "the dense weight in all; leave the scale out, or set the deployment target to iOS26"
         )
     lut, axis, dim = palettized.lut, palettized.axis, palettized.cluster_dim
     factors = scale
@@ -87,7 +108,8 @@ def fold_scale(palettized: PalettizedTensor) -> PalettizedTensor:
             lut = lut.repeat_interleave(count // cells, at)
     # [..., channels, ...] -> [*grid, 1, D]: the D values of an entry lie along ``axis``.
     if scale.shape[axis] > 1:
-        factors = scale.unflatten(axis, (-1, dim)).movedim(axis + 1, -1).unsqueeze(-2)
+        apart = scale.reshape(*scale.shape[:axis], -1, dim, *scale.shape[axis + 1 :])
+        factors = apart.movedim(axis + 1, -1).unsqueeze(-2)
     else:
         factors = scale[..., None, None]
     return replace(palettized, lut=lut * factors, scale=None)

@@ -78,8 +78,8 @@ def trace(
     kwargs = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
     try:
         with _evaluating(model), torch.no_grad():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-            program = program.run_decompositions({})
+            exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+            program: ExportedProgram = exported.run_decompositions({})
     except Exception as error:
         raise BackendError(
             f"torch.export cannot take {type(model).__name__} with these inputs: "
@@ -192,10 +192,8 @@ def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
     found = {}
     for inner, buffer in program.graph_signature.inputs_to_buffers.items():
         prefix, _, part = buffer.rpartition(".")
-        if part == "indices":
-            name = first.get(id(model.get_submodule(prefix)))
-            if name is not None:
-                found[inner] = name
+        if part == "indices" and id(owner := model.get_submodule(prefix)) in first:
+            found[inner] = first[id(owner)]
     return found
 
 

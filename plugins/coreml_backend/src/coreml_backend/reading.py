@@ -39,7 +39,7 @@ def read_weights(path: str | Path) -> dict[str, Array]:
     """
     model = open_package(path)
     names = json.loads(model.user_defined_metadata.get(METADATA_KEY, "{}"))
-    weights = {}
+    weights: dict[str, Array] = {}
     for op in constant_expressions(model, roots=True):
         weight = decode(op)
         weights |= dict.fromkeys(names.get(op.name, [op.name]), weight)

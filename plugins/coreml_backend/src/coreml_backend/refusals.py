@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import coremltools as ct
 import torch
 
+from coreml_backend.constants import size_with_a_table_per_channel
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.granularity import PerTensorGranularity
 from palette_core.interfaces import Refusal, TensorFacts
@@ -77,11 +77,11 @@ def _obstacle_to_scales(
             f"{why} tables cannot be 8-bit integers; deployment_target iOS26 takes both",
             _with(spec, lut_qspec=None),
         )
-    dense, stored = _bits_with_a_table_per_channel(facts, spec, options)
-    if stored >= dense:
+    ratio = size_with_a_table_per_channel(facts.layout, spec.n_bits, facts.dtype)
+    if ratio >= 1:
         return (
-            f"{why} each channel needs a table of its own, {stored / dense:.2f} times the dense "
-            "weight in all; deployment_target iOS26 stores the scales beside one table",
+            f"{why} each channel needs a table of its own, {ratio:.2f} times the dense weight in "
+            "all; deployment_target iOS26 stores the scales beside one table",
             _with(spec, enable_per_channel_scale=False),
         )
     return None
@@ -106,19 +106,6 @@ def _obstacle_before_ios18(
     if spec.n_bits not in _BITS_BEFORE_IOS18:
         return f"{spec.n_bits} bits: {later}", _with(spec, n_bits=4)
     return None
-
-
-def _bits_with_a_table_per_channel(
-    facts: TensorFacts, spec: PalettizationSpec, options: CoreMLOptions
-) -> tuple[int, int]:
-    """Return bits of the dense weight, and of indices and tables once scales are folded in."""
-    width = 16 if options.compute_precision == "float16" else facts.dtype.itemsize * 8
-    layout = facts.layout
-    cells = list(layout.grid)
-    cells[layout.vector_axis] = layout.index_shape[layout.vector_axis]
-    count = math.prod(layout.index_shape)
-    tables = math.prod(cells) * spec.n_entries * spec.cluster_dim
-    return math.prod(facts.shape) * width, count * spec.n_bits + tables * width
 
 
 def _with(spec: PalettizationSpec, **changes: Any) -> PalettizationSpec:

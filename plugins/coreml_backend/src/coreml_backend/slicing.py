@@ -67,7 +67,8 @@ def ranges(kind: str, arguments: Sequence[Any], shape: Sequence[int]) -> tuple[i
         takes every other element.
     """
     if kind == "slice":
-        dim, start, stop, step = (*arguments, *(0, None, None, 1)[len(arguments) :])
+        given = list(arguments) + [0, None, None, 1][len(arguments) :]
+        dim, start, stop, step = given
         dim %= len(shape)
         if step != 1:
             return dim, []

@@ -1,6 +1,6 @@
 """What palette_core loads to list the plug-in: its options and its entry, and nothing heavy.
 
-A module of its own, because importing any part of ``coreml_backend`` imports that package, which
+A package of its own, because importing any part of ``coreml_backend`` imports that package, which
 registers the lowering with coremltools and so has to import it.
 """
 
