@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from palette_core.cli.new_plugin import Kind
 from palette_core.errors import PaletteError
 
 # Typer brings click along under different names in different versions; this is its base error.
@@ -85,6 +86,19 @@ def plugins(
     from palette_core.plugins import get_catalog
 
     show.plugins(get_catalog(), as_json=as_json, timings=timings)
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the distribution, such as palette-lloyd.")],
+    kind: Annotated[Kind, typer.Option(help="What the plug-in provides.")],
+    into: Annotated[Path, typer.Option(help="Folder in which its own folder is made.")] = Path(),
+) -> None:
+    """Make a plug-in distribution that installs and keeps its contract, to be changed."""
+    from palette_core.cli.new_plugin import make_plugin
+
+    folder = make_plugin(name, kind, into)
+    print(f"{folder} is made; {folder / 'README.md'} says how to install it and what to change")
 
 
 @app.command()
