@@ -12,6 +12,7 @@ import torch
 
 from palette_core.clustering import _scalar_costs as costs
 from palette_core.clustering import _scalar_passes as passes
+from palette_core.clustering import _scalar_rounding as rounding
 from palette_core.clustering import _square_kernel as squares
 
 _KERNELS: tuple[Any, ...] = (
@@ -30,6 +31,7 @@ _KERNELS: tuple[Any, ...] = (
     passes.look_up,
     passes.merge_atoms,
     passes.weigh_patterns,
+    rounding.settle,
     squares.add_squares,
 )
 
