@@ -76,6 +76,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             factory=_kmeans1d,
             supports_importance=True,
             supports_cuda=True,
+            thread_safe=True,
         ),
         ClustererEntry(
             name="kmeans_vector",
@@ -87,6 +88,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_importance=True,
             supports_vector_importance=True,
             supports_cuda=True,
+            thread_safe=True,
         ),
     ]
 
@@ -123,6 +125,7 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_integer,
             dtypes=(torch.int8, torch.uint8),
             is_default=True,
+            thread_safe=True,
         ),
         LutQuantizerEntry(
             name="float8",
@@ -131,6 +134,7 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_float8,
             dtypes=FP8_DTYPES,
             is_default=True,
+            thread_safe=True,
         ),
     ]
 

@@ -41,6 +41,8 @@ def cluster_tensor(
     weight: Tensor,
     importance: Tensor | None = None,
     catalog: Catalog | None = None,
+    *,
+    checked: bool = False,
 ) -> Clustered:
     """Palettize ``weight`` as ``plan`` says.
 
@@ -49,6 +51,7 @@ def cluster_tensor(
         weight: of ``plan.shape``; read only.
         importance: non-negative, of the weight's shape; None means ones.
         catalog: the installed plug-ins; discovered when None.
+        checked: `check_finite` has passed already.
 
     Raises:
         WeightError: NaN or infinite weights.
@@ -58,7 +61,8 @@ def cluster_tensor(
     start = time.perf_counter()
     catalog = catalog or get_catalog()
     weight = weight.detach()
-    check_finite(plan.name, weight)
+    if not checked:
+        check_finite(plan.name, weight)
     item = catalog.clusterers.find(plan.algorithm)
     with torch.no_grad():
         scale = _channel_scale(weight, plan.axis) if plan.spec.enable_per_channel_scale else None

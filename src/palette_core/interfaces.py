@@ -220,6 +220,8 @@ class ClustererEntry(PluginEntry):
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
+        thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
+            that lets go of the interpreter's lock and starts no threads of its own there.
     """
 
     factory: Callable[[Any], Clusterer]
@@ -231,6 +233,7 @@ class ClustererEntry(PluginEntry):
     fits_quantized: bool = False
     deterministic: bool = True
     supports_cuda: bool = False
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +255,13 @@ class LutQuantizerEntry(PluginEntry):
         factory: makes the quantizer from the ``lut_qspec`` and validated options.
         dtypes: the LUT dtypes it can make.
         is_default: picked for its dtypes when ``lut_qspec.quantizer`` is None.
+        thread_safe: may be used by several threads at a time.
     """
 
     factory: Callable[[QuantizationSpec, Any], LutQuantizer]
     dtypes: tuple[torch.dtype, ...]
     is_default: bool = False
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

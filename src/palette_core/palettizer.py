@@ -286,7 +286,9 @@ class KMeansPalettizer:
             weight = getattr(self._model.get_submodule(owner.module), owner.state).detach()
             check_finite(tensor.name, weight)
             importance = sensitivities.get(tensor.name)
-            jobs.append(Job(tensor, weight, None if importance is None else normalized(importance)))
+            if importance is not None:
+                importance = normalized(importance)
+            jobs.append(Job(tensor, weight, importance, checked=True))
         return jobs
 
     def _run(self, jobs: list[Job], num_workers: int, show: bool | None) -> list[Clustered]:

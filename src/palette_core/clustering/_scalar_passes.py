@@ -54,21 +54,24 @@ def fill_cells(x: Any, w: Any, low: Any, per_unit: Any, out: Any) -> None:
     """
     at = np.empty(_CHUNK, np.int32)
     top = out.shape[0] - 1
+    # Unsigned indices in one dimension: signed ones are looked at for being negative.
+    flat, one, two, three = out.reshape(-1), np.uint64(1), np.uint64(2), np.uint64(3)
     for first in range(0, x.size, _CHUNK):
         part = x[first : first + _CHUNK]
         cells_of(part, low, per_unit, top, at)
         if w.size == 0:
-            for i in range(part.size):
-                c = at[i]
-                out[c, 0] += 1.0
-                out[c, 1] += np.float64(part[i])
+            for i in range(np.uint64(part.size)):
+                c = np.uint64(at[i]) * two
+                flat[c] += 1.0
+                flat[c + one] += np.float64(part[i])
         else:
-            for i in range(part.size):
-                c = at[i]
-                v = np.float64(w[first + i])
-                out[c, 0] += v
-                out[c, 1] += v * np.float64(part[i])
-                out[c, 2] += 1.0
+            weights = w[first : first + _CHUNK]
+            for i in range(np.uint64(part.size)):
+                c = np.uint64(at[i]) * three
+                v = np.float64(weights[i])
+                flat[c] += v
+                flat[c + one] += v * np.float64(part[i])
+                flat[c + two] += 1.0
 
 
 @nb.njit(nogil=True, cache=True, error_model="numpy")
@@ -115,14 +118,14 @@ def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: A
     at = np.empty(_CHUNK, np.int32)
     top = base.size - 1
     for first in range(0, x.size, _CHUNK):
-        part = x[first : first + _CHUNK]
+        part, codes = x[first : first + _CHUNK], out[first : first + _CHUNK]
         cells_of(part, low, per_unit, top, at)
-        for i in range(part.size):
-            code = np.int64(base[at[i]])
-            code += np.int64(part[i] > limits[code])
+        for i in range(np.uint64(part.size)):
+            code = np.uint64(base[np.uint64(at[i])])
+            code += np.uint64(part[i] > limits[code])
             while part[i] > limits[code]:
-                code += 1
-            out[first + i] = code
+                code += np.uint64(1)
+            codes[i] = np.uint8(code)
 
 
 @nb.njit(nogil=True, cache=True, error_model="numpy")
