@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
+
+from palette_core.compiled import kernel
 
 _CHUNK = 512  # points whose cells are worked out together, so that the compiler can vectorise
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_patterns(bits: Any, out: Any) -> None:
     """Add to ``out`` ``[65536]`` int64 how often each 16-bit pattern occurs in ``bits``."""
     for i in range(bits.size):
         out[bits[i]] += 1
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def weigh_patterns(bits: Any, weights: Any, out: Any) -> None:
     """Add to ``out`` ``[65536]`` float64 the weight of each 16-bit pattern."""
     for i in range(bits.size):
         out[bits[i]] += weights[i]
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def look_up(bits: Any, table: Any, out: Any) -> None:
     """Write ``table[bits]`` to ``out``."""
     for i in range(bits.size):
         out[i] = table[bits[i]]
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def cells_of(x: Any, low: Any, per_unit: Any, top: Any, out: Any) -> None:
     """Write the cell of each float32 value to int32 ``out``.
 
@@ -46,7 +47,7 @@ def cells_of(x: Any, low: Any, per_unit: Any, top: Any, out: Any) -> None:
         out[i] = np.int32(t)
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def fill_cells(x: Any, w: Any, low: Any, per_unit: Any, out: Any) -> None:
     """Add points to cells: ``out`` ``[cells, 2]`` float64 of Σw, Σwx.
 
@@ -74,7 +75,7 @@ def fill_cells(x: Any, w: Any, low: Any, per_unit: Any, out: Any) -> None:
                 flat[c + two] += 1.0
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def gather_open(
     x: Any, w: Any, low: Any, per_unit: Any, is_open: Any, out_x: Any, out_w: Any
 ) -> int:
@@ -103,7 +104,7 @@ def gather_open(
     return n
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: Any) -> None:
     """Write to uint8 ``out`` the number of ``limits`` below each point.
 
@@ -128,7 +129,7 @@ def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: A
             codes[i] = np.uint8(code)
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def merge_atoms(
     cells: Any, is_open: Any, x: Any, w: Any, about: float, out_w: Any, out_x: Any, out_cell: Any
 ) -> int:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
+
+from palette_core.compiled import kernel
 
 _LEAST_GAIN = 1e-12  # of the cost of all points about zero: less is rounding
 _MOST_ROUNDS = 20
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def settle(sums: Any, x: Any, grid: Any, at: Any, reach: int) -> None:
     """Move entries along the grid until none can be moved to lower Σ w (x − nearest entry)².
 
@@ -66,7 +67,7 @@ def settle(sums: Any, x: Any, grid: Any, at: Any, reach: int) -> None:
             return
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _extend(
     sums: Any, x: Any, grid: Any, at: Any, j: int, t: int, counts: Any, total: Any, back: Any
 ) -> None:
@@ -86,14 +87,14 @@ def _extend(
             total[j, t], back[j, t] = cost, s
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _about(sums: Any, i: int, j: int, entry: float) -> float:
     """Return Σ w (x − entry)² of values i … j-1."""
     weight, moment = sums[j, 0] - sums[i, 0], sums[j, 1] - sums[i, 1]
     return float((sums[j, 2] - sums[i, 2]) - 2.0 * entry * moment + entry * entry * weight)
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _count_to(x: Any, limit: float, low: int, high: int) -> int:
     """Return how many ascending values are at most ``limit``, which is from ``low`` to ``high``."""
     while low < high:

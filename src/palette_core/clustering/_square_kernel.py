@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba as nb
 import numpy as np
 
+from palette_core.compiled import kernel
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+
+@kernel
 def add_squares(
     x: Any,
     start: int,
@@ -62,7 +63,7 @@ def add_squares(
         done += count
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _add_plain(x: Any, per_unit: float, codes: Any, table: Any, dim: int, out: Any) -> None:
     """Add elements of one LUT; four sums at once, as one would wait for the other."""
     # Unsigned indices: signed ones are looked at for being negative.
@@ -96,7 +97,7 @@ def _add_plain(x: Any, per_unit: float, codes: Any, table: Any, dim: int, out: A
     out[4], out[5], out[6], out[7] = n0, n1, n2, n3
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _add_scaled(
     x: Any,
     first: int,
@@ -123,7 +124,7 @@ def _add_scaled(
         out[4] += value * value
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _rounded(value: float, digits: int, least: int) -> float:
     """Round to ``digits`` significant bits, to even, with no step below 2^least."""
     exponent = math.frexp(value)[1]
