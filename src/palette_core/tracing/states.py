@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+_PLAIN = (Tensor, nn.Parameter)
+
 
 def is_lazy(tensor: Tensor) -> bool:
     """Whether a parameter or buffer has no shape yet."""
@@ -42,6 +44,20 @@ def _constant_obstacle(module: nn.Module, name: str) -> str:
             "remove_spectral_norm, remove_weight_norm), or use torch.nn.utils.parametrizations"
         )
     return "it is a plain attribute; register it as a parameter or buffer first"
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors of `states_of`, and no more about them: many modules are asked often."""
+    for registry in (module._parameters, module._buffers):
+        for tensor in registry.values():
+            if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
+                yield tensor
+    if parametrize.is_parametrized(module):
+        for name in module.parametrizations:  # type: ignore[union-attr]
+            yield getattr(module, name)
+    for value in vars(module).values():
+        if isinstance(value, Tensor):
+            yield value
 
 
 def is_parametrization(name: str) -> bool:
