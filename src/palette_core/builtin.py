@@ -130,6 +130,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             factory=_kmeans1d,
             supports_importance=True,
             supports_cuda=True,
+            thread_safe=True,
         ),
         ClustererEntry(
             name="kmeans_vector",
@@ -141,6 +142,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_importance=True,
             supports_vector_importance=True,
             supports_cuda=True,
+            thread_safe=True,
         ),
         ClustererEntry(
             name="gptq",
@@ -198,6 +200,7 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             dtypes=(torch.int8, torch.uint8),
             is_default=True,
             error_bound=1 / 254,
+            thread_safe=True,
         ),
         LutQuantizerEntry(
             name="float8",
@@ -207,6 +210,7 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             dtypes=FP8_DTYPES,
             is_default=True,
             error_bound=1 / 8,
+            thread_safe=True,
         ),
     ]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from palette_core.interfaces import (
     InputMoments,
     LutQuantizer,
 )
-from palette_core.palettized import Codebook, PalettizedTensor, gather_entries
+from palette_core.palettized import Codebook, PalettizedTensor
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog, Registered, get_catalog, validate_options
 from palette_core.zero_entries import check_zeros, keep_zeros
@@ -57,6 +56,8 @@ def cluster_tensor(
     importance: Tensor | None = None,
     catalog: Catalog | None = None,
     moments: InputMoments | None = None,
+    *,
+    checked: bool = False,
 ) -> Clustered:
     """Palettize ``weight`` as ``plan`` says.
 
@@ -68,6 +69,7 @@ def cluster_tensor(
         importance: non-negative, of the weight's shape; None means ones.
         catalog: the installed plug-ins; discovered when None.
         moments: second moments of the layer's inputs, usable ones.
+        checked: `check_finite` has passed already.
 
     Raises:
         WeightError: NaN or infinite weights.
@@ -77,7 +79,8 @@ def cluster_tensor(
     start = time.perf_counter()
     catalog = catalog or get_catalog()
     weight = weight.detach()
-    check_finite(plan.name, weight)
+    if not checked:
+        check_finite(plan.name, weight)
     item = catalog.clusterers.find(plan.algorithm)
     if not item.entry.needs_moments:
         moments = None
@@ -136,7 +139,7 @@ def check_finite(name: str, weight: Tensor) -> None:
     """Raise a `WeightError` that names the tensor and its first bad element."""
     if weight.is_meta:
         raise WeightError(f"{name} is on the meta device and has no values; load weights first")
-    if weight.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(weight)):
+    if weight.numel() == 0 or all(math.isfinite(float(end)) for end in torch.aminmax(weight)):
         return
     bad = (~torch.isfinite(weight)).nonzero()
     where = tuple(int(i) for i in bad[0])
@@ -272,36 +275,31 @@ def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
         boundary.check_quantized(who, codebook.quantized, lut)
 
 
-_SQUARES_CHUNK = 1 << 16  # elements at once: they stay in the cache of a core
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SQUARES_CHUNK = 1 << 22  # elements decoded at once on a device
 
 
 def _squares(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
-    """Return Σ (decoded − weight)² and Σ weight², without decoding the whole weight."""
-    low, high = (float(end) for end in torch.aminmax(weight))
-    # By a power of two, so that neither squares nor sums leave the range of float32.
-    unit = 2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000)
+    """Return Σ (decoded − weight)² and Σ weight²."""
+    scale, axis = palettized.scale, palettized.axis
+    usual = scale is None or scale.numel() == scale.shape[axis] == weight.shape[axis]
+    if usual and weight.device.type == "cpu" and weight.dtype in _WEIGHT_DTYPES:
+        from palette_core.clustering.square_sums import square_sums  # numba loads slowly
+
+        return square_sums(weight, palettized)
+    flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
+    unit = _unit(weight)
     error = norm = 0.0
-    for part, stands_for in _pairs(weight, palettized):
-        wide = torch.float64 if part.dtype is torch.float64 else torch.float32
-        x = (part.to(wide) / unit).numpy(force=True).ravel()
-        gap = (stands_for.to(wide) / unit).numpy(force=True).ravel() - x
-        # numpy adds pairwise and in one thread: the same sum wherever it is computed
-        error += float(np.square(gap).sum())
-        norm += float(np.square(x).sum())
+    for at in range(0, flat.numel(), _SQUARES_CHUNK):
+        x = flat[at : at + _SQUARES_CHUNK].double() / unit
+        gap = decoded[at : at + _SQUARES_CHUNK].double() / unit - x
+        error += float(gap.square().sum())
+        norm += float(x.square().sum())
     # Not unit**2: that raises where a product becomes infinite.
     return error * unit * unit, norm * unit * unit
 
 
-def _pairs(weight: Tensor, palettized: PalettizedTensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield weights and what stands for them, in pieces of the same shapes."""
-    if palettized.scale is not None:
-        flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
-        for at in range(0, flat.numel(), _SQUARES_CHUNK):
-            yield flat[at : at + _SQUARES_CHUNK], decoded[at : at + _SQUARES_CHUNK]
-        return
-    points, book = palettized.layout.split(weight), palettized.codebook()
-    step = max(1, _SQUARES_CHUNK // points.shape[2])
-    for block, codes in enumerate(book.codes):
-        for at in range(0, codes.numel(), step):
-            piece = codes[None, at : at + step]
-            yield points[block, at : at + step], gather_entries(book.lut[block][None], piece)[0]
+def _unit(weight: Tensor) -> float:
+    """Return a power of two that brings the weight to magnitude 1."""
+    low, high = (float(end) for end in torch.aminmax(weight))
+    return float(2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000))

@@ -263,6 +263,8 @@ class ClustererEntry(PluginEntry):
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
+        thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
+            that lets go of the interpreter's lock and starts no threads of its own there.
     """
 
     factory: Callable[[Any], Clusterer]
@@ -274,6 +276,7 @@ class ClustererEntry(PluginEntry):
     fits_quantized: bool = False
     deterministic: bool = True
     supports_cuda: bool = False
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,12 +300,14 @@ class LutQuantizerEntry(PluginEntry):
         is_default: picked for its dtypes when ``lut_qspec.quantizer`` is None.
         error_bound: promised largest root mean square error of a table, relative to its largest
             magnitude; 1 promises no more than a table of zeros keeps.
+        thread_safe: may be used by several threads at a time.
     """
 
     factory: Callable[[QuantizationSpec, Any], LutQuantizer]
     dtypes: tuple[torch.dtype, ...]
     is_default: bool = False
     error_bound: float = 1.0
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,7 @@ def make_jobs(plan: Plan, weights: Mapping[str, Tensor], sensitivities: Sensitiv
             tensor,
             weights[tensor.name],
             sensitivities[tensor.name].values if tensor.name in sensitivities else None,
+            checked=True,
         )
         for tensor in plan
     ]

@@ -46,8 +46,7 @@ ROWS: list[Row] = list(itertools.product(GRANULARITIES, (1, 2, 4), LUTS, (False,
 SOME = [
     row
     for row in ROWS
-    if (row[2] != "float8"
-    and (row[2:] == ("float", False) or row[:2] == ("groups on axis 1", 2)))
+    if (row[2] != "float8" and (row[2:] == ("float", False) or row[:2] == ("groups on axis 1", 2)))
     or row[:2] == ("per tensor", 1)
 ]
 
