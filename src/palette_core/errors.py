@@ -47,8 +47,20 @@ class ClusteringError(PaletteError, RuntimeError):
     """A clustering algorithm failed, or returned something that is not a palette."""
 
 
+class TrainingError(PaletteError, RuntimeError):
+    """A training strategy failed, or made of a weight what cannot stand for it."""
+
+
 class SensitivityError(PaletteError, ValueError):
-    """A file of sensitivities does not fit the model."""
+    """Sensitivities cannot be measured, or a file of them does not fit the model."""
+
+
+class AllocationError(PaletteError, ValueError):
+    """A budget of bits cannot be kept, or what decides about it is missing."""
+
+
+class CalibrationError(PaletteError, RuntimeError):
+    """Calibration batches are missing, or the model cannot be run on them."""
 
 
 class CheckpointError(PaletteError, ValueError):

@@ -89,6 +89,13 @@ class PaletteModule(nn.Module, ABC):
     def palettized(self) -> PalettizedTensor:
         """Return the weight as unpacked indices and tables."""
 
+    def settle(self, weight: Tensor) -> None:
+        """Make indices and tables what training has come to; by default they always are.
+
+        Args:
+            weight: the dense weight, `parametrization.chain_input` of this module.
+        """
+
 
 @final
 class PackedWeight(PaletteModule):

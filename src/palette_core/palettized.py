@@ -60,11 +60,15 @@ class Codebook:
         codes: ``[B, N]`` uint8, the entry that stands for each point.
         quantized: the entries in quantized form, from algorithms that fit under the quantizer;
             then ``lut`` is ``quantized.dequantize()``.
+        objective_before: what an algorithm set out to lower, at its own plain start, and
+        objective_after: at the result; None from algorithms that do not say.
     """
 
     lut: Tensor
     codes: Tensor
     quantized: QuantizedLut | None = None
+    objective_before: float | None = None
+    objective_after: float | None = None
 
     def decode(self) -> Tensor:
         """Return the points ``[B, N, D]`` that the codes stand for."""

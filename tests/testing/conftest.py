@@ -24,6 +24,7 @@ SHELVES = dict(
             "lut_quantizers",
             "training_strategies",
             "export_backends",
+            "sensitivity_metrics",
         ),
         strict=True,
     )

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from test_builtins_contract import read_checkpoint_weights
 from wrong_clusterers import CLUSTERERS, entry, right
+from wrong_metrics import METRICS
 from wrong_runtimes import BACKENDS, TRAINING
 from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
 
@@ -29,6 +30,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "LUT quantizer": LUT_QUANTIZERS,
     "training strategy": TRAINING,
     "export backend": BACKENDS,
+    "sensitivity metric": METRICS,
 }
 # For checks of any kind, on a clusterer.
 ANY = {
@@ -136,3 +138,13 @@ def test_the_right_strategy_and_backend_pass(register) -> None:
     subject = subject_of("export backend", record)
     for check in checks_of("export backend").values():
         ContractTest(check, subject)()
+
+
+def test_the_right_metric_passes(register) -> None:
+    from wrong_metrics import metric
+    from wrong_metrics import right as right_loss
+
+    record = metric(right_loss)
+    register("sensitivity metric", record)
+    for check in checks_of("sensitivity metric").values():
+        ContractTest(check, subject_of("sensitivity metric", record))()

@@ -30,8 +30,8 @@ class Forwards(TrainingStrategy):
         self.calls = itertools.count()
         self.first: Tensor | None = None
 
-    def forward(self, weight, palettized, decoded):
-        return self._forward(self, weight, decoded)
+    def forward(self, problem):
+        return self._forward(self, problem.weight, problem.decode())
 
 
 def remembers(strategy: Any, weight: Tensor, decoded: Tensor) -> Tensor:

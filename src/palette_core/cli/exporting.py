@@ -118,7 +118,9 @@ def export_checkpoint(loaded: Loaded, checkpoint: Path, target: Target, *, as_js
         show.totals(in_words(totals))
 
 
-def read_options(texts: Sequence[str]) -> dict[str, Any]:
+def read_options(
+    texts: Sequence[str], flag: str = "--option", *, names_are_patterns: bool = False
+) -> dict[str, Any]:
     """Turn ``name=value`` texts into options; values are read as YAML.
 
     Raises:
@@ -126,13 +128,13 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     for text in texts:
-        name, sign, value = text.partition("=")
+        name, sign, value = text.rpartition("=") if names_are_patterns else text.partition("=")
         if not sign or not name.strip() or name.strip() in options:
-            raise FactoryError(f"cannot read --option {text!r}; write NAME=VALUE, each name once")
+            raise FactoryError(f"cannot read {flag} {text!r}; write NAME=VALUE, each name once")
         try:
             options[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise FactoryError(f"--option {text!r}: {value!r} is no YAML value") from None
+            raise FactoryError(f"{flag} {text!r}: {value!r} is no YAML value") from None
     return options
 
 

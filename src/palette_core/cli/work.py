@@ -44,6 +44,7 @@ def palettize(
     *,
     num_workers: int,
     sensitivities: Path | None,
+    trust_sensitivities: bool,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -58,6 +59,7 @@ def palettize(
         num_workers,
         backend=target.backend,
         backend_options=target.options,
+        trust_sensitivities=trust_sensitivities,
     )
     prepared = time.perf_counter()
     bits = bits_per_weight(loaded.model)

@@ -57,11 +57,6 @@ def clusterer_for(spec: PalettizationSpec, catalog: Catalog) -> ClustererEntry:
         raise PlanError(
             f"algorithm {name!r} does not take {kind}; these do: {', '.join(sorted(set(able)))}"
         )
-    if entry.needs_moments:
-        raise PlanError(
-            f"algorithm {name!r} needs second moments of the layer's inputs, which only a "
-            "calibrated palettizer has"
-        )
     return entry
 
 

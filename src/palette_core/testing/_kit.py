@@ -23,7 +23,11 @@ DISTRIBUTION = "distribution"
 
 # How a kind is written in the names of checks.
 SLUGS = dict(
-    zip(KINDS, ("clusterer", "granularity", "lut-quantizer", "training", "backend"), strict=True)
+    zip(
+        KINDS,
+        ("clusterer", "granularity", "lut-quantizer", "training", "backend", "metric"),
+        strict=True,
+    )
 )
 
 

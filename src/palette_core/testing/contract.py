@@ -31,6 +31,7 @@ Options = Mapping[str, Any]
 _MODULES = (
     "registration",
     "clusterers",
+    "metrics",
     "declared",
     "granularities",
     "lut_quantizers",

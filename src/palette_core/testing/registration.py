@@ -12,6 +12,7 @@ from palette_core.interfaces import (
     Backend,
     Clusterer,
     LutQuantizer,
+    SensitivityMetric,
     TrainingStrategy,
 )
 from palette_core.plugins import CORE, ENTRY_POINT_GROUP, get_catalog
@@ -114,6 +115,7 @@ _INTERFACES: dict[str, type] = {
     "LUT quantizer": LutQuantizer,
     "training strategy": TrainingStrategy,
     "export backend": Backend,
+    "sensitivity metric": SensitivityMetric,
 }
 
 
