@@ -105,6 +105,18 @@ def palettize(
     sensitivities: Annotated[
         Path | None, typer.Option(help="File of sensitivities for weighted clustering.")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTORY",
+            help="module:callable or file.py:callable that returns calibration batches, for "
+            "algorithms that look at the layers' inputs.",
+        ),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Feed each block by those palettized before it."),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
     ] = None,
@@ -112,11 +124,14 @@ def palettize(
 ) -> None:
     """Palettize a model and write it in a backend's format."""
     from palette_core.cli import work
-    from palette_core.cli.factories import load_factory
+    from palette_core.cli.factories import FactoryError, load_batches, load_factory
 
     settings = _load_config(config)
     work.check_output(output, backend, plot)
+    if sequential and calibration is None:
+        raise FactoryError("--sequential is about calibration; give batches with --calibration")
     loaded = load_factory(factory, inputs or ())
+    batches = None if calibration is None else load_batches(calibration)
     work.palettize(
         loaded,
         settings,
@@ -124,6 +139,8 @@ def palettize(
         backend=backend,
         num_workers=num_workers,
         sensitivities=sensitivities,
+        batches=batches,
+        sequential=sequential,
         plot=plot,
         as_json=as_json,
     )

@@ -51,13 +51,17 @@ def palettize(
     backend: str,
     num_workers: int,
     sensitivities: Path | None,
+    batches: Sequence[Any] | None,
+    sequential: bool,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Palettize, write, report."""
+    """Calibrate where batches are given, palettize, write, report."""
     palettizer = KMeansPalettizer(loaded.model, config)
     dense_bits, _ = model_bits(loaded.model)
     started = time.perf_counter()
+    if batches is not None:
+        palettizer.calibrate(batches, sequential=sequential)
     palettizer.prepare(loaded.example_inputs, sensitivities, num_workers)
     prepared = time.perf_counter()
     bits = bits_per_weight(loaded.model)
