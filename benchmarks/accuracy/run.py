@@ -131,7 +131,7 @@ def _config(case: Case, how: dict[str, Any]) -> KMeansPalettizerConfig:
         "algorithm": how.get("algorithm"),
         "enable_per_channel_scale": how.get("scale", False),
     }
-    types = dict.fromkeys(_TYPES[case.model], {"op_state_spec": {"weight": spec}})
+    types = {name: {"op_state_spec": {"weight": spec}} for name in _TYPES[case.model]}
     return KMeansPalettizerConfig.from_dict(
         {"kmeans_palettization_config": {"global_config": None, "module_type_configs": types}}
     )

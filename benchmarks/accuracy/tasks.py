@@ -73,10 +73,9 @@ def minilm(seed: int) -> Task:
     model = loader.load()
     lines = [line.strip() for line in _text("lee_background.cor").splitlines() if line.strip()]
     order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed)).tolist()
-    batches = []
-    for number in order[:128]:
-        ids = torch.tensor([loader.tk.encode(lines[number]).ids])
-        batches.append((ids, torch.ones_like(ids, dtype=torch.bool)))
+    rows = [loader.tk.encode(lines[number]).ids[:96] for number in order]
+    whole = torch.tensor([row for row in rows if len(row) == 96][:96])  # no padding
+    batches = [(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in whole.split(16)]
     held_out = [line.strip() for line in _text("lee.cor").splitlines() if line.strip()]
     dense = loader.embed(model, held_out)
 

@@ -11,15 +11,7 @@ from typing import Any, Self, final
 from torch import nn
 
 from palette_core import parametrization
-from palette_core.calibration import (
-    Calibration,
-    Findings,
-    Loss,
-    batches_of,
-    look,
-    not_calibrated,
-    run_calibrated,
-)
+from palette_core.calibration import look, not_calibrated, run_calibrated
 from palette_core.calibration import warn_about as warn_missing
 from palette_core.cluster_tensor import Clustered, check_finite
 from palette_core.config import KMeansPalettizerConfig
@@ -27,6 +19,7 @@ from palette_core.errors import BackendError, StateError
 from palette_core.execution import Job, check_num_workers, run_jobs
 from palette_core.finalizing import pack_model
 from palette_core.interfaces import Backend
+from palette_core.moments import Calibration, Findings, Loss, batches_of
 from palette_core.packed_weight import palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import OnIncompatible, Plan, make_plan, refusals, warn_about

@@ -27,15 +27,17 @@ def moments_for(layout, groups=1, transposed=False, share=None, rank=None, seed=
     blank = InputMoments(torch.zeros(groups, 1), layout, 1, transposed)
     size = blank.to_matrices(torch.zeros(layout.shape)).shape[2]
     x = torch.randn(groups, size, rank or 3 * size, generator=g)
-    x = x * torch.linspace(0.2, 2.0, size)[None, :, None] + torch.randn(groups, 1, x.shape[2], generator=g)
+    x = x * torch.linspace(0.2, 2.0, size)[None, :, None] + torch.randn(
+        groups, 1, x.shape[2], generator=g
+    )
     return InputMoments(x @ x.transpose(1, 2) / x.shape[2], layout, x.shape[2], transposed, share)
 
 
 def objective(weight, decoded, moments, damping=DAMPING):
     """tr(ΔW H ΔWᵀ) with damping, in float64, by the definition."""
-    error = moments.to_matrices((weight.double() - decoded.double()))
+    error = moments.to_matrices(weight.double() - decoded.double())
     h = moments.hessian.double()
-    mean = moments.diagonal().double().mean()
+    mean = moments.diagonal().double().mean(dim=1)[:, None, None]
     h = h + damping * mean * torch.eye(h.shape[-1]).double()
     rows = ((error @ h) * error).sum(2).flatten()
     return float(rows.sum() if moments.share is None else (rows * moments.share.double()).sum())
@@ -43,7 +45,9 @@ def objective(weight, decoded, moments, damping=DAMPING):
 
 def solve(algorithm, weight, layout, moments, k, quantizer=None):
     book = algorithm.fit(ClusterProblem(layout.split(weight), k, None, moments, quantizer))
-    decoded = layout.merge(torch.stack([book.lut[b][book.codes[b].long()] for b in range(len(book.lut))]))
+    decoded = layout.merge(
+        torch.stack([book.lut[b][book.codes[b].long()] for b in range(len(book.lut))])
+    )
     return book, objective(weight, decoded.to(weight.dtype), moments)
 
 
@@ -139,7 +143,9 @@ def test_a_diagonal_hessian_is_weighted_kmeans(algorithm):
     found = exact.fit(ClusterProblem(layout.split(weight), 4, None, whole))
     points = torch.stack([found.lut[b][found.codes[b].long()] for b in range(2)])
     wanted = torch.stack([best.lut[b][best.codes[b].long()] for b in range(2)])
-    gaps = [float((importance * (layout.split(weight) - p).square()).sum()) for p in (points, wanted)]
+    gaps = [
+        float((importance * (layout.split(weight) - p).square()).sum()) for p in (points, wanted)
+    ]
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-4)
 
 
@@ -200,9 +206,23 @@ def test_matrices_of_low_rank_and_extreme_size(algorithm):
         book = algorithm.fit(ClusterProblem(layout.split(weight), 4, None, moments))
         assert book.objective_after <= book.objective_before
         assert bool(torch.isfinite(book.lut).all())
+    grouped, groups, _ = LAYOUTS["depthwise"]
+    some = moments_for(grouped, groups).hessian.clone()
+    some[2] = 0.0  # one channel is never on
+    book = algorithm.fit(
+        ClusterProblem(
+            grouped.split(weight[:8, :9].reshape(8, 1, 3, 3)),
+            4,
+            None,
+            InputMoments(some, grouped, 1),
+        )
+    )
+    assert book.objective_after <= book.objective_before
     dead = moments_for(layout).hessian.clone()
     dead[:, 3], dead[:, :, 3] = 0.0, 0.0
-    book = algorithm.fit(ClusterProblem(layout.split(weight), 4, None, InputMoments(dead, layout, 1)))
+    book = algorithm.fit(
+        ClusterProblem(layout.split(weight), 4, None, InputMoments(dead, layout, 1))
+    )
     assert book.objective_after <= book.objective_before
 
 
@@ -230,7 +250,9 @@ def test_moments_that_cannot_be_used_are_refused():
 )
 def test_the_objective_never_rises(rows, columns, k, seed, act_order):
     layout = BlockLayout((rows, columns), (rows, columns))
-    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).round(
+        decimals=1
+    )
     moments = moments_for(layout, seed=seed)
     gptq, _ = solve(Gptq(GptqOptions(act_order=act_order, refits=1)), weight, layout, moments, k)
     lnq, after = solve(Lnq(LnqOptions(act_order=act_order)), weight, layout, moments, k)

@@ -31,8 +31,12 @@ def plan_of(model, batch):
 
 
 def moments_of(model, batches):
-    plan = plan_of(model, batches[0])
-    return collect(Runner(model, list(plan), batches))
+    return collected(model, plan_of(model, batches[0]), batches)
+
+
+def collected(model, plan, batches, **options):
+    with Runner(model, list(plan), batches) as runner:
+        return collect(runner, **options)
 
 
 class Product(nn.Module):
@@ -72,7 +76,9 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize(("module", "inputs"), CASES, ids=lambda x: str(x) if isinstance(x, nn.Module) else "")
+@pytest.mark.parametrize(
+    ("module", "inputs"), CASES, ids=lambda x: str(x) if isinstance(x, nn.Module) else ""
+)
 def test_the_output_of_an_error_is_what_the_moments_say(module, inputs):
     found, missing = moments_of(nn.Sequential(module), [(x,) for x in inputs])
     assert not missing
@@ -127,13 +133,17 @@ def test_the_projections_of_multihead_attention(kind, batch_first):
         for name, x in (("q", q), ("k", k), ("v", v)):
             h = found[f"attention.{name}_proj_weight"]
             rows = x.reshape(-1, x.shape[-1]).double()
-            assert torch.allclose(h.hessian[0].double() * h.count, rows.T @ rows, rtol=1e-4, atol=1e-4)
+            assert torch.allclose(
+                h.hessian[0].double() * h.count, rows.T @ rows, rtol=1e-4, atol=1e-4
+            )
         return
     h = found["attention.in_proj_weight"]
     assert h.hessian.shape[0] == (1 if kind == "self" else 3)
     for group, x in zip(range(h.hessian.shape[0]), batch, strict=False):
         rows = x.reshape(-1, 8).double()
-        assert torch.allclose(h.hessian[group].double() * h.count, rows.T @ rows, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(
+            h.hessian[group].double() * h.count, rows.T @ rows, rtol=1e-4, atol=1e-4
+        )
 
 
 class Shared(nn.Module):
@@ -164,13 +174,17 @@ def test_operations_that_are_not_understood_are_named():
     config = CONFIG.checked_copy()
     plan = KMeansPalettizer(model, config).make_plan((torch.randn(3, 6),))
     assert "gain" in {t.name for t in plan}
-    _, missing = collect(Runner(model, list(plan), [(torch.randn(3, 6),)]))
+    _, missing = collected(model, plan, [(torch.randn(3, 6),)])
     assert "'mul'" in missing["gain"]
 
 
 @pytest.mark.parametrize(
     ("x", "says"),
-    [(torch.full((2, 6), torch.nan), "NaN"), (torch.full((2, 6), 1e30), "large"), (torch.zeros(2, 6), "zero")],
+    [
+        (torch.full((2, 6), torch.nan), "NaN"),
+        (torch.full((2, 6), 1e30), "large"),
+        (torch.zeros(2, 6), "zero"),
+    ],
 )
 def test_inputs_that_give_no_moments_are_explained(x, says):
     _, missing = moments_of(nn.Sequential(nn.Linear(6, 4)), [(x,)])
@@ -180,8 +194,8 @@ def test_inputs_that_give_no_moments_are_explained(x, says):
 def test_matrices_can_be_kept_on_disk(tmp_path):
     model, batches = Shared(), [(torch.randn(3, 6),)]
     plan = plan_of(model, batches[0])
-    in_memory, _ = collect(Runner(model, list(plan), batches))
-    on_disk, _ = collect(Runner(model, list(plan), batches), folder=tmp_path)
+    in_memory, _ = collected(model, plan, batches)
+    on_disk, _ = collected(model, plan, batches, folder=tmp_path)
     assert list(tmp_path.glob("*.npy"))
     for name, moments in in_memory.items():
         assert torch.equal(moments.hessian, on_disk[name].hessian)
@@ -190,6 +204,8 @@ def test_matrices_can_be_kept_on_disk(tmp_path):
 def test_a_model_that_fails_is_named_with_the_batch():
     model = nn.Sequential(nn.Linear(6, 4))
     plan = plan_of(model, (torch.randn(2, 6),))
-    with pytest.raises(CalibrationError, match=r"Sequential failed on calibration batch 1: Runtime"):
-        collect(Runner(model, list(plan), [(torch.randn(2, 6),), (torch.randn(2, 5),)]))
+    with pytest.raises(
+        CalibrationError, match=r"Sequential failed on calibration batch 1: Runtime"
+    ):
+        collected(model, plan, [(torch.randn(2, 6),), (torch.randn(2, 5),)])
     assert "forward" not in vars(model)

@@ -47,7 +47,9 @@ def net():
 def batches():
     g = torch.Generator().manual_seed(1)
     mix = torch.randn(4, 4, generator=g)
-    return [(torch.einsum("ij,njt->nit", mix, torch.randn(8, 4, 12, generator=g)),) for _ in range(4)]
+    return [
+        (torch.einsum("ij,njt->nit", mix, torch.randn(8, 4, 12, generator=g)),) for _ in range(4)
+    ]
 
 
 def config(algorithm, n_bits=2, **spec):
@@ -139,7 +141,9 @@ def test_workers_give_the_same_result(net, batches, sequential, monkeypatch):
     monkeypatch.setattr(execution, "_WORTH_A_WORKER", 1)
     here = palettized(net, batches, sequential=sequential)
     there = palettized(net, batches, sequential=sequential, num_workers=2)
-    for a, b in zip(here._model.state_dict().values(), there._model.state_dict().values(), strict=True):
+    for a, b in zip(
+        here._model.state_dict().values(), there._model.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -149,7 +153,9 @@ def test_without_calibration_kmeans_takes_over_and_says_so(net, batches):
         palettizer.prepare(batches[0])
     assert {row.algorithm for row in palettizer.report.tensors} == {"kmeans1d"}
     plain = palettized(net, [], "kmeans1d")
-    for a, b in zip(palettizer._model.state_dict().values(), plain._model.state_dict().values(), strict=True):
+    for a, b in zip(
+        palettizer._model.state_dict().values(), plain._model.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -160,7 +166,9 @@ def test_a_layer_without_usable_inputs_is_named(net, batches, sequential):
         net.blocks[1].q.bias.zero_()  # tanh(0) · k: what reaches o is zero
     palettizer = KMeansPalettizer(net, config("lnq"))
     palettizer.calibrate(batches, sequential=sequential)
-    with pytest.warns(PaletteWarning, match=r"^blocks.1.o.weight: palettized by k-means.*all its inputs were zero"):
+    with pytest.warns(
+        PaletteWarning, match=r"^blocks.1.o.weight: palettized by k-means.*all its inputs were zero"
+    ):
         palettizer.prepare(batches[0])
     algorithms = {row.name: row.algorithm for row in palettizer.report.tensors}
     assert algorithms.pop("blocks.1.o.weight") == "kmeans1d"
@@ -170,7 +178,10 @@ def test_a_layer_without_usable_inputs_is_named(net, batches, sequential):
 @pytest.mark.parametrize("sequential", [False, True])
 def test_held_out_batches_turn_down_what_makes_a_block_worse(net, batches, sequential):
     """Calibrated on inputs along one direction, a layer is lost for all others."""
-    narrow = [(b[0][:, :1].expand(-1, 4, -1) * torch.tensor([9.0, 0.0, 0.0, 0.0])[:, None],) for b in batches[:2]]
+    narrow = [
+        (b[0][:, :1].expand(-1, 4, -1) * torch.tensor([9.0, 0.0, 0.0, 0.0])[:, None],)
+        for b in batches[:2]
+    ]
     trusting = palettized(net, narrow, sequential=sequential)
     guarded = palettized(net, narrow, sequential=sequential, held_out=batches[2:3])
     chosen = {row.name: row.algorithm for row in guarded.report.tensors}
@@ -186,7 +197,9 @@ def test_mistakes_are_explained(net, batches):
         palettizer.calibrate([])
     with pytest.raises(TypeError, match="dictionary of keyword inputs, got int"):
         palettizer.calibrate([3])
-    with pytest.raises(CalibrationError, match="the loss failed on calibration batch 0: ValueError"):
+    with pytest.raises(
+        CalibrationError, match="the loss failed on calibration batch 0: ValueError"
+    ):
         palettizer.calibrate(batches, loss=lambda out, batch: [].remove(1))
     palettizer.calibrate(batches, sequential=True, blocks=["blocks.7"])
     with pytest.raises(CalibrationError, match=r"no module 'blocks.7'; did you mean 'blocks"):
@@ -214,3 +227,17 @@ def test_per_channel_scale_and_finalize(net, batches):
     with torch.no_grad():
         wanted = model(*batches[0])
         assert torch.equal(palettizer.finalize(backend="torch")(*batches[0]), wanted)
+
+
+def test_a_dead_channel_of_a_depthwise_convolution(batches):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 8, 1), nn.ReLU(), nn.Conv1d(8, 8, 3, groups=8)).eval()
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = 0.0, -1.0
+    dense = copy.deepcopy(model)
+    palettizer = KMeansPalettizer(model, config("lnq"))
+    palettizer.calibrate(batches[:3], sequential=True)
+    palettizer.prepare(batches[0])
+    assert {row.algorithm for row in palettizer.report.tensors} == {"lnq"}
+    size = sum(float(dense(*b).square().sum()) for b in batches[3:])
+    assert error(model, dense, batches[3:]) < 0.3 * size
