@@ -5,13 +5,16 @@
         [--results accuracy.json] [--plot accuracy.png]
 
 Groups of 0 are one table per tensor. Every figure is kept in the results file and not measured
-again. Calibration data are apart from what a model is judged on (see ``tasks.py``).
+again. Calibration data are apart from what a model is judged on (see ``tasks.py``). Methods that
+need what is not installed (coreai-opt) are left out, with a word.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import logging
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -20,13 +23,14 @@ from typing import Any
 
 import torch
 from tasks import TASKS, Task
-
-from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-from palette_core.errors import PaletteWarning
+from torch import nn
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "dense": None,
+    "coreai-opt": {"peer": True},
+    "coreai-opt, sensitive": {"peer": True, "sensitive": True},
     "plain": {},
+    "fisher": {"sensitive": True},
     "gptq": {"algorithm": "gptq"},
     "lnq": {"algorithm": "lnq"},
     "gptq, in sequence": {"algorithm": "gptq", "sequential": True},
@@ -67,6 +71,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    for method in list(args.methods):
+        if reason := missing(method):
+            print(f"without {method}: {reason}")
+            args.methods.remove(method)
     results = json.loads(args.results.read_text()) if args.results.exists() else {}
     for case in _cases(args):
         if case.key not in results:
@@ -96,10 +104,20 @@ def measure(case: Case, threads: int) -> dict[str, Any]:
     how = METHODS[case.method]
     if how is None:
         return {"bpw": 32.0, "value": task.judge(task.model), "seconds": 0.0, **_about(task)}
-    palettizer = KMeansPalettizer(task.model, _config(case, how))
     started = time.perf_counter()
+    model, bpw = (_peer if how.get("peer") else _ours)(case, how, task)
+    seconds = time.perf_counter() - started
+    return {"bpw": bpw, "value": task.judge(model), "seconds": seconds, **_about(task)}
+
+
+def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float]:
+    from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+    from palette_core.errors import PaletteWarning
+
+    config = KMeansPalettizerConfig.from_dict(_config(case, how))
+    palettizer = KMeansPalettizer(task.model, config)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaletteWarning)
+        warnings.simplefilter("ignore", PaletteWarning)  # groups that do not divide a layer
         if "algorithm" in how:
             palettizer.calibrate(
                 task.batches,
@@ -107,21 +125,63 @@ def measure(case: Case, threads: int) -> dict[str, Any]:
                 loss=task.loss if how.get("guided") else None,
             )
         model = palettizer.prepare(task.batches[0])
-    seconds = time.perf_counter() - started
+        if how.get("sensitive"):
+            _weigh(palettizer, task)
     assert palettizer.report is not None
-    return {
-        "bpw": palettizer.report.bits_per_palettized_weight,
-        "value": task.judge(model),
-        "seconds": seconds,
-        **_about(task),
+    return model, palettizer.report.bits_per_palettized_weight
+
+
+def _peer(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float]:
+    import coreai_opt.palettization as peer
+    import coreai_opt.palettization.spec as grain
+
+    logging.getLogger("coreai_opt").setLevel(logging.ERROR)
+    granularity = (
+        grain.PerGroupedChannelGranularity(axis=0, group_size=case.group)
+        if case.group
+        else grain.PerTensorGranularity()
+    )
+    spec = peer.PalettizationSpec(n_bits=case.bits, granularity=granularity)
+    wanted = peer.ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
+    # Its default are the operations that ours palettizes here; a tied embedding stays dense.
+    names = {
+        name: wanted if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else None
+        for name, module in task.model.named_modules()
+        if name and not list(module.children())
     }
+    config = peer.KMeansPalettizerConfig(global_config=None, module_name_configs=names)
+    palettizer = peer.KMeansPalettizer(task.model, config)
+    model = palettizer.prepare(task.batches[0])
+    if how.get("sensitive"):
+        _weigh(palettizer, task)
+    return model, float("nan")
+
+
+def _weigh(palettizer: Any, task: Task) -> None:
+    """Cluster again with squared gradients as importance."""
+    with palettizer.calibration_mode(loss_fn=task.loss) as calibrating:
+        for batch in task.batches:
+            calibrating.step(task.model(*batch), batch)
+
+
+def missing(method: str) -> str | None:
+    """Say what a method needs that is not here."""
+    how = METHODS[method] or {}
+    if how.get("peer"):
+        return None if importlib.util.find_spec("coreai_opt") else "coreai-opt is not installed"
+    if how.get("sensitive"):
+        from palette_core import KMeansPalettizer
+
+        if not hasattr(KMeansPalettizer, "calibration_mode"):
+            return "this palette_core has no calibration_mode"
+    return None
 
 
 def _about(task: Task) -> dict[str, Any]:
     return {"measure": task.measure, "lower_is_better": task.lower_is_better}
 
 
-def _config(case: Case, how: dict[str, Any]) -> KMeansPalettizerConfig:
+def _config(case: Case, how: dict[str, Any]) -> dict[str, Any]:
     granularity: dict[str, Any] = {"type": "per_tensor"}
     if case.group:
         granularity = {"type": "per_grouped_channel", "group_size": case.group}
@@ -132,9 +192,7 @@ def _config(case: Case, how: dict[str, Any]) -> KMeansPalettizerConfig:
         "enable_per_channel_scale": how.get("scale", False),
     }
     types = {name: {"op_state_spec": {"weight": spec}} for name in _TYPES[case.model]}
-    return KMeansPalettizerConfig.from_dict(
-        {"kmeans_palettization_config": {"global_config": None, "module_type_configs": types}}
-    )
+    return {"kmeans_palettization_config": {"global_config": None, "module_type_configs": types}}
 
 
 _TYPES = {

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from palette_core.clustering._second_order import Matrix, State, evaluate
 from palette_core.clustering._second_order_tables import cast_tables, quantized_tables
