@@ -24,10 +24,14 @@ from palette_core.interfaces import (
     GranularityEntry,
     LutQuantizer,
     LutQuantizerEntry,
+    SensitivityMetric,
+    SensitivityMetricEntry,
     TrainingStrategy,
     TrainingStrategyEntry,
 )
+from palette_core.metrics.outputs import OutputOptions
 from palette_core.spec import FP8_DTYPES, QuantizationSpec
+from palette_core.training._dkm_options import DkmOptions
 
 
 def _kmeans1d(options: Any) -> Clusterer:
@@ -72,10 +76,46 @@ def _frozen(options: Any) -> TrainingStrategy:
     return Frozen(options)
 
 
+def _ste(options: Any) -> TrainingStrategy:
+    from palette_core.training.ste import StraightThrough
+
+    return StraightThrough(options)
+
+
+def _dkm(options: Any) -> TrainingStrategy:
+    from palette_core.training.dkm import DifferentiableKMeans
+
+    return DifferentiableKMeans(options)
+
+
 def _torch(options: Any) -> Backend:
     from palette_core.backends.packed import PackedBackend
 
     return PackedBackend(options)
+
+
+def _data_free(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import DataFree
+
+    return DataFree(options)
+
+
+def _fisher(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import Fisher
+
+    return Fisher(options)
+
+
+def _hessian(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import Hessian
+
+    return Hessian(options)
+
+
+def _output(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.outputs import OutputDivergence
+
+    return OutputDivergence(options)
 
 
 @hookimpl
@@ -90,6 +130,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             factory=_kmeans1d,
             supports_importance=True,
             supports_cuda=True,
+            thread_safe=True,
         ),
         ClustererEntry(
             name="kmeans_vector",
@@ -101,6 +142,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_importance=True,
             supports_vector_importance=True,
             supports_cuda=True,
+            thread_safe=True,
         ),
         ClustererEntry(
             name="gptq",
@@ -157,6 +199,8 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_integer,
             dtypes=(torch.int8, torch.uint8),
             is_default=True,
+            error_bound=1 / 254,
+            thread_safe=True,
         ),
         LutQuantizerEntry(
             name="float8",
@@ -165,6 +209,8 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_float8,
             dtypes=FP8_DTYPES,
             is_default=True,
+            error_bound=1 / 8,
+            thread_safe=True,
         ),
     ]
 
@@ -178,7 +224,22 @@ def palette_core_training_strategies() -> list[TrainingStrategyEntry]:
             summary="palettized weights stay as they are, the rest trains",
             interface=INTERFACE_VERSION,
             factory=_frozen,
-        )
+        ),
+        TrainingStrategyEntry(
+            name="ste",
+            summary="weights are their nearest entries; entries and weights both learn",
+            interface=INTERFACE_VERSION,
+            factory=_ste,
+            trains_lut=True,
+        ),
+        TrainingStrategyEntry(
+            name="dkm",
+            summary="differentiable k-means: weights attend to entries, softly at first",
+            interface=INTERFACE_VERSION,
+            options=DkmOptions,
+            factory=_dkm,
+            moves_lut=True,
+        ),
     ]
 
 
@@ -192,5 +253,41 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             interface=INTERFACE_VERSION,
             factory=_torch,
             suffix=".safetensors",
+            supports_mmap=True,
         )
+    ]
+
+
+@hookimpl
+def palette_core_sensitivity_metrics() -> list[SensitivityMetricEntry]:
+    """What a palettized weight is predicted to cost."""
+    return [
+        SensitivityMetricEntry(
+            name="data_free",
+            summary="relative squared error of the weight",
+            interface=INTERFACE_VERSION,
+            factory=_data_free,
+        ),
+        SensitivityMetricEntry(
+            name="fisher",
+            summary="squared error weighted by squared gradients of the loss",
+            interface=INTERFACE_VERSION,
+            factory=_fisher,
+            needs_squares=True,
+        ),
+        SensitivityMetricEntry(
+            name="hessian",
+            summary="squared error of the layer's output on calibration inputs",
+            interface=INTERFACE_VERSION,
+            factory=_hessian,
+            needs_moments=True,
+        ),
+        SensitivityMetricEntry(
+            name="output",
+            summary="divergence of the model's outputs, one weight palettized at a time",
+            interface=INTERFACE_VERSION,
+            factory=_output,
+            options=OutputOptions,
+            needs_outputs=True,
+        ),
     ]

@@ -22,6 +22,7 @@ from palette_core.checkpoint_file import (
 from palette_core.errors import CheckpointError, PaletteWarning, StateError, did_you_mean
 from palette_core.files import atomic_path
 from palette_core.packed_weight import PackedWeight, install_packed, palette_modules
+from palette_core.parametrization import chain_input
 from palette_core.spec import dtype_name
 
 __all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
@@ -34,12 +35,14 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         StateError: no weight of the model is palettized, or one still trains dense.
+        WeightFileError: a file that a weight is mapped from is missing or damaged.
     """
     path = Path(path)
     packed_weights, aliases = _packed_weights(model)
     tensors: dict[str, Tensor] = {}
     records: dict[str, Any] = {}
     for name, packed in packed_weights.items():
+        packed.check_file()
         tensors[f"{name}.indices"] = packed.indices
         for part, tensor in zip(PARTS, (*packed.entries(), packed.scale), strict=True):
             if tensor is not None:
@@ -94,7 +97,7 @@ def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str
     packed: dict[str, PackedWeight] = {}
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    for name, _, _, item in palette_modules(model):
+    for name, module, state, item in palette_modules(model):
         if id(item) in first:
             aliases[name] = first[id(item)]
             continue
@@ -102,6 +105,7 @@ def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str
         if isinstance(item, PackedWeight):
             packed[name] = item
         elif item.is_enabled:
+            item.settle(chain_input(module, state, item))
             packed[name] = PackedWeight(item.palettized())
         else:
             raise StateError(

@@ -47,8 +47,16 @@ class ClusteringError(PaletteError, RuntimeError):
     """A clustering algorithm failed, or returned something that is not a palette."""
 
 
+class TrainingError(PaletteError, RuntimeError):
+    """A training strategy failed, or made of a weight what cannot stand for it."""
+
+
 class SensitivityError(PaletteError, ValueError):
-    """A file of sensitivities does not fit the model."""
+    """Sensitivities cannot be measured, or a file of them does not fit the model."""
+
+
+class AllocationError(PaletteError, ValueError):
+    """A budget of bits cannot be kept, or what decides about it is missing."""
 
 
 class CalibrationError(PaletteError, RuntimeError):
@@ -57,6 +65,10 @@ class CalibrationError(PaletteError, RuntimeError):
 
 class CheckpointError(PaletteError, ValueError):
     """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
+
+
+class WeightFileError(PaletteError, OSError):
+    """A file that a finalized weight is mapped from is missing or damaged."""
 
 
 class BackendError(PaletteError, ValueError):
@@ -77,6 +89,14 @@ class DuplicatePluginError(PluginError, ValueError):
 
 class PluginOptionsError(PluginError, ValueError):
     """Options given to a plug-in do not validate against its options model."""
+
+
+class MissingExtraError(PaletteError, ImportError):
+    """An optional package is not installed; the message says what to install."""
+
+
+class ContractError(PaletteError, AssertionError):
+    """A plug-in does not keep its contract; the message says which part, and what it did."""
 
 
 class MissingBackendError(PluginError, ImportError):

@@ -1,8 +1,9 @@
-"""Where clustering runs: in this process, or in joblib's workers."""
+"""Where clustering runs: in this process, on threads of it, or in joblib's workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +16,22 @@ from palette_core.cluster_tensor import Clustered, cluster_tensor
 from palette_core.errors import ClusteringError, PaletteError
 from palette_core.input_moments import InputMoments
 from palette_core.planning import TensorPlan
-from palette_core.plugins import Catalog
+from palette_core.plugins import Catalog, get_catalog
+from palette_core.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Job:
-    """One weight to cluster: its plan, itself, and what is known about it."""
+    """One weight to cluster: its plan, itself, and what is known about it.
+
+    ``checked``: it is known to be finite.
+    """
 
     plan: TensorPlan
     weight: Tensor
     importance: Tensor | None = None
     moments: InputMoments | None = None
+    checked: bool = False
 
 
 OnDone = Callable[[Job, Clustered], None]
@@ -33,6 +39,9 @@ OnDone = Callable[[Job, Clustered], None]
 # Starting a worker process means importing torch: about two seconds, in which one core clusters
 # tens of millions of scalars. Less work than this is over before a worker is up.
 _WORTH_A_WORKER = 1 << 25
+# Larger weights come one after the other, each worked on by all threads; smaller ones side by side.
+_ALONE = 1 << 21
+_FEWEST_TO_SHARE = 2
 
 
 def check_num_workers(num_workers: Any) -> int:
@@ -74,7 +83,7 @@ def run_jobs(
     queue = sorted(range(len(ordered)), key=lambda i: -_cost(ordered[i]))
     done: Iterable[tuple[int, Clustered]]
     if num_workers == 1 or not _worth_workers(ordered):
-        done = ((i, _here(ordered[i], catalog)) for i in queue)
+        done = _in_this_process(ordered, queue, catalog or get_catalog())
     else:
         done = _in_workers(ordered, queue, num_workers)
     for index, result in done:
@@ -82,6 +91,20 @@ def run_jobs(
         if on_done is not None:
             on_done(ordered[index], result)
     return [result for result in results if result is not None]
+
+
+def run_with_bar(
+    jobs: Iterable[Job], *, num_workers: int, catalog: Catalog, show: bool | None
+) -> list[Clustered]:
+    """Do the same as `run_jobs`, with a progress bar; None shows it on a terminal."""
+    ordered = list(jobs)
+    with progress_bar("Palettizing", len(ordered), show=show) as advance:
+        return run_jobs(
+            ordered,
+            num_workers=num_workers,
+            catalog=catalog,
+            on_done=lambda job, _: advance(job.plan.name, 1),
+        )
 
 
 def _cost(job: Job) -> int:
@@ -102,9 +125,47 @@ def _worth_workers(jobs: list[Job]) -> bool:
     return len(jobs) > 1 and sum(_cost(job) for job in jobs) >= _WORTH_A_WORKER
 
 
+def _in_this_process(
+    jobs: list[Job], queue: list[int], catalog: Catalog
+) -> Iterator[tuple[int, Clustered]]:
+    """Cluster weights one by one, and those that threads may take side by side."""
+    shared = [i for i in queue if _may_share(jobs[i], catalog)]
+    if len(shared) < _FEWEST_TO_SHARE:
+        shared = []
+    for i in queue:
+        if i not in shared:
+            yield i, _here(jobs[i], catalog)
+    if not shared:
+        return
+    from palette_core.clustering._scalar_threads import pool_of  # numba loads slowly
+
+    pool = pool_of(len(shared))
+    try:
+        running = {pool.submit(_here, jobs[i], catalog): i for i in shared}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        # After an error or Ctrl-C what has begun ends, and the rest does not begin.
+        pool.shutdown(cancel_futures=True)
+
+
+def _may_share(job: Job, catalog: Catalog) -> bool:
+    plan = job.plan
+    if job.weight.numel() > _ALONE or job.weight.device.type != "cpu":
+        return False
+    if (
+        plan.lut_quantizer is not None
+        and not catalog.lut_quantizers.get(plan.lut_quantizer).thread_safe
+    ):
+        return False
+    return catalog.clusterers.get(plan.algorithm).thread_safe
+
+
 def _here(job: Job, catalog: Catalog | None) -> Clustered:
     try:
-        return cluster_tensor(job.plan, job.weight, job.importance, catalog, job.moments)
+        return cluster_tensor(
+            job.plan, job.weight, job.importance, catalog, job.moments, checked=job.checked
+        )
     except PaletteError:
         raise
     except Exception as error:

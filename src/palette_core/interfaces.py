@@ -23,6 +23,7 @@ from palette_core.input_moments import InputMoments as InputMoments  # noqa: PLC
 from palette_core.layout import BlockLayout
 from palette_core.palettized import Codebook, PalettizedTensor, QuantizedLut
 from palette_core.spec import PalettizationSpec, QuantizationSpec
+from palette_core.training_problem import TrainingProblem
 
 INTERFACE_VERSION = 1
 
@@ -89,21 +90,40 @@ class LutQuantizer(ABC):
 
 
 class TrainingStrategy(ABC):
-    """What a palettized weight is while the model trains."""
+    """What a palettized weight is while the model trains.
+
+    A strategy keeps no state of its own: all that it may depend on, the tables and the count of
+    steps included, is in the problem, and in the model's ``state_dict``. So training resumes where
+    it stopped, a forward pass can be repeated (gradient checkpointing), and ranks that hold equal
+    weights agree.
+    """
 
     @abstractmethod
-    def forward(self, weight: Tensor, palettized: PalettizedTensor, decoded: Tensor) -> Tensor:
+    def forward(self, problem: TrainingProblem) -> Tensor:
         """Return the weight that the layer uses in training mode.
 
-        Args:
-            weight: the dense weight, a leaf that may require gradients.
-            palettized: the palette found by clustering; its parts carry no gradient.
-            decoded: ``palettized.decode()``, which the core keeps between calls; not to be
-                written to.
-
-        Returns:
-            A tensor of the weight's shape and dtype, differentiable as the strategy sees fit.
+        Called with autocast off. The result has the weight's shape and dtype, is finite, and
+        differentiable as the strategy sees fit.
         """
+
+    def harden(self, problem: TrainingProblem) -> Tensor | None:
+        """Return the assignment that evaluation and `finalize` use, ``[B, N]`` uint8.
+
+        Its entries are ``problem.as_stored(problem.lut)``. None, the default, keeps the present
+        assignment. Called without gradients, once anything has been trained, and any number of
+        times: the same weight and tables must give the same assignment.
+        """
+        del problem
+        return None
+
+    def advance(self, problem: TrainingProblem) -> Tensor | None:
+        """Return the tables from which the next step starts, ``[B, K, D]`` floating.
+
+        Called without gradients after every training step, for entries that declare
+        ``moves_lut``. None, the default, leaves them as they are.
+        """
+        del problem
+        return None
 
 
 # --- export -------------------------------------------------------------------------------------
@@ -146,17 +166,14 @@ class Backend(ABC):
         """Say in planning whether this tensor cannot be exported; None means it can."""
 
     @abstractmethod
-    def finalize(
-        self, model: nn.Module, palettized: Mapping[str, PalettizedTensor], mmap_dir: Path | None
-    ) -> nn.Module:
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Replace palettized weights by the runtime's form, in place, and return the model.
 
         Args:
             model: a model whose weights already decode through ``palette_core::depalettize``,
                 the dense originals freed. Most backends have nothing to add.
-            palettized: the same weights by fully qualified name of their first owner.
-            mmap_dir: where to keep the weights on disk; only given when the entry says
-                ``supports_mmap``.
+            palettized: the same weights by fully qualified name of their first owner; each is
+                unpacked when it is looked up.
         """
 
     @abstractmethod
@@ -168,6 +185,46 @@ class Backend(ABC):
         dynamic_shapes: Any = None,
     ) -> Path:
         """Write a finalized model to ``path`` (or as the runtime names it) and return the path."""
+
+
+# --- bits budget --------------------------------------------------------------------------------
+
+ModelOutputs = Sequence[Sequence[Tensor]]
+"""Floating tensors that a model returns, by calibration batch."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to palettize one weight, for a metric to judge. Nothing in it may be written to.
+
+    Attributes:
+        name: fully qualified name of the weight's first owner.
+        weight: the dense weight.
+        decoded: what would stand for it, of the same shape and dtype.
+        squares: float32 of the weight's shape: mean squared gradients of the loss; given to
+            metrics that declare ``needs_squares``.
+        moments: of the layer's input; given to metrics that declare ``needs_moments``.
+        outputs: the model's outputs on calibration batches with a tensor in place of the weight,
+            or with the weight itself for None; given to metrics that declare ``needs_outputs``.
+    """
+
+    name: str
+    weight: Tensor
+    decoded: Tensor
+    squares: Tensor | None = None
+    moments: InputMoments | None = None
+    outputs: Callable[[Tensor | None], ModelOutputs] | None = None
+
+
+class SensitivityMetric(ABC):
+    """Predicts what a palettized weight costs the model, for the allocation of a bits budget."""
+
+    @abstractmethod
+    def loss(self, candidate: Candidate) -> float:
+        """Return the predicted loss: finite, not negative, and 0 where nothing changes.
+
+        Losses of different weights are added, so they need a common unit.
+        """
 
 
 # --- entries ------------------------------------------------------------------------------------
@@ -206,6 +263,8 @@ class ClustererEntry(PluginEntry):
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
+        thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
+            that lets go of the interpreter's lock and starts no threads of its own there.
     """
 
     factory: Callable[[Any], Clusterer]
@@ -217,6 +276,7 @@ class ClustererEntry(PluginEntry):
     fits_quantized: bool = False
     deterministic: bool = True
     supports_cuda: bool = False
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,18 +298,37 @@ class LutQuantizerEntry(PluginEntry):
         factory: makes the quantizer from the ``lut_qspec`` and validated options.
         dtypes: the LUT dtypes it can make.
         is_default: picked for its dtypes when ``lut_qspec.quantizer`` is None.
+        error_bound: promised largest root mean square error of a table, relative to its largest
+            magnitude; 1 promises no more than a table of zeros keeps.
+        thread_safe: may be used by several threads at a time.
     """
 
     factory: Callable[[QuantizationSpec, Any], LutQuantizer]
     dtypes: tuple[torch.dtype, ...]
     is_default: bool = False
+    error_bound: float = 1.0
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStrategyEntry(PluginEntry):
-    """A training strategy."""
+    """A training strategy.
+
+    Attributes:
+        factory: makes the strategy from validated options.
+        trains_lut: the tables become parameters of the model, which the optimizer trains.
+        moves_lut: the tables are what ``advance`` makes of them after each step.
+    """
 
     factory: Callable[[Any], TrainingStrategy]
+    trains_lut: bool = False
+    moves_lut: bool = False
+
+    def __post_init__(self) -> None:
+        if self.trains_lut and self.moves_lut:
+            raise ValueError(
+                f"{self.name!r} declares both trains_lut and moves_lut; one of them moves a table"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +338,27 @@ class ExportBackendEntry(PluginEntry):
     Attributes:
         factory: makes the backend from validated options; import heavy modules inside it.
         suffix: file name suffix of what it writes, with the dot.
-        supports_mmap: accepts ``mmap_dir``.
+        supports_mmap: works with weights that ``finalize(mmap_dir=…)`` keeps in files and maps
+            into memory, without copying them all.
     """
 
     factory: Callable[[Any], Backend]
     suffix: str
     supports_mmap: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityMetricEntry(PluginEntry):
+    """A sensitivity metric.
+
+    Attributes:
+        factory: makes the metric from validated options.
+        needs_squares: wants `Candidate.squares`.
+        needs_moments: wants `Candidate.moments`.
+        needs_outputs: wants `Candidate.outputs`, a run of the model for every candidate.
+    """
+
+    factory: Callable[[Any], SensitivityMetric]
+    needs_squares: bool = False
+    needs_moments: bool = False
+    needs_outputs: bool = False

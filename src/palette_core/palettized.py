@@ -16,6 +16,7 @@ from palette_core.layout import BlockLayout
 from palette_core.packing import pack_indices
 
 _DECODE_CHUNK = 1 << 24  # indices widened at once while decoding
+_GATHER_CHUNK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,14 @@ def _gather_on_host(lut: Tensor, codes: Tensor) -> Tensor:
     index = codes.numpy()
     out = np.empty((*index.shape, lut.shape[-1]), tables.dtype)
     for block, (table, row) in enumerate(zip(tables, index, strict=True)):
-        if table.shape[1] == 1:
-            out[block, :, 0] = table[:, 0].take(row)
-        else:
-            out[block] = table.take(row, axis=0)
+        # In pieces: numpy makes 64-bit indices of what it is given. Anything but "raise" as mode
+        # lets it write where it should; no index is out of range.
+        for at in range(0, len(row), _GATHER_CHUNK):
+            piece = slice(at, at + _GATHER_CHUNK)
+            if table.shape[1] == 1:
+                table[:, 0].take(row[piece], out=out[block, piece, 0], mode="clip")
+            else:
+                table.take(row[piece], axis=0, out=out[block, piece], mode="clip")
     return torch.from_numpy(out).view(lut.dtype)
 
 

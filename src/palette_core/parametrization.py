@@ -18,7 +18,14 @@ from torch.nn.utils import parametrize
 
 from palette_core.graph import Owner
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_REGISTRIES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_forward_pre_hooks",
+    "_load_state_dict_pre_hooks",
+)
 
 
 def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
@@ -82,6 +89,31 @@ class Kept:
                 registry = attributes[name]
                 registry.clear()
                 registry.update(content)
+
+
+def is_trained(module: nn.Module, name: str) -> bool:
+    """Whether ``module.<name>``, or any parameter that it is computed from, takes gradients."""
+    if parametrize.is_parametrized(module, name):
+        return any(p.requires_grad for p in parametrizations(module)[name].parameters())
+    return bool(getattr(module, name).requires_grad)
+
+
+def chain_input(module: nn.Module, name: str, parametrization: nn.Module) -> Tensor:
+    """Return what ``parametrization`` receives in the chain of ``module.<name>``.
+
+    The dense original where it is the first of the chain, else what those before it compute.
+    """
+    chain = cast("parametrize.ParametrizationList", parametrizations(module)[name])
+    count = 1 if chain.is_tensor else chain.ntensors
+    originals = [
+        getattr(chain, "original" if chain.is_tensor else f"original{i}") for i in range(count)
+    ]
+    value, *rest = originals
+    for at, item in enumerate(chain):
+        if item is parametrization:
+            return cast("Tensor", value)
+        value = item(value, *rest) if at == 0 else item(value)
+    raise ValueError(f"{name} is not computed through this {type(parametrization).__name__}")
 
 
 def places(model: nn.Module, owners: tuple[Owner, ...]) -> Iterator[tuple[nn.Module, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,6 +74,12 @@ def make_report(plan: Plan, results: Sequence[Clustered]) -> Report:
     return Report(
         tuple(_tensor_report(p, r) for p, r in zip(plan, results, strict=True)), plan.skipped
     )
+
+
+def updated_report(report: Report, results: Iterable[tuple[TensorPlan, Clustered]]) -> Report:
+    """Put new rows in the place of old ones of the same names."""
+    rows = {row.name: row for row in (_tensor_report(p, r) for p, r in results)}
+    return Report(tuple(rows.get(row.name, row) for row in report.tensors), report.skipped)
 
 
 def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:

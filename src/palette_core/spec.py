@@ -146,6 +146,9 @@ class PalettizationSpec(FrozenModel):
         algorithm: name of a registered clusterer; ``None`` picks the built-in for the case
             (``kmeans1d`` for ``cluster_dim == 1``, ``kmeans_vector`` otherwise).
         algorithm_options: options of that clusterer.
+        preserve_zero: weights that are exactly zero, such as pruned ones, decode to exactly zero
+            and stay zero in training: one entry of every LUT is zero. With ``cluster_dim`` above
+            1, zeros must come in whole vectors.
         training_strategy: name of a registered strategy for palettization-aware training.
         training_strategy_options: options of that strategy.
     """
@@ -157,6 +160,7 @@ class PalettizationSpec(FrozenModel):
     enable_per_channel_scale: bool = False
     algorithm: str | None = None
     algorithm_options: Options = Field(default_factory=dict)
+    preserve_zero: bool = False
     training_strategy: str = "frozen"
     training_strategy_options: Options = Field(default_factory=dict)
 

@@ -11,6 +11,7 @@ from palette_core.errors import StateError
 from palette_core.execution import Job, run_jobs
 from palette_core.packed_weight import palette_modules
 from palette_core.palette_modules import PalettizedWeight
+from palette_core.parametrization import chain_input
 from palette_core.plugins import Catalog
 from palette_core.rng import untouched_global_rng
 
@@ -22,9 +23,8 @@ class TrainingSession:
     """A stay in training mode.
 
     Args:
-        model: a prepared model.
+        model: a prepared model, which knows how many steps it was trained before.
         catalog: the installed plug-ins.
-        steps: training steps done before, in earlier sessions.
 
     Attributes:
         steps: training steps done so far.
@@ -33,7 +33,7 @@ class TrainingSession:
         StateError: no weight of the model is prepared.
     """
 
-    def __init__(self, model: nn.Module, catalog: Catalog, steps: int) -> None:
+    def __init__(self, model: nn.Module, catalog: Catalog) -> None:
         self._places: dict[int, Place] = {
             id(item): (module, state, item)
             for _, module, state, item in palette_modules(model)
@@ -44,23 +44,32 @@ class TrainingSession:
         self._model = model
         self._catalog = catalog
         self._flags = [(module, module.training) for module in model.modules()]
-        self.steps = steps
+        self.steps = max(item.steps_done for _, _, item in self._places.values())
 
     def __enter__(self) -> Self:
         for _, _, item in self._places.values():
-            if _start(item) > self.steps:
+            if item.start > self.steps:
                 item.enable(False)
         self._model.train()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, *exc: object) -> None:
         for module, flag in self._flags:
             module.training = flag
+        for _, _, item in self._places.values():
+            item.train(item.training)  # whatever was written to the weight, and how
+        if kind is None:
+            settle_trained(self._places.values())
 
     def step(self) -> None:
-        """Count a step; cluster the current values of weights whose schedule has come to it."""
+        """Count a step; cluster the current values of weights whose schedule has come to it.
+
+        Strategies that move their tables do so, for weights that are palettized already.
+        """
         self.steps += 1
-        due = [place for place in self._places.values() if _start(place[2]) <= self.steps]
+        for module, state, item in self._places.values():
+            item.count_step(chain_input(module, state, item).detach(), self.steps)
+        due = [place for place in self._places.values() if place[2].start <= self.steps]
         palettize_current(due, self._catalog)
 
 
@@ -71,7 +80,14 @@ def palettize_current(places: Iterable[Place], catalog: Catalog) -> None:
         WeightError: a weight has become NaN or infinite; then none is changed.
     """
     waiting = list({id(place[2]): place for place in places if not place[2].is_enabled}.values())
-    jobs = [Job(item.plan, getattr(module, state).detach()) for module, state, item in waiting]
+    jobs = [
+        Job(
+            item.plan,
+            chain_input(module, state, item).detach(),
+            None if item.sensitivity is None else item.sensitivity.values,
+        )
+        for module, state, item in waiting
+    ]
     with untouched_global_rng():
         results = run_jobs(jobs, catalog=catalog)
     for (_, _, item), result in zip(waiting, results, strict=True):
@@ -79,6 +95,12 @@ def palettize_current(places: Iterable[Place], catalog: Catalog) -> None:
         item.enable(True)
 
 
-def _start(item: PalettizedWeight) -> int:
-    schedule = item.plan.pat_schedule
-    return 0 if schedule is None else schedule.enable_fake_palettize
+def settle_trained(places: Iterable[Place]) -> None:
+    """Make every palette what training has come to.
+
+    Raises:
+        WeightError: a weight or its tables have become NaN or infinite.
+        TrainingError: a strategy failed, or returned what is no assignment.
+    """
+    for module, state, item in {id(place[2]): place for place in places}.values():
+        item.settle(chain_input(module, state, item))

@@ -24,6 +24,7 @@ PUBLIC = {
     "palettized",
     "spec",
     "testing",
+    "training_problem",
 }
 
 

@@ -161,13 +161,14 @@ def test_weights_consumed_through_something_computed():
 @pytest.mark.parametrize(
     "config", [OURS.K(), OURS.only(module_type_configs={nn.Linear: OURS.w(2)})]
 )
-def test_pruned_weights_are_skipped_with_the_reason(config):
+def test_pruned_weights_are_planned_and_others_that_hooks_compute_are_skipped(config):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     prune.l1_unstructured(model[0], "weight", 0.5)
+    nn.utils.spectral_norm(model[1])
     plan = plan_of(model, config)
-    assert bits(plan).keys() == {"1.weight"}
-    assert "torch.nn.utils.prune" in skipped(plan)["0.weight"]
-    prune.remove(model[0], "weight")
+    assert bits(plan).keys() == {"0.weight"}
+    assert "spectral_norm" in skipped(plan)["1.weight"]
+    nn.utils.remove_spectral_norm(model[1])
     assert len(plan_of(model, config)) == 2
 
 

@@ -282,20 +282,22 @@ def test_parametrized_weights():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
-    "change",
+    ("change", "obstacle"),
     [
-        lambda m: prune.l1_unstructured(m, "weight", 0.5),
-        nn_utils.weight_norm,
-        nn_utils.spectral_norm,
+        (lambda m: prune.l1_unstructured(m, "weight", 0.5), False),
+        (nn_utils.weight_norm, False),
+        (nn_utils.spectral_norm, True),
     ],
 )
-def test_weights_computed_by_hooks_have_an_obstacle(change):
+def test_weights_computed_by_hooks(change, obstacle):
+    """Those of pruning and weight norm can be computed in another way, others cannot."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     change(model[0])
     graph = trace(model, (torch.randn(1, 4),))
     weight = record(graph, "0.weight")
     assert ops(graph, "0.weight") == ["0.linear"]
-    assert "computed before every call" in weight.obstacle
+    assert ("computed before every call" in (weight.obstacle or "")) is obstacle
+    assert weight.kind == ("constant" if obstacle else "parameter")
 
 
 def test_modules_that_do_not_run():

@@ -94,7 +94,7 @@ def load_batches(text: str) -> list[Any]:
     Raises:
         FactoryError: the text, the import, the call or what it returns is not right.
     """
-    factory = _attribute(*_split(text))
+    factory = load_callable(text)
     try:
         made = factory()
         batches = None if isinstance(made, (Tensor, Mapping, str)) else list(made)
@@ -106,6 +106,15 @@ def load_batches(text: str) -> list[Any]:
             f"got {type(made).__name__}{'' if batches is None else ' of none'}"
         )
     return batches
+
+
+def load_callable(text: str) -> Callable[..., Any]:
+    """Return what ``module:callable`` or ``file.py:callable`` names, without calling it.
+
+    Raises:
+        FactoryError: the text or the import is not right, or there is no such callable.
+    """
+    return _attribute(*_split(text))
 
 
 def make_input(text: str) -> Tensor:

@@ -19,7 +19,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Calibration:
+class InputCalibration:
     """Calibration batches, and how they are used.
 
     Attributes:

@@ -70,9 +70,10 @@ def as_batch(item: Any) -> ExampleInputs:
 
 @dataclass
 class Runner:
-    """Runs a model on batches, inside ``with runner:``.
+    """Runs a model on batches.
 
-    There the model is in evaluation mode, and on leaving it is as it was before.
+    ``with runner:`` around several runs saves what each of them has to do otherwise: put the
+    model into evaluation mode, and leave it as it was before.
 
     Attributes:
         model: the model; its weights are read only.
@@ -86,24 +87,32 @@ class Runner:
     batches: Sequence[ExampleInputs]
     blocks: Mapping[str, nn.Module] = field(default_factory=dict)
 
-    def __enter__(self) -> Self:
+    def __post_init__(self) -> None:
+        self._depth = 0
         self._stay = contextlib.ExitStack()
-        with contextlib.ExitStack() as stack:
-            for context in (
-                evaluation_mode(self.model),
-                untouched_global_rng(),
-                restored_values(self.model),
-                parametrize.cached(),
-                uncompiled(),
-            ):
-                stack.enter_context(context)
-            self._own = self._watched()
-            self._stay = stack.pop_all()
+        self._own: dict[int, tuple[str, Tensor]] = {}
+
+    def __enter__(self) -> Self:
+        if self._depth == 0:
+            with contextlib.ExitStack() as stack:
+                for context in (
+                    evaluation_mode(self.model),
+                    untouched_global_rng(),
+                    restored_values(self.model.modules()),
+                    parametrize.cached(),
+                    uncompiled(),
+                ):
+                    stack.enter_context(context)
+                self._own = self._watched()
+                self._stay = stack.pop_all()
+        self._depth += 1
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._own = {}
-        self._stay.close()
+        self._depth -= 1
+        if self._depth == 0:
+            self._own = {}
+            self._stay.close()
 
     def run(
         self,
@@ -132,7 +141,7 @@ class Runner:
         """
         args, kwargs = check_example_inputs(self.batches[batch])
         recording = torch.enable_grad() if gradients else torch.no_grad()
-        with recording, self._blocks(answers or {}, keep):
+        with self, recording, self._blocks(answers or {}, keep):
             watch = _Watch(self._own, weights or {}, on_seen, on_output)
             try:
                 with watch:

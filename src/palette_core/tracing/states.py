@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from palette_core.hooked_weights import is_replaceable
+
+_PLAIN = (Tensor, nn.Parameter)
+
 
 def is_lazy(tensor: Tensor) -> bool:
     """Whether a parameter or buffer has no shape yet."""
@@ -30,18 +34,35 @@ def states_of(module: nn.Module) -> Iterator[tuple[str, Tensor, str, str | None]
             yield name, getattr(module, name), "parameter", None
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
-            yield name, value, "constant", _constant_obstacle(module, name)
+            if is_replaceable(module, name):
+                yield name, value, "parameter", obstacle
+            else:
+                yield name, value, "constant", _constant_obstacle(module, name)
 
 
 def _constant_obstacle(module: nn.Module, name: str) -> str:
     made_of = module._parameters
     if f"{name}_orig" in made_of or f"{name}_g" in made_of:
         return (
-            "it is computed before every call by torch.nn.utils.prune, spectral_norm or "
-            "weight_norm; make that permanent first (torch.nn.utils.prune.remove, "
-            "remove_spectral_norm, remove_weight_norm), or use torch.nn.utils.parametrizations"
+            "it is computed before every call by hooks such as those of spectral_norm; make that "
+            "permanent first (remove_spectral_norm, torch.nn.utils.prune.remove), or use "
+            "torch.nn.utils.parametrizations"
         )
     return "it is a plain attribute; register it as a parameter or buffer first"
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors of `states_of`, and no more about them: many modules are asked often."""
+    for registry in (module._parameters, module._buffers):
+        for tensor in registry.values():
+            if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
+                yield tensor
+    if parametrize.is_parametrized(module):
+        for name in module.parametrizations:  # type: ignore[union-attr]
+            yield getattr(module, name)
+    for value in vars(module).values():
+        if isinstance(value, Tensor):
+            yield value
 
 
 def is_parametrization(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, final
 from torch import Tensor
 
 from palette_core.interfaces import TrainingStrategy
-from palette_core.palettized import PalettizedTensor
+from palette_core.training_problem import TrainingProblem
 
 
 @final
@@ -17,7 +17,6 @@ class Frozen(TrainingStrategy):
     def __init__(self, options: Any) -> None:
         del options  # it has none
 
-    def forward(self, weight: Tensor, palettized: PalettizedTensor, decoded: Tensor) -> Tensor:
-        """Return ``decoded``, which carries no gradient."""
-        del weight, palettized
-        return decoded
+    def forward(self, problem: TrainingProblem) -> Tensor:
+        """Return the decoded palette, which carries no gradient."""
+        return problem.decode()

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from palette_core.calibration_walk import Walk
 from palette_core.cluster_tensor import Clustered
+from palette_core.data_aware_walk import Walk
 from palette_core.errors import PaletteWarning
-from palette_core.execution import Job, OnDone
-from palette_core.moments import Calibration, Findings, Runner, collect, loss_weights
+from palette_core.execution import Job, OnDone, run_with_bar
+from palette_core.moments import Findings, InputCalibration, Runner, collect, loss_weights
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog
+from palette_core.progress import progress_bar
 
 
-def look(model: nn.Module, plans: Sequence[TensorPlan], calibration: Calibration) -> Findings:
+def look(model: nn.Module, plans: Sequence[TensorPlan], calibration: InputCalibration) -> Findings:
     """Run the unchanged model on the batches, as far as that is of use.
 
     Raises:
@@ -37,7 +38,7 @@ def look(model: nn.Module, plans: Sequence[TensorPlan], calibration: Calibration
 def run_calibrated(
     model: nn.Module,
     jobs: Sequence[Job],
-    calibration: Calibration,
+    calibration: InputCalibration,
     findings: Findings,
     *,
     num_workers: int = 1,
@@ -53,6 +54,36 @@ def run_calibrated(
     with walk.runner:
         results = walk.sequentially() if calibration.sequential else walk.at_once()
     return [results[job.plan.name] for job in jobs], walk.missing
+
+
+def run_aware(
+    model: nn.Module,
+    jobs: Sequence[Job],
+    looked: tuple[InputCalibration, Findings] | None,
+    *,
+    num_workers: int,
+    catalog: Catalog,
+    show: bool | None,
+) -> list[Clustered]:
+    """Cluster every job, with what calibration found where there was one, and a progress bar.
+
+    Weights that need moments and have none are warned of.
+    """
+    if looked is None:
+        missing = not_calibrated(jobs, catalog)
+        results = run_with_bar(jobs, num_workers=num_workers, catalog=catalog, show=show)
+    else:
+        with progress_bar("Palettizing", len(jobs), show=show) as advance:
+            results, missing = run_calibrated(
+                model,
+                jobs,
+                *looked,
+                num_workers=num_workers,
+                catalog=catalog,
+                on_done=lambda job, _: advance(job.plan.name, 1),
+            )
+    warn_about(missing)
+    return results
 
 
 def not_calibrated(jobs: Sequence[Job], catalog: Catalog) -> dict[str, str]:

@@ -15,6 +15,8 @@ from palette_core.execution import Job, OnDone, run_jobs
 from palette_core.moments import (
     Accumulator,
     CallKey,
+    Findings,
+    InputCalibration,
     Runner,
     Seen,
     Stop,
@@ -24,7 +26,6 @@ from palette_core.moments import (
     find_blocks,
     moments_of,
 )
-from palette_core.moments.options import Calibration, Findings
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog
 
@@ -51,7 +52,7 @@ class Walk:
         self,
         model: nn.Module,
         jobs: Sequence[Job],
-        calibration: Calibration,
+        calibration: InputCalibration,
         findings: Findings,
         num_workers: int,
         catalog: Catalog,
