@@ -142,25 +142,31 @@ class PalettizedWeight(PaletteModule):
         """Training steps of the model, as counted last."""
         return self._steps
 
-    def count_step(self, weight: Tensor, steps: int) -> None:
-        """Note that ``steps`` training steps are done; move the tables where the strategy does.
+    def count_step(self, steps: int) -> None:
+        """Note that ``steps`` training steps of the model are done, in all."""
+        self._steps = steps
+        self.steps.fill_(steps)
+
+    @property
+    def moves_now(self) -> bool:
+        """Whether a training step calls for `advance`."""
+        return self._on and self.moves_lut
+
+    def advance(self, weight: Tensor) -> None:
+        """Let the strategy move its tables, after a training step that is not yet counted.
 
         Args:
             weight: the dense weight, `parametrization.chain_input` of this module.
-            steps: of the model, in all.
 
         Raises:
             WeightError: the weight or a table has become NaN or infinite.
             TrainingError: the strategy failed, or returned what are no tables.
         """
-        if self._on and self.moves_lut:
-            with torch.no_grad():
-                lut = self._calls.advance(self._problem(weight.detach()))
-                if lut is not None:
-                    self.trained_table.copy_(lut.reshape(self.trained_table.shape))
-                    self._set_learned(True)
-        self._steps = steps
-        self.steps.fill_(steps)
+        with torch.no_grad():
+            lut = self._calls.advance(self._problem(weight.detach()))
+            if lut is not None:
+                self.trained_table.copy_(lut.reshape(self.trained_table.shape))
+                self._set_learned(True)
 
     def settle(self, weight: Tensor) -> None:
         """Make indices and tables what training has come to; evaluation and `finalize` use them.

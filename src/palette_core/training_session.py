@@ -68,7 +68,9 @@ class TrainingSession:
         """
         self.steps += 1
         for module, state, item in self._places.values():
-            item.count_step(chain_input(module, state, item).detach(), self.steps)
+            if item.moves_now:
+                item.advance(chain_input(module, state, item).detach())
+            item.count_step(self.steps)
         due = [place for place in self._places.values() if place[2].start <= self.steps]
         palettize_current(due, self._catalog)
 

@@ -59,6 +59,7 @@ def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path
     run(python, *install, *folders, cwd=tmp_path)
     listed = run(python, "-m", "palette_core", "plugins", cwd=tmp_path).splitlines()
     command = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "--import-mode=importlib")
+    command += ("--rootdir", ".")
     tested = run(python, *command, *folders, cwd=tmp_path).splitlines()
     for kind in Kind:
         (line,) = [line for line in listed if f"palette-my-{kind.value} 0.1.0" in line]

@@ -6,12 +6,14 @@ import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from palette_core.clustering import scalar_torch
 from palette_core.clustering.kmeans1d import KMeans1d, KMeans1dOptions
@@ -155,6 +157,60 @@ def test_torch_form_agrees(dtype, weighted, resolution):
         lut, codes = scalar_torch.fit_torch(points, importance, k, resolution)
         assert torch.allclose(lut, host.lut.squeeze(-1), rtol=3e-7, atol=0)
         assert (codes != host.codes).float().mean() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_torch_form_takes_blocks_together(dtype, weighted, monkeypatch):
+    """Blocks of many kinds, in groups and pieces that cut them anyhow, as if each were alone."""
+    points = normal((7, 20_000), dtype)
+    points[1] *= 50.0
+    points[2, 3] = 1e3
+    points[3] = 0.25  # has no spread: it is sorted, not binned
+    points[4] = (points[4] * 4).round()
+    importance = None
+    if weighted:
+        importance = normal(points.shape, seed=1).abs()
+        importance[5] = 0.0
+    alone = [
+        scalar_torch.fit_torch(
+            points[b : b + 1], None if importance is None else importance[b : b + 1], 16, 4
+        )
+        for b in range(7)
+    ]
+    monkeypatch.setattr(scalar_torch, "_TABLES", 3)
+    for chunk in (1 << 22, 45_000, 7_001):
+        monkeypatch.setattr(scalar_torch, "_CHUNK", chunk)
+        lut, codes = scalar_torch.fit_torch(points, importance, 16, 4)
+        for b, (its_lut, its_codes) in enumerate(alone):
+            assert torch.allclose(lut[b], its_lut[0], rtol=3e-7, atol=0)
+            assert (codes[b] != its_codes[0]).float().mean() <= 1e-4
+        host = fit(points, 16, importance, 4)
+        assert torch.allclose(lut, host.lut.squeeze(-1), rtol=3e-7, atol=0)
+        assert (codes != host.codes).float().mean() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_device_is_asked_as_often_for_many_blocks(dtype, monkeypatch):
+    """No operation per block: as many for 32 blocks as for 2."""
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    calls = []
+    with ThreadPoolExecutor(1) as pool:
+        # what the host does for each block is done on another thread, where nothing is counted
+        monkeypatch.setattr(scalar_torch, "map_threads", lambda f, items: list(pool.map(f, items)))
+        for blocks in (2, 32):
+            points = normal((1, 5000), dtype).expand(blocks, -1).contiguous()
+            with Count() as count:
+                scalar_torch.fit_torch(points, None, 4, 4)
+            calls.append(count.calls)
+    assert calls[1] == calls[0] > 0
 
 
 @pytest.mark.cuda

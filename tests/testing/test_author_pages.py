@@ -24,6 +24,7 @@ PAGES = {
     "LUT quantizer": "lut-quantizers",
     "training strategy": "training-strategies",
     "export backend": "export-backends",
+    "sensitivity metric": "sensitivity-metrics",
 }
 HOOKS = [name for name in vars(hookspecs) if name.startswith("palette_core_")]
 

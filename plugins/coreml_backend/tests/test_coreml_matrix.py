@@ -46,8 +46,9 @@ ROWS: list[Row] = list(itertools.product(GRANULARITIES, (1, 2, 4), LUTS, (False,
 SOME = [
     row
     for row in ROWS
-    if (row[2] != "float8" and (row[2:] == ("float", False) or row[:2] == ("groups on axis 1", 2)))
-    or row[:2] == ("per tensor", 1)
+    if row[:2] == ("per tensor", 1)
+    or (row[2] == "float" and not row[3])
+    or (row[:2] in (("groups on axis 1", 2), ("per tensor", 2)) and row[2] != "float8")
 ]
 
 

@@ -8,7 +8,7 @@ again. In exact mode every cell that may hold a boundary of the optimum is opene
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from palette_core.clustering._scalar_grid import (
     sample_step,
 )
 from palette_core.clustering._scalar_proof import may_hold_a_cut
-from palette_core.clustering._scalar_solver import Partition, solve_atoms
+from palette_core.clustering._scalar_solver import Floats, Partition, solve_atoms
 from palette_core.clustering._scalar_sorted import fit_sorted, spread, thresholds
 from palette_core.clustering._scalar_threads import map_threads
 
@@ -88,37 +88,55 @@ def limits_of(lut: Float32s) -> Float32s:
     return limits
 
 
+Asking = Generator[NDArray[np.uint8], tuple[Float32s, Float32s], Float32s]
+
+
 def solve_source(source: Source, k: int, *, exact: bool) -> Float32s:
-    """Return the ``[K]`` LUT of a block given by the sums of its cells.
+    """Return the ``[K]`` LUT of a block given by the sums of its cells; see `solving`."""
+    steps = solving(source.cells, source.grid, k, exact=exact)
+    asked = next(steps)
+    while True:
+        try:
+            asked = steps.send(source.gather(asked))
+        except StopIteration as done:
+            lut: Float32s = done.value
+            return lut
+
+
+def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
+    """Solve a block step by step, so that many can be looked at together.
+
+    Yields flags of the cells whose points are needed, ``[cells]`` uint8; expects these points,
+    sorted, and their weights (empty for ones). Returns the ``[K]`` LUT.
 
     Args:
-        source: the block.
+        cells: sums of each cell; see `fill_cells`.
+        grid: the cells.
         k: entries.
         exact: open every cell that the optimum might cut, rather than those that are cut.
     """
-    cells = source.cells
     is_open = np.zeros(cells.shape[0], np.uint8)
     is_open[[0, -1]] = cells[[0, -1], 0] > 0.0
-    about = middle_of(source)
-    atoms = make_atoms(source, is_open, about)
+    about = middle_of(cells)
+    atoms = make_atoms(cells, is_open, *(yield is_open), about)
     best = solve_atoms(atoms.w, atoms.x, k)
-
-    def again(found: NDArray[Any]) -> None:
-        nonlocal atoms, best
-        is_open[found] = 1
-        atoms = make_atoms(source, is_open, about)
-        best = solve_atoms(atoms.w, atoms.x, k, best.charge)
-
-    while (found := _too_coarse(atoms, best, source.grid)).size:
-        again(found)
-    for _ in range(_ROUNDS):
-        if not (found := _cut_cells(atoms, best, cells.shape[0])).size:
+    rounds = 0
+    while True:
+        found = _too_coarse(atoms, best, grid)
+        if not found.size and rounds < _ROUNDS:
+            found = _cut_cells(atoms, best, cells.shape[0])
+            rounds = rounds + 1 if found.size else _ROUNDS
+        if not found.size:
             break
-        again(found)
+        is_open[found] = 1
+        atoms = make_atoms(cells, is_open, *(yield is_open), about)
+        best = solve_atoms(atoms.w, atoms.x, k, best.charge)
     if exact:
-        found = may_hold_a_cut(atoms.w, atoms.x, atoms.cell, best, k, source.grid.width)
+        found = may_hold_a_cut(atoms.w, atoms.x, atoms.cell, best, k, grid.width)
         if found.size:
-            again(found)
+            is_open[found] = 1
+            atoms = make_atoms(cells, is_open, *(yield is_open), about)
+            best = solve_atoms(atoms.w, atoms.x, k, best.charge)
     entries = segment_means(atoms.w, atoms.x, best.cuts) + atoms.about
     return spread(entries, k).astype(np.float32)
 

@@ -188,16 +188,25 @@ class Atoms:
     about: float
 
 
-def middle_of(source: Source) -> float:
+def middle_of(cells: Floats) -> float:
     """Return the mean of the points inside the grid, as a float32."""
-    weight, moment = source.cells[1:-1, :2].sum(axis=0)
+    weight, moment = float(cells[1:-1, 0].sum()), float(cells[1:-1, 1].sum())
     return float(np.float32(moment / weight)) if weight > 0.0 else 0.0
 
 
-def make_atoms(source: Source, is_open: NDArray[np.uint8], about: float) -> Atoms:
-    """Return the atoms of a block whose cells are open or closed as given, less ``about``."""
-    x, w = source.gather(is_open)
-    size = source.cells.shape[0] + x.size
+def make_atoms(
+    cells: Floats, is_open: NDArray[np.uint8], x: Float32s, w: Float32s, about: float
+) -> Atoms:
+    """Return the atoms of a block, less ``about``.
+
+    Args:
+        cells: sums of each cell; see `fill_cells`.
+        is_open: which cells stand as their points, ``[cells]``.
+        x: the points in open cells, sorted.
+        w: their weights, empty for ones.
+        about: subtracted from every value.
+    """
+    size = cells.shape[0] + x.size
     out_w, out_x, out_cell = np.empty(size), np.empty(size), np.empty(size, np.int32)
-    n = merge_atoms(source.cells, is_open, x, w, about, out_w, out_x, out_cell)
+    n = merge_atoms(cells, is_open, x, w, about, out_w, out_x, out_cell)
     return Atoms(out_w[:n], out_x[:n], out_cell[:n], about)

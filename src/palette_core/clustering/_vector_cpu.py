@@ -18,6 +18,7 @@ from palette_core.clustering import _vector_search as search
 from palette_core.clustering import _vector_seeding as seeding
 from palette_core.clustering._scalar_threads import on_a_thread
 from palette_core.clustering._vector_options import (
+    START_TOL,
     SWAP_TOL,
     KMeansVectorOptions,
     sample_size,
@@ -87,15 +88,18 @@ def fit_blocks(
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
         sampled = min(sample_size(n_entries), max((b.points.shape[0] for b in blocks), default=0))
         seedings = tries(options.restarts, sampled, n_entries)
-        tasks = [(block, r) for block in open_blocks for r in range(seedings)]
+        samples = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
+        tasks = [
+            (sample, sample is not block, r)
+            for sample, block in zip(samples, open_blocks, strict=True)
+            for r in range(seedings)
+        ]
         started = workers.map(lambda task: _start(*task, n_entries, seed, options), tasks)
         best: dict[int, Floats] = {}
         for at, block in enumerate(open_blocks):
             found = started[at * seedings : (at + 1) * seedings]
             best[block.index] = min(found, key=lambda one: one[0])[1]
-        swapped = workers.map(
-            lambda b: _swap(b, best[b.index], n_entries, seed, options), open_blocks
-        )
+        swapped = workers.map(lambda sample: _swap(sample, best[sample.index], options), samples)
         best = {b.index: table for b, table in zip(open_blocks, swapped, strict=True)}
         workers.each(open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers))
     return [
@@ -179,19 +183,26 @@ def _distinct(block: Block, n_entries: int) -> Floats | None:
 
 
 def _start(
-    block: Block, restart: int, n_entries: int, seed: int, options: KMeansVectorOptions
+    sample: Block,
+    is_part: bool,
+    restart: int,
+    n_entries: int,
+    seed: int,
+    options: KMeansVectorOptions,
 ) -> tuple[float, Floats]:
-    """Seed and run Lloyd's iteration on a sample; return the cost there and the table."""
-    points, weights = _sample(block, n_entries, seed)
+    """Seed and run Lloyd's iteration on a sample; return the cost there and the table.
+
+    On a part of the block it need not run to the end: it is to tell which start is the best.
+    """
+    points, weights = sample.points, sample.weights
     dim = points.shape[1]
     trials = 2 + int(math.log(n_entries))
-    draws = np.random.default_rng([seed, block.index, 1 + restart]).random((n_entries, trials))
+    draws = np.random.default_rng([seed, sample.index, 1 + restart]).random((n_entries, trials))
     table = np.empty((n_entries, dim))
     placed = seeding.seed(points, weights, draws, table)
     table = table[:placed]
-    total = _Pass(Block(block.index, points, weights), table).lloyd(
-        table, options.max_iter, options.tol
-    )
+    tol = max(options.tol, START_TOL) if is_part else options.tol
+    total = _Pass(sample, table).lloyd(table, options.max_iter, tol)
     full = np.empty((n_entries, dim))
     full[:placed] = table
     # Spare entries are given places when the whole block is seen.
@@ -199,10 +210,10 @@ def _start(
     return total, full
 
 
-def _sample(block: Block, n_entries: int, seed: int) -> tuple[Floats, Floats]:
+def _sample(block: Block, n_entries: int, seed: int) -> Block:
     size = sample_size(n_entries)
     if block.points.shape[0] <= size:
-        return block.points, block.weights
+        return block
     draws = np.sort(np.random.default_rng([seed, block.index, 0]).random(size))
     chosen = np.empty(size, dtype=np.int64)
     scale = np.empty(size)
@@ -211,14 +222,11 @@ def _sample(block: Block, n_entries: int, seed: int) -> tuple[Floats, Floats]:
     if block.weights.shape[1]:
         weights = weights * block.weights[chosen]
     weights = (weights / weights.max()).astype(np.float32)
-    return block.points[chosen], np.ascontiguousarray(weights)
+    return Block(block.index, block.points[chosen], np.ascontiguousarray(weights))
 
 
-def _swap(
-    block: Block, table: Floats, n_entries: int, seed: int, options: KMeansVectorOptions
-) -> Floats:
-    """Swap entries to better places of the sample while that lowers the cost."""
-    block = Block(block.index, *_sample(block, n_entries, seed))
+def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
+    """Swap entries to better places of a sample while that lowers the cost."""
     job = _Pass(block, table)
     total = job.lloyd(table, options.max_iter, options.tol)
     wanted = table.shape[0] // 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 SWAP_TOL = 1e-4  # a swap must lower the cost by this fraction
+START_TOL = 3e-4  # on a sample, a start is judged when its cost falls by less than this
 _SAMPLE = 16384  # points for seeding, at least
 _SAMPLE_PER_ENTRY = 64
 _TRIES_OF_ENTRIES = 48

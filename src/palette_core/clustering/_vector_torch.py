@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from palette_core.clustering._vector_options import (
+    START_TOL,
     SWAP_TOL,
     KMeansVectorOptions,
     sample_size,
@@ -51,9 +52,12 @@ def fit_tables(
         weights = None if importance is None else _no_blanks(importance[at : at + step])
         group = Problem(points[at : at + step], weights, index)
         sample = _sample(group, n_entries, seed)
-        table, cost = _start(sample, 0, n_entries, seed, options)
+        # On a sample a start need not run to the end: it is to tell which is the best.
+        tol = max(options.tol, START_TOL) if size < count else options.tol
+        started = options.model_copy(update={"tol": tol})
+        table, cost = _start(sample, 0, n_entries, seed, started)
         for restart in range(1, tries(options.restarts, size, n_entries)):
-            other, other_cost = _start(sample, restart, n_entries, seed, options)
+            other, other_cost = _start(sample, restart, n_entries, seed, started)
             table = torch.where((other_cost < cost)[:, None, None], other, table)
             cost = torch.minimum(cost, other_cost)
         table = _swap(sample, table, options)

@@ -1,13 +1,15 @@
 """Scalar k-means where the points lie: the passes over all points as batched torch operations.
 
-Only sums per cell or per bit pattern, and the points of opened cells, travel to the host, where
-the small problem is solved by the same code as for host tensors. Sums of unweighted points are
-kept in 64-bit integers, so that the order in which a device adds does not show; weighted sums
-are added in float64, sorted by cell.
+Blocks are taken many at a time, so that a device is asked as often for a thousand blocks as for
+one. Only sums per cell or per bit pattern, and the points of opened cells, travel to the host,
+where the small problems are solved by the same code as for host tensors. Sums of unweighted
+points are kept in 64-bit integers, so that the order in which a device adds does not show;
+weighted sums are added in float64, sorted by cell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core.clustering._scalar_floats import limits_of, solve_source
+from palette_core.clustering._scalar_floats import Asking, limits_of, solving
 from palette_core.clustering._scalar_grid import (
     Float32s,
     Grid,
@@ -26,8 +28,12 @@ from palette_core.clustering._scalar_grid import (
 from palette_core.clustering._scalar_halves import solve_patterns
 from palette_core.clustering._scalar_solver import Floats
 from palette_core.clustering._scalar_sorted import fit_sorted
+from palette_core.clustering._scalar_threads import map_threads
 
 _PATTERNS = 1 << 16
+_TABLES = 64  # blocks of 16-bit points whose patterns are counted at once
+_GROUP = 1 << 26  # points of float32 blocks that are taken at once, if not one block alone
+_MOST_BLOCKS = 512
 _CHUNK = 1 << 22  # points whose 64-bit cell numbers exist at once
 _FRACTION = 1 << 30  # steps in which a point's place in its cell is counted
 
@@ -44,114 +50,216 @@ def fit_torch(
     if importance is not None:
         importance = importance.to(points.device, torch.float32).contiguous()
     if points.dtype == torch.float64:
-        lut, codes = fit_sorted(points.cpu(), None if importance is None else importance.cpu(), k)
-        return lut.to(points.device), codes.to(points.device)
-    lut = torch.empty((points.shape[0], k), dtype=torch.float32)
+        return _fit_on_host(points, importance, k)
+    blocks, count = points.shape
+    halves = points.dtype != torch.float32
+    step = _TABLES if halves else min(_MOST_BLOCKS, max(1, _GROUP // count))
+    lut = torch.empty((blocks, k), dtype=torch.float32, device=points.device)
     codes = torch.empty(points.shape, dtype=torch.uint8, device=points.device)
-    for b in range(points.shape[0]):
-        weights = None if importance is None else importance[b]
-        if weights is not None and not bool(weights.any()):
-            weights = None
-        if points.dtype == torch.float32:
-            lut[b] = _one_of_floats(points[b], weights, k, resolution, codes[b])
+    for at in range(0, blocks, step):
+        rows = slice(at, min(blocks, at + step))
+        weights = None if importance is None else _no_blanks(importance[rows])
+        if halves:
+            lut[rows] = _fit_halves(points[rows], weights, k, codes[rows])
         else:
-            lut[b] = _one_of_halves(points[b], weights, k, codes[b])
-    return lut.to(points.device), codes
+            lut[rows] = _fit_floats(points[rows], weights, k, resolution, codes[rows])
+    return lut, codes
 
 
-def _one_of_halves(points: Tensor, weights: Tensor | None, k: int, codes: Tensor) -> Tensor:
-    counts: NDArray[Any] = np.zeros(_PATTERNS, np.int64 if weights is None else np.float64)
-    for at in range(0, points.numel(), _CHUNK):
-        patterns = points[at : at + _CHUNK].view(torch.int16).long() & (_PATTERNS - 1)
+def _fit_on_host(points: Tensor, weights: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    lut, codes = fit_sorted(points.cpu(), None if weights is None else weights.cpu(), k)
+    return lut.to(points.device), codes.to(points.device)
+
+
+def _no_blanks(importance: Tensor) -> Tensor:
+    """Return importance with ones for the blocks in which nothing has any."""
+    return torch.where(importance.any(dim=1, keepdim=True), importance, 1.0)
+
+
+def _pieces(shape: torch.Size) -> Iterator[tuple[slice, slice]]:
+    """Cut ``[B, N]`` into rows and columns of no more than a chunk, row after row."""
+    blocks, count = shape
+    step = max(1, _CHUNK // count)
+    for row in range(0, blocks, step):
+        for column in range(0, count, _CHUNK):
+            yield slice(row, min(blocks, row + step)), slice(column, min(count, column + _CHUNK))
+
+
+# --- 16-bit points ------------------------------------------------------------------------------
+
+
+def _fit_halves(points: Tensor, weights: Tensor | None, k: int, codes: Tensor) -> Tensor:
+    blocks, device = points.shape[0], points.device
+    first = torch.arange(blocks, device=device)[:, None] * _PATTERNS
+    groups = blocks * _PATTERNS
+    dtype = torch.int64 if weights is None else torch.float64
+    counts = torch.zeros(groups, dtype=dtype, device=device)
+    for rows, columns in _pieces(points.shape):
+        patterns = (_patterns(points[rows, columns]) + first[rows]).reshape(-1)
         if weights is None:
-            counts += torch.bincount(patterns, minlength=_PATTERNS).cpu().numpy()
+            counts += torch.bincount(patterns, minlength=groups)
         else:
-            amounts = weights[at : at + _CHUNK].double()[:, None]
-            counts += _sums_by(patterns, amounts, _PATTERNS)[:, 0].cpu().numpy()
-    lut, table = solve_patterns(counts, points.dtype, k)
-    codes_of = torch.from_numpy(table).to(points.device)
-    for at in range(0, points.numel(), _CHUNK):
-        patterns = points[at : at + _CHUNK].view(torch.int16).long() & (_PATTERNS - 1)
-        codes[at : at + _CHUNK] = codes_of[patterns]
-    return torch.from_numpy(lut)
+            amounts = weights[rows, columns].reshape(-1, 1).double()
+            counts += _sums_by(patterns, amounts, groups)[:, 0]
+    tallies = counts.cpu().numpy().reshape(blocks, _PATTERNS)
+    solved = map_threads(lambda tally: solve_patterns(tally, points.dtype, k), list(tallies))
+    table = torch.from_numpy(np.concatenate([table for _, table in solved])).to(device)
+    for rows, columns in _pieces(points.shape):
+        codes[rows, columns] = table[_patterns(points[rows, columns]) + first[rows]]
+    return torch.from_numpy(np.stack([lut for lut, _ in solved])).to(device)
 
 
-def _one_of_floats(
+def _patterns(points: Tensor) -> Tensor:
+    return points.contiguous().view(torch.int16).long() & (_PATTERNS - 1)
+
+
+# --- float32 points -----------------------------------------------------------------------------
+
+
+def _fit_floats(
     points: Tensor, weights: Tensor | None, k: int, resolution: int | None, codes: Tensor
 ) -> Tensor:
-    count = points.numel()
-    sample = points[:: sample_step(count)].cpu().numpy()
-    grid = choose_grid(sample, count, k, resolution)
-    if grid is None:
-        some = None if weights is None else weights.cpu()[None]
-        lut, found = fit_sorted(points.cpu()[None], some, k)
-        codes.copy_(found[0])
-        return lut[0]
-    source = TorchSource(points, weights, grid)
-    best = solve_source(source, k, exact=resolution is None)
-    limits = torch.from_numpy(limits_of(best)).to(points.device)
-    for at in range(0, count, _CHUNK):
-        part = points[at : at + _CHUNK]
+    count = points.shape[1]
+    samples = points[:, :: sample_step(count)].cpu().numpy()
+    grids = [choose_grid(sample, count, k, resolution) for sample in samples]
+    lut = torch.empty((len(grids), k), device=points.device)
+    sortable = [b for b, grid in enumerate(grids) if grid is None]
+    if sortable:
+        some = None if weights is None else weights[sortable]
+        lut[sortable], codes[sortable] = _fit_on_host(points[sortable], some, k)
+        if len(sortable) == len(grids):
+            return lut
+    binned = [b for b, grid in enumerate(grids) if grid is not None]
+    whole = not sortable
+    rows = points if whole else points[binned]
+    source = _Blocks(
+        rows,
+        weights if whole or weights is None else weights[binned],
+        [grid for grid in grids if grid is not None],
+    )
+    found = _solve_together(source, k, exact=resolution is None)
+    its_lut = torch.from_numpy(np.stack(found)).to(points.device)
+    limits = torch.from_numpy(np.stack([limits_of(one) for one in found])).to(points.device)
+    its_codes = codes if whole else torch.empty_like(rows, dtype=torch.uint8)
+    for at, columns in _pieces(rows.shape):
         # limits at or above the point do not count: the lower of two equally near entries wins
-        codes[at : at + _CHUNK] = torch.searchsorted(limits, part, side="left").to(torch.uint8)
-    return torch.from_numpy(best)
+        place = torch.searchsorted(limits[at], rows[at, columns].contiguous(), side="left")
+        its_codes[at, columns] = place.to(torch.uint8)
+    lut[binned] = its_lut
+    if not whole:
+        codes[binned] = its_codes
+    return lut
 
 
-class TorchSource:
-    """A block of points on a device; see `HostSource`."""
+def _solve_together(source: _Blocks, k: int, *, exact: bool) -> list[Float32s]:
+    """Solve every block, each step of all of them with one look at the points."""
+    waiting: list[Asking] = [
+        solving(cells, grid, k, exact=exact)
+        for cells, grid in zip(source.cells, source.grids, strict=True)
+    ]
+    luts: list[Any] = [None] * len(waiting)
+    asked: dict[int, NDArray[np.uint8]] = {b: next(steps) for b, steps in enumerate(waiting)}
+    while asked:
+        points = source.gather(asked)
 
-    def __init__(self, points: Tensor, weights: Tensor | None, grid: Grid) -> None:
-        self.grid = grid
+        def go_on(b: int, points: Any = points) -> tuple[int, NDArray[np.uint8] | None]:
+            try:
+                return b, waiting[b].send(sort_points(*points[b]))
+            except StopIteration as done:
+                luts[b] = done.value
+                return b, None
+
+        answers = map_threads(go_on, list(asked))
+        asked = {b: is_open for b, is_open in answers if is_open is not None}
+    return luts
+
+
+class _Blocks:
+    """Blocks of float32 points on a device, each with a grid of its own.
+
+    Attributes:
+        grids: the grids.
+        cells: sums of the cells of each block; see `fill_cells`.
+    """
+
+    def __init__(self, points: Tensor, weights: Tensor | None, grids: list[Grid]) -> None:
+        self.grids = grids
         self._points, self._weights = points, weights
-        self.has_weights = weights is not None
-        self.cells: Floats = self._fill().cpu().numpy()
+        device = points.device
+        self._low = torch.tensor([[float(g.low)] for g in grids], device=device)
+        self._per_unit = torch.tensor([[float(g.per_unit)] for g in grids], device=device)
+        self._top = torch.tensor([[float(g.top)] for g in grids], device=device)
+        ends = np.cumsum([grid.top + 1 for grid in grids])
+        self._edges = [0, *ends.tolist()]
+        self._first = torch.tensor(self._edges[:-1], device=device)[:, None]
+        filled = (self._counts() if weights is None else self._weighed()).cpu().numpy()
+        self.cells: list[Floats] = np.split(filled, ends[:-1])
 
-    def _cells_of(self, part: Tensor) -> Tensor:
-        grid = self.grid
-        place = (part - float(grid.low)) * float(grid.per_unit) + 1.0
-        return place.clamp(0.0, float(grid.top)).to(torch.int64)
+    def _cells_of(self, rows: slice, part: Tensor) -> Tensor:
+        """Return the cells of points, counted from that of the first block on."""
+        place = (part - self._low[rows]) * self._per_unit[rows] + 1.0
+        place = torch.minimum(place.clamp(min=0.0), self._top[rows])
+        return place.to(torch.int64)
 
-    def _fill(self) -> Tensor:
-        groups = self.grid.top + 1
-        if self._weights is None:
-            return self._fill_counts(groups)
-        out = torch.zeros((groups, 3), dtype=torch.float64, device=self._points.device)
-        for at in range(0, self._points.numel(), _CHUNK):
-            part = self._points[at : at + _CHUNK]
-            weights = self._weights[at : at + _CHUNK].double()
-            amounts = torch.stack([weights, weights * part, torch.ones_like(weights)], dim=1)
-            out += _sums_by(self._cells_of(part), amounts, groups)
+    def _weighed(self) -> Tensor:
+        assert self._weights is not None
+        groups, device = self._edges[-1], self._points.device
+        out = torch.zeros((groups, 3), dtype=torch.float64, device=device)
+        for rows, columns in _pieces(self._points.shape):
+            part = self._points[rows, columns]
+            weights = self._weights[rows, columns].double()
+            amounts = torch.stack([weights, weights * part, torch.ones_like(weights)], dim=-1)
+            cell = (self._cells_of(rows, part) + self._first[rows]).reshape(-1)
+            out += _sums_by(cell, amounts.reshape(-1, 3), groups)
         return out
 
-    def _fill_counts(self, groups: int) -> Tensor:
-        device = self._points.device
+    def _counts(self) -> Tensor:
+        groups, device = self._edges[-1], self._points.device
         counts = torch.zeros(groups, dtype=torch.int64, device=device)
         steps = torch.zeros(groups, dtype=torch.int64, device=device)
-        low, per_unit = float(self.grid.low), float(self.grid.per_unit)
-        for at in range(0, self._points.numel(), _CHUNK):
-            part = self._points[at : at + _CHUNK]
-            cell = self._cells_of(part)
+        low, per_unit = self._low.double(), self._per_unit.double()
+        for rows, columns in _pieces(self._points.shape):
+            part = self._points[rows, columns]
+            cell = self._cells_of(rows, part)
+            place = (part.double() - low[rows]) * per_unit[rows] - (cell - 1)
+            steps_in = (place.clamp(-1.0, 2.0) * _FRACTION).round().to(torch.int64)
+            cell = (cell + self._first[rows]).reshape(-1)
             counts += torch.bincount(cell, minlength=groups)
-            place = ((part.double() - low) * per_unit - (cell - 1)).clamp(-1.0, 2.0)
-            steps.scatter_add_(0, cell, (place * _FRACTION).round().to(torch.int64))
-        start = torch.arange(-1, groups - 1, dtype=torch.float64, device=device) / per_unit + low
-        sums = counts * start + steps.double() / (_FRACTION * per_unit)
+            steps.scatter_add_(0, cell, steps_in.reshape(-1))
+        sizes = torch.tensor([grid.top + 1 for grid in self.grids], device=device)
+        block = torch.repeat_interleave(sizes)
+        local = torch.arange(groups, device=device) - self._first[block, 0]
+        start = (local - 1).double() / per_unit[block, 0] + low[block, 0]
+        sums = counts * start + steps.double() / (_FRACTION * per_unit[block, 0])
         return torch.stack([counts.double(), sums], dim=1)
 
-    def gather(self, is_open: NDArray[np.uint8]) -> tuple[Float32s, Float32s]:
-        """Return the points in open cells, sorted, and their weights (empty for ones)."""
+    def gather(
+        self, asked: dict[int, NDArray[np.uint8]]
+    ) -> dict[int, tuple[list[Float32s], list[Float32s]]]:
+        """Return, for each block asked about, the points of its open cells and their weights."""
         nothing = np.empty(0, np.float32)
-        if not is_open.any():
-            return nothing, nothing
-        flags = torch.from_numpy(is_open.astype(bool)).to(self._points.device)
-        x, w = [], []
-        for at in range(0, self._points.numel(), _CHUNK):
-            part = self._points[at : at + _CHUNK]
-            chosen = flags[self._cells_of(part)]
-            x.append(part[chosen].cpu().numpy())
+        found: dict[int, tuple[list[Float32s], list[Float32s]]] = {
+            b: ([nothing], [nothing]) for b in asked
+        }
+        if not any(is_open.any() for is_open in asked.values()):
+            return found
+        flags = np.zeros(self._edges[-1], bool)
+        for b, is_open in asked.items():
+            flags[self._edges[b] : self._edges[b + 1]] = is_open
+        opened = torch.from_numpy(flags).to(self._points.device)
+        for rows, columns in _pieces(self._points.shape):
+            part = self._points[rows, columns]
+            chosen = opened[self._cells_of(rows, part) + self._first[rows]]
+            ends = chosen.sum(dim=1).cumsum(dim=0).tolist()
+            x = part[chosen].cpu().numpy()
+            w = nothing
             if self._weights is not None:
-                w.append(self._weights[at : at + _CHUNK][chosen].cpu().numpy())
-        return sort_points(x, w or [nothing])
+                w = self._weights[rows, columns][chosen].cpu().numpy()
+            for b, begin, end in zip(range(rows.start, rows.stop), [0, *ends], ends, strict=False):
+                if b in found:
+                    found[b][0].append(x[begin:end])
+                    found[b][1].append(w[begin:end])
+        return found
 
 
 def _sums_by(group: Tensor, amounts: Tensor, groups: int) -> Tensor:
