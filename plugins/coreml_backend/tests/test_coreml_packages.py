@@ -263,6 +263,26 @@ def test_attention_splits_its_packed_weight_while_it_is_palettized(tmp_path) -> 
     assert kinds["linear"] == 4 * 4 + 1 + 2
 
 
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Embedding(64, 32), nn.Embedding(16, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.rows.weight[4:20] + self.columns.weight[:, -32:]
+
+
+def test_of_a_weight_that_is_sliced_only_the_slice_is_stored(tmp_path) -> None:
+    spec = PalettizationSpec(n_bits=2, cluster_dim=4)
+    model = pack(Positions(), {"rows.weight": spec, "columns.weight": FOUR})
+    path = export(model, (torch.zeros(16, 32),), tmp_path / "m.mlpackage")
+    weights, whole = read_weights(path), palettes(model)
+    assert set(weights) == {"rows.weight[4:20]", "columns.weight[:, 32:64]"}
+    assert np.array_equal(weights["rows.weight[4:20]"], whole["rows.weight"].decode()[4:20])
+    columns = whole["columns.weight"].decode()
+    assert np.array_equal(weights["columns.weight[:, 32:64]"], columns[:, 32:])
+
+
 def program_of(path: Path) -> list[Any]:
     package = open_package(path)
     spec = package.get_spec()
