@@ -73,6 +73,11 @@ class InputMoments:
             return self.hessian
         return self.hessian.diagonal(dim1=1, dim2=2)
 
+    def scales(self) -> Tensor:
+        """Return ``[G]`` float64: mean of the diagonal by group, for dead ones nearly 0, not 0."""
+        means = self.diagonal().double().mean(dim=1)
+        return torch.maximum(means, 1e-6 * means.mean())
+
     def importance(self) -> Tensor:
         """Return ``[B, N, D]`` float32: mean square input of every element of the points.
 

@@ -14,12 +14,13 @@ from palette_core import life_cycle, parametrization
 from palette_core.boundary import make_backend
 from palette_core.calibration import Calibration, CalibrationOptions, Results, calibration
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.data_aware import Findings, InputCalibration, Loss, batches_of, look, run_aware
+from palette_core.data_aware import look, run_aware
 from palette_core.errors import BackendError
 from palette_core.execution import check_num_workers
 from palette_core.finalizing import pack_model
 from palette_core.interfaces import Backend
 from palette_core.life_cycle import Action, State
+from palette_core.moments import Findings, InputCalibration, Loss, batches_of
 from palette_core.packed_weight import PackedWeight, palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import OnIncompatible, Plan, make_plan, refusals, warn_about

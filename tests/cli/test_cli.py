@@ -39,6 +39,18 @@ FACTORY = """
     def one_tensor():
         return load()[0], torch.randn(2, 16)
 
+    def batches():
+        return [torch.randn(32, 16) for _ in range(2)]
+
+    def no_batches():
+        return []
+
+    def one_batch():
+        return torch.randn(32, 16)
+
+    def misfit_batches():
+        return [torch.randn(32, 5)]
+
     def not_a_model():
         return 3
 
@@ -185,6 +197,28 @@ def test_palettize_writes_a_packed_checkpoint_and_reports_it(palette, tmp_path):
     size = (tmp_path / "out" / "m.safetensors").stat().st_size
     assert found["totals"]["file_bytes"] == size
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "m.safetensors"]
+
+
+def test_palettize_looks_at_calibration_batches(palette, tmp_path):
+    (tmp_path / "lnq.yaml").write_text(
+        "kmeans_palettization_config: {global_config: {op_state_spec: "
+        "{weight: {n_bits: 2, algorithm: lnq}}}}"
+    )
+    command = ["palettize", "fac.py:load", "-c", "lnq.yaml", "-o", "m.safetensors"]
+    found = run_json(palette, *command, "--calibration", "fac.py:batches", "--sequential")
+    for row in found["tensors"]:
+        assert row["algorithm"] == "lnq"
+        assert row["objective_after"] < row["objective_before"]
+    for options, says in (
+        (["--sequential"], "give batches with --calibration"),
+        (["--calibration", "fac.py:no_batches"], "must return calibration batches"),
+        (["--calibration", "fac.py:one_batch"], "got Tensor"),
+        (["--calibration", "fac.py:misfit_batches"], "failed on example_inputs"),
+        (["--calibration", "fac.py:nothing_such"], "no callable 'nothing_such'"),
+    ):
+        code, _, err = palette(*command, *options)
+        assert code == 2
+        assert says in err
 
 
 def test_palettize_tables_and_picture(palette, tmp_path):

@@ -155,6 +155,18 @@ def palettize(
     trust_sensitivities: Annotated[
         bool, typer.Option(help="Also take sensitivities measured on other weights.")
     ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTORY",
+            help="module:callable or file.py:callable that returns calibration batches, for "
+            "algorithms that look at the layers' inputs.",
+        ),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Feed each block by those palettized before it."),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
     ] = None,
@@ -163,12 +175,15 @@ def palettize(
     """Palettize a model and write it in a backend's format."""
     from palette_core.cli import work
     from palette_core.cli.exporting import make_target
-    from palette_core.cli.factories import load_factory
+    from palette_core.cli.factories import FactoryError, load_batches, load_factory
 
     settings = _load_config(config)
+    if sequential and calibration is None:
+        raise FactoryError("--sequential is about calibration; give batches with --calibration")
     target = make_target(output, backend, option or (), dynamic or ())
     work.check_picture_name(plot)
     loaded = load_factory(factory, inputs or ())
+    batches = None if calibration is None else load_batches(calibration)
     work.palettize(
         loaded,
         settings,
@@ -176,6 +191,8 @@ def palettize(
         num_workers=num_workers,
         sensitivities=sensitivities,
         trust_sensitivities=trust_sensitivities,
+        batches=batches,
+        sequential=sequential,
         plot=plot,
         as_json=as_json,
     )

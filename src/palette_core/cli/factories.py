@@ -88,6 +88,26 @@ def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
     )
 
 
+def load_batches(text: str) -> list[Any]:
+    """Call ``module:callable`` or ``file.py:callable`` and return the calibration batches it gives.
+
+    Raises:
+        FactoryError: the text, the import, the call or what it returns is not right.
+    """
+    factory = load_callable(text)
+    try:
+        made = factory()
+        batches = None if isinstance(made, (Tensor, Mapping, str)) else list(made)
+    except (Exception, SystemExit) as error:
+        raise FactoryError(f"{text} failed: {type(error).__name__}: {error}") from error
+    if not batches:
+        raise FactoryError(
+            f"{text} must return calibration batches, one model input or tuple of inputs each; "
+            f"got {type(made).__name__}{'' if batches is None else ' of none'}"
+        )
+    return batches
+
+
 def load_callable(text: str) -> Callable[..., Any]:
     """Return what ``module:callable`` or ``file.py:callable`` names, without calling it.
 

@@ -45,14 +45,18 @@ def palettize(
     num_workers: int,
     sensitivities: Path | None,
     trust_sensitivities: bool,
+    batches: Sequence[Any] | None,
+    sequential: bool,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Palettize, write, report."""
+    """Calibrate where batches are given, palettize, write, report."""
     palettizer = KMeansPalettizer(loaded.model, config)
     dense_bits, _ = model_bits(loaded.model)
     target.check(loaded)
     started = time.perf_counter()
+    if batches is not None:
+        palettizer.calibrate(batches, sequential=sequential)
     palettizer.prepare(
         loaded.example_inputs,
         sensitivities,

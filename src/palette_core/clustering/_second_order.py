@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from palette_core.clustering import _second_order_entries as entries_of
 from palette_core.clustering import _second_order_kernels as kernels
 from palette_core.clustering._scalar_threads import map_threads
 from palette_core.clustering._second_order_tables import Tables, refitted, sort_entries
@@ -216,7 +217,7 @@ def _move(
     matrix: Matrix, codes: Array, step: Array, moved: Array, error: Array, grad: Array
 ) -> None:
     matrix.each(
-        lambda low, high: kernels.move_entries(
+        lambda low, high: entries_of.move_entries(
             matrix.table, codes, step, moved, matrix.group, matrix.h, error, grad, low, high
         )
     )
@@ -238,7 +239,7 @@ def _normal_equations(
         square = np.zeros((len(own), dim, entries, entries))
         right = np.zeros((len(own), dim, entries))
         if len(own):
-            kernels.normal_equations(
+            entries_of.normal_equations(
                 grad,
                 matrix.group,
                 matrix.share,

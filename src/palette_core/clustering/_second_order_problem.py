@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from palette_core.clustering._second_order import Matrix, State, evaluate
 from palette_core.clustering._second_order_tables import cast_tables, quantized_tables
@@ -65,7 +64,7 @@ def fit_with(
     Args:
         name: of the algorithm.
         problem: with moments.
-        damping: what to add to the diagonal of H, as a share of its mean.
+        damping: what to add to the diagonal of each matrix of H, as a share of its mean.
         improve: gets the matrix and the first solution, returns a solution.
 
     Raises:
@@ -92,7 +91,7 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float) -> Pose
     layout, points = moments.layout, problem.points
     blocks, count, dim = points.shape
     mean = float(moments.diagonal().double().mean())
-    h = _damped(moments.hessian, mean, damping)
+    h = _damped(moments, mean, damping)
     w = moments.to_matrices(layout.merge(points).float()).flatten(0, 1).contiguous()
     numbers = torch.arange(blocks * count).reshape(blocks, count, 1).expand(-1, -1, dim)
     places = moments.to_matrices(layout.merge(numbers)).flatten(0, 1)[::dim].contiguous().numpy()
@@ -121,11 +120,12 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float) -> Pose
     return Posed(matrix, evaluate(matrix, tables, codes), places, mean * most)
 
 
-def _damped(hessian: Tensor, mean: float, damping: float) -> Array:
-    """Return H over its mean diagonal, float32, symmetric, with ``damping`` on the diagonal."""
-    h = (hessian.double() / mean).to(torch.float32)
+def _damped(moments: InputMoments, mean: float, damping: float) -> Array:
+    """Return H / ``mean``, float32, symmetric, with ``damping`` · its scale on each diagonal."""
+    h = (moments.hessian.double() / mean).to(torch.float32)
     h = (h + h.transpose(1, 2)) / 2
-    h.diagonal(dim1=1, dim2=2).add_(max(damping, 1e-6))
+    ridge = max(damping, 1e-6) * (moments.scales() / mean).to(torch.float32)
+    h.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     return h.contiguous().numpy()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from palette_core.clustering import _second_order_kernels as kernels
+from palette_core.clustering import _second_order_entries as entries_of
 from palette_core.clustering._scalar_threads import map_threads
 from palette_core.interfaces import LutQuantizer
 from palette_core.palettized import QuantizedLut
@@ -55,8 +55,10 @@ def refitted(
 
     Args:
         tables: before; not written to.
-        batch: ``[n]`` which tables; square: ``[n, D, K, K]``; right: ``[n, D, K]``: a change δ of
-            a table's entries changes the objective by Σ_d δᵀ A δ − 2 bᵀ δ.
+        batch: ``[n]`` which tables.
+        square: ``[n, D, K, K]``, A, and
+        right: ``[n, D, K]``, b: a change δ of a table's entries changes the objective by
+            Σ_d δᵀ A δ − 2 bᵀ δ.
         dtype: of the weight.
         quantizer: how entries are stored. Then they are the best found of: the quantizer's of
             the least-squares solution, and levels at its scale and at the present one that
@@ -67,7 +69,7 @@ def refitted(
 
     def one(i: int) -> None:
         for d in range(present.shape[2]):
-            ideal[i, :, d] += kernels.solve(square[i, d], right[i, d])
+            ideal[i, :, d] += entries_of.solve(square[i, d], right[i, d])
 
     map_threads(one, range(len(batch)))
     wide = np.zeros(len(tables.lut), np.bool_)
@@ -105,7 +107,7 @@ def _rounded(
         for d in range(out.shape[2]):
             column = np.ascontiguousarray(out[i, :, d])
             entries = np.ascontiguousarray(present[i, :, d])
-            kernels.round_entries(square[i, d], right[i, d], entries, levels, column)
+            entries_of.round_entries(square[i, d], right[i, d], entries, levels, column)
             out[i, :, d] = column
 
     map_threads(one, range(len(out)))

@@ -4,15 +4,20 @@ from palette_core.moments.accumulate import Accumulator
 from palette_core.moments.blocks import block_of, find_blocks
 from palette_core.moments.collect import CallKey, collect, compensated, moments_of
 from palette_core.moments.guided import loss_weights
+from palette_core.moments.options import Findings, InputCalibration, Loss, batches_of
 from palette_core.moments.runs import Runner, Seen, Stop, as_batch, copied
 
 __all__ = [
     "Accumulator",
     "CallKey",
+    "Findings",
+    "InputCalibration",
+    "Loss",
     "Runner",
     "Seen",
     "Stop",
     "as_batch",
+    "batches_of",
     "block_of",
     "collect",
     "compensated",

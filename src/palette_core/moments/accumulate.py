@@ -179,8 +179,8 @@ def _multiply(
     total: Tensor | None = None
     cross: Tensor | None = None
     earlier = None if before is None else view.vectors(before)
-    for first, x in view.vectors(what.raw):
-        x = x.cpu()
+    for first, there in view.vectors(what.raw):
+        x = there.cpu()
         groups = view.groups() * (1 if weights is None else weights.shape[0])
         if view.is_diagonal:
             total = torch.zeros(1, x.shape[2], dtype=torch.float64) if total is None else total

@@ -88,12 +88,12 @@ def compensated(weight: Tensor, moments: InputMoments, cross: Tensor, damping: f
         weight: the original weight.
         moments: of Y.
         cross: ``[G, C, C]`` float64, (X − Y) Yᵀ / count.
-        damping: λ, as a share of the mean diagonal.
+        damping: λ, as a share of the mean diagonal of a group.
     """
     h = moments.hessian.double()
     size = h.shape[-1]
-    mean = moments.diagonal().double().mean(dim=1)
-    h = h + damping * mean[:, None, None] * torch.eye(size, dtype=torch.float64)
+    ridge = max(damping, 1e-6) * moments.scales()
+    h = h + ridge[:, None, None] * torch.eye(size, dtype=torch.float64)
     matrices = moments.to_matrices(weight.detach().cpu().double())
     moved = torch.linalg.solve(h, (matrices @ cross).transpose(1, 2)).transpose(1, 2)
     out = moments.from_matrices(matrices + moved)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,9 @@ def as_batch(item: Any) -> ExampleInputs:
 class Runner:
     """Runs a model on batches.
 
+    ``with runner:`` around several runs saves what each of them has to do otherwise: put the
+    model into evaluation mode, and leave it as it was before.
+
     Attributes:
         model: the model; its weights are read only.
         plans: the weights to watch.
@@ -83,6 +86,33 @@ class Runner:
     plans: Sequence[TensorPlan]
     batches: Sequence[ExampleInputs]
     blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._depth = 0
+        self._stay = contextlib.ExitStack()
+        self._own: dict[int, tuple[str, Tensor]] = {}
+
+    def __enter__(self) -> Self:
+        if self._depth == 0:
+            with contextlib.ExitStack() as stack:
+                for context in (
+                    evaluation_mode(self.model),
+                    untouched_global_rng(),
+                    restored_values(self.model.modules()),
+                    parametrize.cached(),
+                    uncompiled(),
+                ):
+                    stack.enter_context(context)
+                self._own = self._watched()
+                self._stay = stack.pop_all()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._own = {}
+            self._stay.close()
 
     def run(
         self,
@@ -110,8 +140,9 @@ class Runner:
             CalibrationError: the model failed.
         """
         args, kwargs = check_example_inputs(self.batches[batch])
-        with self._surroundings(gradients), self._blocks(answers or {}, keep):
-            watch = _Watch(self._own(), weights or {}, on_seen, on_output)
+        recording = torch.enable_grad() if gradients else torch.no_grad()
+        with self, recording, self._blocks(answers or {}, keep):
+            watch = _Watch(self._own, weights or {}, on_seen, on_output)
             try:
                 with watch:
                     return self.model(*args, **kwargs)
@@ -123,19 +154,7 @@ class Runner:
                     f"{type(error).__name__}: {error}"
                 ) from error
 
-    @contextlib.contextmanager
-    def _surroundings(self, gradients: bool) -> Iterator[None]:
-        with (
-            evaluation_mode(self.model),
-            untouched_global_rng(),
-            torch.enable_grad() if gradients else torch.no_grad(),
-            restored_values(self.model.modules()),
-            parametrize.cached(),
-            uncompiled(),
-        ):
-            yield
-
-    def _own(self) -> dict[int, tuple[str, Tensor]]:
+    def _watched(self) -> dict[int, tuple[str, Tensor]]:
         """Return the watched weights as operations receive them."""
         found = {}
         for plan in self.plans:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class Features(View):
         for part, x in enumerate(raw):
             rows = x.reshape(-1, x.shape[-1])
             step = max(1, _CHUNK // max(1, rows.shape[1]))
-            for piece in rows.split(step):
+            for piece in torch.split(rows, step):
                 yield part, piece.float()[None]
 
     def groups(self) -> int:
@@ -125,7 +125,7 @@ class Windows(View):
         if x.dim() == len(self.kernel) + 1:  # without a batch axis
             x = x[None]
         per_sample = max(1, x[0].numel() * math.prod(self.kernel) // math.prod(self.stride))
-        for piece in x.split(max(1, _CHUNK // per_sample)):
+        for piece in torch.split(x, max(1, _CHUNK // per_sample)):
             yield 0, self._unfold(piece.float())
 
     def _unfold(self, x: Tensor) -> Tensor:
@@ -162,5 +162,6 @@ def _stuffed(x: Tensor, distance: tuple[int, ...]) -> Tensor:
     """Put zeros between neighbours, so that they are ``distance`` apart."""
     sizes = [(n - 1) * d + 1 for n, d in zip(x.shape[2:], distance, strict=True)]
     out = x.new_zeros(*x.shape[:2], *sizes)
-    out[(..., *(slice(None, None, d) for d in distance))] = x
+    places: tuple[Any, ...] = (..., *(slice(None, None, d) for d in distance))
+    out[places] = x
     return out

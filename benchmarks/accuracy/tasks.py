@@ -1,0 +1,119 @@
+"""Real models with calibration data, and a measure on data apart from it.
+
+The environment variable PALETTE_LOADERS names the folder of the loaders (see ``../models.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import models as loaders
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model to be palettized and judged.
+
+    Attributes:
+        model: dense.
+        batches: for calibration; the first one is the example.
+        loss: of the model's output on a batch, without labels from outside.
+        judge: the measure on data that no batch is from.
+        measure: its name.
+        lower_is_better: whether it falls with quality.
+    """
+
+    model: nn.Module
+    batches: list[tuple[Any, ...]]
+    loss: Callable[[Any, Any], Tensor]
+    judge: Callable[[nn.Module], float]
+    measure: str
+    lower_is_better: bool = True
+
+
+def _text(name: str) -> str:
+    return (_folder() / "gensim_data" / name).read_text(encoding="latin-1")
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("PALETTE_MODELS", "~/.cache/palette-models")).expanduser()
+
+
+def smollm2(seed: int) -> Task:
+    """Perplexity on 4,080 tokens of lee.cor; 8,192 tokens of lee_background.cor to calibrate."""
+    loader = loaders._loader("smollm2")
+    tokenizer = loader.tokenizer()
+    ids = torch.tensor(tokenizer.encode(_text("lee_background.cor")).ids)
+    first = seed * 8192
+    rows = ids[first : first + 8192].view(-1, 256)
+
+    def judge(model: nn.Module) -> float:
+        return loader.ppl(model, tokenizer, _text("lee.cor"), 256, 4096)[0]
+
+    def loss(logits: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[0][:, 1:].flatten())
+
+    return Task(loader.load(), [(part,) for part in rows.split(4)], loss, judge, "perplexity")
+
+
+def minilm(seed: int) -> Task:
+    """Mean cosine to the dense model's embeddings of lee.cor; lee_background.cor to calibrate."""
+    loader = loaders._loader("minilm")
+    model = loader.load()
+    lines = [line.strip() for line in _text("lee_background.cor").splitlines() if line.strip()]
+    order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed)).tolist()
+    rows = [loader.tk.encode(lines[number]).ids[:96] for number in order]
+    whole = torch.tensor([row for row in rows if len(row) == 96][:96])  # no padding
+    batches = [(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in whole.split(16)]
+    held_out = [line.strip() for line in _text("lee.cor").splitlines() if line.strip()]
+    dense = loader.embed(model, held_out)
+
+    def judge(palettized: nn.Module) -> float:
+        return float((loader.embed(palettized, held_out) * dense).sum(1).mean())
+
+    with torch.no_grad():
+        truth = {id(batch): model(*batch) for batch in batches}
+
+    def loss(output: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        # The gradient of the cosine to itself vanishes: a random direction stands for all.
+        at = torch.Generator().manual_seed(int(batch[0].sum()))
+        return (output * torch.randn(truth[id(batch)].shape, generator=at)).sum()
+
+    return Task(model, batches, loss, judge, "cosine", lower_is_better=False)
+
+
+def effnet(seed: int) -> Task:
+    """Cross-entropy on crops of ten images; crops of ten others to calibrate. See ``fold``."""
+    loader = loaders._loader("effnet")
+    images, labels = loader.data(10)
+    views = images.shape[0] // 20
+    # Even seeds calibrate on one half of the images, odd ones on the other.
+    mine = torch.arange(images.shape[0]) // views % 2 == seed % 2
+
+    def judge(model: nn.Module) -> float:
+        return loader.evaluate(model, images[~mine], labels[~mine])["ce"]
+
+    def loss(logits: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        del batch
+        return F.cross_entropy(logits, logits.detach().argmax(1))
+
+    batches = [(part,) for part in images[mine].split(20)]
+    return Task(loader.load(), batches, loss, judge, "cross-entropy")
+
+
+TASKS: dict[str, Callable[[int], Task]] = {
+    "smollm2": smollm2,
+    "minilm": minilm,
+    "effnet": effnet,
+}

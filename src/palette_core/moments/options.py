@@ -1,0 +1,71 @@
+"""Calibration batches, how they are used, and what the unchanged model showed on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from palette_core.errors import CalibrationError
+from palette_core.input_moments import InputMoments
+from palette_core.moments.collect import CallKey
+from palette_core.moments.runs import as_batch
+from palette_core.tracing import ExampleInputs
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class InputCalibration:
+    """Calibration batches, and how they are used.
+
+    Attributes:
+        batches: model inputs.
+        sequential: take the moments of a block from a model whose blocks before it are
+            palettized already.
+        compensate: in sequential mode, aim at the outputs of the unchanged model rather than at
+            its weights.
+        blocks: names of the blocks; None finds them.
+        held_out: model inputs by which each block is judged; empty trusts every result.
+        loss: ``loss(output, batch)`` whose squared gradient weighs the moments; None is plain.
+        output_groups: groups of output channels with a weighting of their own.
+        folder: where matrices are kept instead of in memory.
+    """
+
+    batches: tuple[ExampleInputs, ...]
+    sequential: bool = False
+    compensate: bool = True
+    blocks: tuple[str, ...] | None = None
+    held_out: tuple[ExampleInputs, ...] = ()
+    loss: Loss | None = None
+    output_groups: int = 4
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise CalibrationError("calibration needs at least one batch, got none")
+        if self.output_groups < 1:
+            raise CalibrationError(f"output_groups must be at least 1, got {self.output_groups}")
+
+
+def batches_of(items: Iterable[Any]) -> tuple[ExampleInputs, ...]:
+    """Return all batches as model inputs; see `moments.as_batch`."""
+    return tuple(as_batch(item) for item in items)
+
+
+@dataclass
+class Findings:
+    """What calibration found out before anything was clustered.
+
+    Attributes:
+        moments: by name of the plan.
+        missing: why a weight has none.
+        weights: how much input vectors count, by call; None is equally.
+    """
+
+    moments: dict[str, InputMoments] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    weights: dict[CallKey, Tensor] | None = None
