@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from palette_core.granularity import Granularity, Shape
-from palette_core.input_moments import InputMoments as InputMoments  # noqa: PLC0414 - plug-ins find it here
+from palette_core.input_moments import InputMoments as InputMoments  # noqa: PLC0414 - public
 from palette_core.layout import BlockLayout
 from palette_core.palettized import Codebook, PalettizedTensor, QuantizedLut
 from palette_core.spec import PalettizationSpec, QuantizationSpec
