@@ -54,6 +54,25 @@ def whisper() -> Loaded:
     return TeacherForcing(_loader("whisper_tiny").load()).eval(), (mel, _tokens(50257))
 
 
+class Encoder(nn.Module):
+    """The encoder of a speech model alone: spectrogram in, states out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for unused in ("tok", "dec", "dec_ln", "dpos"):
+            delattr(model, unused)
+        self.model = model
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.model.encode(mel)
+
+
+def whisper_encoder() -> Loaded:
+    """The encoder of Whisper tiny.en: 7.6 M weights."""
+    mel = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
+    return Encoder(_loader("whisper_tiny").load()).eval(), (mel,)
+
+
 def _tokens(vocabulary: int) -> Tensor:
     return torch.randint(vocabulary, (1, 16), generator=torch.Generator().manual_seed(0))
 

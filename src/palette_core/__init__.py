@@ -1,5 +1,6 @@
 """Palettization of PyTorch models: weights become small indices into look-up tables."""
 
+from palette_core.allocation import Allocation, allocate
 from palette_core.bits import bits_per_weight
 from palette_core.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from palette_core.config import (
@@ -22,6 +23,7 @@ from palette_core.spec import (
 from palette_core.version import __version__
 
 __all__ = [
+    "Allocation",
     "ExportBackend",
     "KMeansPalettizer",
     "KMeansPalettizerConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "QuantizationScheme",
     "QuantizationSpec",
     "__version__",
+    "allocate",
     "bits_per_weight",
     "default_weight_palettization_spec",
     "load_checkpoint",

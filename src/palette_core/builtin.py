@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from palette_core.clustering._vector_options import KMeansVectorOptions
+from palette_core.clustering.gptq import GptqOptions
 from palette_core.clustering.kmeans1d import KMeans1dOptions
+from palette_core.clustering.lnq import LnqOptions
 from palette_core.granularity import PerGroupedChannelGranularity, PerTensorGranularity
 from palette_core.hookspecs import hookimpl
 from palette_core.interfaces import (
@@ -22,9 +24,12 @@ from palette_core.interfaces import (
     GranularityEntry,
     LutQuantizer,
     LutQuantizerEntry,
+    SensitivityMetric,
+    SensitivityMetricEntry,
     TrainingStrategy,
     TrainingStrategyEntry,
 )
+from palette_core.metrics.outputs import OutputOptions
 from palette_core.spec import FP8_DTYPES, QuantizationSpec
 from palette_core.training._dkm_options import DkmOptions
 
@@ -39,6 +44,18 @@ def _kmeans_vector(options: Any) -> Clusterer:
     from palette_core.clustering.kmeans_vector import KMeansVector
 
     return KMeansVector(options)
+
+
+def _gptq(options: Any) -> Clusterer:
+    from palette_core.clustering.gptq import Gptq
+
+    return Gptq(options)
+
+
+def _lnq(options: Any) -> Clusterer:
+    from palette_core.clustering.lnq import Lnq
+
+    return Lnq(options)
 
 
 def _integer(spec: QuantizationSpec, options: Any) -> LutQuantizer:
@@ -77,9 +94,33 @@ def _torch(options: Any) -> Backend:
     return PackedBackend(options)
 
 
+def _data_free(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import DataFree
+
+    return DataFree(options)
+
+
+def _fisher(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import Fisher
+
+    return Fisher(options)
+
+
+def _hessian(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.tensors import Hessian
+
+    return Hessian(options)
+
+
+def _output(options: Any) -> SensitivityMetric:
+    from palette_core.metrics.outputs import OutputDivergence
+
+    return OutputDivergence(options)
+
+
 @hookimpl
 def palette_core_clusterers() -> list[ClustererEntry]:
-    """Scalar and vector k-means."""
+    """Scalar and vector k-means, and algorithms that look at the layers' inputs."""
     return [
         ClustererEntry(
             name="kmeans1d",
@@ -89,6 +130,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             factory=_kmeans1d,
             supports_importance=True,
             supports_cuda=True,
+            thread_safe=True,
         ),
         ClustererEntry(
             name="kmeans_vector",
@@ -100,6 +142,27 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_importance=True,
             supports_vector_importance=True,
             supports_cuda=True,
+            thread_safe=True,
+        ),
+        ClustererEntry(
+            name="gptq",
+            summary="error feedback column by column; needs calibration",
+            interface=INTERFACE_VERSION,
+            options=GptqOptions,
+            factory=_gptq,
+            supports_vector=True,
+            needs_moments=True,
+            fits_quantized=True,
+        ),
+        ClustererEntry(
+            name="lnq",
+            summary="coordinate descent and least squares on the output error; needs calibration",
+            interface=INTERFACE_VERSION,
+            options=LnqOptions,
+            factory=_lnq,
+            supports_vector=True,
+            needs_moments=True,
+            fits_quantized=True,
         ),
     ]
 
@@ -136,6 +199,8 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_integer,
             dtypes=(torch.int8, torch.uint8),
             is_default=True,
+            error_bound=1 / 254,
+            thread_safe=True,
         ),
         LutQuantizerEntry(
             name="float8",
@@ -144,6 +209,8 @@ def palette_core_lut_quantizers() -> list[LutQuantizerEntry]:
             factory=_float8,
             dtypes=FP8_DTYPES,
             is_default=True,
+            error_bound=1 / 8,
+            thread_safe=True,
         ),
     ]
 
@@ -186,5 +253,41 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             interface=INTERFACE_VERSION,
             factory=_torch,
             suffix=".safetensors",
+            supports_mmap=True,
         )
+    ]
+
+
+@hookimpl
+def palette_core_sensitivity_metrics() -> list[SensitivityMetricEntry]:
+    """What a palettized weight is predicted to cost."""
+    return [
+        SensitivityMetricEntry(
+            name="data_free",
+            summary="relative squared error of the weight",
+            interface=INTERFACE_VERSION,
+            factory=_data_free,
+        ),
+        SensitivityMetricEntry(
+            name="fisher",
+            summary="squared error weighted by squared gradients of the loss",
+            interface=INTERFACE_VERSION,
+            factory=_fisher,
+            needs_squares=True,
+        ),
+        SensitivityMetricEntry(
+            name="hessian",
+            summary="squared error of the layer's output on calibration inputs",
+            interface=INTERFACE_VERSION,
+            factory=_hessian,
+            needs_moments=True,
+        ),
+        SensitivityMetricEntry(
+            name="output",
+            summary="divergence of the model's outputs, one weight palettized at a time",
+            interface=INTERFACE_VERSION,
+            factory=_output,
+            options=OutputOptions,
+            needs_outputs=True,
+        ),
     ]

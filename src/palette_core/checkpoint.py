@@ -35,12 +35,14 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         StateError: no weight of the model is palettized, or one still trains dense.
+        WeightFileError: a file that a weight is mapped from is missing or damaged.
     """
     path = Path(path)
     packed_weights, aliases = _packed_weights(model)
     tensors: dict[str, Tensor] = {}
     records: dict[str, Any] = {}
     for name, packed in packed_weights.items():
+        packed.check_file()
         tensors[f"{name}.indices"] = packed.indices
         for part, tensor in zip(PARTS, (*packed.entries(), packed.scale), strict=True):
             if tensor is not None:

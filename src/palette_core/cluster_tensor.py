@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from palette_core import boundary
 from palette_core.clustering.quantized import quantize_codebook
 from palette_core.errors import ClusteringError, PlanError, WeightError
-from palette_core.interfaces import ClustererEntry, ClusterProblem, LutQuantizer
-from palette_core.palettized import Codebook, PalettizedTensor, gather_entries
+from palette_core.interfaces import (
+    ClustererEntry,
+    ClusterProblem,
+    InputMoments,
+    LutQuantizer,
+)
+from palette_core.palettized import Codebook, PalettizedTensor
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog, Registered, get_catalog, validate_options
 from palette_core.zero_entries import check_zeros, keep_zeros
@@ -30,12 +35,19 @@ class Clustered:
         squared_error: Σ (decoded − weight)², in float64.
         squared_norm: Σ weight².
         seconds: wall time.
+        algorithm: name of the clusterer that ran: not the plan's where that needs moments and
+            there were none.
+        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
+        objective_after: the same at the result.
     """
 
     palettized: PalettizedTensor
     squared_error: float
     squared_norm: float
     seconds: float
+    algorithm: str = ""
+    objective_before: float | None = None
+    objective_after: float | None = None
 
 
 def cluster_tensor(
@@ -43,14 +55,21 @@ def cluster_tensor(
     weight: Tensor,
     importance: Tensor | None = None,
     catalog: Catalog | None = None,
+    moments: InputMoments | None = None,
+    *,
+    checked: bool = False,
 ) -> Clustered:
     """Palettize ``weight`` as ``plan`` says.
+
+    Where the algorithm needs moments and there are none, the built-in k-means takes its place.
 
     Args:
         plan: the decisions.
         weight: of ``plan.shape``; read only.
         importance: non-negative, of the weight's shape; None means ones.
         catalog: the installed plug-ins; discovered when None.
+        moments: second moments of the layer's inputs, usable ones.
+        checked: `check_finite` has passed already.
 
     Raises:
         WeightError: NaN or infinite weights.
@@ -60,11 +79,23 @@ def cluster_tensor(
     start = time.perf_counter()
     catalog = catalog or get_catalog()
     weight = weight.detach()
-    check_finite(plan.name, weight)
+    if not checked:
+        check_finite(plan.name, weight)
     item = catalog.clusterers.find(plan.algorithm)
+    if not item.entry.needs_moments:
+        moments = None
+    elif moments is None:
+        plan = without_moments(plan)
+        item = catalog.clusterers.find(plan.algorithm)
     with torch.no_grad():
-        scale = _channel_scale(weight, plan.axis) if plan.spec.enable_per_channel_scale else None
-        problem = _problem(plan, weight, importance, scale, item.entry, catalog)
+        aim = weight
+        if moments is not None and moments.target is not None:
+            aim = moments.target.to(weight.device, weight.dtype)
+            check_finite(plan.name, aim)
+        scale = _channel_scale(aim, plan.axis) if plan.spec.enable_per_channel_scale else None
+        problem = _problem(plan, aim, importance, scale, item.entry, catalog)
+        if moments is not None:
+            problem = replace(problem, moments=_scaled(moments, plan, scale))
         if plan.spec.preserve_zero:
             check_zeros(plan.name, problem.points)
         codebook = _fit(plan, item, problem)
@@ -80,14 +111,35 @@ def cluster_tensor(
             codebook, plan.layout, n_bits=plan.spec.n_bits, dtype=weight.dtype, scale=scale
         ).to(weight.device)
         error, norm = _squares(weight, palettized)
-    return Clustered(palettized, error, norm, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    before, after = codebook.objective_before, codebook.objective_after
+    return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after)
+
+
+def without_moments(plan: TensorPlan) -> TensorPlan:
+    """Return the plan with the built-in k-means for its points, which needs no moments."""
+    name = "kmeans1d" if plan.spec.cluster_dim == 1 else "kmeans_vector"
+    return replace(plan, algorithm=name, algorithm_options={})
+
+
+def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> InputMoments:
+    """Return moments for points of the plan's layout, whose channels were divided by ``scale``."""
+    moments = replace(moments.laid_out(plan.layout), target=None)
+    if scale is None or plan.axis != moments.output_axis:
+        return moments
+    groups = moments.hessian.shape[0]
+    rows = scale.detach().cpu().float().reshape(-1).square()
+    if moments.transposed:
+        rows = rows.repeat(groups)
+    share = rows if moments.share is None else rows * moments.share
+    return replace(moments, share=share)
 
 
 def check_finite(name: str, weight: Tensor) -> None:
     """Raise a `WeightError` that names the tensor and its first bad element."""
     if weight.is_meta:
         raise WeightError(f"{name} is on the meta device and has no values; load weights first")
-    if weight.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(weight)):
+    if weight.numel() == 0 or all(math.isfinite(float(end)) for end in torch.aminmax(weight)):
         return
     bad = (~torch.isfinite(weight)).nonzero()
     where = tuple(int(i) for i in bad[0])
@@ -148,15 +200,19 @@ def make_lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | Non
     """Return the quantizer of a plan's tables, or None where they stay floats."""
     if plan.spec.lut_qspec is None or plan.lut_quantizer is None:
         return None
-    entry = catalog.lut_quantizers.get(plan.lut_quantizer)
-    options = validate_options(entry, "LUT quantizer", plan.spec.lut_qspec.quantizer_options)
-    return entry.factory(plan.spec.lut_qspec, options)
+    return boundary.make_lut_quantizer(catalog, plan.lut_quantizer, plan.spec.lut_qspec, plan.name)
 
 
 def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterProblem) -> Codebook:
     entry = item.entry
     who = f"{plan.name}: algorithm {entry.name!r} ({item.distribution})"
+    version = _version(problem.points)
     codebook = _guarded(who, lambda: _run(plan, entry, problem))
+    if _version(problem.points) != version:
+        raise ClusteringError(
+            f"{who} has written to the points it was given, which are the model's own weights; "
+            "load the model again"
+        )
     _check_codebook(who, codebook, problem)
     quantizer = problem.lut_quantizer
     if quantizer is None or codebook.quantized is not None:
@@ -166,6 +222,10 @@ def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterPro
         who,
         lambda: quantize_codebook(problem.points, problem.importance, codebook, quantizer),
     )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _run(plan: TensorPlan, entry: ClustererEntry, problem: ClusterProblem) -> Codebook:
@@ -187,55 +247,59 @@ def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
     if not isinstance(codebook, Codebook):
         raise ClusteringError(f"{who} returned {type(codebook).__name__}, not a Codebook")
     blocks, count, dim = problem.points.shape
-    lut, codes = codebook.lut, codebook.codes
+    lut: object = codebook.lut
+    codes: object = codebook.codes
+    if not isinstance(lut, Tensor) or not isinstance(codes, Tensor):
+        what = f"{type(lut).__name__} and {type(codes).__name__}"
+        raise ClusteringError(f"{who} returned lut and codes of {what}, expected tensors")
     for what, got, right in (
         ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
         ("codes shape", tuple(codes.shape), (blocks, count)),
         ("codes dtype", codes.dtype, torch.uint8),
-        ("device", lut.device, problem.points.device),
+        ("a lut on", lut.device, problem.points.device),
+        ("codes on", codes.device, problem.points.device),
     ):
         if got != right:
             raise ClusteringError(f"{who} returned {what} {got}, expected {right}")
     if not lut.dtype.is_floating_point:
         raise ClusteringError(f"{who} returned a lut of {lut.dtype}, expected a floating dtype")
-    if not bool(torch.isfinite(lut).all()):
-        raise ClusteringError(f"{who} returned a lut with NaN or infinite entries")
+    if not bool(torch.isfinite(lut.to(problem.points.dtype)).all()):
+        raise ClusteringError(
+            f"{who} returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
+        )
     if codes.numel() and int(codes.max()) >= problem.n_entries:
         raise ClusteringError(
             f"{who} returned code {int(codes.max())}, expected codes below {problem.n_entries}"
         )
+    if codebook.quantized is not None:
+        boundary.check_quantized(who, codebook.quantized, lut)
 
 
-_SQUARES_CHUNK = 1 << 16  # elements at once: they stay in the cache of a core
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SQUARES_CHUNK = 1 << 22  # elements decoded at once on a device
 
 
 def _squares(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
-    """Return Σ (decoded − weight)² and Σ weight², without decoding the whole weight."""
-    low, high = (float(end) for end in torch.aminmax(weight))
-    # By a power of two, so that neither squares nor sums leave the range of float32.
-    unit = 2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000)
+    """Return Σ (decoded − weight)² and Σ weight²."""
+    scale, axis = palettized.scale, palettized.axis
+    usual = scale is None or scale.numel() == scale.shape[axis] == weight.shape[axis]
+    if usual and weight.device.type == "cpu" and weight.dtype in _WEIGHT_DTYPES:
+        from palette_core.clustering.square_sums import square_sums  # numba loads slowly
+
+        return square_sums(weight, palettized)
+    flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
+    unit = _unit(weight)
     error = norm = 0.0
-    for part, stands_for in _pairs(weight, palettized):
-        wide = torch.float64 if part.dtype is torch.float64 else torch.float32
-        x = (part.to(wide) / unit).numpy(force=True).ravel()
-        gap = (stands_for.to(wide) / unit).numpy(force=True).ravel() - x
-        # numpy adds pairwise and in one thread: the same sum wherever it is computed
-        error += float(np.square(gap).sum())
-        norm += float(np.square(x).sum())
+    for at in range(0, flat.numel(), _SQUARES_CHUNK):
+        x = flat[at : at + _SQUARES_CHUNK].double() / unit
+        gap = decoded[at : at + _SQUARES_CHUNK].double() / unit - x
+        error += float(gap.square().sum())
+        norm += float(x.square().sum())
     # Not unit**2: that raises where a product becomes infinite.
     return error * unit * unit, norm * unit * unit
 
 
-def _pairs(weight: Tensor, palettized: PalettizedTensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield weights and what stands for them, in pieces of the same shapes."""
-    if palettized.scale is not None:
-        flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
-        for at in range(0, flat.numel(), _SQUARES_CHUNK):
-            yield flat[at : at + _SQUARES_CHUNK], decoded[at : at + _SQUARES_CHUNK]
-        return
-    points, book = palettized.layout.split(weight), palettized.codebook()
-    step = max(1, _SQUARES_CHUNK // points.shape[2])
-    for block, codes in enumerate(book.codes):
-        for at in range(0, codes.numel(), step):
-            piece = codes[None, at : at + step]
-            yield points[block, at : at + step], gather_entries(book.lut[block][None], piece)[0]
+def _unit(weight: Tensor) -> float:
+    """Return a power of two that brings the weight to magnitude 1."""
+    low, high = (float(end) for end in torch.aminmax(weight))
+    return float(2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000))

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from palette_core.granularity import Granularity
 from palette_core.interfaces import INTERFACE_VERSION, GranularityEntry, PluginEntry
+from palette_core.version import __version__
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -44,9 +45,11 @@ def collect_entries(plugin: object, hook: str, record: type[PluginEntry]) -> lis
 
 def _check_record(entry: PluginEntry, hook: str) -> None:
     if entry.interface != INTERFACE_VERSION:
+        theirs, ours = entry.interface, INTERFACE_VERSION
         raise TypeError(
-            f"{entry.name!r} was written for interface version {entry.interface}; "
-            f"this palette_core has version {INTERFACE_VERSION}"
+            f"{entry.name!r} was written for interface version {theirs}; palette_core "
+            f"{__version__} works with version {ours}; install a release of the plug-in for "
+            f"version {ours}, or a palette_core for version {theirs}"
         )
     # Annotations of a dataclass are not enforced, so whatever the author wrote arrives here.
     name: object = entry.name

@@ -52,11 +52,23 @@ class TrainingError(PaletteError, RuntimeError):
 
 
 class SensitivityError(PaletteError, ValueError):
-    """A file of sensitivities does not fit the model."""
+    """Sensitivities cannot be measured, or a file of them does not fit the model."""
+
+
+class AllocationError(PaletteError, ValueError):
+    """A budget of bits cannot be kept, or what decides about it is missing."""
+
+
+class CalibrationError(PaletteError, RuntimeError):
+    """Calibration batches are missing, or the model cannot be run on them."""
 
 
 class CheckpointError(PaletteError, ValueError):
     """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
+
+
+class WeightFileError(PaletteError, OSError):
+    """A file that a finalized weight is mapped from is missing or damaged."""
 
 
 class BackendError(PaletteError, ValueError):
@@ -77,6 +89,14 @@ class DuplicatePluginError(PluginError, ValueError):
 
 class PluginOptionsError(PluginError, ValueError):
     """Options given to a plug-in do not validate against its options model."""
+
+
+class MissingExtraError(PaletteError, ImportError):
+    """An optional package is not installed; the message says what to install."""
+
+
+class ContractError(PaletteError, AssertionError):
+    """A plug-in does not keep its contract; the message says which part, and what it did."""
 
 
 class MissingBackendError(PluginError, ImportError):

@@ -2,31 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import final
+
 from torch import nn
 
-from palette_core.packed_weight import PackedWeight, palette_modules
+from palette_core.errors import BackendError
+from palette_core.packed_weight import PackedWeight, PaletteModule, palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.palettized import PalettizedTensor
 from palette_core.parametrization import Kept, replace_chain
+from palette_core.weight_files import weight_path
 
 
-def pack_model(model: nn.Module) -> dict[str, PalettizedTensor]:
+@final
+class Unpacked(Mapping[str, PalettizedTensor]):
+    """Packed weights by name, each unpacked when it is asked for and not before."""
+
+    def __init__(self, packed: Mapping[str, PackedWeight]) -> None:
+        self._packed = packed
+
+    def __getitem__(self, name: str) -> PalettizedTensor:
+        return self._packed[name].palettized()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+def pack_model(model: nn.Module, mmap_dir: Path | None = None) -> Unpacked:
     """Replace every prepared weight by a packed one, in place.
 
-    Tied weights share one packed weight. Everything is packed before the first is
-    replaced, and either all are or none.
+    Tied weights share one packed weight. Everything is packed before the first is replaced, and
+    either all are or none.
+
+    Args:
+        model: a prepared model.
+        mmap_dir: a folder, made where it is missing, to keep the packed weights in, one file
+            each, mapped into memory; existing files of the same names are replaced.
 
     Returns:
         The palettized weights by the fully qualified name of their first owner.
+
+    Raises:
+        BackendError: a weight to be mapped is not on the CPU.
+        OSError: a file cannot be written.
     """
     packed: dict[int, PackedWeight] = {}
-    palettized: dict[str, PalettizedTensor] = {}
+    named: dict[str, PackedWeight] = {}
+    written: list[Path] = []
     places = list(palette_modules(model))
-    for name, _, _, item in places:
-        if isinstance(item, PalettizedWeight) and id(item) not in packed:
-            palettized[name] = item.palettized()
-            packed[id(item)] = PackedWeight(palettized[name]).train(item.training)
-    places = [place for place in places if id(place[3]) in packed]
+    try:
+        for name, _, _, item in places:
+            if not isinstance(item, PalettizedWeight) or id(item) in packed:
+                continue
+            new = PackedWeight(item.palettized()).train(item.training)
+            if mmap_dir is not None:
+                written.append(weight_path(mmap_dir, len(packed), name))
+                _map(name, new, written[-1])
+            packed[id(item)] = named[name] = new
+        _replace([place for place in places if id(place[3]) in packed], packed)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    return Unpacked(named)
+
+
+def _map(name: str, packed: PackedWeight, path: Path) -> None:
+    if packed.indices.device.type != "cpu":
+        raise BackendError(
+            f"{name} is on {packed.indices.device}, and files are mapped into the CPU's memory; "
+            "move the model to the CPU, or leave mmap_dir out"
+        )
+    packed.map_to(path)
+
+
+def _replace(
+    places: list[tuple[str, nn.Module, str, PaletteModule]],
+    packed: Mapping[int, PackedWeight],
+) -> None:
     placeholders = {key: item.placeholder() for key, item in packed.items()}
     kept = Kept(module for _, module, _, _ in places)
     try:
@@ -35,4 +93,3 @@ def pack_model(model: nn.Module) -> dict[str, PalettizedTensor]:
     except BaseException:
         kept.restore()
         raise
-    return palettized

@@ -54,7 +54,9 @@ class PerTensorGranularity(Granularity):
     """
 
     type: Literal["per_tensor"] = "per_tensor"
-    axis: None = None
+    axis: None = Field(
+        default=None, description="always null; accepted because reference configurations write it"
+    )
 
     def block_shape(self, shape: Shape, default_axis: int) -> Shape:
         """Return ``shape`` itself: one block."""
@@ -73,8 +75,12 @@ class PerGroupedChannelGranularity(Granularity):
     """
 
     type: Literal["per_grouped_channel"] = "per_grouped_channel"
-    axis: Literal[0, 1] | None = None
-    group_size: int = Field(gt=0)
+    axis: Literal[0, 1] | None = Field(
+        default=None, description="the channel axis; null is the operation's output-channel axis"
+    )
+    group_size: int = Field(
+        gt=0, description="how many neighbouring channels share a table; has to divide their number"
+    )
 
     def block_shape(self, shape: Shape, default_axis: int) -> Shape:
         """Return ``shape`` with the extent of ``axis`` replaced by ``group_size``."""

@@ -16,6 +16,7 @@ from palette_core.interfaces import (
     ExportBackendEntry,
     GranularityEntry,
     LutQuantizerEntry,
+    SensitivityMetricEntry,
     TrainingStrategyEntry,
 )
 
@@ -52,4 +53,10 @@ def palette_core_training_strategies() -> Iterable[TrainingStrategyEntry]:
 @hookspec
 def palette_core_export_backends() -> Iterable[ExportBackendEntry]:
     """Return the export backends that this distribution provides."""
+    raise AssertionError("hook specifications are never called")
+
+
+@hookspec
+def palette_core_sensitivity_metrics() -> Iterable[SensitivityMetricEntry]:
+    """Return the sensitivity metrics that this distribution provides."""
     raise AssertionError("hook specifications are never called")

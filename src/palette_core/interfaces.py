@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from palette_core.granularity import Granularity, Shape
+from palette_core.input_moments import InputMoments as InputMoments
 from palette_core.layout import BlockLayout
 from palette_core.palettized import Codebook, PalettizedTensor, QuantizedLut
 from palette_core.spec import PalettizationSpec, QuantizationSpec
@@ -37,23 +38,6 @@ class NoOptions(BaseModel):
 
 
 @dataclass(frozen=True)
-class InputMoments:
-    """Second moments of what a layer multiplies its weight with.
-
-    Attributes:
-        hessian: ``[G, C, C]`` float, Σ x xᵀ over calibration inputs; G > 1 for grouped
-            convolutions, one matrix per group of output channels.
-        layout: the layout whose `merge` turns points back into the weight, whose flattened
-            trailing axes are the C input coordinates.
-        count: how many input vectors were summed.
-    """
-
-    hessian: Tensor
-    layout: BlockLayout
-    count: int
-
-
-@dataclass(frozen=True)
 class ClusterProblem:
     """Everything a clusterer may look at. Nothing in it may be written to.
 
@@ -61,7 +45,8 @@ class ClusterProblem:
         points: ``[B, N, D]`` floating: B independent blocks of N points; never NaN or infinite.
         n_entries: K, entries per LUT, ``2 ** n_bits``.
         importance: ``[B, N, D]`` float32, non-negative, elementwise; None means ones.
-        moments: second moments of the layer's input, for algorithms that declare the need.
+        moments: second moments of the layer's input, usable ones, for algorithms that declare
+            the need.
         lut_quantizer: how the LUT will be stored; an algorithm that declares ``fits_quantized``
             returns a codebook with ``quantized`` set, for others the core refines the result.
         seed: derived from (config seed, tensor name); the only source of randomness. Block b
@@ -181,17 +166,14 @@ class Backend(ABC):
         """Say in planning whether this tensor cannot be exported; None means it can."""
 
     @abstractmethod
-    def finalize(
-        self, model: nn.Module, palettized: Mapping[str, PalettizedTensor], mmap_dir: Path | None
-    ) -> nn.Module:
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Replace palettized weights by the runtime's form, in place, and return the model.
 
         Args:
             model: a model whose weights already decode through ``palette_core::depalettize``,
                 the dense originals freed. Most backends have nothing to add.
-            palettized: the same weights by fully qualified name of their first owner.
-            mmap_dir: where to keep the weights on disk; only given when the entry says
-                ``supports_mmap``.
+            palettized: the same weights by fully qualified name of their first owner; each is
+                unpacked when it is looked up.
         """
 
     @abstractmethod
@@ -203,6 +185,46 @@ class Backend(ABC):
         dynamic_shapes: Any = None,
     ) -> Path:
         """Write a finalized model to ``path`` (or as the runtime names it) and return the path."""
+
+
+# --- bits budget --------------------------------------------------------------------------------
+
+ModelOutputs = Sequence[Sequence[Tensor]]
+"""Floating tensors that a model returns, by calibration batch."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to palettize one weight, for a metric to judge. Nothing in it may be written to.
+
+    Attributes:
+        name: fully qualified name of the weight's first owner.
+        weight: the dense weight.
+        decoded: what would stand for it, of the same shape and dtype.
+        squares: float32 of the weight's shape: mean squared gradients of the loss; given to
+            metrics that declare ``needs_squares``.
+        moments: of the layer's input; given to metrics that declare ``needs_moments``.
+        outputs: the model's outputs on calibration batches with a tensor in place of the weight,
+            or with the weight itself for None; given to metrics that declare ``needs_outputs``.
+    """
+
+    name: str
+    weight: Tensor
+    decoded: Tensor
+    squares: Tensor | None = None
+    moments: InputMoments | None = None
+    outputs: Callable[[Tensor | None], ModelOutputs] | None = None
+
+
+class SensitivityMetric(ABC):
+    """Predicts what a palettized weight costs the model, for the allocation of a bits budget."""
+
+    @abstractmethod
+    def loss(self, candidate: Candidate) -> float:
+        """Return the predicted loss: finite, not negative, and 0 where nothing changes.
+
+        Losses of different weights are added, so they need a common unit.
+        """
 
 
 # --- entries ------------------------------------------------------------------------------------
@@ -236,10 +258,13 @@ class ClustererEntry(PluginEntry):
         supports_importance: honours ``ClusterProblem.importance`` for scalars.
         supports_vector_importance: honours elementwise importance of vectors; otherwise vectors
             get the documented sum over their elements, broadcast.
-        needs_moments: requires ``ClusterProblem.moments``.
+        needs_moments: requires ``ClusterProblem.moments``. Where there are none, the core takes
+            the built-in k-means instead, with a warning.
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
+        thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
+            that lets go of the interpreter's lock and starts no threads of its own there.
     """
 
     factory: Callable[[Any], Clusterer]
@@ -251,6 +276,7 @@ class ClustererEntry(PluginEntry):
     fits_quantized: bool = False
     deterministic: bool = True
     supports_cuda: bool = False
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,11 +298,16 @@ class LutQuantizerEntry(PluginEntry):
         factory: makes the quantizer from the ``lut_qspec`` and validated options.
         dtypes: the LUT dtypes it can make.
         is_default: picked for its dtypes when ``lut_qspec.quantizer`` is None.
+        error_bound: promised largest root mean square error of a table, relative to its largest
+            magnitude; 1 promises no more than a table of zeros keeps.
+        thread_safe: may be used by several threads at a time.
     """
 
     factory: Callable[[QuantizationSpec, Any], LutQuantizer]
     dtypes: tuple[torch.dtype, ...]
     is_default: bool = False
+    error_bound: float = 1.0
+    thread_safe: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,9 +338,27 @@ class ExportBackendEntry(PluginEntry):
     Attributes:
         factory: makes the backend from validated options; import heavy modules inside it.
         suffix: file name suffix of what it writes, with the dot.
-        supports_mmap: accepts ``mmap_dir``.
+        supports_mmap: works with weights that ``finalize(mmap_dir=…)`` keeps in files and maps
+            into memory, without copying them all.
     """
 
     factory: Callable[[Any], Backend]
     suffix: str
     supports_mmap: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityMetricEntry(PluginEntry):
+    """A sensitivity metric.
+
+    Attributes:
+        factory: makes the metric from validated options.
+        needs_squares: wants `Candidate.squares`.
+        needs_moments: wants `Candidate.moments`.
+        needs_outputs: wants `Candidate.outputs`, a run of the model for every candidate.
+    """
+
+    factory: Callable[[Any], SensitivityMetric]
+    needs_squares: bool = False
+    needs_moments: bool = False
+    needs_outputs: bool = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast, final
 
 import torch
@@ -17,6 +18,7 @@ from palette_core import ops
 from palette_core.packing import unpack_indices
 from palette_core.palettized import PalettizedTensor
 from palette_core.parametrization import attach, parametrizations, replace_chain
+from palette_core.weight_files import WeightFile, write_mapped
 
 
 class PaletteModule(nn.Module, ABC):
@@ -101,9 +103,49 @@ class PackedWeight(PaletteModule):
 
     def __init__(self, palettized: PalettizedTensor, packed: Tensor | None = None) -> None:
         super().__init__(palettized, palettized.packed_indices() if packed is None else packed)
+        self._file: WeightFile | None = None
+
+    def map_to(self, path: Path) -> None:
+        """Move indices and tables to a file, and map them from there.
+
+        The file must stay; `check_file` tells when it has not.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        parts = {name: part.detach().cpu() for name, part in self.named_buffers()}
+        mapped, self._file = write_mapped(parts, path)
+        for name, part in mapped.items():
+            setattr(self, name, part)
+
+    def check_file(self) -> None:
+        """Check the file that the weight is mapped from, where there is one.
+
+        Raises:
+            WeightFileError: it is missing, or its size has changed.
+        """
+        if self._file is not None:
+            self._file.check()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.check_file()
+        before = self.indices
+        super()._apply(fn, recurse)
+        if self.indices is not before and self.indices.data_ptr() != before.data_ptr():
+            self._file = None  # everything has been copied
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_file()
+        return {**vars(self), "_file": None}  # a copy is in memory
 
     def palettized(self) -> PalettizedTensor:
-        """Return the weight with its indices unpacked."""
+        """Return the weight with its indices unpacked.
+
+        Raises:
+            WeightFileError: the file it is mapped from is missing or damaged.
+        """
+        self.check_file()
         count = torch.Size(self.index_shape).numel()
         lut, lut_scale, zero = self.entries()
         indices = unpack_indices(self.indices, self.n_bits, count).reshape(self.index_shape)
@@ -129,6 +171,8 @@ class PackedWeight(PaletteModule):
     def forward(self, weight: Tensor) -> Tensor:
         """Decode; the placeholder that stands where the dense weight was is not read."""
         del weight
+        if self._file is not None and not torch.compiler.is_compiling():
+            self._file.check()
         lut, lut_scale, zero = self.entries()
         return ops.depalettize(  # type: ignore[no-any-return]
             self.indices,

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 22  # groups of eight indices handled at once: bounds the int64 temporaries
+# Groups of eight indices handled at once: their 64-bit temporaries stay in the cache.
+_CHUNK = 1 << 15
 
 
 def packed_size(count: int, n_bits: int) -> int:
@@ -27,6 +28,8 @@ def pack_indices(indices: Tensor, n_bits: int) -> Tensor:
         return flat.contiguous().clone()
     count = flat.numel()
     out = torch.empty(packed_size(count, n_bits), dtype=torch.uint8, device=flat.device)
+    if 8 % n_bits == 0:
+        return _pack_within_bytes(flat, n_bits, out)
     shifts = torch.arange(8, device=flat.device) * n_bits
     bytes_at = torch.arange(n_bits, device=flat.device) * 8
     for start in range(0, count, _CHUNK * 8):
@@ -69,7 +72,23 @@ def unpack_indices(packed: Tensor, n_bits: int, count: int) -> Tensor:
     return out
 
 
+def _pack_within_bytes(flat: Tensor, n_bits: int, out: Tensor) -> Tensor:
+    """Pack without temporaries: no index is cut by the end of a byte."""
+    each = 8 // n_bits
+    whole = flat.numel() // each
+    groups = flat[: whole * each].view(whole, each)
+    out[:whole] = groups[:, 0]
+    for i in range(1, each):
+        out[:whole] |= groups[:, i] << (i * n_bits)
+    rest = flat[whole * each :]
+    if rest.numel():
+        out[whole] = sum(int(code) << (i * n_bits) for i, code in enumerate(rest))
+    return out
+
+
 def _unpack_within_bytes(packed: Tensor, n_bits: int, count: int) -> Tensor:
     mask = (1 << n_bits) - 1
-    codes = torch.stack([(packed >> s) & mask for s in range(0, 8, n_bits)], dim=-1)
-    return codes.reshape(-1)[:count]
+    out = torch.empty((packed.numel(), 8 // n_bits), dtype=torch.uint8, device=packed.device)
+    for i in range(8 // n_bits):
+        torch.bitwise_and(packed >> (i * n_bits), mask, out=out[:, i])
+    return out.view(-1)[:count]

@@ -11,6 +11,7 @@ from palette_core.interfaces import LutQuantizer, TrainingStrategy
 from palette_core.packed_weight import PaletteModule
 from palette_core.palettized import PalettizedTensor, dequantize_lut
 from palette_core.planning import TensorPlan
+from palette_core.sensitivities import Sensitivity
 from palette_core.training_calls import StrategyCalls
 from palette_core.training_problem import TrainingProblem, zero_mask
 
@@ -54,6 +55,7 @@ class PalettizedWeight(PaletteModule):
         super().__init__(palettized, palettized.indices)
         self.plan = plan
         self.strategy = strategy
+        self.sensitivity: Sensitivity | None = None  # of the dense weight, for every clustering
         self.trains_lut = trains_lut
         self.moves_lut = moves_lut
         self.quantizer = quantizer

@@ -16,6 +16,7 @@ from palette_core.layout import BlockLayout
 from palette_core.packing import pack_indices
 
 _DECODE_CHUNK = 1 << 24  # indices widened at once while decoding
+_GATHER_CHUNK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,15 @@ class Codebook:
         codes: ``[B, N]`` uint8, the entry that stands for each point.
         quantized: the entries in quantized form, from algorithms that fit under the quantizer;
             then ``lut`` is ``quantized.dequantize()``.
+        objective_before: what an algorithm set out to lower, at its own plain start, and
+        objective_after: at the result; None from algorithms that do not say.
     """
 
     lut: Tensor
     codes: Tensor
     quantized: QuantizedLut | None = None
+    objective_before: float | None = None
+    objective_after: float | None = None
 
     def decode(self) -> Tensor:
         """Return the points ``[B, N, D]`` that the codes stand for."""
@@ -106,10 +111,14 @@ def _gather_on_host(lut: Tensor, codes: Tensor) -> Tensor:
     index = codes.numpy()
     out = np.empty((*index.shape, lut.shape[-1]), tables.dtype)
     for block, (table, row) in enumerate(zip(tables, index, strict=True)):
-        if table.shape[1] == 1:
-            out[block, :, 0] = table[:, 0].take(row)
-        else:
-            out[block] = table.take(row, axis=0)
+        # In pieces: numpy makes 64-bit indices of what it is given. Anything but "raise" as mode
+        # lets it write where it should; no index is out of range.
+        for at in range(0, len(row), _GATHER_CHUNK):
+            piece = slice(at, at + _GATHER_CHUNK)
+            if table.shape[1] == 1:
+                table[:, 0].take(row[piece], out=out[block, piece, 0], mode="clip")
+            else:
+                table.take(row[piece], axis=0, out=out[block, piece], mode="clip")
     return torch.from_numpy(out).view(lut.dtype)
 
 

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self, final
 
-from torch import nn
+from torch import Tensor, nn
 
-from palette_core import parametrization
-from palette_core.cluster_tensor import Clustered, check_finite, make_lut_quantizer
+from palette_core import life_cycle, parametrization
+from palette_core.boundary import make_backend
+from palette_core.calibration import Calibration, CalibrationOptions, Results, calibration
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.errors import BackendError, StateError
-from palette_core.execution import Job, check_num_workers, run_jobs
+from palette_core.data_aware import Findings, InputCalibration, Loss, batches_of, look, run_aware
+from palette_core.errors import BackendError
+from palette_core.execution import check_num_workers
 from palette_core.finalizing import pack_model
-from palette_core.hooked_weights import replace_hook
 from palette_core.interfaces import Backend
-from palette_core.packed_weight import palette_modules
+from palette_core.life_cycle import Action, State
+from palette_core.packed_weight import PackedWeight, palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import OnIncompatible, Plan, make_plan, refusals, warn_about
-from palette_core.plugins import Catalog, get_catalog, validate_options
-from palette_core.progress import progress_bar
-from palette_core.report import Report, make_report
+from palette_core.plugins import Catalog, get_catalog
+from palette_core.preparing import (
+    attach_palettes,
+    make_jobs,
+    planned_weights,
+    read_sensitivities,
+    sensitivities_of,
+)
+from palette_core.report import Report, make_report, updated_report
 from palette_core.rng import untouched_global_rng
-from palette_core.sensitivities import load_sensitivities, normalized
+from palette_core.sensitivity_files import save_sensitivities
 from palette_core.tracing import ExampleInputs, trace
 from palette_core.training_session import TrainingSession, palettize_current, settle_trained
 
@@ -66,6 +74,8 @@ class KMeansPalettizer:
         self._config = KMeansPalettizerConfig() if config is None else config
         self._catalog: Catalog = get_catalog()
         self._session: TrainingSession | None = None
+        self._doing: State | None = None
+        self._looked: tuple[InputCalibration, Findings] | None = None
         self.plan: Plan | None = None
         self.report: Report | None = None
 
@@ -84,6 +94,7 @@ class KMeansPalettizer:
         *,
         on_incompatible: OnIncompatible = "skip",
         backend: str | ExportBackend | None = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Trace the model and decide about every tensor, changing nothing.
 
@@ -91,12 +102,13 @@ class KMeansPalettizer:
             example_inputs: a tuple of positional or a dictionary of keyword inputs.
             on_incompatible: see `prepare`.
             backend: refuse what this export backend cannot take.
+            backend_options: the options it would export with.
 
         Raises:
             TracingError: the model fails on the inputs.
             PlanError: see `planning.make_plan`.
         """
-        target = None if backend is None else self._backend(backend)
+        target = None if backend is None else self._backend(backend, backend_options)
         graph = trace(self._model, example_inputs)
         return make_plan(
             graph,
@@ -106,6 +118,62 @@ class KMeansPalettizer:
             backend=target,
         )
 
+    def calibrate(
+        self,
+        batches: Iterable[Any],
+        *,
+        sequential: bool = False,
+        compensate: bool = True,
+        blocks: Sequence[str] | None = None,
+        held_out: Iterable[Any] = (),
+        loss: Loss | None = None,
+        output_groups: int = 4,
+        folder: str | Path | None = None,
+    ) -> None:
+        """Give `prepare` inputs to look at, for algorithms that need second moments.
+
+        Runs the model forward on every batch, in evaluation mode, and sums x xᵀ of what each
+        planned weight is multiplied with. Call it before `prepare`; calling it again replaces
+        what it found. See the page on data-aware palettes for what each option costs.
+
+        Args:
+            batches: model inputs: each a tuple of positional or a dictionary of keyword inputs,
+                or a lone tensor. No labels.
+            sequential: take the moments block by block in `prepare`, from a model whose earlier
+                blocks are palettized already. The batches are kept until then.
+            compensate: in sequential mode, let every weight aim at the outputs of the unchanged
+                model, so that it makes good for errors of its inputs too.
+            blocks: names of the modules that are palettized one after the other; None takes the
+                elements of the model's outermost module lists, and layers outside of them.
+            held_out: batches by which each block is judged: where plain k-means gives the block
+                outputs nearer to the unchanged model's, it replaces the data-aware result.
+            loss: ``loss(output, batch)``, a scalar; its squared gradient with respect to a
+                layer's outputs then weighs the moments (GuidedQuant). Needs a backward pass.
+            output_groups: groups of output channels with moments of their own, with ``loss``.
+            folder: an existing folder in which matrices are kept instead of in memory.
+
+        Raises:
+            StateError: the model is palettized already.
+            TypeError: a batch is neither a tensor, a tuple nor a mapping.
+            CalibrationError: there are no batches, the model or the loss failed on one, or
+                ``blocks`` names no module.
+            TracingError, PlanError: see `make_plan`; the first batch is the example.
+        """
+        life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
+        options = InputCalibration(
+            batches_of(batches),
+            sequential=sequential,
+            compensate=compensate,
+            blocks=None if blocks is None else tuple(blocks),
+            held_out=batches_of(held_out),
+            loss=loss,
+            output_groups=output_groups,
+            folder=None if folder is None else Path(folder),
+        )
+        plan = self.make_plan(options.batches[0])
+        needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
+        self._looked = options, look(self._model, needy, options)
+
     def prepare(
         self,
         example_inputs: ExampleInputs,
@@ -113,6 +181,9 @@ class KMeansPalettizer:
         num_workers: int = 1,
         *,
         on_incompatible: OnIncompatible = "skip",
+        backend: str | ExportBackend | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+        trust_sensitivities: bool = False,
         show_progress: bool | None = None,
     ) -> nn.Module:
         """Palettize the model in place and return it.
@@ -125,13 +196,18 @@ class KMeansPalettizer:
         Args:
             example_inputs: a tuple of positional inputs, as in ``model(*example_inputs)``, or a
                 dictionary of keyword inputs. Run once, in evaluation mode.
-            sensitivity_path: a file of sensitivities for weighted clustering: safetensors, or a
+            sensitivity_path: a file of sensitivities for weighted clustering, as
+                `calibration_mode` and `save_sensitivities` write it: safetensors, or a
                 ``torch.save`` dictionary, with a tensor under the name of each palettized weight,
                 of its shape, finite and not negative.
             num_workers: 1 clusters in this process, more in that many joblib workers. The
                 result is the same.
             on_incompatible: ``"skip"`` leaves tensors whose shape does not fit their spec dense,
                 with a warning each; ``"error"`` raises.
+            backend: refuse, before the work, what this export backend cannot take.
+            backend_options: the options it will export with.
+            trust_sensitivities: take sensitivities that were measured on other weights of the
+                same shapes, such as those of another precision.
             show_progress: None shows a bar on a terminal.
 
         Raises:
@@ -143,17 +219,34 @@ class KMeansPalettizer:
             WeightError: a weight to be palettized is NaN or infinite.
             SensitivityError: the file does not fit.
             ClusteringError: an algorithm failed; the message names the tensor.
+            CalibrationError: the model failed on a calibration batch.
         """
         num_workers = check_num_workers(num_workers)
-        if next(palette_modules(self._model), None) is not None:
-            raise StateError("Model has already been prepared. Cannot re-prepare")
-        plan = self.make_plan(example_inputs, on_incompatible=on_incompatible)
+        life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
+        plan = self.make_plan(
+            example_inputs,
+            on_incompatible=on_incompatible,
+            backend=backend,
+            backend_options=backend_options,
+        )
         warn_about(plan)
         with untouched_global_rng():
-            jobs = self._jobs(plan, sensitivity_path)
-            results = self._run(jobs, num_workers, show_progress)
+            weights = planned_weights(self._model, plan)
+            sensitivities = read_sensitivities(
+                sensitivity_path, plan, weights, trust=trust_sensitivities
+            )
+            jobs = make_jobs(plan, weights, sensitivities)
+            results = run_aware(
+                self._model,
+                jobs,
+                self._looked,
+                num_workers=num_workers,
+                catalog=self._catalog,
+                show=show_progress,
+            )
         report = make_report(plan, results)
-        self._attach(plan, results)
+        attach_palettes(self._model, plan, results, sensitivities, self._catalog)
+        life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
         return self._model
 
@@ -163,6 +256,7 @@ class KMeansPalettizer:
         backend: str | ExportBackend = ExportBackend.CoreAI,
         *,
         mmap_dir: str | Path | None = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> nn.Module:
         """Turn a prepared model's weights into packed indices and tables, in place.
 
@@ -173,30 +267,41 @@ class KMeansPalettizer:
         Args:
             model: a prepared model; None is the palettizer's own.
             backend: an `ExportBackend`, or the name of a registered backend.
-            mmap_dir: where backends that support it keep the weights on disk.
+            mmap_dir: a folder in which to keep the packed weights, one file each, mapped into
+                memory: pages come when they are used, and go when memory is short. The files
+                must stay as long as the model; when one is missing or cut off, using the weight
+                raises `WeightFileError`. Copies of the model are held in memory.
+            backend_options: options of the backend, by name; see ``palette plugins``.
 
         Raises:
-            StateError: the model is not prepared.
+            StateError: the model is not prepared, or in training or calibration mode.
             MissingBackendError: the backend's plug-in is not installed.
-            BackendError: the backend cannot take a tensor, or ``mmap_dir``.
+            BackendError: the backend cannot take a tensor, or ``mmap_dir``; the model is as
+                before.
+            OSError: a file cannot be written in ``mmap_dir``; the model is as before.
         """
         model = self._chosen(model)
         name = _backend_name(backend)
-        target = self._backend(backend)
+        target = self._backend(backend, backend_options)
         if mmap_dir is not None and not self._catalog.backend(name).supports_mmap:
             raise BackendError(f"mmap_dir is not supported by backend {name!r}; leave it out")
-        items = list(palette_modules(model))
+        life_cycle.check(Action.FINALIZE, life_cycle.state_of(model))
+        items = palette_modules(model)
         prepared = [(m, s, item) for _, m, s, item in items if isinstance(item, PalettizedWeight)]
-        if not prepared and not (model is self._model and self.plan is not None and not items):
-            raise StateError("Model must be prepared before finalization")
         sentences = refusals(list({i.plan.name: i.plan for _, _, i in prepared}.values()), target)
         if sentences:
             raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
         settle_trained(prepared)
         palettize_current(prepared, self._catalog)
-        palettized = pack_model(model)
-        directory = None if mmap_dir is None else Path(mmap_dir)
-        return target.finalize(model, palettized, directory)
+        kept = parametrization.Kept(module for module, _, _ in prepared)
+        palettized = pack_model(model, None if mmap_dir is None else Path(mmap_dir))
+        try:
+            finalized = target.finalize(model, palettized)
+        except BaseException:
+            kept.restore()
+            raise
+        life_cycle.mark(finalized, State.FINALIZED)
+        return finalized
 
     def export(
         self,
@@ -206,6 +311,7 @@ class KMeansPalettizer:
         model: nn.Module | None = None,
         backend: str | ExportBackend = ExportBackend.CoreAI,
         dynamic_shapes: Any = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> Path:
         """Finalize where that is still to be done, and write the backend's file.
 
@@ -215,23 +321,103 @@ class KMeansPalettizer:
             model: a prepared or finalized model; None is the palettizer's own.
             backend: an `ExportBackend`, or the name of a registered backend.
             dynamic_shapes: as in ``torch.export.export``, for backends that take them.
+            backend_options: options of the backend, by name; see ``palette plugins``.
 
         Returns:
             The path written.
 
         Raises:
+            StateError: the model is neither prepared nor finalized.
             BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
+            PluginOptionsError: an option is unknown, or its value wrong.
+            WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
             OSError: the folder of ``path`` cannot be made; the model is as before.
         """
         model = self._chosen(model)
+        target = self._backend(backend, backend_options)
         suffix = self._catalog.backend(_backend_name(backend)).suffix
         if Path(path).suffix != suffix:
             raise BackendError(f"backend {_backend_name(backend)!r} writes {suffix}, got {path}")
+        life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
         # Before the dense weights are freed.
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if any(isinstance(item, PalettizedWeight) for _, _, _, item in palette_modules(model)):
-            model = self.finalize(model, backend)
-        return self._backend(backend).export(model, example_inputs, Path(path), dynamic_shapes)
+            model = self.finalize(model, backend, backend_options=backend_options)
+        for _, _, _, item in palette_modules(model):
+            if isinstance(item, PackedWeight):
+                item.check_file()
+        return target.export(model, example_inputs, Path(path), dynamic_shapes)
+
+    @contextlib.contextmanager
+    def calibration_mode(
+        self,
+        model: nn.Module | None = None,
+        *,
+        loss_fn: Callable[[Any, Any], Tensor],
+        sensitivity_path: str | Path | None = None,
+        offload: bool = False,
+        num_workers: int = 1,
+        show_progress: bool | None = None,
+    ) -> Iterator[Calibration]:
+        """Measure how much each weight matters, and cluster again with that in mind.
+
+        Inside, the model computes with its dense weights, in the mode it is in. Run it on a
+        batch and call ``step(output, target)`` of the object that the ``with`` statement gives;
+        the squares of the gradients of ``loss_fn(output, target)`` add up to the sensitivities
+        (SqueezeLLM, https://arxiv.org/abs/2306.07629, section 4.1). On the way out palettes are
+        found by k-means weighted with them, and `report` tells the new figures. Everything else
+        of the model is as before: buffers, gradients, flags; after an exception the palettes too.
+
+        It takes the memory of one float32 tensor per palettized weight and of one gradient.
+        Frozen weights are measured like others.
+
+        Args:
+            model: a prepared model; None is the palettizer's own.
+            loss_fn: takes output and target and returns a scalar tensor.
+            sensitivity_path: a file to write the sensitivities to, see `save_sensitivities`.
+            offload: keep the sums of squares in the memory of the CPU.
+            num_workers: as in `prepare`.
+            show_progress: as in `prepare`.
+
+        Raises:
+            StateError: the model is not prepared, this is nested, or there was no step.
+            PlanError: the algorithm of a weight does not take sensitivities.
+            SensitivityError: a gradient is NaN or infinite; the message names tensor and step.
+            OSError: ``sensitivity_path`` cannot be written. When that shows at the end only,
+                the model is calibrated all the same, and `save_sensitivities` works.
+
+        Warns:
+            PaletteWarning: no gradient but zero reached a weight, which gets plain k-means.
+        """
+        model = self._chosen(model)
+        life_cycle.check(Action.CALIBRATE, self._doing or life_cycle.state_of(model))
+        options = CalibrationOptions(loss_fn, sensitivity_path, offload, num_workers, show_progress)
+        results: Results = {}
+        with (
+            self._occupied(model, State.CALIBRATING),
+            calibration(model, options, self._catalog, results) as session,
+        ):
+            yield session
+        if model is self._model and self.report is not None:
+            rows = [(item.plan, result) for item, result in results.items()]
+            self.report = updated_report(self.report, rows)
+
+    def save_sensitivities(self, path: str | Path, *, model: nn.Module | None = None) -> None:
+        """Write the sensitivities that the palettes were found with, for a later `prepare`.
+
+        Args:
+            path: of a safetensors file; names that end in .pt or .pth get the dictionary that
+                coreai-opt writes and reads, without the fingerprints of the weights.
+            model: a prepared model; None is the palettizer's own.
+
+        Raises:
+            StateError: the model is not prepared.
+            SensitivityError: its palettes were found without sensitivities.
+            OSError: the file cannot be written; what stood there still does.
+        """
+        model = self._chosen(model)
+        life_cycle.check(Action.SAVE, life_cycle.state_of(model))
+        save_sensitivities(path, sensitivities_of(model))
 
     @contextlib.contextmanager
     def training_mode(self, model: nn.Module | None = None) -> Iterator[Self]:
@@ -251,12 +437,11 @@ class KMeansPalettizer:
             TrainingError: on exit, a strategy returned what is no assignment.
         """
         model = self._chosen(model)
-        if self._session is not None:
-            raise StateError("Cannot enter training_mode() while palettizer is training")
+        life_cycle.check(Action.TRAIN, self._doing or life_cycle.state_of(model))
         session = TrainingSession(model, self._catalog)
         self._session = session
         try:
-            with session:
+            with self._occupied(model, State.TRAINING), session:
                 yield self
         finally:
             self._session = None
@@ -267,8 +452,8 @@ class KMeansPalettizer:
         Raises:
             StateError: called outside `training_mode`.
         """
-        if self._session is None:
-            raise StateError("step() must be called inside a training_mode()")
+        life_cycle.check(Action.STEP, self._doing or life_cycle.state_of(self._model))
+        assert self._session is not None
         self._session.step()
 
     # --- inside ---------------------------------------------------------------------------------
@@ -279,59 +464,20 @@ class KMeansPalettizer:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         return model
 
-    def _backend(self, backend: str | ExportBackend) -> Backend:
-        entry = self._catalog.backend(_backend_name(backend))
-        return entry.factory(validate_options(entry, "export backend", {}))
+    def _backend(
+        self, backend: str | ExportBackend, options: Mapping[str, Any] | None = None
+    ) -> Backend:
+        return make_backend(self._catalog, _backend_name(backend), options or {})
 
-    def _jobs(self, plan: Plan, sensitivity_path: str | Path | None) -> list[Job]:
-        sensitivities = (
-            {} if sensitivity_path is None else load_sensitivities(sensitivity_path, plan)
-        )
-        jobs = []
-        for tensor in plan:
-            owner = tensor.owners[0]
-            weight = getattr(self._model.get_submodule(owner.module), owner.state).detach()
-            check_finite(tensor.name, weight)
-            importance = sensitivities.get(tensor.name)
-            jobs.append(Job(tensor, weight, None if importance is None else normalized(importance)))
-        return jobs
-
-    def _run(self, jobs: list[Job], num_workers: int, show: bool | None) -> list[Clustered]:
-        total = len(jobs)
-        with progress_bar("Palettizing", total, show=show) as advance:
-            return run_jobs(
-                jobs,
-                num_workers=num_workers,
-                catalog=self._catalog,
-                on_done=lambda job, _: advance(job.plan.name, 1),
-            )
-
-    def _attach(self, plan: Plan, results: Sequence[Clustered]) -> None:
-        """Install every palette, or none."""
-        places = [list(parametrization.places(self._model, tensor.owners)) for tensor in plan]
-        kept = parametrization.Kept(module for each in places for module, _ in each)
+    @contextlib.contextmanager
+    def _occupied(self, model: nn.Module, state: State) -> Iterator[None]:
+        """Do one thing at a time: this palettizer, and whoever else works on the model."""
+        self._doing = state
         try:
-            for tensor, result, where in zip(plan, results, places, strict=True):
-                entry = self._catalog.training_strategies.get(tensor.spec.training_strategy)
-                options = validate_options(
-                    entry, "training strategy", tensor.spec.training_strategy_options
-                )
-                item = PalettizedWeight(
-                    tensor,
-                    result.palettized,
-                    entry.factory(options),
-                    trains_lut=entry.trains_lut,
-                    moves_lut=entry.moves_lut,
-                    quantizer=make_lut_quantizer(tensor, self._catalog),
-                )
-                for module, state in where:
-                    replace_hook(module, state)
-                    item.train(module.training)
-                    item.requires_grad_(parametrization.is_trained(module, state))
-                    parametrization.attach(module, state, item)
-        except BaseException:
-            kept.restore()
-            raise
+            with life_cycle.occupied(model, state):
+                yield
+        finally:
+            self._doing = None
 
 
 _SUPPORTED_MODULES: tuple[type[nn.Module], ...] = (

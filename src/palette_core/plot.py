@@ -1,10 +1,11 @@
-"""A picture of a report: sizes before and after, and noise, by layer."""
+"""Pictures: sizes and noise by layer, predicted loss against size."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
+from palette_core.allocation import Allocation
 from palette_core.errors import PaletteError
 from palette_core.files import atomic_path
 from palette_core.report import Report
@@ -69,6 +70,34 @@ def plot_report(report: Report, path: str | Path) -> Path:
         rows, [t.snr_db if math.isfinite(t.snr_db) else 0 for t in report.tensors], color="#e09f3e"
     )
     noise.set_xlabel("signal-to-noise, dB")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
+    return path
+
+
+def plot_curve(allocation: Allocation, path: str | Path) -> Path:
+    """Draw predicted loss against bits per weight, the chosen point marked.
+
+    Raises:
+        MissingPlotError: matplotlib is not installed.
+        PictureError: the suffix is no format that matplotlib writes.
+    """
+    path = check_picture(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    bits, losses = zip(*allocation.curve, strict=True)
+    axes.plot(bits, losses, marker=".", color="#2a6f97", label="optimal choices")
+    axes.plot(
+        allocation.bits_per_weight, allocation.predicted_loss, "o", color="#e09f3e", label="chosen"
+    )
+    if min(losses) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel(f"bits per weight ({allocation.over})")
+    axes.set_ylabel("predicted loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
     return path

@@ -34,6 +34,7 @@ from palette_core.interfaces import (
     GranularityEntry,
     LutQuantizerEntry,
     PluginEntry,
+    SensitivityMetricEntry,
     TrainingStrategyEntry,
 )
 
@@ -49,6 +50,7 @@ KINDS: dict[str, tuple[str, type[PluginEntry]]] = {
     "LUT quantizer": ("palette_core_lut_quantizers", LutQuantizerEntry),
     "training strategy": ("palette_core_training_strategies", TrainingStrategyEntry),
     "export backend": ("palette_core_export_backends", ExportBackendEntry),
+    "sensitivity metric": ("palette_core_sensitivity_metrics", SensitivityMetricEntry),
 }
 
 # Backends that exist as distributions of this project, so a missing one can name its package.
@@ -145,6 +147,7 @@ class Catalog:
     lut_quantizers: Shelf[LutQuantizerEntry]
     training_strategies: Shelf[TrainingStrategyEntry]
     export_backends: Shelf[ExportBackendEntry]
+    sensitivity_metrics: Shelf[SensitivityMetricEntry]
     quarantined: tuple[Quarantined, ...] = field(default=(), kw_only=True)
 
     def shelves(self) -> tuple[Shelf[Any], ...]:
@@ -155,6 +158,7 @@ class Catalog:
             self.lut_quantizers,
             self.training_strategies,
             self.export_backends,
+            self.sensitivity_metrics,
         )
 
     def backend(self, name: str) -> ExportBackendEntry:
@@ -286,7 +290,7 @@ def _load_entry_point(found: _Discovery, dist: Distribution, point: EntryPoint) 
         plugin = point.load()
     # SystemExit included: an import that exits must not end the user's program.
     except (Exception, SystemExit) as error:
-        found.reject(dist, point.name, error)
+        found.reject(replace(dist, seconds=time.perf_counter() - start), point.name, error)
         return
     dist = replace(dist, seconds=time.perf_counter() - start)
     found.add(plugin, dist, point.name)

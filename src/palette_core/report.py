@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class TensorReport:
         snr_db: signal-to-noise ratio, 10·log10(Σ w² / Σ (w − ŵ)²); infinite where exact.
         seconds: clustering time.
         rule: the config entry that decided.
+        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
+        objective_after: the same at the result.
     """
 
     name: str
@@ -40,6 +42,8 @@ class TensorReport:
     snr_db: float
     seconds: float
     rule: str
+    objective_before: float | None = None
+    objective_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,26 @@ def make_report(plan: Plan, results: Sequence[Clustered]) -> Report:
     )
 
 
+def updated_report(report: Report, results: Iterable[tuple[TensorPlan, Clustered]]) -> Report:
+    """Put new rows in the place of old ones of the same names."""
+    rows = {row.name: row for row in (_tensor_report(p, r) for p, r in results)}
+    return Report(tuple(rows.get(row.name, row) for row in report.tensors), report.skipped)
+
+
 def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
     return TensorReport(
         name=plan.name,
         shape=plan.shape,
         n_bits=plan.spec.n_bits,
         granularity=granularity_text(plan.spec, plan.axis),
-        algorithm=plan.algorithm,
+        algorithm=result.algorithm or plan.algorithm,
         dense_bytes=result.palettized.dense_size_in_bits() // 8,
         palettized_bytes=math.ceil(result.palettized.size_in_bits() / 8),
         snr_db=snr_db(result.squared_norm, result.squared_error),
         seconds=result.seconds,
         rule=plan.rule,
+        objective_before=result.objective_before,
+        objective_after=result.objective_after,
     )
 
 

@@ -82,7 +82,14 @@ def palettize_current(places: Iterable[Place], catalog: Catalog) -> None:
         WeightError: a weight has become NaN or infinite; then none is changed.
     """
     waiting = list({id(place[2]): place for place in places if not place[2].is_enabled}.values())
-    jobs = [Job(place[2].plan, chain_input(*place).detach()) for place in waiting]
+    jobs = [
+        Job(
+            item.plan,
+            chain_input(module, state, item).detach(),
+            None if item.sensitivity is None else item.sensitivity.values,
+        )
+        for module, state, item in waiting
+    ]
     with untouched_global_rng():
         results = run_jobs(jobs, catalog=catalog)
     for (_, _, item), result in zip(waiting, results, strict=True):

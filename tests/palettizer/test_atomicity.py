@@ -19,7 +19,14 @@ from palettizer_models import (
 from torch import nn
 from torch.nn.utils import parametrize
 
-from palette_core import KMeansPalettizer, execution, finalizing, palettizer, parametrization
+from palette_core import (
+    KMeansPalettizer,
+    execution,
+    finalizing,
+    palettizer,
+    parametrization,
+    preparing,
+)
 from palette_core.clustering.kmeans1d import KMeans1d
 from palette_core.errors import ClusteringError, PluginOptionsError
 from palette_core.packed_weight import PackedWeight, palette_modules
@@ -115,10 +122,10 @@ def test_attaching_stops_in_the_middle_of_torch(
         (palettizer, "trace"),
         (palettizer, "make_plan"),
         (palettizer, "warn_about"),
-        (palettizer, "check_finite"),
-        (palettizer, "run_jobs"),
+        (preparing, "check_finite"),
+        (execution, "run_jobs"),
         (palettizer, "make_report"),
-        (palettizer, "PalettizedWeight"),
+        (preparing, "PalettizedWeight"),
         (execution, "cluster_tensor"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",

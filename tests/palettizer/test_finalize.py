@@ -211,14 +211,6 @@ def test_what_names_no_backend(backend: object) -> None:
         palettizer.finalize(backend=backend)  # type: ignore[arg-type]
 
 
-def test_mmap_dir_is_for_backends_that_support_it(tmp_path: Path) -> None:
-    palettizer, model = prepared_mlp()
-    with pytest.raises(ValueError, match="mmap_dir is not supported by backend 'torch'"):
-        palettizer.finalize(backend="torch", mmap_dir=tmp_path / "weights")
-    assert not any(isinstance(item, PackedWeight) for _, _, _, item in palette_modules(model))
-    assert not (tmp_path / "weights").exists()
-
-
 def test_export_finalizes_and_writes(tmp_path: Path) -> None:
     palettizer, model = prepared_mlp()
     expected = model(*MLP_INPUTS)

@@ -84,3 +84,24 @@ def test_training_there() -> None:
     assert all(
         p.grad is None for name, p in model.named_parameters() if name.endswith("weight.original")
     )
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_calibrating_there_measures_the_same_as_here(offload: bool) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        # In evaluation mode, in which cuDNN does not differentiate recurrent layers by itself.
+        model = Everything().eval().to(device)
+        palettizer = KMeansPalettizer(model, everything_config())
+        x = EVERYTHING_INPUTS[0].to(device)
+        palettizer.prepare((x,))
+        with palettizer.calibration_mode(
+            loss_fn=lambda o, _: o.square().sum(), offload=offload
+        ) as calibration:
+            calibration.step(model(x), None)
+            calibration.step(model(-x), None)
+        assert not model.lstm.training
+        found.append({n: i.sensitivity.values for n, _, _, i in palette_modules(model)})
+    for name, here in found[0].items():
+        assert found[1][name].device.type == "cpu"
+        torch.testing.assert_close(found[1][name], here, rtol=2e-2, atol=1e-3)

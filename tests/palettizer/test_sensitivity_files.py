@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
+from calibration_oracle import squares
+from hypothesis import given
+from hypothesis import strategies as st
 from palettizer_models import (
     MLP_INPUTS,
     TOKENS,
@@ -19,12 +25,13 @@ from palettizer_models import (
     squared_error,
     weight_config,
 )
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from palette_core import KMeansPalettizer
-from palette_core.errors import SensitivityError
-from palette_core.sensitivities import normalized
+from palette_core import KMeansPalettizer, read_checkpoint, save_checkpoint
+from palette_core.errors import CheckpointError, SensitivityError
+from palette_core.sensitivities import from_squares, normalized
 
 
 def sensitivities(seed: int = 0) -> dict[str, Tensor]:
@@ -230,3 +237,187 @@ def test_with_channel_scales_the_error_of_the_weight_itself_counts(tmp_path: Pat
     )
     error = squared_error(model[0].weight, weight, values["0.weight"])
     assert error == pytest.approx(optimum, rel=1e-3)
+
+
+# --- files of our own ---------------------------------------------------------------------------
+
+
+def calibrated_file(tmp_path: Path, name: str = "own.safetensors") -> Path:
+    palettizer = KMeansPalettizer(mlp(), weight_config())
+    model = palettizer.prepare(MLP_INPUTS)
+    path = tmp_path / "made" / name
+    with palettizer.calibration_mode(loss_fn=lambda o, _: o.sum(), sensitivity_path=path) as c:
+        for factor in (1.0, -3.0):
+            c.step(model(MLP_INPUTS[0] * factor).square(), None)
+    return path
+
+
+def test_what_a_file_holds(tmp_path: Path) -> None:
+    path = calibrated_file(tmp_path)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary is left
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["palette_core_sensitivities"])
+        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert header["version"] == 1
+    assert set(values) == set(header["tensors"]) == {"0.weight", "2.weight"}
+    steps = [lambda m, f=f: m(MLP_INPUTS[0] * f).square().sum() for f in (1.0, -3.0)]
+    total = squares(mlp(), values, steps)
+    for name, value in values.items():
+        weight = mlp().get_parameter(name).detach()
+        digest = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+        record = header["tensors"][name]
+        assert record["shape"] == list(weight.shape)
+        assert record["fingerprint"] == f"float32:{digest}"
+        # The largest mean squared gradient.
+        assert record["scale"] == pytest.approx(float(total[name].max()) / 2, rel=1e-4)
+        assert value.dtype is torch.float32
+        assert value.max() == 1
+        assert value.min() > 0
+
+
+def test_a_torch_file_is_of_the_documented_form(tmp_path: Path) -> None:
+    stored = torch.load(calibrated_file(tmp_path, "own.pt"), weights_only=True)
+    own = load_file(calibrated_file(tmp_path))
+    assert stored.keys() == {f"{at}.parametrizations.weight.original" for at in (0, 2)}
+    for at in (0, 2):
+        value = stored[f"{at}.parametrizations.weight.original"]
+        assert torch.equal(value, own[f"{at}.weight"])
+
+
+@pytest.mark.parametrize("change", ["values", "dtype", "one value"])
+def test_a_file_of_another_model(tmp_path: Path, change: str) -> None:
+    path = calibrated_file(tmp_path)
+    makers = {
+        "values": lambda: mlp(seed=1),
+        "dtype": lambda: mlp().half(),
+        "one value": mlp,
+    }
+    model = makers[change]()
+    inputs = tuple(x.to(model[0].weight.dtype) for x in MLP_INPUTS)
+    if change == "one value":
+        model[2].weight.data[1, 3] += 1e-6
+    which = "2.weight" if change == "one value" else "every weight"
+    before = snapshot(model)
+    with pytest.raises(SensitivityError) as caught:
+        KMeansPalettizer(model, weight_config()).prepare(inputs, path)
+    assert_untouched(model, before)
+    message = str(caught.value)
+    assert f"measured on other values of {which};" in message
+    assert "trust_sensitivities=True" in message
+    # The way out that the message names.
+    KMeansPalettizer(model, weight_config()).prepare(inputs, path, trust_sensitivities=True)
+    plain = KMeansPalettizer(makers[change](), weight_config()).prepare(inputs)
+    assert not torch.equal(model[0].weight, plain[0].weight)
+
+
+def test_the_order_in_memory_does_not_make_another_model(tmp_path: Path) -> None:
+    path = calibrated_file(tmp_path)
+    model = mlp()
+    model[0].weight.data = model[0].weight.data.T.contiguous().T
+    KMeansPalettizer(model, weight_config()).prepare(MLP_INPUTS, path)
+
+
+def test_all_kinds_of_problems_in_one_error(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    palettizer = KMeansPalettizer(Model(), weight_config())
+    model = palettizer.prepare(MLP_INPUTS)
+    path = tmp_path / "s.safetensors"
+    with palettizer.calibration_mode(loss_fn=lambda o, _: o.sum(), sensitivity_path=path) as c:
+        c.step(model(*MLP_INPUTS), None)
+    values = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    values["layers.0.weight"] = values["layers.0.weight"][:4].contiguous()
+    del values["layers.1.weight"]
+    values["layers.2.weight"][0, 0] = float("nan")
+    values["layers.3.weight"][0, 0] = -1
+    save_file(values, path, metadata=metadata)
+    other = Model()
+    other.layers[4].weight.data.neg_()
+    with pytest.raises(SensitivityError) as caught:
+        KMeansPalettizer(other, weight_config()).prepare(MLP_INPUTS, path)
+    for problem in (
+        "layers.0.weight has shape (4, 8), expected (8, 8)",
+        "no entry for layers.1.weight",
+        "layers.2.weight has NaN",
+        "layers.3.weight has negative values, the smallest -1.0",
+        "measured on other values of",
+    ):
+        assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ("{}", "is damaged: KeyError: 'version'"),
+        ('{"version": 2, "tensors": {}}', "has format version 2; this palette_core reads 1"),
+        ('{"version": 1, "tensors": {"0.weight": 3}}', "is damaged"),
+    ],
+)
+def test_damaged_metadata(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "s.safetensors"
+    save_file(sensitivities(), path, metadata={"palette_core_sensitivities": text})
+    assert message in refused(path)
+
+
+def test_a_packed_checkpoint_is_no_file_of_sensitivities(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS)
+    save_checkpoint(prepared(None), path)
+    assert "no entry for 0.weight" in refused(path)
+    with pytest.raises(CheckpointError, match="not a packed checkpoint"):
+        read_checkpoint(calibrated_file(tmp_path))
+
+
+def test_sensitivities_from_a_file_can_be_saved_again(tmp_path: Path) -> None:
+    path, again = calibrated_file(tmp_path), tmp_path / "again.safetensors"
+    palettizer = KMeansPalettizer(mlp(), weight_config())
+    palettizer.prepare(MLP_INPUTS, path)
+    palettizer.save_sensitivities(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_zeros_of_a_file_are_kept_and_fit_vectors(tmp_path: Path) -> None:
+    values = {n: torch.zeros_like(v) for n, v in sensitivities().items()}
+    values["0.weight"][:, 0] = 1.0  # nothing else matters
+    values["2.weight"][:2, :8] = 1.0
+    spec: dict[str, Any] = {"cluster_dim": 2, "n_bits": 3, "fast": False}
+    model = prepared(written(tmp_path, values, ".safetensors"), **spec)
+    plain, original = prepared(None, **spec), mlp()
+    for at in (0, 2):
+        weight, value = original[at].weight, values[f"{at}.weight"]
+        errors = [squared_error(m[at].weight, weight, value) for m in (model, plain)]
+        assert errors[0] < 1e-10 < errors[1]  # 8 vectors that matter, 8 entries
+        assert bool(torch.isfinite(model[at].weight).all())
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=1, max_dims=3, max_side=6),
+        elements=st.floats(0, 2.0**120, width=32, allow_subnormal=True),
+    )
+)
+def test_measured_values_are_as_documented_and_survive_a_file(raw: np.ndarray) -> None:
+    values = from_squares(torch.from_numpy(raw.copy()))
+    exact = raw.astype(np.float64)
+    if not exact.any():
+        assert bool((values == 1).all())
+    else:
+        scaled = exact / exact.max()
+        expected = np.where(exact > 0, scaled, scaled[exact > 0].min()).clip(1e-12)
+        np.testing.assert_allclose(values.double().numpy(), expected, rtol=1e-6)
+        assert values.max() == 1
+    assert torch.equal(normalized(values), values)

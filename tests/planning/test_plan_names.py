@@ -134,7 +134,7 @@ class Picky(Backend):
             return None
         return Refusal("four bits only", facts.spec.model_copy(update={"n_bits": 4}))
 
-    def finalize(self, model, palettized, mmap_dir):
+    def finalize(self, model, palettized):
         return model
 
     def export(self, model, example_inputs, path, dynamic_shapes=None):

@@ -8,6 +8,7 @@ import pytest
 
 from palette_core.errors import UnknownPluginError
 from palette_core.plugins import CORE, Quarantined, discover
+from palette_core.version import __version__
 
 BUILT_IN = {
     "clusterer": {"kmeans1d", "kmeans_vector"},
@@ -92,7 +93,7 @@ BROKEN = {
     "unknown field": (returns("[entry(speed=9)]"), ["TypeError", "speed"]),
     "later interface": (
         returns("[entry(interface=2)]"),
-        ["'broken'", "written for interface version 2", "has version 1"],
+        ["'broken'", "written for interface version 2", "works with version 1"],
     ),
     "name in capitals": (returns("[entry(name='Broken')]"), ["'Broken'", "lower-case"]),
     "name that is no string": (returns("[entry(name=7)]"), ["name 7"]),
@@ -293,3 +294,49 @@ def test_importing_the_core_discovers_nothing(site):
         print("fake_broken.hooks" in sys.modules)
     """)
     assert printed.strip() == "False"
+
+
+def test_another_interface_version_is_set_aside_with_what_works(site):
+    site.install(
+        "fake-future",
+        """
+        from palette_core.hookspecs import hookimpl
+        from palette_core.interfaces import ClustererEntry
+
+        @hookimpl
+        def palette_core_clusterers():
+            return [ClustererEntry(name="later", summary="s", interface=2, factory=print)]
+        """,
+        version="9.0",
+    )
+    (broken,) = [q for q in discover().quarantined if q.distribution.name == "fake-future"]
+    assert "'later' was written for interface version 2" in broken.error
+    assert f"palette_core {__version__} works with version 1" in broken.error
+    assert "a release of the plug-in for version 1, or a palette_core for version 2" in broken.error
+
+
+def test_timings_name_the_slow_import(site, monkeypatch, capsys):
+    from palette_core.cli import main
+
+    site.install("fake-slow", GOOD_HOOK.format(before="import time; time.sleep(1.2)"))
+    site.install("fake-quick", GOOD_HOOK.format(before=""))
+    monkeypatch.setattr("sys.argv", ["palette", "plugins", "--timings"])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().out.partition("Imports")[2]
+    slow = [line for line in printed.splitlines() if "slow, over 1 s" in line]
+    assert len(slow) == 1
+    assert slow[0].split()[0] == "fake-slow"
+    assert "fake-quick" in printed
+
+
+GOOD_HOOK = """
+{before}
+from palette_core.hookspecs import hookimpl
+from palette_core.interfaces import ClustererEntry
+
+
+@hookimpl
+def palette_core_clusterers():
+    return [ClustererEntry(name=__name__, summary="s", interface=1, factory=print)]
+"""

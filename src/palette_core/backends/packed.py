@@ -26,11 +26,9 @@ class PackedBackend(Backend):
         del facts
         return None
 
-    def finalize(
-        self, model: nn.Module, palettized: Mapping[str, PalettizedTensor], mmap_dir: Path | None
-    ) -> nn.Module:
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Return the model as it is: packed weights are this backend's form."""
-        del palettized, mmap_dir
+        del palettized
         return model
 
     def export(

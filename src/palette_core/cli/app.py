@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from palette_core.cli.new_plugin import Kind
 from palette_core.errors import PaletteError
 
 # Typer brings click along under different names in different versions; this is its base error.
@@ -49,16 +50,55 @@ ConfigFile = Annotated[
     typer.Option("--config", "-c", help="YAML configuration; default: 4 bits per tensor."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="Option of the export backend, as palette plugins lists them; once per option.",
+    ),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="INPUT:AXIS[=MIN..MAX]",
+        help="An axis of an input whose length may vary, such as input_ids:1=1..128; "
+        "once per axis. Everything else keeps the shape of the example inputs.",
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="Export backend; default: the one that writes files named like --output."),
+]
 Workers = Annotated[int, typer.Option("--num-workers", min=1, help="Clustering processes.")]
 
 
 @app.command()
-def plugins(as_json: AsJson = False) -> None:
+def plugins(
+    as_json: AsJson = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Show how long each distribution takes to import.")
+    ] = False,
+) -> None:
     """List every clusterer, granularity, LUT quantizer, backend and training strategy."""
     from palette_core.cli import show
     from palette_core.plugins import get_catalog
 
-    show.plugins(get_catalog(), as_json=as_json)
+    show.plugins(get_catalog(), as_json=as_json, timings=timings)
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the distribution, such as palette-lloyd.")],
+    kind: Annotated[Kind, typer.Option(help="What the plug-in provides.")],
+    into: Annotated[Path, typer.Option(help="Folder in which its own folder is made.")] = Path(),
+) -> None:
+    """Make a plug-in distribution that installs and keeps its contract, to be changed."""
+    from palette_core.cli.new_plugin import make_plugin
+
+    folder = make_plugin(name, kind, into)
+    print(f"{folder} is made; {folder / 'README.md'} says how to install it and what to change")
 
 
 @app.command()
@@ -79,17 +119,22 @@ def plan(
     backend: Annotated[
         str | None, typer.Option(help="Also refuse what this export backend cannot take.")
     ] = None,
+    option: BackendOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which tensor gets which spec, and the rule that decided. Changes nothing."""
     from palette_core import KMeansPalettizer
     from palette_core.cli import show
+    from palette_core.cli.exporting import read_options
     from palette_core.cli.factories import load_factory
 
     settings = _load_config(config)
+    options = read_options(option or ())
+    if options and backend is None:
+        raise typer.BadParameter("--option is for the export backend; name it with --backend")
     loaded = load_factory(factory, inputs or ())
     made = KMeansPalettizer(loaded.model, settings).make_plan(
-        loaded.example_inputs, backend=backend
+        loaded.example_inputs, backend=backend, backend_options=options
     )
     show.plan(made, as_json=as_json)
 
@@ -100,11 +145,16 @@ def palettize(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     config: ConfigFile = None,
     inputs: Input = None,
-    backend: Annotated[str, typer.Option(help="Export backend.")] = "torch",
+    backend: Backend = None,
+    option: BackendOption = None,
+    dynamic: Dynamic = None,
     num_workers: Workers = 1,
     sensitivities: Annotated[
         Path | None, typer.Option(help="File of sensitivities for weighted clustering.")
     ] = None,
+    trust_sensitivities: Annotated[
+        bool, typer.Option(help="Also take sensitivities measured on other weights.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
     ] = None,
@@ -112,20 +162,185 @@ def palettize(
 ) -> None:
     """Palettize a model and write it in a backend's format."""
     from palette_core.cli import work
+    from palette_core.cli.exporting import make_target
     from palette_core.cli.factories import load_factory
 
     settings = _load_config(config)
-    work.check_output(output, backend, plot)
+    target = make_target(output, backend, option or (), dynamic or ())
+    work.check_picture_name(plot)
     loaded = load_factory(factory, inputs or ())
     work.palettize(
         loaded,
         settings,
-        output,
-        backend=backend,
+        target,
         num_workers=num_workers,
         sensitivities=sensitivities,
+        trust_sensitivities=trust_sensitivities,
         plot=plot,
         as_json=as_json,
+    )
+
+
+@app.command()
+def export(
+    factory: Factory,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Packed checkpoint (.safetensors) of that model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    inputs: Input = None,
+    backend: Backend = None,
+    option: BackendOption = None,
+    dynamic: Dynamic = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a palettized model to a runtime's format, without palettizing it again."""
+    from palette_core.cli.exporting import export_checkpoint, make_target
+    from palette_core.cli.factories import load_factory
+
+    target = make_target(output, backend, option or (), dynamic or ())
+    loaded = load_factory(factory, inputs or ())
+    export_checkpoint(loaded, checkpoint, target, as_json=as_json)
+
+
+@app.command()
+def calibrate(
+    factory: Factory,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="CALLABLE",
+            help="module:callable or file.py:callable that yields batches (inputs, target).",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of sensitivities to write.")],
+    loss: Annotated[
+        str,
+        typer.Option(
+            metavar="LOSS",
+            help="A loss of torch.nn.functional, or module:callable of (output, target).",
+        ),
+    ] = "cross_entropy",
+    config: ConfigFile = None,
+    inputs: Input = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep the sums in the memory of the CPU.")
+    ] = False,
+    num_workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much each weight matters to a loss, for palettize --sensitivities."""
+    from palette_core.cli import calibrating
+    from palette_core.cli.factories import load_factory
+
+    settings = _load_config(config)
+    loaded = load_factory(factory, inputs or ())
+    calibrating.calibrate(
+        loaded,
+        settings,
+        output,
+        data=data,
+        loss=loss,
+        offload=offload,
+        num_workers=num_workers,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def allocate(
+    factory: Factory,
+    target_bpw: Annotated[
+        float, typer.Option("--target-bpw", help="Bits per weight on average, at most.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML configuration to write.")],
+    config: ConfigFile = None,
+    inputs: Input = None,
+    candidates: Annotated[
+        str, typer.Option(help="Bits to choose from for every tensor.")
+    ] = "2,3,4,6,8",
+    granularity: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Granularity to choose from: per_tensor, a group size such as 16, 16@1 for axis "
+            "1; once each. Default: what the configuration says."
+        ),
+    ] = None,
+    over: Annotated[
+        str, typer.Option(help="Average over 'palettized' weights, or over the whole 'model'.")
+    ] = "palettized",
+    metric: Annotated[str, typer.Option(help="Sensitivity metric.")] = "data_free",
+    metric_option: Annotated[
+        list[str] | None,
+        typer.Option("--metric-option", metavar="NAME=VALUE", help="Option of the metric."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CALLABLE",
+            help="module:callable or file.py:callable that yields model inputs, for metrics and "
+            "algorithms that look at calibration batches.",
+        ),
+    ] = None,
+    sensitivities: Annotated[
+        Path | None, typer.Option(help="File of sensitivities (palette calibrate).")
+    ] = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=BITS", help="Bits of the tensors of these names."),
+    ] = None,
+    minimum: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=BITS", help="Least bits of the tensors of these names."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="REGEX", help="Tensors to be left dense.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Leave out what this export backend cannot take.")
+    ] = None,
+    option: BackendOption = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="File (JSON) of predicted losses, to go on from after an interrupt."),
+    ] = None,
+    num_workers: Workers = 1,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw predicted loss against size into this picture.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose bits for every tensor within a target size, and write a configuration."""
+    from palette_core.cli import allocating, work
+    from palette_core.cli.exporting import read_options
+    from palette_core.cli.factories import load_factory
+
+    settings = _load_config(config)
+    work.check_picture_name(plot)
+    how = {
+        "target_bpw": target_bpw,
+        "over": over,
+        "metric": metric,
+        "metric_options": read_options(metric_option or (), "--metric-option"),
+        "sensitivity_path": sensitivities,
+        "fixed": read_options(fixed or (), "--fixed", names_are_patterns=True),
+        "minimum": read_options(minimum or (), "--minimum", names_are_patterns=True),
+        "exclude": exclude or (),
+        "backend": backend,
+        "backend_options": read_options(option or ()),
+        "cache": cache,
+        "num_workers": num_workers,
+    }
+    allocating.run(
+        load_factory(factory, inputs or ()),
+        settings,
+        output,
+        candidates=candidates,
+        granularities=granularity or (),
+        data=data,
+        plot=plot,
+        as_json=as_json,
+        **how,
     )
 
 
@@ -160,14 +375,15 @@ def demo(
 ) -> None:
     """Palettize all-MiniLM-L6-v2 to 4 bits in groups of 16 channels, end to end."""
     from palette_core.cli import work
+    from palette_core.cli.exporting import make_target
 
     settings = None if config is None else _load_config(config)
-    work.check_output(output, "torch", plot)
+    work.check_picture_name(plot)
     work.demo(
         model,
         inputs or (),
         settings,
-        output,
+        make_target(output, "torch").path,
         num_workers=num_workers,
         plot=plot,
         as_json=as_json,

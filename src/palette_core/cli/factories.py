@@ -88,6 +88,15 @@ def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
     )
 
 
+def load_callable(text: str) -> Callable[..., Any]:
+    """Return what ``module:callable`` or ``file.py:callable`` names, without calling it.
+
+    Raises:
+        FactoryError: the text or the import is not right, or there is no such callable.
+    """
+    return _attribute(*_split(text))
+
+
 def make_input(text: str) -> Tensor:
     """Make the tensor that ``dtype[shape]`` describes.
 

@@ -45,7 +45,10 @@ def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
     return made
 
 
-def plugins(catalog: Catalog, *, as_json: bool) -> None:
+_SLOW = 1.0  # seconds
+
+
+def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
     """Show what is installed."""
     rows = [
         {
@@ -68,8 +71,10 @@ def plugins(catalog: Catalog, *, as_json: bool) -> None:
         }
         for q in catalog.quarantined
     ]
+    seconds = import_seconds(catalog)
     if as_json:
-        print_json({"plugins": rows, "quarantined": broken})
+        printed: dict[str, Any] = {"plugins": rows, "quarantined": broken}
+        print_json(printed | ({"seconds": seconds} if timings else {}))
         return
     shown = table("Plug-ins", "kind", "name", "summary", "distribution", "options")
     for row in rows:
@@ -87,6 +92,21 @@ def plugins(catalog: Catalog, *, as_json: bool) -> None:
         for item in broken:
             bad.add_row(f"{item['distribution']} {item['version']}", escape(item["error"]))
         console.print(bad)
+    if timings:
+        times = table("Imports", "distribution", "seconds", "", right=("seconds",))
+        for name, taken in seconds.items():
+            slow = f"slow, over {_SLOW:g} s: import heavy modules inside the factories"
+            times.add_row(name, f"{taken:.2f}", slow if taken > _SLOW else "")
+        console.print(times)
+
+
+def import_seconds(catalog: Catalog) -> dict[str, float]:
+    """Return how long the entry points of each distribution took to import, slowest first."""
+    items = {item.distribution for shelf in catalog.shelves() for item in shelf}
+    found: dict[str, float] = {}
+    for dist in items | {q.distribution for q in catalog.quarantined}:
+        found[str(dist)] = found.get(str(dist), 0.0) + dist.seconds
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _options(entry: PluginEntry) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from palette_core.bits import bits_per_weight, model_bits
 from palette_core.checkpoint import load_checkpoint
 from palette_core.cli import show
-from palette_core.cli.factories import FactoryError, Loaded, load_factory
+from palette_core.cli.exporting import Target, in_words, size_on_disk
+from palette_core.cli.factories import Loaded, load_factory
 from palette_core.config import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
@@ -22,50 +23,51 @@ from palette_core.config import (
 )
 from palette_core.errors import CheckpointError
 from palette_core.palettizer import KMeansPalettizer
-from palette_core.plugins import get_catalog
 
 
-def check_output(path: Path, backend: str, plot: Path | None) -> None:
-    """Refuse, before any work, what cannot be written.
+def check_picture_name(plot: Path | None) -> None:
+    """Refuse, before any work, a picture that cannot be drawn.
 
     Raises:
-        FactoryError: the name has not the backend's suffix, or a folder stands there.
-        PaletteError: the picture cannot be drawn.
+        PaletteError: it cannot.
     """
     if plot is not None:
         from palette_core.plot import check_picture
 
         check_picture(plot)
-    suffix = get_catalog().backend(backend).suffix
-    if path.suffix != suffix:
-        raise FactoryError(f"backend {backend!r} writes {suffix} files, got --output {path}")
-    if path.is_dir() and backend == "torch":
-        raise FactoryError(f"--output {path} is a folder")
 
 
 def palettize(
     loaded: Loaded,
     config: KMeansPalettizerConfig,
-    output: Path,
+    target: Target,
     *,
-    backend: str,
     num_workers: int,
     sensitivities: Path | None,
+    trust_sensitivities: bool,
     plot: Path | None,
     as_json: bool,
 ) -> None:
     """Palettize, write, report."""
     palettizer = KMeansPalettizer(loaded.model, config)
     dense_bits, _ = model_bits(loaded.model)
+    target.check(loaded)
     started = time.perf_counter()
-    palettizer.prepare(loaded.example_inputs, sensitivities, num_workers)
+    palettizer.prepare(
+        loaded.example_inputs,
+        sensitivities,
+        num_workers,
+        backend=target.backend,
+        backend_options=target.options,
+        trust_sensitivities=trust_sensitivities,
+    )
     prepared = time.perf_counter()
     bits = bits_per_weight(loaded.model)
-    written = palettizer.export(output, loaded.example_inputs, backend=backend)
+    written = target.write(palettizer, loaded)
     totals = {
         "bits_per_weight": bits,
         "dense_bytes": dense_bits // 8,
-        "file_bytes": _size_on_disk(written),
+        "file_bytes": size_on_disk(written),
         "prepare_seconds": prepared - started,
         "export_seconds": time.perf_counter() - prepared,
         "file": str(written),
@@ -100,7 +102,7 @@ def demo(
     totals = {
         "bits_per_weight": bits,
         "dense_bytes": dense_bits // 8,
-        "file_bytes": _size_on_disk(written),
+        "file_bytes": size_on_disk(written),
         "cosine_to_dense": _cosine(before, after),
         "prepare_seconds": seconds,
         "loaded_outputs_equal": _equal(after, again),
@@ -155,37 +157,7 @@ def _report(
         show.print_json({**report.to_dict(), "totals": totals})
         return
     show.report(report)
-    show.totals({_WORDS.get(k, k): _in_words(k, v) for k, v in totals.items()})
-
-
-_WORDS = {
-    "bits_per_palettized_weight": "bits per weight, palettized ones",
-    "bits_per_weight": "bits per weight, whole model",
-    "dense_bytes": "weights before",
-    "file_bytes": "file",
-    "cosine_to_dense": "mean cosine to the dense outputs",
-    "prepare_seconds": "seconds to palettize",
-    "export_seconds": "seconds to write",
-    "loaded_outputs_equal": "outputs after loading back equal",
-    "file": "written",
-    "plot": "picture",
-}
-
-
-def _in_words(key: str, value: Any) -> str:
-    if key.endswith("_bytes"):
-        return show.size(value)
-    if isinstance(value, bool):
-        return "yes" if value else "NO"
-    if isinstance(value, float):
-        return f"{value:.4f}" if key == "cosine_to_dense" else f"{value:.2f}"
-    return str(value)
-
-
-def _size_on_disk(path: Path) -> int:
-    if path.is_dir():
-        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    return path.stat().st_size
+    show.totals(in_words(totals))
 
 
 def _outputs(value: Any) -> list[Tensor]:

@@ -8,9 +8,15 @@ from typing import Any
 
 from numba.core import event
 
+from palette_core.compiled import are_kept
+
 _MESSAGE = (
     "palette_core: compiling clustering kernels for this machine; this happens once and takes "
     "about ten seconds"
+)
+_AGAIN = (
+    "palette_core: compiling clustering kernels, which takes about ten seconds in every process: "
+    "no folder to keep them in can be written to; NUMBA_CACHE_DIR may name one"
 )
 
 
@@ -25,7 +31,7 @@ class _Announcer(event.Listener):
         module = event.data["dispatcher"].py_func.__module__
         if not self._said and module.startswith(__package__):
             self._said = True
-            print(_MESSAGE, file=sys.stderr, flush=True)
+            print(_MESSAGE if are_kept() else _AGAIN, file=sys.stderr, flush=True)
 
     def on_end(self, event: Any) -> None:
         """Do nothing."""

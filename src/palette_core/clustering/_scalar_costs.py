@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba as nb
 import numpy as np
+
+from palette_core.compiled import kernel
 
 _RUN = 16  # atoms per run of the merged form
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def running_sums(w: Any, x: Any) -> Any:
     """Return ``[n + 1, 3]`` running sums of ascending atoms, anchored at the value nearest 0."""
     n = w.size
@@ -42,7 +43,7 @@ def running_sums(w: Any, x: Any) -> Any:
     return sums
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _join(w1: float, m1: float, q1: float, w2: float, m2: float, q2: float) -> Any:
     w = w1 + w2
     if w1 == 0.0:
@@ -54,7 +55,7 @@ def _join(w1: float, m1: float, q1: float, w2: float, m2: float, q2: float) -> A
     return w, m1 + gap * share, q1 + q2 + gap * gap * w1 * share
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def merged_moments(w: Any, x: Any) -> Any:
     """Return moments (weight, mean, squares) of runs of atoms, for `segment`.
 
@@ -95,7 +96,7 @@ def merged_moments(w: Any, x: Any) -> Any:
     return out
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def segment(merged: Any, n: int, i: int, j: int) -> Any:
     """Return weight, mean and cost of atoms i … j-1 (i < j) out of n, from `merged_moments`."""
     first, last = i // _RUN, (j - 1) // _RUN
@@ -121,7 +122,7 @@ def segment(merged: Any, n: int, i: int, j: int) -> Any:
     return _join(a, m, q, merged[0, t, 0], merged[0, t, 1], merged[0, t, 2])
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def cost(moments: Any, n: int, i: int, j: int) -> float:
     """Return the cost of atoms i … j-1 out of n, i < j, from either form (by its rank)."""
     if j == i + 1:
@@ -134,13 +135,13 @@ def cost(moments: Any, n: int, i: int, j: int) -> float:
     return max(float(c), 0.0)
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _beats(moments: Any, n: int, total: Any, b: int, j: int, p: int) -> bool:
     """Say whether a last segment from j is at least as good as one from b, for the first p."""
     return bool(total[j] + cost(moments, n, j, p) <= total[b] + cost(moments, n, b, p))
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def charged(moments: Any, n: int, charge: float, total: Any, back: Any, queue: Any) -> int:
     """Minimise cost + charge · segments over all partitions of atoms 0 … n-1.
 
@@ -197,7 +198,7 @@ def charged(moments: Any, n: int, charge: float, total: Any, back: Any, queue: A
     return segments
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def trace(back: Any, n: int, segments: int) -> Any:
     """Follow ``back`` from n; return the ``segments + 1`` cuts in ascending order."""
     cuts = np.empty(segments + 1, np.int32)
@@ -209,7 +210,7 @@ def trace(back: Any, n: int, segments: int) -> Any:
     return cuts
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def path_cost(moments: Any, cuts: Any) -> float:
     """Return the summed cost of the segments between neighbouring ``cuts``."""
     out = 0.0
@@ -218,7 +219,7 @@ def path_cost(moments: Any, cuts: Any) -> float:
     return out
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def mean_of(w: Any, x: Any, i: int, j: int) -> float:
     """Return the weighted mean of atoms i … j-1, taken about one of them."""
     middle = x[(i + j) // 2]
@@ -229,7 +230,7 @@ def mean_of(w: Any, x: Any, i: int, j: int) -> float:
     return float(middle + s / a)
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def segment_means(w: Any, x: Any, cuts: Any) -> Any:
     """Return the weighted mean of each segment, kept inside its hull."""
     out = np.empty(cuts.size - 1)
@@ -239,7 +240,7 @@ def segment_means(w: Any, x: Any, cuts: Any) -> Any:
     return out
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def rounding_error(sums: Any, w: Any, x: Any, cuts: Any) -> Any:
     """Estimate the rounding error of `path_cost` with running sums; also do the cost with care.
 
@@ -260,7 +261,7 @@ def rounding_error(sums: Any, w: Any, x: Any, cuts: Any) -> Any:
     return 1.2e-16 * math.sqrt(error), care
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def thin(w: Any, x: Any, merge: int) -> Any:
     """Merge each ``merge`` neighbouring atoms into one at their mean."""
     n = (w.size + merge - 1) // merge

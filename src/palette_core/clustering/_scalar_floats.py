@@ -25,6 +25,7 @@ from palette_core.clustering._scalar_grid import (
     Source,
     choose_grid,
     make_atoms,
+    middle_of,
     sample_step,
 )
 from palette_core.clustering._scalar_proof import may_hold_a_cut
@@ -98,13 +99,14 @@ def solve_source(source: Source, k: int, *, exact: bool) -> Float32s:
     cells = source.cells
     is_open = np.zeros(cells.shape[0], np.uint8)
     is_open[[0, -1]] = cells[[0, -1], 0] > 0.0
-    atoms = make_atoms(source, is_open)
+    about = middle_of(source)
+    atoms = make_atoms(source, is_open, about)
     best = solve_atoms(atoms.w, atoms.x, k)
 
     def again(found: NDArray[Any]) -> None:
         nonlocal atoms, best
         is_open[found] = 1
-        atoms = make_atoms(source, is_open)
+        atoms = make_atoms(source, is_open, about)
         best = solve_atoms(atoms.w, atoms.x, k, best.charge)
 
     while (found := _too_coarse(atoms, best, source.grid)).size:
@@ -132,5 +134,8 @@ def _cut_cells(atoms: Atoms, best: Partition, count: int) -> NDArray[Any]:
     cuts = best.cuts[1:-1]
     sides = np.concatenate([atoms.cell[cuts - 1], atoms.cell[cuts]])
     sides = sides[sides >= 0]
-    wide = np.unique(np.concatenate([sides - 1, sides, sides + 1]))
-    return wide[(wide > 0) & (wide < count - 1)]
+    wide = np.zeros(count, bool)
+    for near in (-1, 0, 1):
+        wide[sides + near] = True
+    wide[[0, -1]] = False  # these are open from the start, if anything is in them
+    return np.flatnonzero(wide)

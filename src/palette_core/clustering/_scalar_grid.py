@@ -121,9 +121,11 @@ class HostSource:
         self._weights = np.empty(0, np.float32) if weights is None else weights
         self.has_weights = weights is not None
         self._filled = run(self._fill, self._parts)
-        self.cells: Floats = (
-            self._filled[0] if len(self._parts) == 1 else np.sum(self._filled, axis=0)
-        )
+        self.cells: Floats = self._filled[0]
+        if len(self._filled) > 1:
+            self.cells = self._filled[0].copy()
+            for filled in self._filled[1:]:
+                self.cells += filled
 
     def _weights_of(self, part: slice) -> Float32s:
         return self._weights[part] if self.has_weights else self._weights
@@ -137,9 +139,9 @@ class HostSource:
 
     def gather(self, is_open: NDArray[np.uint8]) -> tuple[Float32s, Float32s]:
         """Return the points in open cells, sorted, and their weights (empty for ones)."""
-        flags = is_open.astype(bool)
+        opened = np.flatnonzero(is_open)
         column = 2 if self.has_weights else 0
-        counts = [int(filled[flags, column].sum()) for filled in self._filled]
+        counts = [int(filled[opened, column].sum()) for filled in self._filled]
         if not any(counts):
             return np.empty(0, np.float32), np.empty(0, np.float32)
 
@@ -186,12 +188,16 @@ class Atoms:
     about: float
 
 
-def make_atoms(source: Source, is_open: NDArray[np.uint8]) -> Atoms:
-    """Return the atoms of a block whose cells are open or closed as given."""
+def middle_of(source: Source) -> float:
+    """Return the mean of the points inside the grid, as a float32."""
+    weight, moment = source.cells[1:-1, :2].sum(axis=0)
+    return float(np.float32(moment / weight)) if weight > 0.0 else 0.0
+
+
+def make_atoms(source: Source, is_open: NDArray[np.uint8], about: float) -> Atoms:
+    """Return the atoms of a block whose cells are open or closed as given, less ``about``."""
     x, w = source.gather(is_open)
     size = source.cells.shape[0] + x.size
     out_w, out_x, out_cell = np.empty(size), np.empty(size), np.empty(size, np.int32)
-    weight, moment = source.cells[1:-1, :2].sum(axis=0)
-    about = float(np.float32(moment / weight)) if weight > 0.0 else 0.0
     n = merge_atoms(source.cells, is_open, x, w, about, out_w, out_x, out_cell)
     return Atoms(out_w[:n], out_x[:n], out_cell[:n], about)

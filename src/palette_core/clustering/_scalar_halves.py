@@ -1,7 +1,8 @@
 """Scalar k-means of float16 and bfloat16 points: at most 65,536 distinct values.
 
 One pass counts bit patterns, the exact problem is solved on those that occur, and a table with
-an entry per pattern assigns every point.
+an entry per pattern assigns every point. Entries end on values of the dtype: the best ones near
+the optimum, not the optimum rounded; see `_scalar_rounding`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from palette_core.clustering._scalar_costs import running_sums
 from palette_core.clustering._scalar_passes import count_patterns, look_up, weigh_patterns
-from palette_core.clustering._scalar_sorted import centroids, thresholds
+from palette_core.clustering._scalar_rounding import settle
+from palette_core.clustering._scalar_sorted import centroids, spread, thresholds
 from palette_core.clustering._scalar_threads import map_threads, parts_of
 
 _PATTERNS = 1 << 16
+# How far an entry is moved at a time to settle on values of the dtype: bfloat16 has large steps.
+_REACH = {torch.float16: 2, torch.bfloat16: 8}
 _PART = 1 << 21  # points one thread counts or assigns at a time
 
 
@@ -105,8 +110,12 @@ def solve_patterns(
     zero = int(np.searchsorted(values, 0.0))
     ranked[zero] += counts[_PATTERNS // 2]
     seen = np.nonzero(ranked)[0]
-    best = centroids(ranked[seen], values[seen], k)
-    lut = torch.from_numpy(best).to(dtype).to(torch.float32).numpy()
+    w, x = ranked[seen], values[seen]
+    best = centroids(w, x, min(k, x.size))
+    at = np.searchsorted(values, torch.from_numpy(best).to(dtype).double().numpy())
+    if x.size > k:
+        settle(running_sums(w, x), x, values, at, _REACH[dtype])
+    lut = spread(values[at], k).astype(np.float32)
     ends = np.searchsorted(values, thresholds(lut.astype(np.float64)), side="right")
     table = np.zeros(_PATTERNS, np.uint8)
     table[order] = np.repeat(np.arange(k), np.diff(ends, prepend=0, append=values.size))

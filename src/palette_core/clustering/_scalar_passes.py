@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
+
+from palette_core.compiled import kernel
 
 _CHUNK = 512  # points whose cells are worked out together, so that the compiler can vectorise
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_patterns(bits: Any, out: Any) -> None:
     """Add to ``out`` ``[65536]`` int64 how often each 16-bit pattern occurs in ``bits``."""
     for i in range(bits.size):
         out[bits[i]] += 1
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def weigh_patterns(bits: Any, weights: Any, out: Any) -> None:
     """Add to ``out`` ``[65536]`` float64 the weight of each 16-bit pattern."""
     for i in range(bits.size):
         out[bits[i]] += weights[i]
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def look_up(bits: Any, table: Any, out: Any) -> None:
     """Write ``table[bits]`` to ``out``."""
     for i in range(bits.size):
         out[i] = table[bits[i]]
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def cells_of(x: Any, low: Any, per_unit: Any, top: Any, out: Any) -> None:
     """Write the cell of each float32 value to int32 ``out``.
 
@@ -46,7 +47,7 @@ def cells_of(x: Any, low: Any, per_unit: Any, top: Any, out: Any) -> None:
         out[i] = np.int32(t)
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def fill_cells(x: Any, w: Any, low: Any, per_unit: Any, out: Any) -> None:
     """Add points to cells: ``out`` ``[cells, 2]`` float64 of Σw, Σwx.
 
@@ -54,24 +55,27 @@ def fill_cells(x: Any, w: Any, low: Any, per_unit: Any, out: Any) -> None:
     """
     at = np.empty(_CHUNK, np.int32)
     top = out.shape[0] - 1
+    # Unsigned indices in one dimension: signed ones are looked at for being negative.
+    flat, one, two, three = out.reshape(-1), np.uint64(1), np.uint64(2), np.uint64(3)
     for first in range(0, x.size, _CHUNK):
         part = x[first : first + _CHUNK]
         cells_of(part, low, per_unit, top, at)
         if w.size == 0:
-            for i in range(part.size):
-                c = at[i]
-                out[c, 0] += 1.0
-                out[c, 1] += np.float64(part[i])
+            for i in range(np.uint64(part.size)):
+                c = np.uint64(at[i]) * two
+                flat[c] += 1.0
+                flat[c + one] += np.float64(part[i])
         else:
-            for i in range(part.size):
-                c = at[i]
-                v = np.float64(w[first + i])
-                out[c, 0] += v
-                out[c, 1] += v * np.float64(part[i])
-                out[c, 2] += 1.0
+            weights = w[first : first + _CHUNK]
+            for i in range(np.uint64(part.size)):
+                c = np.uint64(at[i]) * three
+                v = np.float64(weights[i])
+                flat[c] += v
+                flat[c + one] += v * np.float64(part[i])
+                flat[c + two] += 1.0
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def gather_open(
     x: Any, w: Any, low: Any, per_unit: Any, is_open: Any, out_x: Any, out_w: Any
 ) -> int:
@@ -100,7 +104,7 @@ def gather_open(
     return n
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: Any) -> None:
     """Write to uint8 ``out`` the number of ``limits`` below each point.
 
@@ -115,17 +119,17 @@ def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: A
     at = np.empty(_CHUNK, np.int32)
     top = base.size - 1
     for first in range(0, x.size, _CHUNK):
-        part = x[first : first + _CHUNK]
+        part, codes = x[first : first + _CHUNK], out[first : first + _CHUNK]
         cells_of(part, low, per_unit, top, at)
-        for i in range(part.size):
-            code = np.int64(base[at[i]])
-            code += np.int64(part[i] > limits[code])
+        for i in range(np.uint64(part.size)):
+            code = np.uint64(base[np.uint64(at[i])])
+            code += np.uint64(part[i] > limits[code])
             while part[i] > limits[code]:
-                code += 1
-            out[first + i] = code
+                code += np.uint64(1)
+            codes[i] = np.uint8(code)
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def merge_atoms(
     cells: Any, is_open: Any, x: Any, w: Any, about: float, out_w: Any, out_x: Any, out_cell: Any
 ) -> int:

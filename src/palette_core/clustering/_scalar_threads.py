@@ -6,6 +6,7 @@ survives a fork nor takes calls from several threads, and compile far more slowl
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -22,13 +23,33 @@ def thread_count() -> int:
     return max(1, min(torch.get_num_threads(), int(getattr(config, "NUMBA_NUM_THREADS", 1))))
 
 
+_inside = threading.local()
+
+
 def map_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Return ``[function(item) for item in items]``, on threads; the first error is raised."""
+    """Return ``[function(item) for item in items]``, on threads; the first error is raised.
+
+    Called on one of its own threads, it works through the items there.
+    """
     workers = min(thread_count(), len(items))
-    if workers <= 1:
+    if workers <= 1 or on_a_thread():
         return [function(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
+    with pool_of(workers) as pool:
         return list(pool.map(function, items))
+
+
+def pool_of(tasks: int) -> ThreadPoolExecutor:
+    """Return a pool for so many tasks; on its threads no further threads are started."""
+    return ThreadPoolExecutor(min(thread_count(), tasks), initializer=_mark)
+
+
+def on_a_thread() -> bool:
+    """Say whether the caller runs on a thread of ours, beside others that keep the cores busy."""
+    return getattr(_inside, "marked", False)
+
+
+def _mark() -> None:
+    _inside.marked = True
 
 
 def parts_of(count: int, size: int) -> list[slice]:

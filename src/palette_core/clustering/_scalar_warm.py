@@ -12,6 +12,8 @@ import torch
 
 from palette_core.clustering import _scalar_costs as costs
 from palette_core.clustering import _scalar_passes as passes
+from palette_core.clustering import _scalar_rounding as rounding
+from palette_core.clustering import _square_kernel as squares
 
 _KERNELS: tuple[Any, ...] = (
     costs.charged,
@@ -29,6 +31,8 @@ _KERNELS: tuple[Any, ...] = (
     passes.look_up,
     passes.merge_atoms,
     passes.weigh_patterns,
+    rounding.settle,
+    squares.add_squares,
 )
 
 
@@ -50,8 +54,13 @@ def warm_up() -> None:
     """Compile, or load from the cache, everything an ordinary weight needs."""
     from palette_core.clustering._scalar_floats import fit_floats
     from palette_core.clustering._scalar_halves import fit_halves
+    from palette_core.clustering.square_sums import square_sums
+    from palette_core.palettized import PalettizedTensor
 
     points = torch.linspace(-1.0, 1.0, 1 << 13).square()[None]
     for weights in (None, torch.ones_like(points)):
         fit_floats(points, weights, 16, 4)
         fit_halves(points.half(), weights, 16)
+    codes = torch.zeros((1, points.numel()), dtype=torch.uint8)
+    palettized = PalettizedTensor(codes, torch.zeros(1, 1, 2, 1), 1, 0, points.dtype)
+    square_sums(points, palettized)

@@ -16,6 +16,7 @@ from torch import Tensor
 from palette_core.clustering import _vector_kernels as kernels
 from palette_core.clustering import _vector_search as search
 from palette_core.clustering import _vector_seeding as seeding
+from palette_core.clustering._scalar_threads import on_a_thread
 from palette_core.clustering._vector_options import (
     SWAP_TOL,
     KMeansVectorOptions,
@@ -47,7 +48,7 @@ class Workers:
     """A pool of as many threads as torch uses; kernels release the GIL."""
 
     def __init__(self) -> None:
-        self.count = max(1, torch.get_num_threads())
+        self.count = 1 if on_a_thread() else max(1, torch.get_num_threads())
         self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
 
     def __enter__(self) -> Workers:

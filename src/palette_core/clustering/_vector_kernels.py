@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
 from palette_core.clustering._vector_search import SLACK, assign_chunk, rank_neighbours
+from palette_core.compiled import kernel
 
 CHUNK = 8192
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+_jit = kernel
 
 
 @_jit

@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
+
+from palette_core.compiled import kernel, kernel_with
 
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+_jit = kernel
 # No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_jit_min = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+_jit_min = kernel_with(fastmath={"nnan", "nsz"})
 
 
 @_jit

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
 from palette_core.clustering._vector_search import search_all
+from palette_core.compiled import kernel, kernel_with
 
 _FROZEN = 4  # entries near one that goes which stay where they are, itself included
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+_jit = kernel
 # No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_jit_min = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+_jit_min = kernel_with(fastmath={"nnan", "nsz"})
 
 
 @_jit

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from palette_core.errors import ClusteringError
+from palette_core.errors import ClusteringError, WeightError
 from palette_core.interfaces import Clusterer, ClusterProblem
 from palette_core.palettized import Codebook
 
@@ -54,6 +55,7 @@ class KMeans1d(Clusterer):
         Raises:
             ClusteringError: points that are no scalars, of an unknown dtype, or none at all; K
                 outside 1 … 256; importance that is of another shape, negative or not finite.
+            WeightError: points that are NaN or infinite.
         """
         from palette_core.clustering._compiling import announce_compiling
 
@@ -122,6 +124,9 @@ def _check(problem: ClusterProblem) -> None:
         raise ClusteringError(f"kmeans1d got points of {points.dtype}, expected one of {names}")
     if not 1 <= problem.n_entries <= 256:
         raise ClusteringError(f"kmeans1d got n_entries={problem.n_entries}, expected 1 to 256")
+    # The compiled loops would write out of bounds for them.
+    if not all(math.isfinite(end) for end in _range(points)):
+        raise WeightError("kmeans1d got points that are NaN or infinite; all must be finite")
     if importance is None:
         return
     if importance.shape != points.shape:

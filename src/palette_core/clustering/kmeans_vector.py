@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palette_core.clustering._vector_options import KMeansVectorOptions
 from palette_core.clustering._vector_pass import metric, tidy_entries
-from palette_core.errors import ClusteringError
+from palette_core.errors import ClusteringError, WeightError
 from palette_core.interfaces import Clusterer, ClusterProblem
 from palette_core.palettized import Codebook
 
@@ -50,6 +50,7 @@ class KMeansVector(Clusterer):
         Raises:
             ClusteringError: shapes that do not fit, K outside 1 … 256, importance that is
                 negative or not finite.
+            WeightError: points that are NaN or infinite.
         """
         from palette_core.clustering._compiling import announce_compiling
 
@@ -106,6 +107,8 @@ def _check(problem: ClusterProblem) -> None:
         raise ClusteringError(
             f"kmeans_vector: n_entries must be 1 to 256 (codes are uint8), got {problem.n_entries}"
         )
+    if not all(bool(end.isfinite()) for end in torch.aminmax(points)):
+        raise WeightError("kmeans_vector: points are NaN or infinite; all must be finite")
     if importance is None:
         return
     if importance.shape != points.shape:

@@ -58,7 +58,7 @@ def quantize_codebook(
     near = metric(importance)
     if near is not importance:
         state = _evaluate(points, near, best, state.codes)
-    return _tidy(best, state.codes)
+    return tidy_quantized(best, state.codes)
 
 
 def _quantize(quantizer: LutQuantizer, lut: Tensor) -> QuantizedLut:
@@ -166,7 +166,7 @@ def _merge(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(keep, a.view(torch.uint8), b.view(torch.uint8)).view(a.dtype)
 
 
-def _tidy(quantized: QuantizedLut, codes: Tensor) -> Codebook:
+def tidy_quantized(quantized: QuantizedLut, codes: Tensor) -> Codebook:
     """Put used entries in the order of their coordinates, spare ones last as repeats."""
     _, source, codes = tidy_entries(quantized.dequantize(), codes)
     wide = source[..., None].expand(-1, -1, quantized.values.shape[2])

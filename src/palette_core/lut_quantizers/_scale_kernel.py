@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from palette_core.compiled import kernel
 
 _EQUAL = 1e-13  # relative rounding of the running sums
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def sweep(entries: Any, ladder: Any, up: int, down: int, full: Any) -> Any:
     """Return the best scale of each table; see `_scale.best_scale`.
 
@@ -47,7 +48,7 @@ def sweep(entries: Any, ladder: Any, up: int, down: int, full: Any) -> Any:
     return out
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _best(order: Any, product: Any, square: Any) -> float:
     """Return Σ product / Σ square where the gain is largest; the last of equals, 0 for none."""
     highest = -1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from palette_core.boundary import block_shape
 from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
 from palette_core.interfaces import ClustererEntry
 from palette_core.layout import BlockLayout
@@ -19,19 +20,22 @@ def channel_axis(op_type: str | None, shape: tuple[int, ...]) -> int:
     return 1 if (op_type or "").startswith("conv_transpose") and len(shape) > 1 else 0
 
 
-def lay_out(shape: tuple[int, ...], spec: PalettizationSpec, axis: int) -> BlockLayout:
+def lay_out(
+    shape: tuple[int, ...], spec: PalettizationSpec, axis: int, tensor: str = "a weight"
+) -> BlockLayout:
     """Return the blocks that ``spec`` makes of a weight whose output channels are on ``axis``.
 
     Raises:
         IncompatibleShapeError: naming shape and axis.
+        PlanError: the granularity fails, or returns what is no block; naming ``tensor``.
     """
     if spec.enable_per_channel_scale and len(shape) < 2:
         raise IncompatibleShapeError(
             f"enable_per_channel_scale on shape {shape} would keep one scale per element; "
             "turn it off for this tensor"
         )
-    block = spec.granularity.block_shape(shape, axis)
-    return BlockLayout(shape, tuple(block), spec.cluster_dim, axis)
+    block = block_shape(spec.granularity, shape, axis, tensor)
+    return BlockLayout(shape, block, spec.cluster_dim, axis)
 
 
 def clusterer_for(spec: PalettizationSpec, catalog: Catalog) -> ClustererEntry:
@@ -52,11 +56,6 @@ def clusterer_for(spec: PalettizationSpec, catalog: Catalog) -> ClustererEntry:
         kind = f"vectors (cluster_dim={spec.cluster_dim})" if vector else "scalars (cluster_dim=1)"
         raise PlanError(
             f"algorithm {name!r} does not take {kind}; these do: {', '.join(sorted(set(able)))}"
-        )
-    if entry.needs_moments:
-        raise PlanError(
-            f"algorithm {name!r} needs second moments of the layer's inputs, which only a "
-            "calibrated palettizer has"
         )
     return entry
 

@@ -118,7 +118,7 @@ def _plan_tensor(
     catalog: Catalog,
 ) -> TensorPlan:
     axis = channel_axis(decision.op_type, record.shape)
-    layout = lay_out(record.shape, spec, axis)
+    layout = lay_out(record.shape, spec, axis, record.name)
     entry = clusterer_for(spec, catalog)
     options = validate_options(entry, "clusterer", spec.algorithm_options)
     module = decision.config or config.global_config

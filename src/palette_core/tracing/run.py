@@ -21,7 +21,7 @@ from palette_core.errors import TracingError
 from palette_core.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.rng import untouched_global_rng
 from palette_core.tracing.op_types import op_type_of
-from palette_core.tracing.states import is_parametrization, states_of
+from palette_core.tracing.states import is_parametrization, states_of, tensors_of
 from palette_core.tracing.unchanged import evaluation_mode, restored_values, uncompiled
 
 ExampleInputs = Sequence[Any] | Mapping[str, Any]
@@ -59,7 +59,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
         evaluation_mode(model),
         untouched_global_rng(),
         torch.no_grad(),
-        restored_values(model),
+        restored_values(model.modules()),
         parametrize.cached(),
         uncompiled(),
         _Recorder(model) as recorder,
@@ -130,7 +130,7 @@ class _Recorder(TorchFunctionMode):
 
     def _learn_states(self, module: nn.Module) -> None:
         if not isinstance(module, parametrize.ParametrizationList):
-            for _, tensor, _, _ in states_of(module):
+            for tensor in tensors_of(module):
                 self._states[id(tensor)] = tensor
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:

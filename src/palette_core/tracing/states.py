@@ -10,6 +10,8 @@ from torch.nn.utils import parametrize
 
 from palette_core.hooked_weights import is_replaceable
 
+_PLAIN = (Tensor, nn.Parameter)
+
 
 def is_lazy(tensor: Tensor) -> bool:
     """Whether a parameter or buffer has no shape yet."""
@@ -47,6 +49,20 @@ def _constant_obstacle(module: nn.Module, name: str) -> str:
             "torch.nn.utils.parametrizations"
         )
     return "it is a plain attribute; register it as a parameter or buffer first"
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors of `states_of`, and no more about them: many modules are asked often."""
+    for registry in (module._parameters, module._buffers):
+        for tensor in registry.values():
+            if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
+                yield tensor
+    if parametrize.is_parametrized(module):
+        for name in module.parametrizations:  # type: ignore[union-attr]
+            yield getattr(module, name)
+    for value in vars(module).values():
+        if isinstance(value, Tensor):
+            yield value
 
 
 def is_parametrization(name: str) -> bool:

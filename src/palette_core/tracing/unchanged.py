@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,11 +36,11 @@ def uncompiled() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def restored_values(model: nn.Module) -> Iterator[None]:
-    """Undo what the run does to buffers, such as counters and caches."""
+def restored_values(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Undo what the run does to buffers of ``modules``, such as counters and caches."""
     saved = [
         (states, name, tensor, _copy_of(tensor))
-        for module in model.modules()
+        for module in modules
         if not isinstance(module, torch.jit.ScriptModule)
         for states, name, tensor in _changeable(module)
     ]

@@ -1,0 +1,62 @@
+"""Fills in what pages for authors of plug-ins say about hooks, interfaces and their contract.
+
+MkDocs runs this file as a hook; signatures and sentences come from the code, so that a page
+cannot say something else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from palette_core import granularity, hookspecs, interfaces
+from palette_core.testing import all_checks
+
+MARKER = re.compile(r"^<!-- (hook|interface|contract): (.+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs hook: replace the markers of a page.
+
+    Raises:
+        ValueError: a marker names nothing.
+    """
+    return MARKER.sub(lambda found: _PARTS[found[1]](found[2]), markdown)
+
+
+def hook_section(name: str) -> str:
+    """Signature of a hook, and the record that it returns."""
+    hook = getattr(hookspecs, name, None)
+    if hook is None:
+        raise ValueError(f"there is no hook {name!r}")
+    record = getattr(interfaces, re.findall(r"\w+Entry", str(inspect.signature(hook)))[0])
+    signature = str(inspect.signature(hook)).replace("'", "")
+    code = f"@hookimpl\ndef {name}{signature}: ..."
+    return f"```python\n{code}\n```\n\n{inspect.getdoc(hook)}\n\n{_source(record)}"
+
+
+def interface_section(name: str) -> str:
+    """The source of an interface: signatures and docstrings."""
+    for module in (interfaces, granularity):
+        if hasattr(module, name):
+            return _source(getattr(module, name))
+    raise ValueError(f"there is no interface {name!r}")
+
+
+def contract_section(kind: str) -> str:
+    """One line per check."""
+    rows = [
+        f"* **`{check.name}`**: {check.contract}" for check in all_checks() if check.kind == kind
+    ]
+    if not rows:
+        raise ValueError(f"there is no check for {kind!r}")
+    return "\n".join(rows)
+
+
+def _source(kind: type) -> str:
+    module = f"# {kind.__module__}"
+    return f"```python\n{module}\n{inspect.getsource(kind).rstrip()}\n```"
+
+
+_PARTS = {"hook": hook_section, "interface": interface_section, "contract": contract_section}

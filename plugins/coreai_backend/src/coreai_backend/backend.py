@@ -1,0 +1,170 @@
+"""The ``coreai`` backend: from a finalized model to an ``.aimodel``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import nn
+
+from coreai_backend.ir import quiet
+from coreai_backend.lowering import register_lowerings, take_indices
+from coreai_backend.options import CoreAIOptions
+from coreai_backend.refusals import refusal
+from coreai_backend.writing import replaced_folder
+from palette_core.errors import BackendError
+from palette_core.interfaces import Backend, Refusal, TensorFacts
+from palette_core.palettized import PalettizedTensor
+
+if TYPE_CHECKING:
+    from coreai.authoring import AIProgram
+    from torch.export import ExportedProgram
+
+_SUFFIX = ".aimodel"
+
+
+@final
+class CoreAIBackend(Backend):
+    """Exports through ``torch.export`` and ``coreai_torch``."""
+
+    def __init__(self, options: CoreAIOptions) -> None:
+        self._options = options
+
+    def refuses(self, facts: TensorFacts) -> Refusal | None:
+        """Say whether a tensor cannot be exported; see `refusals`."""
+        return refusal(facts)
+
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
+        """Return the model as it is: packed weights are lowered when it is exported."""
+        del palettized
+        return model
+
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+        path: Path,
+        dynamic_shapes: Any = None,
+    ) -> Path:
+        """Convert the model in evaluation mode and write it to ``path``, whole or not at all.
+
+        The model is left as it was.
+
+        Args:
+            model: a finalized model.
+            example_inputs: a tuple of positional or a dictionary of keyword inputs.
+            path: a folder with the suffix ``.aimodel``; one that exists is replaced.
+            dynamic_shapes: as in ``torch.export.export``.
+
+        Raises:
+            BackendError: no example inputs, another suffix, or ``torch.export`` or the converter
+                does not take the model; the message names the operation where there is one.
+        """
+        if path.suffix != _SUFFIX:
+            raise BackendError(f"backend 'coreai' writes {_SUFFIX} folders, got {path}")
+        program = self.convert(export_program(model, example_inputs, dynamic_shapes))
+        with replaced_folder(path) as fresh:
+            program.save_asset(fresh, self._metadata())
+        return path
+
+    def convert(self, program: ExportedProgram) -> AIProgram:
+        """Convert a decomposed program, whose packed indices move over to the result.
+
+        Raises:
+            BackendError: the converter does not take it.
+        """
+        with quiet():
+            from coreai_torch import TorchConverter
+        modes = TorchConverter.Mode
+        converter = TorchConverter(mode=modes.DEBUG if self._options.debug_info else modes.RELEASE)
+        register_lowerings(converter, take_indices(program))
+        names = {
+            "input_names": list(self._options.input_names),
+            "output_names": list(self._options.output_names),
+        }
+        try:
+            with quiet():
+                return converter.add_exported_program(program, **names).to_coreai()
+        except BackendError:
+            raise
+        # The converter raises whatever its parts raise.
+        except Exception as error:
+            raise BackendError(
+                f"coreai-torch cannot convert the model: {_told(error)}. Leave the operation out "
+                "of the exported part, write it in operations that convert, or register a "
+                "lowering for it and convert with coreai_backend.register_lowerings"
+            ) from error
+
+    def _metadata(self) -> Any:
+        from coreai.runtime import AIModelAssetMetadata
+
+        metadata = AIModelAssetMetadata()
+        metadata.author = self._options.author
+        metadata.license = self._options.license
+        metadata.model_description = self._options.description
+        return metadata
+
+
+def export_program(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Trace a model in evaluation mode and decompose it as the converter wants it.
+
+    Raises:
+        BackendError: no example inputs, or ``torch.export`` fails on the model.
+    """
+    with quiet():
+        from coreai_torch import get_decomp_table
+    if example_inputs is None:
+        raise BackendError(
+            "backend 'coreai' traces the model and needs example_inputs: a tuple of positional "
+            "or a dictionary of keyword inputs"
+        )
+    args, kwargs = _split(example_inputs)
+    try:
+        with _evaluating(model), torch.no_grad(), quiet():
+            program: ExportedProgram = torch.export.export(
+                model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            ).run_decompositions(get_decomp_table())
+            return program
+    except Exception as error:
+        raise BackendError(
+            f"torch.export cannot trace the model: {_told(error)}. Try "
+            "torch.export.export(model.eval(), inputs) by itself; its message and its "
+            "documentation say what to rewrite"
+        ) from error
+
+
+def _split(
+    inputs: Sequence[Any] | Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence):
+        return tuple(inputs), {}
+    raise BackendError(
+        f"example_inputs must be a tuple of positional or a dictionary of keyword inputs, got "
+        f"{type(inputs).__name__}"
+    )
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _told(error: Exception) -> str:
+    """Return the type and the first lines of a message that may run over pages."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:600]}{' …' if len(text) > 600 else ''}".rstrip(".")

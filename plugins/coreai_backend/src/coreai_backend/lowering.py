@@ -1,0 +1,211 @@
+"""What a palettized weight becomes in a Core AI program.
+
+``palette_core::depalettize`` turns into the operations of `PalettizedTensor.decode`, in its order
+and its dtypes:
+
+1. ``lut_to_dense`` on packed indices and the LUT, which stays in its 8-bit dtype if it has one;
+2. for a quantized LUT, ``blockwise_shift_scale`` in float32, one scale per LUT;
+3. a cast to the dtype of the weight, if that is a 16-bit one;
+4. for per-channel scales, ``blockwise_shift_scale`` in the dtype of the weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from coreai_backend import ir
+from palette_core import ops
+from palette_core.errors import BackendError
+
+if TYPE_CHECKING:
+    from coreai_torch import TorchConverter
+    from torch.export import ExportedProgram
+
+OP = f"{ops.OP_NAME}.default"
+_PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+\.indices$")
+_ARGUMENTS = (
+    "indices",
+    "lut",
+    "index_shape",
+    "n_bits",
+    "axis",
+    "dtype",
+    "lut_scale",
+    "lut_zero_point",
+    "scale",
+)
+
+
+def register_lowerings(
+    converter: TorchConverter, taken: Mapping[str, Tensor] | None = None
+) -> None:
+    """Teach a converter palettized weights, before programs are added to it.
+
+    Finalized models hold 8-bit LUTs as bytes and view them in their dtype; for that,
+    ``aten::view.dtype`` of constants is registered too, which the converter does not know.
+
+    Args:
+        converter: a ``coreai_torch.TorchConverter``.
+        taken: what `take_indices` has taken out of the one program to be converted.
+
+    Raises:
+        ValueError: the converter has a lowering of its own for one of the two.
+    """
+    latest: list[_Constants] = []
+
+    def constants() -> _Constants:
+        program = converter.exported_program
+        if not latest or latest[0].program is not program:
+            latest[:] = [_Constants(program, taken or {})]
+        return latest[0]
+
+    def depalettize(values: dict[str, Any], node: fx.Node, loc: Any) -> Any:
+        del loc
+        return _lower(values, node, constants())
+
+    def view_dtype(values: dict[str, Any], node: fx.Node, loc: Any) -> Any:
+        del values, loc
+        return ir.constant(constants().read(node), node.name)
+
+    converter.register_torch_lowering(OP)(depalettize)
+    converter.register_torch_lowering("aten::view.dtype")(view_dtype)
+
+
+def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
+    """Take packed indices out of a program, leaving empty tensors, and return them by name.
+
+    The converter copies every tensor of a program into constants of its own before it asks how
+    to lower what uses them; these are large, and would be copied for nothing.
+    """
+    targets = program.graph_signature.inputs_to_buffers
+    nodes = program.graph.find_nodes(
+        op="call_function", target=torch.ops.palette_core.depalettize.default
+    )
+    used = {node.args[0] for node in nodes if isinstance(node.args[0], fx.Node)}
+    held = program.state_dict
+    places = {
+        _place(held[targets[node.name]])
+        for node in used
+        if targets.get(node.name) in held and set(node.users) <= set(nodes)
+    }
+    # Also under the names that the graph does not use: a weight is called by the first of them.
+    taken = {name: tensor for name, tensor in held.items() if _place(tensor) in places}
+    for name, tensor in taken.items():
+        held[name] = tensor.new_empty(0)
+    return taken
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """The arguments of ``palette_core::depalettize``, tensors read."""
+
+    name: str
+    indices: Tensor
+    lut: Tensor
+    index_shape: list[int]
+    n_bits: int
+    axis: int
+    dtype: torch.dtype
+    lut_scale: Tensor | None
+    lut_zero_point: Tensor | None
+    scale: Tensor | None
+
+
+def _lower(values: dict[str, Any], node: fx.Node, constants: _Constants) -> Any:
+    """Emit a weight, or hand out the one emitted for the same tensors before."""
+    given = dict(zip(_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    # Weights that share their tensors share what is stored. The converter's map of values lives
+    # as long as one graph, so nothing is carried over to another.
+    key = f"{OP} {[constants.origin(given.get(name)) for name in _ARGUMENTS]}"
+    if key not in values:
+        parts = {name: constants.read(given.get(name)) for name in _ARGUMENTS}
+        name = constants.weight_name(given["indices"], parts["indices"])
+        values[key] = _emit(_Weight(name=name, **parts))
+    return values[key]
+
+
+def _emit(weight: _Weight) -> Any:
+    lut, scale, zero_point = weight.lut, weight.lut_scale, weight.lut_zero_point
+    if scale is None:
+        lut = lut.to(weight.dtype)
+    indices = ir.packed_constant(
+        weight.indices, weight.index_shape, weight.n_bits, f"{weight.name}.indices"
+    )
+    dense = ir.lut_to_dense(indices, ir.constant(lut, f"{weight.name}.lut"), weight.axis)
+    if scale is not None:
+        grid = lut.shape[:-2]
+        dense = ir.shift_scale(
+            dense,
+            ir.constant(scale.to(torch.float32).reshape(grid), f"{weight.name}.lut_scale"),
+            ir.zeros(grid, lut.dtype)
+            if zero_point is None
+            else ir.constant(zero_point.reshape(grid), f"{weight.name}.lut_zero_point"),
+            ir.zeros(grid, torch.float32),
+        )
+        if weight.dtype is not torch.float32:
+            dense = ir.cast(dense, weight.dtype)
+    if weight.scale is not None:
+        zero = ir.zeros(weight.scale.shape, weight.dtype)
+        factor = ir.constant(weight.scale, f"{weight.name}.scale")
+        dense = ir.shift_scale(dense, factor, zero, zero)
+    return dense
+
+
+class _Constants:
+    """Reads tensors that an exported program holds."""
+
+    def __init__(self, program: ExportedProgram, taken: Mapping[str, Tensor]) -> None:
+        signature = program.graph_signature
+        self.program = program
+        self._held = {**program.constants, **program.state_dict, **taken}
+        self._first: dict[Any, str] = {}
+        for name, tensor in self._held.items():
+            if isinstance(tensor, Tensor):
+                self._first.setdefault(_place(tensor), name)
+        self._targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+
+    def read(self, arg: Any) -> Any:
+        """Return the tensor that a node stands for, whatever the inputs; others as they are.
+
+        Raises:
+            BackendError: it depends on the inputs.
+        """
+        if not isinstance(arg, fx.Node):
+            return arg
+        if arg.op == "placeholder" and arg.name in self._targets:
+            return self._held[self._targets[arg.name]]
+        if arg.op == "call_function" and callable(arg.target):
+            args = fx.node.map_arg(arg.args, self.read)
+            return arg.target(*args, **fx.node.map_arg(arg.kwargs, self.read))
+        raise BackendError(
+            f"backend 'coreai' needs palettized weights, and views of a tensor's bytes, to be "
+            f"constants; {arg.name!r} depends on the inputs of the model"
+        )
+
+    def origin(self, arg: Any) -> Any:
+        """Return what tells arguments apart: where tensors lie, and what was done to them."""
+        if not isinstance(arg, fx.Node):
+            return arg
+        if arg.op == "placeholder" and arg.name in self._targets:
+            return _place(self._held[self._targets[arg.name]])
+        done = (*arg.args, *arg.kwargs.items())
+        return str(arg.target), [self.origin(each) for each in done]
+
+    def weight_name(self, node: Any, indices: Tensor) -> str:
+        """Return the qualified name of the first weight that these indices stand for."""
+        name = self._first.get(_place(indices), node.name)
+        return _PARAMETRIZED.sub(r"\g<state>", name).removesuffix(".indices")
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.dtype

@@ -1,0 +1,31 @@
+"""What a user can set about an exported file."""
+
+from __future__ import annotations
+
+from typing import final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@final
+class CoreAIOptions(BaseModel):
+    """Options of the ``coreai`` backend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_names: tuple[str, ...] = Field(
+        default=(),
+        description="Names of the program's inputs, in the order of the model's; empty keeps "
+        "those of its forward.",
+    )
+    output_names: tuple[str, ...] = Field(
+        default=(),
+        description="Names of the program's outputs; empty lets the converter name them.",
+    )
+    author: str = Field(default="", description="Kept in the file's metadata.")
+    license: str = Field(default="", description="Kept in the file's metadata.")
+    description: str = Field(default="", description="Kept in the file's metadata.")
+    debug_info: bool = Field(
+        default=False,
+        description="Keep Python stack traces, with the paths of source files, in the file.",
+    )

@@ -1,0 +1,41 @@
+"""What a Core AI program cannot hold, known before anything is clustered."""
+
+from __future__ import annotations
+
+import torch
+
+from palette_core.interfaces import Refusal, TensorFacts
+from palette_core.spec import LUT_DTYPES, dtype_name
+
+INDEX_BITS = (1, 2, 3, 4, 6, 8)
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def refusal(facts: TensorFacts) -> Refusal | None:
+    """Return why a tensor cannot be exported, or None.
+
+    Grids of any layout, vectors along any axis, 8-bit LUTs and per-channel scales all have a form
+    of their own in the file, in any combination, so little is left to refuse.
+    """
+    spec = facts.spec
+    if facts.dtype not in WEIGHT_DTYPES:
+        return Refusal(
+            f"Core AI has no {dtype_name(facts.dtype)} weights; cast the model to float32 first"
+        )
+    if facts.op_type == "conv_transpose3d":
+        return Refusal(
+            "coreai-torch does not convert transposed 3-D convolutions, palettized or dense; "
+            "leave this layer out of the exported model"
+        )
+    if spec.n_bits not in INDEX_BITS:
+        wider = min(bits for bits in INDEX_BITS if bits > spec.n_bits)
+        return Refusal(
+            f"Core AI has no {spec.n_bits}-bit indices, only {', '.join(map(str, INDEX_BITS))}",
+            spec.model_copy(update={"n_bits": wider}),
+        )
+    if spec.lut_qspec is not None and spec.lut_qspec.dtype not in LUT_DTYPES:
+        return Refusal(
+            f"Core AI's look-up tables are not stored in {dtype_name(spec.lut_qspec.dtype)}",
+            spec.model_copy(update={"lut_qspec": None}),
+        )
+    return None

@@ -1,0 +1,42 @@
+"""The backend ``coreml``: what it refuses, and the package it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from coreml_backend.exporting import export_package
+from coreml_backend.refusals import refuse
+from coreml_backend_hooks import CoreMLOptions
+from palette_core.interfaces import Backend, Refusal, TensorFacts
+from palette_core.palettized import PalettizedTensor
+
+
+@final
+class CoreMLBackend(Backend):
+    """Writes ``.mlpackage`` folders whose weights stay palettized."""
+
+    def __init__(self, options: CoreMLOptions) -> None:
+        self._options = options
+
+    def refuses(self, facts: TensorFacts) -> Refusal | None:
+        """Refuse what the deployment target cannot store exactly; see `refusals`."""
+        return refuse(facts, self._options)
+
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
+        """Return the model as it is: coremltools takes packed weights behind their operator."""
+        del palettized
+        return model
+
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+        path: Path,
+        dynamic_shapes: Any = None,
+    ) -> Path:
+        """Write a package; see `exporting.export_package`."""
+        return export_package(model, example_inputs, path, dynamic_shapes, self._options)

@@ -1,0 +1,201 @@
+"""Palettized weights as constant expressions of Core ML.
+
+What each deployment target stores is decided here, and only here:
+
+* iOS 16 and 17: one table of floats for the whole weight (1, 2, 4, 6, 8 bits);
+* iOS 18: a grid of tables and vector entries; tables of 8-bit integers are scaled *before* the
+  look-up, so a scale per channel is multiplied into the tables, one for each channel;
+* iOS 26: integers are looked up first and scaled after, and so are channels.
+
+The orders are those into which coremltools' own pass ``canonicalize_quantized_lut_pattern`` would
+bring the operations; met in the other order, it repeats tables, or fails on vectors and groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+import numpy.typing as npt
+import torch
+from coremltools.converters.mil.mil import Builder, Var, types
+from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
+from coremltools.optimize._utils import pack_elements_into_bits
+
+from palette_core.errors import BackendError
+from palette_core.layout import BlockLayout
+from palette_core.palettized import PalettizedTensor
+
+Array = npt.NDArray[Any]
+
+
+def emit(palettized: PalettizedTensor, name: str) -> Var:
+    """Add the constant expressions that decode to ``palettized`` to the current block.
+
+    Args:
+        palettized: a weight in float32 or float16.
+        name: of the operation whose result is the weight; others get names derived from it.
+
+    Raises:
+        BackendError: the deployment target of the current conversion cannot store it.
+    """
+    key = digest(palettized)
+    if not is_current_opset_version_compatible_with(ct.target.iOS18):
+        var = _emit_ios16(palettized, name)
+    elif is_current_opset_version_compatible_with(ct.target.iOS26):
+        var = _emit_ios26(palettized, name)
+    else:
+        var = _emit_ios18(palettized, name)
+    _mark(var, key)
+    return var
+
+
+def digest(palettized: PalettizedTensor) -> str:
+    """Return a name for the content: equal for equal parts, shapes and dtypes, and only then."""
+    state = hashlib.sha256()
+    p = palettized
+    for part in (p.indices, p.lut, p.lut_scale, p.lut_zero_point, p.scale):
+        if part is None:
+            state.update(b"-")
+        else:
+            state.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            state.update(part.contiguous().numpy().data)
+    state.update(f"{p.n_bits},{p.axis},{p.dtype}".encode())
+    return state.hexdigest()
+
+
+def size_with_a_table_per_channel(layout: BlockLayout, n_bits: int, dtype: torch.dtype) -> float:
+    """Return the size of indices and tables once scales are folded in, in sizes of the weight."""
+    cells = list(layout.grid)
+    cells[layout.vector_axis] = layout.index_shape[layout.vector_axis]
+    width = dtype.itemsize * 8
+    tables = math.prod(cells) * (1 << n_bits) * layout.cluster_dim * width
+    return (math.prod(layout.index_shape) * n_bits + tables) / (math.prod(layout.shape) * width)
+
+
+def fold_scale(palettized: PalettizedTensor) -> PalettizedTensor:
+    """Return the same weight without a scale: each channel has a table of its own.
+
+    The products are those of `PalettizedTensor.decode`, so decoding gives the same bits.
+
+    Raises:
+        BackendError: the tables are integers, or would make the weight no smaller than dense.
+    """
+    scale = palettized.scale
+    if scale is None:
+        return palettized
+    if palettized.lut_scale is not None:
+        raise BackendError(
+            "a scale per channel cannot be multiplied into tables of integers; leave either out, "
+            "or set the deployment target to iOS26"
+        )
+    ratio = size_with_a_table_per_channel(palettized.layout, palettized.n_bits, palettized.dtype)
+    if ratio >= 1:
+        raise BackendError(
+            f"with a scale per channel each channel needs a table of its own, {ratio:.2f} times "
+            "the dense weight in all; leave the scale out, or set the deployment target to iOS26"
+        )
+    lut, axis, dim = palettized.lut, palettized.axis, palettized.cluster_dim
+    factors = scale
+    for at, (extent, cells) in enumerate(zip(palettized.shape, palettized.grid, strict=True)):
+        if scale.shape[at] > 1:
+            # From here on there is one table for each index along this axis.
+            count = extent // dim if at == axis else extent
+            lut = lut.repeat_interleave(count // cells, at)
+    # [..., channels, ...] -> [*grid, 1, D]: the D values of an entry lie along ``axis``.
+    if scale.shape[axis] > 1:
+        apart = scale.reshape(*scale.shape[:axis], -1, dim, *scale.shape[axis + 1 :])
+        factors = apart.movedim(axis + 1, -1).unsqueeze(-2)
+    else:
+        factors = scale[..., None, None]
+    return replace(palettized, lut=lut * factors, scale=None)
+
+
+# --- one per generation -------------------------------------------------------------------------
+
+
+def _emit_ios16(p: PalettizedTensor, name: str) -> Var:
+    if not is_current_opset_version_compatible_with(ct.target.iOS16):
+        raise BackendError(
+            "Core ML stores palettized weights from iOS16 on, most kinds from iOS18; pass "
+            "minimum_deployment_target=coremltools.target.iOS18 to coremltools.convert"
+        )
+    plain = p.lut_scale is None and p.scale is None
+    if p.n_bits == 3 or p.cluster_dim > 1 or set(p.grid) != {1} or not plain:
+        raise BackendError(
+            "before iOS18 Core ML stores one table of floats per weight, of 1, 2, 4, 6 or 8 bits, "
+            "without vectors and scales; set the deployment target to iOS18"
+        )
+    return Builder.constexpr_lut_to_dense(
+        indices=pack_elements_into_bits(p.indices.numpy(), p.n_bits),
+        lut=p.lut.reshape(-1).numpy(),
+        shape=np.array(p.indices.shape, np.uint32),
+        name=name,
+    )
+
+
+def _emit_ios18(p: PalettizedTensor, name: str) -> Var:
+    p = fold_scale(p)
+    if p.lut_scale is None:
+        return _look_up(p, p.lut.numpy(), name)
+    lut = _shift_scale(p.lut.numpy(), *_scale_and_zero(p, _as_lut(p)), f"{name}_lut")
+    return _look_up(p, lut, name)
+
+
+def _emit_ios26(p: PalettizedTensor, name: str) -> Var:
+    last = name
+    steps: list[tuple[Array, Array | None, str]] = []
+    if p.scale is not None:
+        steps.append((p.scale.numpy(), None, last))
+        last = f"{name}_unscaled"
+    if p.lut_scale is not None:
+        steps.append((*_scale_and_zero(p, p.grid), last))
+        last = f"{name}_integers"
+    var = _look_up(p, p.lut.numpy(), last)
+    for scale, zero, step_name in reversed(steps):
+        var = _shift_scale(var, scale, zero, step_name)
+    return var
+
+
+def _as_lut(p: PalettizedTensor) -> tuple[int, ...]:
+    return (*p.grid, 1, 1)
+
+
+def _scale_and_zero(p: PalettizedTensor, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """Return scale and zero point of the entries in the shape that an operation wants."""
+    assert p.lut_scale is not None
+    scale = p.lut_scale.to(p.dtype).reshape(shape).numpy()
+    zero = p.lut_zero_point
+    return scale, None if zero is None else zero.reshape(shape).numpy()
+
+
+# --- operations ---------------------------------------------------------------------------------
+
+
+def _look_up(p: PalettizedTensor, lut: Array | Var, name: str) -> Var:
+    dtype = types.nptype_from_builtin(types.string_to_builtin(f"uint{p.n_bits}"))
+    arguments: dict[str, Any] = {} if p.cluster_dim == 1 else {"vector_axis": np.int32(p.axis)}
+    return Builder.constexpr_lut_to_dense(
+        indices=p.indices.numpy().astype(dtype), lut=lut, name=name, **arguments
+    )
+
+
+def _shift_scale(data: Array | Var, scale: Array, zero: Array | None, name: str) -> Var:
+    arguments: dict[str, Any] = {} if zero is None else {"offset": zero}
+    return Builder.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name, **arguments)
+
+
+def _mark(var: Var, key: str) -> None:
+    """Keep coremltools from merging tables that merely look alike.
+
+    Its pass ``const_deduplication`` takes large constants for equal within 1e-12, small ones where
+    eight decimals of them agree; constants with different ``weight_key`` stay apart.
+    """
+    var.op.weight_key = key
+    for part in var.op.inputs.values():
+        if part.op is not None:
+            _mark(part, key)

@@ -1,0 +1,242 @@
+"""From a finalized model to a saved package: torch.export, coremltools, a check, a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import torch
+from coremltools.converters.mil.frontend.torch.torch_op_registry import is_torch_fx_node_supported
+from torch import nn
+from torch.export import ExportedProgram
+
+from coreml_backend.lowering import Lowered, recording
+from coreml_backend.reading import METADATA_KEY
+from coreml_backend.refusals import generation
+from coreml_backend.rewriting import spread_grouped_heads
+from coreml_backend_hooks import CoreMLOptions
+from palette_core.errors import BackendError
+from palette_core.packed_weight import palette_modules
+
+_LARGEST = 1 << 30  # torch writes sizes without a maximum as infinite, or nearly so
+
+
+def export_package(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    path: Path,
+    dynamic_shapes: Any,
+    options: CoreMLOptions,
+) -> Path:
+    """Convert a finalized model and save it; the model is left as it was.
+
+    Args:
+        model: on the CPU or not, in training mode or not: it is exported in evaluation mode.
+        example_inputs: positional inputs as a sequence, keyword inputs as a mapping.
+        path: the folder to write; a package that stands there is replaced once the new one is
+            complete.
+        dynamic_shapes: as in ``torch.export.export``; every dynamic dimension needs a maximum.
+        options: deployment target and precision.
+
+    Raises:
+        BackendError: torch or coremltools cannot take the model; the message names the operation
+            where there is one.
+    """
+    _check_place(path)
+    program = trace(model, example_inputs, dynamic_shapes)
+    with recording(_names(model, program)) as lowered:
+        package = convert(program, options)
+    package.user_defined_metadata[METADATA_KEY] = json.dumps(_stored_names(package, lowered))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        fresh = Path(folder) / path.name
+        package.save(str(fresh))
+        _put_in_place(fresh, path, Path(folder) / "old")
+    return path
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Return the model as a program that coremltools takes.
+
+    Raises:
+        BackendError: no inputs, torch.export fails, or a dynamic dimension has no maximum.
+    """
+    if example_inputs is None:
+        raise BackendError("backend 'coreml' traces the model; give example_inputs")
+    keywords = isinstance(example_inputs, Mapping)
+    args = () if keywords else tuple(example_inputs)
+    kwargs = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
+    try:
+        with _evaluating(model), torch.no_grad():
+            exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+            program: ExportedProgram = exported.run_decompositions({})
+    except Exception as error:
+        raise BackendError(
+            f"torch.export cannot take {type(model).__name__} with these inputs: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    _check_dynamic(program)
+    spread_grouped_heads(program)
+    return program
+
+
+def convert(program: ExportedProgram, options: CoreMLOptions) -> Any:
+    """Return the converted `coremltools.models.MLModel`, not yet saved.
+
+    Raises:
+        BackendError: naming the operations that coremltools does not know, or that failed.
+    """
+    unknown = sorted(
+        {
+            f"{node.target} (in {_module_of(node)})"
+            for node in program.graph.nodes
+            if node.op == "call_function" and not is_torch_fx_node_supported(node)
+        }
+    )
+    if unknown:
+        raise BackendError(
+            f"coremltools {ct.__version__} has no conversion for {', '.join(unknown)}; write the "
+            "model without them, or register one with "
+            "coremltools.converters.mil.register_torch_op"
+        )
+    with _error_lines() as lines:
+        try:
+            return ct.convert(
+                program,
+                minimum_deployment_target=generation(options),
+                compute_precision=getattr(ct.precision, options.compute_precision.upper()),
+                skip_model_load=True,
+            )
+        except BackendError:
+            raise
+        except Exception as error:
+            where = "; ".join(line.strip() for line in lines if line.strip())
+            raise BackendError(
+                f"coremltools {ct.__version__} cannot convert the model"
+                f"{': ' * bool(where)}{where}: {type(error).__name__}: {error}"
+            ) from error
+
+
+# --- inside -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own after."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+def _check_dynamic(program: ExportedProgram) -> None:
+    """Refuse inputs without a largest size. torch makes up symbols that no input has, too."""
+    inputs = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or node.name not in inputs:
+            continue
+        for axis, size in enumerate(getattr(node.meta["val"], "shape", ())):
+            bounds = (
+                None if isinstance(size, int) else program.range_constraints.get(size.node.expr)
+            )
+            if bounds is not None and bounds.upper > _LARGEST:
+                raise BackendError(
+                    f"axis {axis} of input {node.name!r} has no maximum, which Core ML needs; "
+                    "write torch.export.Dim('name', min=1, max=512) or the like"
+                )
+
+
+@contextlib.contextmanager
+def _error_lines() -> Iterator[list[str]]:
+    """Collect what coremltools logs as errors: it names there the operation that failed."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Handler(logging.ERROR)
+    logger = logging.getLogger("coremltools")
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
+def _module_of(node: Any) -> str:
+    """Return the name of the module in whose forward a node came about."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [name for name, _ in stack.values()]
+    return repr(names[-1]) if names and names[-1] else "the root module"
+
+
+def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
+    """Return the name of each palettized weight by the program's name of its indices."""
+    first: dict[int, str] = {}
+    for name, _, _, item in palette_modules(model):
+        first.setdefault(id(item), name)
+    found = {}
+    for inner, buffer in program.graph_signature.inputs_to_buffers.items():
+        prefix, _, part = buffer.rpartition(".")
+        if part == "indices" and id(owner := model.get_submodule(prefix)) in first:
+            found[inner] = first[id(owner)]
+    return found
+
+
+def _stored_names(package: Any, lowered: Lowered) -> dict[str, list[str]]:
+    """Return the torch names of weights by operation of the package.
+
+    Raises:
+        BackendError: a weight did not stay palettized.
+    """
+    stored = {}
+    for function in package.get_spec().mlProgram.functions.values():
+        for block in function.block_specializations.values():
+            for op in block.operations:
+                if op.type.startswith("constexpr_"):
+                    name = op.attributes["name"].immediateValue.tensor.strings.values[0]
+                    stored[name.removesuffix("_cast_fp16")] = name
+    lost = sorted(set(lowered.names) - set(stored))
+    if lost:
+        raise BackendError(
+            "coremltools made dense weights of "
+            + ", ".join(lowered.names[name][0] for name in lost)
+        )
+    return {stored[name]: torch_names for name, torch_names in lowered.names.items()}
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _check_place(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and (path / "Manifest.json").is_file()):
+        raise BackendError(f"{path} exists and is no Core ML package; remove it or write elsewhere")
+
+
+def _put_in_place(fresh: Path, path: Path, aside: Path) -> None:
+    """Move a finished package to ``path``; what stood there goes aside, back if that fails."""
+    replaces = path.exists()
+    if replaces:
+        path.replace(aside)
+    try:
+        fresh.replace(path)
+    except BaseException:
+        if replaces:
+            aside.replace(path)
+        raise
+    if replaces:
+        shutil.rmtree(aside)

@@ -1,0 +1,210 @@
+"""Teaches coremltools the operator behind which palettized weights hang.
+
+``palette_core::depalettize`` becomes constant expressions that hold the exact indices and tables;
+nothing is derived again from dense values. Works for ``torch.export`` programs and for traced
+modules.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from coremltools.converters.mil.frontend.torch.ops import _get_bindings
+from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
+from coremltools.converters.mil.frontend.torch.utils import NUM_TO_TORCH_DTYPE, TorchFrontend
+from coremltools.converters.mil.mil import Builder, Var
+from coremltools.converters.mil.mil.block import curr_block
+
+from coreml_backend.constants import digest, emit
+from coreml_backend.slicing import ranges, take
+from palette_core.errors import BackendError
+from palette_core.ops import OP_NAME
+from palette_core.packing import unpack_indices
+from palette_core.palettized import PalettizedTensor
+
+_PARTS = (
+    "indices",
+    "lut",
+    "index_shape",
+    "n_bits",
+    "axis",
+    "dtype",
+    "lut_scale",
+    "lut_zero_point",
+    "scale",
+)
+_DTYPES = (torch.float32, torch.float16)
+_BYTES = {0: np.uint8, 1: np.int8}  # of the numbers that coremltools gives torch's dtypes
+
+
+@dataclass
+class Lowered:
+    """What one conversion has lowered.
+
+    Attributes:
+        given: names of weights by the name of their indices in the torch program.
+        names: names of weights by the name of the operation that decodes them; several where
+            weights are equal, with the range in brackets where only part of one is stored.
+    """
+
+    given: dict[str, str] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+
+_recorder: ContextVar[Lowered | None] = ContextVar("coreml_backend_recorder", default=None)
+# By conversion: what has been emitted, by content and block.
+_emitted: WeakKeyDictionary[Any, dict[tuple[str, int], Var]] = WeakKeyDictionary()
+
+
+# By conversion: results of nodes that cut weights, by name of the node.
+_pieces: WeakKeyDictionary[Any, dict[str, Var | list[Var]]] = WeakKeyDictionary()
+_PIECES = "palette_core::pieces"
+
+
+def register() -> None:
+    """Register the lowering with coremltools; once more does no harm."""
+    register_torch_op(depalettize, torch_alias=[OP_NAME], override=True)
+    # Tables of 8-bit integers are kept as bytes, and viewed as what they are.
+    register_torch_op(_take_pieces, torch_alias=[_PIECES], override=True)
+    register_torch_op(_view_dtype, torch_alias=["view.dtype"], override=True)
+
+
+@contextmanager
+def recording(given: dict[str, str]) -> Iterator[Lowered]:
+    """Name weights as ``given`` says, and record what is lowered inside the block."""
+    record = Lowered(given)
+    token = _recorder.set(record)
+    try:
+        yield record
+    finally:
+        _recorder.reset(token)
+
+
+def depalettize(context: Any, node: Any) -> None:
+    """Lower one ``palette_core::depalettize`` node."""
+    given = dict(zip(_PARTS, node.inputs, strict=False))
+    given |= {name: item[0] for name, item in (node.kwinputs or {}).items()}
+    parts = dict(zip(given, _get_bindings(context, given.values()), strict=True))
+    for name, part in parts.items():
+        if part is not None and part.val is None:
+            raise BackendError(f"{node.name}: {name} is computed by the model, not a constant")
+    palettized = _palettized(node.name, {n: None if v is None else v.val for n, v in parts.items()})
+    name = _torch_name(str(given["indices"]))
+    users = _users(context, node.name)
+    cut = [user for user in users if _cut(context, user, palettized, name)]
+    if not cut or len(cut) < len(users):
+        context.add(_once(context, palettized, name), torch_name=node.name)
+
+
+def _once(context: Any, palettized: PalettizedTensor, torch_name: str) -> Var:
+    """Emit a weight, unless the same content has been emitted in this block already."""
+    known = _emitted.setdefault(context, {})
+    key = (digest(palettized), id(curr_block()))
+    if key not in known:
+        known[key] = emit(palettized, _new_name(torch_name, known.values()))
+    record, var = _recorder.get(), known[key]
+    if record is not None:
+        names = record.names.setdefault(var.name, [])
+        names += [torch_name] * (torch_name not in names)
+    return var
+
+
+def _users(context: Any, name: str) -> list[Any]:
+    """Return the nodes that read a result, of ``torch.export`` programs only."""
+    if context.frontend == TorchFrontend.TORCHSCRIPT:
+        return []  # arguments there are names of other nodes
+    return [node for node in context.torch_graph.nodes if name in node.inputs]
+
+
+def _cut(context: Any, node: Any, palettized: PalettizedTensor, torch_name: str) -> bool:
+    """Store the parts into which ``node`` cuts a weight instead of the weight, if they allow it."""
+    dim, parts = ranges(node.kind, node.inputs[1:], palettized.shape)
+    pieces = [take(palettized, dim, start, stop) for start, stop in parts]
+    if not pieces or any(piece is None for piece in pieces) or node.kwinputs:
+        return False
+    stored = [
+        _once(context, piece, f"{torch_name}[{':, ' * dim}{start}:{stop}]")
+        for piece, (start, stop) in zip(pieces, parts, strict=True)
+        if piece is not None
+    ]
+    _pieces.setdefault(context, {})[node.name] = stored[0] if node.kind == "slice" else stored
+    node.kind = _PIECES
+    return True
+
+
+def _take_pieces(context: Any, node: Any) -> None:
+    """Lower a node whose result has been stored already."""
+    context.add(_pieces[context][node.name], torch_name=node.name)
+
+
+def _palettized(node: str, values: dict[str, Any]) -> PalettizedTensor:
+    """Put the values of a node's arguments together."""
+    dtype = NUM_TO_TORCH_DTYPE.get(int(values["dtype"]))
+    if dtype not in _DTYPES:
+        raise BackendError(f"{node}: Core ML has no weights of {dtype}; convert the model to float")
+    shape, n_bits = [int(s) for s in values["index_shape"]], int(values["n_bits"])
+    packed = torch.from_numpy(np.asarray(values["indices"]).astype(np.uint8).reshape(-1))
+    lut = torch.from_numpy(np.array(values["lut"]))
+    lut_scale, zero, scale = (
+        None if (v := values.get(name)) is None else torch.from_numpy(np.array(v))
+        for name in ("lut_scale", "lut_zero_point", "scale")
+    )
+    palettized = PalettizedTensor(
+        unpack_indices(packed, n_bits, math.prod(shape)).reshape(shape),
+        lut if lut_scale is not None else lut.to(dtype),
+        n_bits,
+        int(values["axis"]),
+        dtype,
+        lut_scale,
+        None if zero is None else zero.to(lut.dtype),
+        None if scale is None else scale.to(dtype),
+    )
+    palettized.check()
+    return palettized
+
+
+def _view_dtype(context: Any, node: Any) -> None:
+    """Lower the view of constant bytes as signed or unsigned 8-bit integers."""
+    x, dtype = _get_bindings(context, node.inputs)
+    number = int(dtype.val)
+    if x.val is None or number not in _BYTES or np.any(np.asarray(x.val) >> 8):
+        raise BackendError(
+            f"{node.name}: Core ML can view a tensor as another dtype only where it is a table of "
+            "8-bit integers of a palettized weight"
+        )
+    # coremltools widens constants of bytes to int32.
+    values = np.asarray(x.val).astype(np.uint8).view(_BYTES[number])
+    context.add(Builder.const(val=values, name=node.name))
+
+
+# --- names --------------------------------------------------------------------------------------
+
+_INDICES = re.compile(r"^(?:b_)?(.*?)[._]?parametrizations[._](.*)[._]\d+[._]indices$")
+
+
+def _torch_name(indices: str) -> str:
+    """Return the name of a weight from that of its indices in the torch program."""
+    record = _recorder.get()
+    if record is not None and indices in record.given:
+        return record.given[indices]
+    match = _INDICES.match(indices)
+    return indices if match is None else ".".join(filter(None, match.groups()))
+
+
+def _new_name(torch_name: str, taken: Iterable[Var]) -> str:
+    """Return a name that Core ML takes, that is unused, and that no operation of torch has."""
+    base = re.sub(r"\W+", "_", torch_name, flags=re.ASCII).strip("_") + "_palettized"
+    if not base[0].isalpha():
+        base = f"w_{base}"
+    used = {var.name for var in taken}
+    return next(n for i in count(1) if (n := base if i == 1 else f"{base}_{i}") not in used)

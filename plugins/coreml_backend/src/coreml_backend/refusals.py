@@ -1,0 +1,115 @@
+"""Which weights a deployment target cannot store, said while planning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import coremltools as ct
+import torch
+
+from coreml_backend.constants import size_with_a_table_per_channel
+from coreml_backend_hooks import CoreMLOptions
+from palette_core.granularity import PerTensorGranularity
+from palette_core.interfaces import Refusal, TensorFacts
+from palette_core.spec import FP8_DTYPES, PalettizationSpec, QuantizationSpec, dtype_name
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_BITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
+
+
+def generation(options: CoreMLOptions) -> Any:
+    """Return the target as coremltools' enumeration has it: siblings of one year are equal."""
+    return getattr(ct.target, options.deployment_target)
+
+
+def refuse(facts: TensorFacts, options: CoreMLOptions) -> Refusal | None:
+    """Return why a weight cannot be stored exactly, and the nearest spec that can; else None."""
+    if facts.op_type in _RECURRENT:
+        return Refusal(
+            f"coremltools converts no {facts.op_type} from torch.export programs, palettized or not"
+        )
+    if facts.dtype not in (torch.float32, torch.float16):
+        return Refusal(
+            f"Core ML has no {dtype_name(facts.dtype)}; convert the model with .float() or .half() "
+            "before it is prepared"
+        )
+    found = _first_obstacle(facts, facts.spec, options)
+    if found is None:
+        return None
+    reason, spec = found
+    # One obstacle may hide another.
+    while (again := _first_obstacle(facts, spec, options)) is not None:
+        spec = again[1]
+    return Refusal(reason, spec)
+
+
+def _first_obstacle(
+    facts: TensorFacts, spec: PalettizationSpec, options: CoreMLOptions
+) -> tuple[str, PalettizationSpec] | None:
+    """Return what stands in the way of ``spec``, and ``spec`` without it."""
+    quantized = spec.lut_qspec
+    if quantized is not None and quantized.dtype in FP8_DTYPES:
+        return (
+            f"Core ML has no tables of {dtype_name(quantized.dtype)}",
+            _with(spec, lut_qspec=QuantizationSpec(dtype="int8")),
+        )
+    target, name = generation(options), options.deployment_target
+    if target < ct.target.iOS18:
+        return _obstacle_before_ios18(facts, spec, name)
+    exact = options.compute_precision == "float32"
+    if quantized is not None and facts.dtype == torch.float16 and exact:
+        return (
+            "tables of 8-bit integers decode in float32, and Core ML would not round their entries "
+            "to the weight's float16; compute_precision float16 rounds, or keep the tables floats",
+            _with(spec, lut_qspec=None),
+        )
+    if target < ct.target.iOS26 and spec.enable_per_channel_scale:
+        return _obstacle_to_scales(facts, spec, options)
+    return None
+
+
+def _obstacle_to_scales(
+    facts: TensorFacts, spec: PalettizationSpec, options: CoreMLOptions
+) -> tuple[str, PalettizationSpec] | None:
+    why = f"{options.deployment_target} scales tables, not weights: with a scale per channel"
+    if spec.lut_qspec is not None:
+        return (
+            f"{why} tables cannot be 8-bit integers; deployment_target iOS26 takes both",
+            _with(spec, lut_qspec=None),
+        )
+    ratio = size_with_a_table_per_channel(facts.layout, spec.n_bits, facts.dtype)
+    if ratio >= 1:
+        return (
+            f"{why} each channel needs a table of its own, {ratio:.2f} times the dense weight in "
+            "all; deployment_target iOS26 stores the scales beside one table",
+            _with(spec, enable_per_channel_scale=False),
+        )
+    return None
+
+
+def _obstacle_before_ios18(
+    facts: TensorFacts, spec: PalettizationSpec, name: str
+) -> tuple[str, PalettizationSpec] | None:
+    later = f"{name} cannot store it; deployment_target iOS18 can"
+    if spec.cluster_dim > 1:
+        return f"cluster_dim {spec.cluster_dim}: {later}", _with(spec, cluster_dim=1)
+    one_table = isinstance(spec.granularity, PerTensorGranularity)
+    if not one_table and set(facts.layout.grid) != {1}:
+        return (
+            f"{facts.layout.n_blocks} tables in one weight: {later}",
+            _with(spec, granularity=PerTensorGranularity()),
+        )
+    if spec.lut_qspec is not None:
+        return f"tables of 8-bit integers: {later}", _with(spec, lut_qspec=None)
+    if spec.enable_per_channel_scale:
+        return f"a scale per channel: {later}", _with(spec, enable_per_channel_scale=False)
+    if spec.n_bits not in _BITS_BEFORE_IOS18:
+        return f"{spec.n_bits} bits: {later}", _with(spec, n_bits=4)
+    return None
+
+
+def _with(spec: PalettizationSpec, **changes: Any) -> PalettizationSpec:
+    """Return a changed spec; an algorithm for vectors need not know scalars, so none is named."""
+    if "cluster_dim" in changes:
+        changes |= {"algorithm": None, "algorithm_options": {}}
+    return PalettizationSpec(**{**spec.model_dump_preserve_objects(), **changes})

@@ -1,0 +1,73 @@
+"""What palette_core loads to list the plug-in: its options and its entry, and nothing heavy.
+
+A package of its own, because importing any part of ``coreml_backend`` imports that package, which
+registers the lowering with coremltools and so has to import it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from palette_core.hookspecs import hookimpl
+from palette_core.interfaces import Backend, ExportBackendEntry
+
+Target = Literal[
+    "iOS16",
+    "iOS17",
+    "iOS18",
+    "iOS26",
+    "macOS13",
+    "macOS14",
+    "macOS15",
+    "macOS26",
+    "watchOS9",
+    "watchOS10",
+    "watchOS11",
+    "watchOS26",
+    "tvOS16",
+    "tvOS17",
+    "tvOS18",
+    "tvOS26",
+]
+
+
+@final
+class CoreMLOptions(BaseModel):
+    """Options of the backend ``coreml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deployment_target: Target = Field(
+        default="iOS18",
+        description="Oldest system that has to load the package. Tables per group, vectors, 3 "
+        "bits, 8-bit tables and scales per channel need iOS18 or its siblings of that year; a "
+        "scale per channel together with 8-bit tables needs iOS26.",
+    )
+    compute_precision: Literal["float16", "float32"] = Field(
+        default="float16",
+        description="Precision of the converted program. float16, coremltools' own default, rounds "
+        "tables, and so weights, by up to 0.05 %; float32 keeps them bit for bit.",
+    )
+
+
+def _make(options: CoreMLOptions) -> Backend:
+    from coreml_backend.backend import CoreMLBackend
+
+    return CoreMLBackend(options)
+
+
+@hookimpl
+def palette_core_export_backends() -> list[ExportBackendEntry]:
+    """Core ML packages."""
+    return [
+        ExportBackendEntry(
+            name="coreml",
+            summary="Core ML packages for iOS 16, macOS 13 and later, with palettized weights",
+            interface=1,
+            options=CoreMLOptions,
+            factory=_make,
+            suffix=".mlpackage",
+        )
+    ]

@@ -1,0 +1,267 @@
+"""The way from a palettizer to a package: inputs, states, errors, files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import coremltools as ct
+import numpy as np
+import pytest
+import torch
+from test_coreml_packages import EXACT, FOUR, TOKENS, Tied, assert_equal, export, pack, palettes
+from torch import Tensor, nn
+
+import coreml_backend
+from coreml_backend import exporting
+from coreml_backend.exporting import trace
+from coreml_backend_hooks import CoreMLOptions
+from palette_core import ExportBackend, KMeansPalettizer
+from palette_core.errors import BackendError
+from palette_core.plugins import get_catalog
+
+X = (torch.linspace(-1, 1, 24).reshape(3, 8),)
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Linear(16, 4))
+
+
+def finalized() -> nn.Module:
+    return pack(mlp(), {"0.weight": FOUR, "3.weight": FOUR})
+
+
+# --- the documented calls -----------------------------------------------------------------------
+
+
+def test_from_palettizer_to_package(tmp_path) -> None:
+    model = mlp()
+    palettizer = KMeansPalettizer(model)
+    palettizer.prepare(X)
+    path = palettizer.export(tmp_path / "m.mlpackage", X, backend=ExportBackend.CoreML)
+    assert path == tmp_path / "m.mlpackage"
+    weights = coreml_backend.read_weights(path)
+    for name, made in palettes(model).items():
+        np.testing.assert_allclose(weights[name], made.decode(), rtol=2**-11)
+
+
+def test_whoever_imports_the_package_may_convert_alone(tmp_path) -> None:
+    """In a process of its own, in which nothing else has registered anything."""
+    script = f"""
+import coremltools as ct, torch, coreml_backend
+from torch import nn
+from palette_core import KMeansPalettizer
+model, x = nn.Sequential(nn.Linear(32, 32)), (torch.zeros(1, 32),)
+palettizer = KMeansPalettizer(model)
+palettizer.prepare(x)
+model = palettizer.finalize(backend="coreml")
+program = torch.export.export(model, x).run_decompositions({{}})
+for traced, inputs in ((program, None), (torch.jit.trace(model, x), [ct.TensorType("x", (1, 32))])):
+    package = ct.convert(traced, inputs=inputs, minimum_deployment_target=ct.target.iOS18,
+                         compute_precision=ct.precision.FLOAT32)
+    package.save({str(tmp_path / "m.mlpackage")!r})
+    (weight,) = coreml_backend.read_weights({str(tmp_path / "m.mlpackage")!r}).values()
+    assert torch.equal(torch.from_numpy(weight), model[0].weight), "decoded otherwise"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_converting_alone_without_a_target_says_what_to_pass() -> None:
+    program = torch.export.export(finalized(), X).run_decompositions({})
+    with pytest.raises(BackendError, match=r"minimum_deployment_target=coremltools\.target\.iOS18"):
+        ct.convert(program)
+
+
+def test_listing_plugins_imports_no_coremltools() -> None:
+    script = (
+        "import sys; from palette_core.plugins import get_catalog; "
+        "assert get_catalog().backend('coreml').suffix == '.mlpackage'; "
+        "assert not {'coremltools', 'coreml_backend'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_entry() -> None:
+    (item,) = [i for i in get_catalog().export_backends if i.entry.name == "coreml"]
+    assert item.distribution.name == "palette-core-coreml"
+    assert item.entry.options is CoreMLOptions
+    assert not item.entry.supports_mmap
+    assert all(field.description for field in CoreMLOptions.model_fields.values())
+
+
+# --- inputs and states --------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, *, other: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.left(x) + self.right(other)}
+
+
+def test_inputs_by_keyword_and_outputs_by_name(tmp_path) -> None:
+    model = pack(Branching(), {"left.weight": FOUR, "right.weight": FOUR})
+    path = export(model, {"x": X[0], "other": X[0]}, tmp_path / "m.mlpackage")
+    described = ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+    assert [i.name for i in described.input] == ["x", "other"]
+    assert_equal(path, model)
+
+
+def test_dynamic_shapes_become_ranges(tmp_path) -> None:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    path = export(finalized(), X, tmp_path / "m.mlpackage", dynamic_shapes=({0: batch},))
+    described = ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+    sizes = described.input[0].type.multiArrayType.shapeRange.sizeRanges
+    assert [(s.lowerBound, s.upperBound) for s in sizes] == [(2, 64), (8, 8)]
+    with pytest.raises(BackendError, match=r"axis 0 of input .* has no maximum"):
+        export(finalized(), X, path, dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+
+
+def test_the_model_is_left_as_it_was(tmp_path) -> None:
+    model = finalized().train()
+    model[2].eval()
+    flags = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export(model, X, tmp_path / "m.mlpackage")
+    assert [module.training for module in model.modules()] == flags
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    # Exported in evaluation mode: dropout is gone, the statistics are constants.
+    with pytest.raises(BackendError):
+        export(model, (torch.zeros(3, 9),), tmp_path / "wrong.mlpackage")
+    assert [module.training for module in model.modules()] == flags
+
+
+class Grouped(nn.Module):
+    """Two query heads for each head of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (4, 4)).transpose(1, 2)
+        k = self.k(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True)
+
+
+def test_grouped_heads_of_attention(tmp_path) -> None:
+    model = pack(Grouped(), {"q.weight": FOUR, "k.weight": FOUR})
+    x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(trace(model, (x,)).module()(x), model(x))
+    assert_equal(export(model, (x,), tmp_path / "m.mlpackage"), model)
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+class Unknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"recurrent": nn.LSTM(8, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner["recurrent"](x)[0]
+
+
+def test_an_operation_without_conversion_is_named(tmp_path) -> None:
+    with pytest.raises(BackendError, match=r"no conversion for aten\.lstm\.input \(in 'inner\.rec"):
+        export(Unknown(), X, tmp_path / "m.mlpackage")
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv_transpose1d(x[None], x[:, :, None], stride=2, output_padding=1)
+
+
+def test_an_operation_that_fails_to_convert_is_named(tmp_path) -> None:
+    with pytest.raises(BackendError, match=r"cannot convert the model.*conv_transpose1d"):
+        export(Failing(), (torch.zeros(8, 8),), tmp_path / "m.mlpackage")
+
+
+def test_without_inputs(tmp_path) -> None:
+    with pytest.raises(BackendError, match="give example_inputs"):
+        export(finalized(), None, tmp_path / "m.mlpackage")
+
+
+def test_a_model_that_torch_cannot_export(tmp_path) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(BackendError, match=r"torch\.export cannot take Odd"):
+        export(Odd(), X, tmp_path / "m.mlpackage")
+
+
+def test_a_weight_that_did_not_stay_palettized_is_an_error(tmp_path, monkeypatch) -> None:
+    convert = exporting.convert
+
+    def dense(program, options):
+        convert(program, options)
+        return convert(trace(mlp(), X), options)
+
+    monkeypatch.setattr(exporting, "convert", dense)
+    with pytest.raises(BackendError, match=r"made dense weights of 0\.weight, 3\.weight"):
+        export(finalized(), X, tmp_path / "m.mlpackage")
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_package_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    path = export(finalized(), X, tmp_path / "m.mlpackage")
+    (path / "left_over").touch()
+    before = content(path)
+    monkeypatch.setattr(exporting, "_stored_names", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(pack(Tied(), {("embed.weight", "head.weight"): FOUR}), TOKENS, path)
+    assert content(path) == before
+    monkeypatch.undo()
+    model = pack(Tied(), {("embed.weight", "head.weight"): FOUR})
+    export(model, TOKENS, path)
+    assert set(coreml_backend.read_weights(path)) == {"embed.weight"}
+    assert [p.name for p in tmp_path.iterdir()] == ["m.mlpackage"]
+    assert not (path / "left_over").exists()
+
+
+def test_a_failing_rename_puts_the_old_package_back(tmp_path, monkeypatch) -> None:
+    path = export(finalized(), X, tmp_path / "m.mlpackage")
+    before = content(path)
+    replace, calls = Path.replace, []
+
+    def second_fails(self, target):
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError("disk full")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", second_fails)
+    with pytest.raises(OSError, match="disk full"):
+        export(finalized(), X, path)
+    assert content(path) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.mlpackage"]
+
+
+def test_what_is_no_package_is_not_replaced(tmp_path) -> None:
+    folder = tmp_path / "m.mlpackage"
+    folder.mkdir()
+    (folder / "precious").touch()
+    with pytest.raises(BackendError, match="exists and is no Core ML package"):
+        export(finalized(), X, folder, EXACT)
+    assert (folder / "precious").exists()

@@ -1,0 +1,282 @@
+"""From a target size to a config: cluster candidates, judge them, choose the best combination."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from palette_core.allocation.candidates import (
+    CandidateSpec,
+    Judged,
+    candidate_plans,
+    checked,
+    elements,
+)
+from palette_core.allocation.judging import Evidence, judge
+from palette_core.allocation.solver import Choices, Solution, curve, solve
+from palette_core.allocation.writing import config_of
+from palette_core.bits import model_bits
+from palette_core.boundary import make_backend
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.errors import AllocationError
+from palette_core.packed_weight import palette_modules
+from palette_core.planning import Plan, TensorPlan, make_plan, warn_about
+from palette_core.plugins import get_catalog, validate_options
+from palette_core.tracing import ExampleInputs, trace
+
+Over = Literal["palettized", "model"]
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """What was decided about one tensor.
+
+    Attributes:
+        name: of the tensor.
+        candidates: what could have been, with prices.
+        chosen: which of them it is.
+    """
+
+    name: str
+    candidates: tuple[Judged, ...]
+    chosen: int
+
+    @property
+    def choice(self) -> Judged:
+        """The chosen candidate."""
+        return self.candidates[self.chosen]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A choice for every tensor, and what other targets would have given.
+
+    Attributes:
+        config: an ordinary config with one rule per tensor.
+        tensors: in the order of the model.
+        target_bpw: what was asked for, in bits per weight.
+        over: whether that counts the palettized weights only, or the whole model.
+        bits_per_weight: what it comes to, counted as asked.
+        predicted_loss: the sum over tensors.
+        lower_bound: no combination within the target is predicted to lose less than this.
+        curve: bits per weight and predicted loss of optimal combinations at other targets.
+    """
+
+    config: KMeansPalettizerConfig
+    tensors: tuple[Allocated, ...]
+    target_bpw: float
+    over: Over
+    bits_per_weight: float
+    predicted_loss: float
+    lower_bound: float
+    curve: tuple[tuple[float, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; the config is not among them."""
+        return {
+            "target_bpw": self.target_bpw,
+            "over": self.over,
+            "bits_per_weight": self.bits_per_weight,
+            "predicted_loss": self.predicted_loss,
+            "lower_bound": self.lower_bound,
+            "curve": [list(point) for point in self.curve],
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "chosen": tensor.chosen,
+                    "candidates": [
+                        {
+                            "spec": candidate.plan.spec.model_dump(mode="json"),
+                            "bits": candidate.bits,
+                            "loss": candidate.loss,
+                        }
+                        for candidate in tensor.candidates
+                    ],
+                }
+                for tensor in self.tensors
+            ],
+        }
+
+
+def allocate(
+    model: nn.Module,
+    config: KMeansPalettizerConfig | None,
+    example_inputs: ExampleInputs,
+    *,
+    target_bpw: float,
+    candidates: Sequence[CandidateSpec] = (2, 3, 4, 6, 8),
+    over: Over = "palettized",
+    metric: str = "data_free",
+    metric_options: Mapping[str, Any] | None = None,
+    sensitivity_path: str | Path | None = None,
+    batches: Iterable[Any] = (),
+    fixed: Mapping[str, int] | None = None,
+    minimum: Mapping[str, int] | None = None,
+    exclude: Iterable[str] = (),
+    backend: str | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    cache: str | Path | None = None,
+    num_workers: int = 1,
+    show_progress: bool | None = None,
+) -> Allocation:
+    """Choose a spec for every tensor so that the model keeps a size and loses the least.
+
+    Every candidate is clustered and its size counted exactly: indices, look-up tables, scales,
+    and where the whole model counts, what stays dense. Predicted losses are added up, and the
+    combination of the least sum within the budget is found exactly. The model is not changed.
+
+    Args:
+        model: a dense model.
+        config: says which tensors are palettized and how; candidates change fields of its specs.
+            None is the documented default.
+        example_inputs: as for `KMeansPalettizer.prepare`.
+        target_bpw: bits per weight on average, at most.
+        candidates: bits, or fields of specs, such as ``{"n_bits": 4, "cluster_dim": 2}``. One
+            that does not fit a tensor's shape is left out for it.
+        over: what the average is taken over: ``"palettized"`` weights, or all of the ``"model"``.
+        metric: name of a sensitivity metric; see ``palette plugins``.
+        metric_options: its options.
+        sensitivity_path: a file of sensitivities: for weighted clustering, and for metrics that
+            want squared gradients.
+        batches: model inputs, for metrics and algorithms that want them.
+        fixed: bits by regular expression for names of tensors.
+        minimum: least bits by regular expression for names of tensors.
+        exclude: regular expressions for names of tensors to be left dense.
+        backend: leave out what this export backend refuses.
+        backend_options: its options.
+        cache: a file (JSON) in which predicted losses are kept, so that an interrupted or
+            repeated call goes on from there.
+        num_workers: clustering processes.
+        show_progress: None shows a bar on a terminal.
+
+    Raises:
+        AllocationError: the target is too small, something that the metric needs is missing, an
+            expression matches no tensor, or no candidate is left for a tensor.
+        UnknownPluginError, PluginOptionsError: see `KMeansPalettizer.prepare`.
+        SensitivityError: the file does not fit.
+    """
+    catalog = get_catalog()
+    if over not in ("palettized", "model"):
+        raise AllocationError(f"over must be 'palettized' or 'model', got {over!r}")
+    if not target_bpw > 0:
+        raise AllocationError(f"target_bpw must be positive, got {target_bpw!r}")
+    specs = checked(candidates)
+    entry = catalog.sensitivity_metrics.get(metric)
+    judge_with = entry.factory(
+        validate_options(entry, "sensitivity metric", dict(metric_options or {}))
+    )
+    target = None
+    if backend is not None:
+        target = make_backend(catalog, backend, backend_options or {})
+    if next(palette_modules(model), None) is not None:
+        raise AllocationError("the model is palettized already; allocate for the dense model")
+    config = KMeansPalettizerConfig() if config is None else config
+    graph = trace(model, example_inputs)
+    plan = make_plan(graph, config, catalog)
+    warn_about(plan)
+    plan, allowed = _constrain(plan, specs, fixed or {}, minimum or {}, exclude)
+    plans = candidate_plans(plan, specs, catalog, target, allowed)
+    evidence = Evidence.gather(model, plan, entry, sensitivity_path, batches, show_progress)
+    judged = judge(
+        plans,
+        evidence,
+        judge_with,
+        identity=(metric, dict(metric_options or {})),
+        cache=None if cache is None else Path(cache),
+        num_workers=num_workers,
+        show_progress=show_progress,
+    )
+    rest, weights = _what_counts(model, plan, over)
+    choices = [
+        Choices(np.array([j.bits for j in row], np.int64), np.array([j.loss for j in row]))
+        for row in judged.values()
+    ]
+    solution = _solved(choices, target_bpw, rest, weights)
+    tensors = tuple(
+        Allocated(name, tuple(row), chosen)
+        for (name, row), chosen in zip(judged.items(), solution.chosen, strict=True)
+    )
+    return Allocation(
+        config=config_of((t.choice.plan for t in tensors), graph, config.seed, catalog),
+        tensors=tensors,
+        target_bpw=target_bpw,
+        over=over,
+        bits_per_weight=(solution.size + rest) / weights,
+        predicted_loss=solution.loss,
+        lower_bound=solution.bound,
+        curve=tuple(((point.size + rest) / weights, point.loss) for point in curve(choices)),
+    )
+
+
+def _solved(choices: Sequence[Choices], target_bpw: float, rest: int, weights: int) -> Solution:
+    budget = int(target_bpw * weights) - rest
+    least = sum(int(c.sizes.min()) for c in choices)
+    if least > budget:
+        raise AllocationError(
+            f"target_bpw={target_bpw:g} cannot be reached: the smallest candidates give "
+            f"{(least + rest) / weights:.3f} bits per weight; raise the target, allow fewer bits, "
+            "or palettize more of the model"
+        )
+    return solve(choices, budget)
+
+
+def _what_counts(model: nn.Module, plan: Plan, over: Over) -> tuple[int, int]:
+    """Return bits that no choice changes, and the number of weights of the average."""
+    palettized = elements(plan)
+    if over == "palettized":
+        return 0, palettized
+    bits, total = model_bits(model)
+    dense = sum(elements([p]) * p.dtype.itemsize * 8 for p in plan)
+    return bits - dense, total
+
+
+def _constrain(
+    plan: Plan,
+    candidates: Sequence[CandidateSpec],
+    fixed: Mapping[str, int],
+    minimum: Mapping[str, int],
+    exclude: Iterable[str],
+) -> tuple[Plan, Iterator[tuple[TensorPlan, Collection[int] | None]]]:
+    """Return the plan without excluded tensors, and the bits that each of the others may have."""
+    excluded = _matching(plan, exclude, "exclude")
+    kept = tuple(t for t in plan if t.name not in excluded)
+    if not kept:
+        raise AllocationError("no tensor is left to palettize")
+    plan = Plan(kept, plan.skipped, plan.dense, plan.notes)
+    pinned = {n: b for key, b in fixed.items() for n in _matching(plan, [key], "fixed")}
+    least = {n: b for key, b in minimum.items() for n in _matching(plan, [key], "minimum")}
+
+    def allowed() -> Iterator[tuple[TensorPlan, Collection[int] | None]]:
+        for tensor in plan:
+            if tensor.name in pinned:
+                yield tensor, (pinned[tensor.name],)
+            elif tensor.name in least:
+                yield tensor, range(least[tensor.name], 9)
+            else:
+                yield tensor, None
+
+    return plan, allowed()
+
+
+def _matching(plan: Plan, patterns: Iterable[str], what: str) -> set[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            matches = {t.name for t in plan if any(re.fullmatch(pattern, o.name) for o in t.owners)}
+        except re.error as error:
+            raise AllocationError(
+                f"{what}: {pattern!r} is no regular expression: {error}"
+            ) from None
+        if not matches:
+            raise AllocationError(
+                f"{what}: {pattern!r} matches no tensor to be palettized; they are named like "
+                f"{', '.join(t.name for t in list(plan)[:3])}"
+            )
+        found |= matches
+    return found

@@ -1,0 +1,120 @@
+"""Make a plug-in distribution from the templates, for an author to change."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from palette_core.errors import ConfigError, MissingExtraError
+from palette_core.interfaces import INTERFACE_VERSION
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_COMMON = "common"
+
+
+class Kind(StrEnum):
+    """What a new plug-in is."""
+
+    CLUSTERER = "clusterer"
+    GRANULARITY = "granularity"
+    LUT_QUANTIZER = "lut-quantizer"
+    BACKEND = "backend"
+    TRAINING = "training"
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What the README says of a kind: what it is, how it is picked, where the work is."""
+
+    what: str
+    usage: str
+    work: str
+
+
+_TEXTS = {
+    Kind.CLUSTERER: _Text(
+        "A clustering algorithm",
+        "algorithm: {entry}",
+        "`clusterer.py`**: `fit`, which turns points into entries and codes. Declare in\n"
+        "  `hooks.py` what it can do: vectors, importance, moments.",
+    ),
+    Kind.GRANULARITY: _Text(
+        "A granularity",
+        "granularity: {{type: {entry}, side: 4}}",
+        "`granularity.py`**: `block_shape`, which says how many elements of each axis share a\n"
+        "  table, and the options, which are fields of the class.",
+    ),
+    Kind.LUT_QUANTIZER: _Text(
+        "A LUT quantizer",
+        "lut_qspec: {{dtype: int8, quantizer: {entry}}}",
+        "`quantizer.py`**: `quantize`, which turns tables into 8-bit values and a scale. Declare\n"
+        "  in `hooks.py` its dtypes, and the error that it promises.",
+    ),
+    Kind.BACKEND: _Text(
+        "An export backend",
+        'n_bits: 4  # then: palettizer.export(path, backend="{entry}")',
+        "`backend.py`**: `refuses`, what the format has no form for, and `export`, which writes\n"
+        "  it. In `tests/test_contract.py`, `read_weights` has to read what you write.",
+    ),
+    Kind.TRAINING: _Text(
+        "A training strategy",
+        "training_strategy: {entry}",
+        "`strategy.py`**: `forward`, which says what the weight is while the model trains.",
+    ),
+}
+
+
+def make_plugin(name: str, kind: Kind, into: Path) -> Path:
+    """Write a distribution that installs, is listed and keeps its contract.
+
+    Args:
+        name: of the distribution, such as ``palette-lloyd``.
+        kind: what it provides.
+        into: the folder in which its own folder is made.
+
+    Returns:
+        The distribution's folder.
+
+    Raises:
+        ConfigError: the name cannot be one, or the folder exists.
+        MissingExtraError: copier is not installed.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be the name of a distribution here; use lower-case letters, digits "
+            "and single '-', such as palette-lloyd"
+        )
+    folder = into / name
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; choose another name, or another --into")
+    try:
+        from copier import run_copy
+    except ImportError as error:
+        raise MissingExtraError(
+            "palette new-plugin needs copier: pip install palette-core[new-plugin]"
+        ) from error
+    data = _answers(name, kind)
+    with as_file(files("palette_core") / "templates") as templates:
+        for part in (_COMMON, kind.value):
+            # A kind's own files replace those that all have.
+            run_copy(str(templates / part), folder, data=data, quiet=True, overwrite=True)
+    return folder
+
+
+def _answers(name: str, kind: Kind) -> dict[str, object]:
+    package = name.replace("-", "_")
+    entry = package.removeprefix("palette_")
+    text = _TEXTS[kind]
+    return {
+        "name": name,
+        "package": package,
+        "entry": entry,
+        "kind": kind.value,
+        "interface": INTERFACE_VERSION,
+        "what": text.what,
+        "usage": text.usage.format(entry=entry),
+        "steps": f"* **`src/{package}/{text.work.removeprefix('`')}",
+    }

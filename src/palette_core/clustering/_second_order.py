@@ -1,0 +1,327 @@
+"""Codes and entries of look-up tables that make tr(ΔW H ΔWᵀ) small.
+
+The steps that ``gptq`` and ``lnq`` are made of: error feedback column by column, coordinate
+descent over codes, least squares over entries, and keeping the better of two solutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from palette_core.clustering import _second_order_kernels as kernels
+from palette_core.clustering._scalar_threads import map_threads
+from palette_core.clustering._second_order_tables import Tables, refitted, sort_entries
+from palette_core.interfaces import LutQuantizer
+
+Array = NDArray[Any]
+_ROWS = 16  # of the weight in one piece of work
+_SUMS_BYTES = 1 << 28  # of normal equations held at once
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight as a matrix, and who shares what in it; see the kernels for shapes.
+
+    Attributes:
+        w: the weight, ``[M, C]`` float32.
+        group: which matrix of H a row uses.
+        share: how much a row counts.
+        h: symmetric and positive definite.
+        table: which table an element looks into, ``[M / D, C]`` int32.
+        colours: ``[B]``: of the tables of one colour, every row has at most one.
+        component: ``[B]``: tables with one number depend on each other through rows they share.
+        dtype: of the entries when they are stored.
+        quantizer: how they are stored, or None.
+    """
+
+    w: Array
+    group: Array
+    share: Array
+    h: Array
+    table: Array
+    colours: Array
+    component: Array
+    dtype: torch.dtype
+    quantizer: LutQuantizer | None
+
+    @property
+    def dim(self) -> int:
+        """D, rows that share a code."""
+        return int(self.w.shape[0] // self.table.shape[0])
+
+    def each(self, work: Callable[[int, int], Any]) -> list[Any]:
+        """Run ``work(low, high)`` for fixed ranges of strips, on threads; results in order."""
+        strips, step = self.table.shape[0], max(1, _ROWS // self.dim)
+        pieces = [(at, min(strips, at + step)) for at in range(0, strips, step)]
+        return map_threads(lambda piece: work(*piece), pieces)
+
+
+@dataclass(frozen=True)
+class State:
+    """A solution: tables and codes, ``error = w − ŵ``, ``grad = error · H``, cost by row."""
+
+    tables: Tables
+    codes: Array
+    error: Array
+    grad: Array
+    costs: Array
+
+    @property
+    def cost(self) -> float:
+        """tr(ΔW H ΔWᵀ), rows weighted by their share."""
+        return float(self.costs.sum())
+
+
+def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
+    """Return the state that tables and codes make."""
+    error, grad = np.empty_like(matrix.w), np.empty_like(matrix.w)
+    state = State(tables, codes, error, grad, np.empty(matrix.w.shape[0]))
+    dim = matrix.dim
+
+    def one(low: int, high: int) -> None:
+        kernels.subtract_decoded(matrix.w, matrix.table, tables.lut, codes, error, low, high)
+        kernels.multiply(error, matrix.group, matrix.h, grad, low * dim, high * dim)
+        kernels.row_costs(error, grad, matrix.share, state.costs, low * dim, high * dim)
+
+    matrix.each(one)
+    return state
+
+
+def descend(matrix: Matrix, state: State, sweeps: int) -> int:
+    """Improve the codes of ``state`` one by one, in place; returns how many changed."""
+    dim = matrix.dim
+
+    def one(low: int, high: int) -> int:
+        error, grad = state.error, state.grad
+        changed = kernels.descend(
+            matrix.w,
+            error,
+            grad,
+            matrix.group,
+            matrix.share,
+            matrix.h,
+            matrix.table,
+            state.tables.lut,
+            state.codes,
+            sweeps,
+            low,
+            high,
+        )
+        kernels.row_costs(error, grad, matrix.share, state.costs, low * dim, high * dim)
+        return int(changed)
+
+    return sum(matrix.each(one))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """H = (I + U) diag(d) (I + U)ᵀ, columns in the order in which they are to be done.
+
+    Attributes:
+        order: ``[G, C]`` int32; ``feedback``: ``[G, C, C]`` float32, U; ``pivot``: ``[G, C]``, d.
+    """
+
+    order: Array
+    feedback: Array
+    pivot: Array
+
+
+def factorize(h: Array, *, act_order: bool) -> Factors:
+    """Factorize each matrix, columns with the largest inputs first if ``act_order``."""
+    groups, columns, _ = h.shape
+    order = np.empty((groups, columns), np.int32)
+    feedback = np.zeros(h.shape, np.float32)
+    pivot = np.empty((groups, columns), np.float32)
+
+    def one(g: int) -> None:
+        diagonal = h[g].diagonal()
+        order[g] = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
+        # The factor of the reversed matrix is the upper triangular one of the matrix, reversed.
+        back = order[g][::-1]
+        a = h[g][np.ix_(back, back)].astype(np.float64)
+        ridge = 1e-6 * float(diagonal.mean(dtype=np.float64))
+        while not kernels.factorize(a):
+            a = h[g][np.ix_(back, back)].astype(np.float64)
+            a[np.diag_indices(columns)] += ridge
+            ridge *= 10.0
+        scale = a.diagonal().copy()
+        feedback[g] = np.triu((np.tril(a) / scale)[::-1, ::-1], 1)
+        pivot[g] = (scale * scale)[::-1]
+
+    map_threads(one, range(groups))
+    return Factors(order, feedback, pivot)
+
+
+def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
+    """Choose all codes for given tables, column by column; see the kernel."""
+    codes = np.zeros(matrix.table.shape, np.uint8)
+
+    def one(low: int, high: int) -> None:
+        kernels.feed_back(
+            matrix.w,
+            matrix.group,
+            matrix.share,
+            factors.order,
+            factors.feedback,
+            factors.pivot,
+            matrix.table,
+            tables.lut,
+            codes,
+            low,
+            high,
+        )
+
+    matrix.each(one)
+    return evaluate(matrix, tables, codes)
+
+
+def refit(matrix: Matrix, state: State) -> State:
+    """Give every table the entries that are best for the codes, as they can be stored.
+
+    Tables that share rows are solved one after the other. Error, gradient and cost of the
+    result are brought up to date, not computed anew.
+    """
+    tables = state.tables
+    lut = tables.lut
+    per_batch = max(1, _SUMS_BYTES // (lut.shape[1] ** 2 * lut.shape[2] * 8))
+    error, grad = state.error.copy(), state.grad.copy()
+    for colour in range(int(matrix.colours.max()) + 1):
+        before = tables.lut
+        members = np.flatnonzero(matrix.colours == colour)
+        for at in range(0, len(members), per_batch):
+            batch = members[at : at + per_batch]
+            square, right = _normal_equations(matrix, grad, state.codes, batch, lut.shape)
+            tables = refitted(tables, batch, square, right, matrix.dtype, matrix.quantizer)
+        step = tables.lut - before
+        moved = (step != 0).any(axis=(1, 2))
+        _move(matrix, state.codes, step, moved, error, grad)
+    costs = np.empty_like(state.costs)
+    matrix.each(
+        lambda low, high: kernels.row_costs(
+            error, grad, matrix.share, costs, low * matrix.dim, high * matrix.dim
+        )
+    )
+    tables, codes = sort_entries(tables, state.codes, matrix.table)
+    return State(tables, codes, error, grad, costs)
+
+
+def _move(
+    matrix: Matrix, codes: Array, step: Array, moved: Array, error: Array, grad: Array
+) -> None:
+    matrix.each(
+        lambda low, high: kernels.move_entries(
+            matrix.table, codes, step, moved, matrix.group, matrix.h, error, grad, low, high
+        )
+    )
+
+
+def _normal_equations(
+    matrix: Matrix, grad: Array, codes: Array, batch: Array, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Return ``[n, D, K, K]`` and ``[n, D, K]`` for the tables in ``batch``."""
+    n_tables, entries, dim = shape
+    wanted = np.zeros(n_tables, np.bool_)
+    wanted[batch] = True
+
+    def one(low: int, high: int) -> tuple[Array, Array, Array]:
+        own = np.unique(matrix.table[low:high])
+        own = own[wanted[own]]
+        slot = np.zeros(n_tables, np.int32)
+        slot[own] = np.arange(len(own))
+        square = np.zeros((len(own), dim, entries, entries))
+        right = np.zeros((len(own), dim, entries))
+        if len(own):
+            kernels.normal_equations(
+                grad,
+                matrix.group,
+                matrix.share,
+                matrix.h,
+                matrix.table,
+                codes,
+                wanted,
+                slot,
+                square,
+                right,
+                low,
+                high,
+            )
+        return own, square, right
+
+    total = np.zeros((len(batch), dim, entries, entries))
+    sums = np.zeros((len(batch), dim, entries))
+    for own, square, right in matrix.each(one):
+        at = np.searchsorted(batch, own)
+        total[at] += square
+        sums[at] += right
+    return total, sums
+
+
+def better_of(matrix: Matrix, a: State, b: State) -> State:
+    """Return, component by component, the cheaper of two states; ``a`` where they are equal."""
+    row_component = np.repeat(matrix.component[matrix.table[:, 0]], matrix.dim)
+    count = int(matrix.component.max()) + 1
+    cost_a = np.bincount(row_component, a.costs, count)
+    cost_b = np.bincount(row_component, b.costs, count)
+    take = cost_b < cost_a
+    if not take.any():
+        return a
+    if take.all():
+        return b
+    rows = take[row_component]
+    strips = rows[:: matrix.dim]
+    return State(
+        a.tables.where(take[matrix.component], b.tables),
+        np.where(strips[:, None], b.codes, a.codes),
+        np.where(rows[:, None], b.error, a.error),
+        np.where(rows[:, None], b.grad, a.grad),
+        np.where(rows, b.costs, a.costs),
+    )
+
+
+def gptq(matrix: Matrix, start: State, *, act_order: bool, refits: int) -> State:
+    """Return the best of ``start`` and error feedback, its tables refitted ``refits`` times."""
+    strip_in_one_group = bool(
+        (matrix.group[:: matrix.dim] == matrix.group[matrix.dim - 1 :: matrix.dim]).all()
+    )
+    factors = factorize(matrix.h, act_order=act_order and strip_in_one_group)
+    best, tables = start, start.tables
+    for turn in range(refits + 1):
+        state = feed_back(matrix, factors, tables)
+        best = better_of(matrix, best, state)
+        if turn < refits:
+            state = refit(matrix, state)
+            tables = state.tables
+            best = better_of(matrix, best, state)
+    return best
+
+
+def lnq(matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: float) -> State:
+    """Return what coordinate descent and least squares in turns make of ``start``."""
+    state = replace(
+        start,
+        codes=start.codes.copy(),
+        error=start.error.copy(),
+        grad=start.grad.copy(),
+        costs=start.costs.copy(),
+    )
+    for _ in range(rounds):
+        before = state.cost
+        descend(matrix, state, sweeps)
+        state = refit(matrix, state)
+        if not before - state.cost > tolerance * before:
+            break
+    descend(matrix, state, sweeps)
+    # Computed anew: the running sums have lost some digits.
+    return better_of(matrix, start, evaluate(matrix, state.tables, state.codes))
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Return a contiguous array as a tensor."""
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,167 @@
+"""From a problem with input moments to a matrix with a first solution, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from palette_core.clustering._second_order import Matrix, State, evaluate
+from palette_core.clustering._second_order_tables import cast_tables, quantized_tables
+from palette_core.clustering._vector_pass import tidy_entries
+from palette_core.clustering.quantized import quantize_codebook, tidy_quantized
+from palette_core.errors import ClusteringError
+from palette_core.interfaces import ClusterProblem, InputMoments
+from palette_core.palettized import Codebook
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A problem in matrix form.
+
+    Attributes:
+        matrix: the weight, scaled moments and who shares what.
+        start: importance-weighted k-means.
+        places: ``[M / D, C]``: which point of all blocks, in order, an element belongs to.
+        unit: by which to multiply costs to get mean squared outputs.
+    """
+
+    matrix: Matrix
+    start: State
+    places: Array
+    unit: float
+
+
+def weighted_kmeans(problem: ClusterProblem, moments: InputMoments) -> Codebook:
+    """Return k-means with the mean squares of the inputs as importance, quantized if asked."""
+    weighted = replace(problem, importance=moments.importance(), moments=None)
+    if problem.points.shape[2] == 1:
+        from palette_core.clustering.kmeans1d import KMeans1d
+
+        found = KMeans1d().fit(weighted)
+    else:
+        from palette_core.clustering.kmeans_vector import KMeansVector
+
+        found = KMeansVector().fit(weighted)
+    if problem.lut_quantizer is None:
+        return found
+    return quantize_codebook(problem.points, weighted.importance, found, problem.lut_quantizer)
+
+
+def fit_with(
+    name: str, problem: ClusterProblem, damping: float, improve: Callable[[Matrix, State], State]
+) -> Codebook:
+    """Start from weighted k-means, and let ``improve`` lower the output error.
+
+    Where H is diagonal, or vectors lie along input coordinates, weighted k-means is the result.
+
+    Args:
+        name: of the algorithm.
+        problem: with moments.
+        damping: what to add to the diagonal of H, as a share of its mean.
+        improve: gets the matrix and the first solution, returns a solution.
+
+    Raises:
+        ClusteringError: there are no moments, or they cannot be used.
+    """
+    moments = problem.moments
+    if moments is None:
+        raise ClusteringError(f"{name} needs second moments of the layer's inputs, and got none")
+    obstacle = moments.obstacle()
+    if obstacle is not None:
+        raise ClusteringError(f"{name} cannot use the layer's moments: {obstacle}")
+    along_inputs = problem.points.shape[2] > 1 and (
+        moments.layout.vector_axis != moments.output_axis
+    )
+    if moments.is_diagonal or along_inputs:
+        return weighted_kmeans(problem, moments)
+    posed = pose(problem, moments, damping)
+    found = improve(posed.matrix, posed.start)
+    return _codebook(posed, found, problem)
+
+
+def pose(problem: ClusterProblem, moments: InputMoments, damping: float) -> Posed:
+    """Return the problem in matrix form, and weighted k-means as its first solution."""
+    layout, points = moments.layout, problem.points
+    blocks, count, dim = points.shape
+    mean = float(moments.diagonal().double().mean())
+    h = _damped(moments.hessian, mean, damping)
+    w = moments.to_matrices(layout.merge(points).float()).flatten(0, 1).contiguous()
+    numbers = torch.arange(blocks * count).reshape(blocks, count, 1).expand(-1, -1, dim)
+    places = moments.to_matrices(layout.merge(numbers)).flatten(0, 1)[::dim].contiguous().numpy()
+    table = np.ascontiguousarray((places // count).astype(np.int32))
+    rows = w.shape[0] // h.shape[0]
+    share = torch.ones(w.shape[0]) if moments.share is None else moments.share.float()
+    most = float(share.max()) or 1.0
+    colours, component = _sharing(table, blocks)
+    matrix = Matrix(
+        w=w.numpy(),
+        group=np.repeat(np.arange(h.shape[0], dtype=np.int32), rows),
+        share=(share / most).contiguous().numpy(),
+        h=h,
+        table=table,
+        colours=colours,
+        component=component,
+        dtype=points.dtype,
+        quantizer=problem.lut_quantizer,
+    )
+    first = weighted_kmeans(problem, moments)
+    if first.quantized is None:
+        tables = cast_tables(first.lut.numpy(), points.dtype)
+    else:
+        tables = quantized_tables(first.quantized, points.dtype)
+    codes = first.codes.reshape(-1).numpy()[places]
+    return Posed(matrix, evaluate(matrix, tables, codes), places, mean * most)
+
+
+def _damped(hessian: Tensor, mean: float, damping: float) -> Array:
+    """Return H over its mean diagonal, float32, symmetric, with ``damping`` on the diagonal."""
+    h = (hessian.double() / mean).to(torch.float32)
+    h = (h + h.transpose(1, 2)) / 2
+    h.diagonal(dim1=1, dim2=2).add_(max(damping, 1e-6))
+    return h.contiguous().numpy()
+
+
+def _sharing(table: Array, n_tables: int) -> tuple[Array, Array]:
+    """Return colours and components of the tables; see `Matrix`."""
+    patterns = {row.tobytes(): row for row in (np.unique(line) for line in table)}
+    colours = np.zeros(n_tables, np.int32)
+    component = np.arange(n_tables)
+    if all(len(pattern) == 1 for pattern in patterns.values()):
+        return colours, component
+    neighbours: dict[int, set[int]] = {}
+    for pattern in patterns.values():
+        for own in pattern.tolist():
+            neighbours.setdefault(own, set()).update(pattern.tolist())
+    for own in range(n_tables):
+        taken = {int(colours[n]) for n in neighbours.get(own, ()) if n < own}
+        colours[own] = next(c for c in range(n_tables) if c not in taken)
+    while True:
+        before = component.copy()
+        for pattern in patterns.values():
+            component[pattern] = component[pattern].min()
+        component = component[component]
+        if np.array_equal(component, before):
+            break
+    _, component = np.unique(component, return_inverse=True)
+    return colours, component
+
+
+def _codebook(posed: Posed, found: State, problem: ClusterProblem) -> Codebook:
+    blocks, count, _ = problem.points.shape
+    flat = np.empty(blocks * count, np.uint8)
+    flat[posed.places.reshape(-1)] = found.codes.reshape(-1)
+    codes = torch.from_numpy(flat.reshape(blocks, count))
+    before, after = posed.start.cost * posed.unit, found.cost * posed.unit
+    if found.tables.stored is not None:
+        tidy = tidy_quantized(found.tables.stored, codes)
+        return Codebook(tidy.lut, tidy.codes, tidy.quantized, before, after)
+    lut, _, codes = tidy_entries(torch.from_numpy(found.tables.lut), codes)
+    return Codebook(lut, codes, None, before, after)

@@ -1,0 +1,102 @@
+"""Second moments of what a layer multiplies its weight with, and the weight as its matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from palette_core.layout import BlockLayout
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Second moments of a layer's input, and how its weight is a matrix.
+
+    The weight is taken as G matrices of R output channels by C input coordinates, such that
+    every output is a row times an input vector x: R = out_features and C = in_features of a
+    linear layer; of a convolution, R output channels of each of G groups, and C = input channels
+    of a group times kernel elements; of an embedding, R = its width and C the vocabulary.
+
+    Attributes:
+        hessian: ``[G, C, C]`` float32, Σ x xᵀ / count over calibration inputs, one matrix per
+            group of output channels; ``[G, C]`` where only the diagonal is not zero.
+        layout: the layout whose `merge` turns points back into the weight.
+        count: how many input vectors were summed.
+        transposed: the input channels are axis 0 of the weight and the outputs axis 1
+            (transposed convolutions, embeddings); otherwise outputs are axis 0.
+        share: ``[G * R]`` float32, not negative: how much an output channel counts; None means
+            ones.
+        target: of the weight's shape: what the palettized weight should come near to in place
+            of the weight, because its inputs have changed meanwhile; None means the weight.
+    """
+
+    hessian: Tensor
+    layout: BlockLayout
+    count: int
+    transposed: bool = False
+    share: Tensor | None = None
+    target: Tensor | None = None
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether ``hessian`` holds diagonals only."""
+        return self.hessian.dim() == 2
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the weight on which output channels lie."""
+        return 1 if self.transposed else 0
+
+    def to_matrices(self, weight: Tensor) -> Tensor:
+        """Return anything of the weight's shape as ``[G, R, C]``."""
+        groups = self.hessian.shape[0]
+        if not self.transposed:
+            return weight.reshape(groups, weight.shape[0] // groups, -1)
+        cut = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return cut.transpose(1, 2).reshape(groups, weight.shape[1], -1)
+
+    def from_matrices(self, matrices: Tensor) -> Tensor:
+        """Return ``[G, R, C]`` in the shape of the weight: the inverse of `to_matrices`."""
+        shape = self.layout.shape
+        if not self.transposed:
+            return matrices.reshape(shape)
+        groups, rows, _ = matrices.shape
+        cut = matrices.reshape(groups, rows, shape[0] // groups, math.prod(shape[2:]))
+        return cut.transpose(1, 2).reshape(shape)
+
+    def diagonal(self) -> Tensor:
+        """Return ``[G, C]``, the mean square of every input coordinate."""
+        if self.is_diagonal:
+            return self.hessian
+        return self.hessian.diagonal(dim1=1, dim2=2)
+
+    def importance(self) -> Tensor:
+        """Return ``[B, N, D]`` float32: mean square input of every element of the points.
+
+        What algorithms use that weigh elements one by one; it is the diagonal of the Hessian of
+        the layer's squared output error.
+        """
+        rows = math.prod(self.layout.shape) // self.diagonal().numel()
+        wide = self.diagonal()[:, None, :].expand(-1, rows, -1)
+        if self.share is not None:
+            wide = wide * self.share.reshape(self.hessian.shape[0], rows, 1)
+        return self.layout.split(self.from_matrices(wide.to(torch.float32))).contiguous()
+
+    def obstacle(self) -> str | None:
+        """Say why these moments cannot be used, or return None."""
+        if self.count < 1:
+            return "no input came to it"
+        if not bool(torch.isfinite(self.hessian).all()):
+            return "its inputs were NaN or infinite, or their squares too large"
+        if not bool((self.diagonal() > 0).any()):
+            return "all its inputs were zero"
+        if math.prod(self.layout.shape) % self.diagonal().numel():
+            return f"inputs of {self.hessian.shape[-1]} coordinates do not fit its shape"
+        return None
+
+    def laid_out(self, layout: BlockLayout) -> InputMoments:
+        """Return the same moments for points cut by another layout."""
+        return replace(self, layout=layout)

@@ -1,0 +1,216 @@
+"""Sums of x xᵀ over calibration batches."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from palette_core.input_moments import InputMoments
+from palette_core.moments.consumers import Consumption
+from palette_core.moments.views import View
+from palette_core.planning import TensorPlan
+
+_REMEMBERED = 4  # latest products: layers that share an input follow each other
+
+
+@dataclass
+class _Sum:
+    view: View
+    total: Tensor
+    cross: Tensor | None
+    count: int = 0
+    history: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Product:
+    raw: tuple[Tensor, ...]  # held, so that their ids are not given to others
+    versions: tuple[int, ...]
+    view: View
+    weights: Tensor | None
+    before: tuple[Tensor, ...] | None
+    total: Tensor
+    cross: Tensor | None
+    count: int
+    serial: int
+
+    def is_of(
+        self, what: Consumption, weights: Tensor | None, before: tuple[Tensor, ...] | None
+    ) -> bool:
+        return (
+            len(self.raw) == len(what.raw)
+            and all(a is b for a, b in zip(self.raw, what.raw, strict=True))
+            and self.versions == tuple(x._version for x in what.raw)
+            and self.view == what.view
+            and self.weights is weights
+            and _same(self.before, before)
+        )
+
+
+def _same(a: tuple[Tensor, ...] | None, b: tuple[Tensor, ...] | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+class Accumulator:
+    """Adds up second moments by weight: products in float32, sums in float64, on the CPU.
+
+    Weights that were always multiplied with the same inputs share one result.
+
+    Args:
+        folder: keep sums and results in files there rather than in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._sums: dict[tuple[str, View], _Sum] = {}
+        self._latest: list[_Product] = []
+        self._made: dict[int, Tensor] = {}
+        self._serial = itertools.count()
+        self._file = itertools.count()
+
+    def add(
+        self,
+        name: str,
+        what: Consumption,
+        weights: Tensor | None = None,
+        before: tuple[Tensor, ...] | None = None,
+    ) -> None:
+        """Add what one call multiplies the weight ``name`` with.
+
+        Args:
+            name: of the weight.
+            what: the call.
+            weights: ``[n, T]``: sum one matrix for each of n groups of output channels, input
+                vector t counted that often in it.
+            before: the input in the unchanged model; then Σ (x_before − x) xᵀ is summed too.
+        """
+        product = self._product(what, weights, before)
+        key = (name, what.view)
+        if key not in self._sums:
+            self._sums[key] = _Sum(
+                what.view,
+                self._zeros(product.total),
+                None if product.cross is None else self._zeros(product.cross),
+            )
+        sums = self._sums[key]
+        sums.total += product.total
+        if sums.cross is not None and product.cross is not None:
+            sums.cross += product.cross
+        sums.count += product.count
+        sums.history.append(product.serial)
+
+    def _product(
+        self, what: Consumption, weights: Tensor | None, before: tuple[Tensor, ...] | None
+    ) -> _Product:
+        for known in self._latest:
+            if known.is_of(what, weights, before):
+                return known
+        versions = tuple(x._version for x in what.raw)
+        total, cross, count = _multiply(what, weights, before)
+        product = _Product(
+            what.raw, versions, what.view, weights, before, total, cross, count, next(self._serial)
+        )
+        self._latest = [product, *self._latest[: _REMEMBERED - 1]]
+        return product
+
+    def forget_inputs(self) -> None:
+        """Let go of the inputs of the last run."""
+        self._latest = []
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        return self._place(tuple(like.shape), np.float64)
+
+    def _place(self, shape: tuple[int, ...], dtype: type) -> Tensor:
+        if self._folder is None:
+            return torch.from_numpy(np.zeros(shape, dtype))
+        path = self._folder / f"moments-{next(self._file):05d}.npy"
+        return torch.from_numpy(
+            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
+        )
+
+    def result(self, plan: TensorPlan) -> InputMoments | None:
+        """Return the moments of a weight, ``cross`` aside; None where none came."""
+        sums = self._best(plan.name)
+        if sums is None:
+            return None
+        return InputMoments(self._hessian(sums), plan.layout, sums.count, sums.view.transposed)
+
+    def cross(self, name: str) -> Tensor | None:
+        """Return ``[G, C, C]`` float64, Σ (x_before − x) xᵀ / count."""
+        sums = self._best(name)
+        if sums is None or sums.cross is None:
+            return None
+        return sums.cross / max(1, sums.count)
+
+    def _best(self, name: str) -> _Sum | None:
+        """Return the sums of the way in which a weight is used mostly; whole matrices first."""
+        found = [sums for (owner, _), sums in self._sums.items() if owner == name]
+        return max(found, key=lambda s: (not s.view.is_diagonal, s.count), default=None)
+
+    def _hessian(self, sums: _Sum) -> Tensor:
+        for other in self._sums.values():
+            if other is not sums and other.history == sums.history:
+                shared = self._made.get(id(other))
+                if shared is not None:
+                    return shared
+        found = self._made.get(id(sums))
+        if found is None:
+            found = self._place(tuple(sums.total.shape), np.float32)
+            found.copy_(sums.total / max(1, sums.count))
+            self._made[id(sums)] = found
+        return found
+
+
+_TALL = 4096  # vectors in one float32 product
+
+
+def _multiply(
+    what: Consumption, weights: Tensor | None, before: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Tensor | None, int]:
+    """Return Σ x xᵀ (or Σ x), Σ (x_before − x) xᵀ, and how many vectors there were."""
+    view, at, count = what.view, 0, 0
+    total: Tensor | None = None
+    cross: Tensor | None = None
+    earlier = None if before is None else view.vectors(before)
+    for first, x in view.vectors(what.raw):
+        x = x.cpu()
+        groups = view.groups() * (1 if weights is None else weights.shape[0])
+        if view.is_diagonal:
+            total = torch.zeros(1, x.shape[2], dtype=torch.float64) if total is None else total
+            total += x[:, 0].double()
+            count += int(x.sum())
+            continue
+        if total is None:
+            total = torch.zeros(groups, x.shape[2], x.shape[2], dtype=torch.float64)
+            cross = None if before is None else torch.zeros_like(total)
+        gap = None
+        if earlier is not None:
+            gap = next(earlier)[1].cpu() - x
+        for low in range(0, x.shape[1], _TALL):
+            piece = x[:, low : low + _TALL]
+            part = None if weights is None else weights[:, at + low : at + low + piece.shape[1]]
+            into = slice(first, first + x.shape[0])
+            if part is not None:  # one view group, several groups of outputs
+                into = slice(0, groups)
+                piece_t = piece.transpose(1, 2) * part[:, None, :]
+            else:
+                piece_t = piece.transpose(1, 2)
+            total[into] += (piece_t @ piece).double()
+            if gap is not None and cross is not None:
+                their = gap[:, low : low + _TALL].transpose(1, 2)
+                if part is not None:
+                    their = their * part[:, None, :]
+                cross[into] += (their @ piece).double()
+        at += x.shape[1]
+        if first == 0:
+            count += x.shape[1]
+    if total is None:
+        return torch.zeros(1, 1, dtype=torch.float64), None, 0
+    return total, cross, count

@@ -1,0 +1,270 @@
+"""Runs of a model on calibration batches, watched, and with other weights in place of its own.
+
+Weights are exchanged in the arguments of the operations that consume them, so the model itself
+is never written to. Blocks that have been run before can answer from memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from palette_core.errors import CalibrationError
+from palette_core.moments.consumers import Consumption, consumptions
+from palette_core.planning import TensorPlan
+from palette_core.rng import untouched_global_rng
+from palette_core.tracing import (
+    ExampleInputs,
+    check_example_inputs,
+    evaluation_mode,
+    op_type_of,
+    restored_values,
+    uncompiled,
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One weight consumed in a run.
+
+    Attributes:
+        name: of its plan.
+        call: how many calls had consumed it before in this run.
+        what: input and view, or None where the operation is not one whose inputs are known.
+        op_type: the operation.
+    """
+
+    name: str
+    call: int
+    what: Consumption | None
+    op_type: str
+
+
+OnSeen = Callable[[Seen], None]
+OnOutput = Callable[[Seen, Any], Any]
+
+
+class Stop(BaseException):
+    """Ends a run that has shown what it was for."""
+
+
+def as_batch(item: Any) -> ExampleInputs:
+    """Return one calibration batch as model inputs; a lone tensor is the only input.
+
+    Raises:
+        TypeError: it is neither a tensor, a tuple of positional nor a mapping of keyword inputs.
+    """
+    if isinstance(item, Tensor):
+        return (item,)
+    check_example_inputs(item)
+    return item  # type: ignore[no-any-return]
+
+
+@dataclass
+class Runner:
+    """Runs a model on batches.
+
+    Attributes:
+        model: the model; its weights are read only.
+        plans: the weights to watch.
+        batches: model inputs.
+        blocks: modules that may answer from memory, by name.
+    """
+
+    model: nn.Module
+    plans: Sequence[TensorPlan]
+    batches: Sequence[ExampleInputs]
+    blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def run(
+        self,
+        batch: int,
+        on_seen: OnSeen | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        answers: Mapping[str, Any] | None = None,
+        keep: Callable[[str, Any], None] | None = None,
+        on_output: OnOutput | None = None,
+        gradients: bool = False,
+    ) -> Any:
+        """Run one batch and return the output, or None where a callback raised `Stop`.
+
+        Args:
+            batch: number of the batch.
+            on_seen: called before every operation that consumes a watched weight.
+            weights: what to use in place of weights, by name of their plans.
+            answers: outputs of blocks that are not to be run.
+            keep: called with the output of every block that was run.
+            on_output: may exchange the output of an operation that consumes a watched weight.
+            gradients: record a graph.
+
+        Raises:
+            CalibrationError: the model failed.
+        """
+        args, kwargs = check_example_inputs(self.batches[batch])
+        with self._surroundings(gradients), self._blocks(answers or {}, keep):
+            watch = _Watch(self._own(), weights or {}, on_seen, on_output)
+            try:
+                with watch:
+                    return self.model(*args, **kwargs)
+            except Stop:
+                return None
+            except (Exception, SystemExit) as error:
+                raise CalibrationError(
+                    f"{type(self.model).__name__} failed on calibration batch {batch}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+    @contextlib.contextmanager
+    def _surroundings(self, gradients: bool) -> Iterator[None]:
+        with (
+            evaluation_mode(self.model),
+            untouched_global_rng(),
+            torch.enable_grad() if gradients else torch.no_grad(),
+            restored_values(self.model.modules()),
+            parametrize.cached(),
+            uncompiled(),
+        ):
+            yield
+
+    def _own(self) -> dict[int, tuple[str, Tensor]]:
+        """Return the watched weights as operations receive them."""
+        found = {}
+        for plan in self.plans:
+            for owner in plan.owners:
+                tensor = getattr(self.model.get_submodule(owner.module), owner.state)
+                found[id(tensor)] = (plan.name, tensor)
+        return found
+
+    @contextlib.contextmanager
+    def _blocks(
+        self, answers: Mapping[str, Any], keep: Callable[[str, Any], None] | None
+    ) -> Iterator[None]:
+        """Let blocks answer from memory, or have their outputs kept."""
+        changed: list[tuple[nn.Module, Any]] = []
+        try:
+            for name, module in self.blocks.items():
+                if name not in answers and keep is None:
+                    continue
+                changed.append((module, vars(module).get("forward", _ABSENT)))
+                made = _answering(answers[name]) if name in answers else None
+                object.__setattr__(module, "forward", made or _keeping(name, module.forward, keep))
+            yield
+        finally:
+            for module, before in reversed(changed):
+                if before is _ABSENT:
+                    object.__delattr__(module, "forward")
+                else:
+                    object.__setattr__(module, "forward", before)
+
+
+_ABSENT = object()
+
+
+def _answering(answer: Any) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        del args, kwargs
+        return copied(answer)
+
+    return forward
+
+
+def _keeping(name: str, forward: Any, keep: Callable[[str, Any], None] | None) -> Any:
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        if keep is not None:
+            keep(name, out)
+        return out
+
+    return kept
+
+
+def copied(value: Any) -> Any:
+    """Copy all tensors of a nested value: what follows may write to them."""
+    return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, value)
+
+
+class _Watch(TorchFunctionMode):
+    """Shows operations that consume watched weights, and exchanges those weights."""
+
+    def __init__(
+        self,
+        own: Mapping[int, tuple[str, Tensor]],
+        weights: Mapping[str, Tensor],
+        on_seen: OnSeen | None,
+        on_output: OnOutput | None,
+    ) -> None:
+        super().__init__()
+        self._own = own
+        self._weights = weights
+        self._on_seen = on_seen
+        self._on_output = on_output
+        self._calls: dict[str, int] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        op_type = op_type_of(func)
+        if op_type is None:
+            return func(*args, **kwargs)
+        names = list(dict.fromkeys(self._names((args, tuple(kwargs.values())))))
+        if not names:
+            return func(*args, **kwargs)
+        seen = []
+        if self._on_seen is not None or self._on_output is not None:
+            seen = self._describe(op_type, func, args, kwargs, names)
+        if self._on_seen is not None:
+            for item in seen:
+                self._on_seen(item)
+        out = func(*self._exchange(args), **self._exchange(kwargs))
+        if self._on_output is not None:
+            for item in seen:
+                out = self._on_output(item, out)
+        return out
+
+    def _describe(
+        self, op_type: str, func: Any, args: Any, kwargs: Any, names: list[str]
+    ) -> list[Seen]:
+        # The composites among them see the exchanged weights.
+        exchanged = self._exchange(args), self._exchange(kwargs)
+        own = {id(self._weights.get(name, t)): name for name, t in self._own.values()}
+        found: dict[str, Consumption] = {}
+        for what in consumptions(op_type, func, *exchanged):
+            name = own.get(id(what.weight))
+            if name is not None:
+                found.setdefault(name, what)
+        seen = []
+        for name in names:
+            call = self._calls.get(name, 0)
+            self._calls[name] = call + 1
+            seen.append(Seen(name, call, found.get(name), op_type))
+        return seen
+
+    def _names(self, value: Any) -> Iterator[str]:
+        if isinstance(value, Tensor):
+            entry = self._own.get(id(value))
+            if entry is not None:
+                yield entry[0]
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from self._names(item)
+
+    def _exchange(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            entry = self._own.get(id(value))
+            return value if entry is None else self._weights.get(entry[0], value)
+        if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+            return type(value)(self._exchange(item) for item in value)
+        if type(value) is dict:
+            return {key: self._exchange(item) for key, item in value.items()}
+        return value

@@ -1,0 +1,101 @@
+"""A model with one layer per spec, so that few conversions show much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from palette_core import (
+    KMeansPalettizerConfig,
+    ModuleKMeansPalettizerConfig,
+    PalettizationSpec,
+    PerGroupedChannelGranularity,
+    QuantizationSpec,
+)
+from palette_core.spec import QuantizationScheme
+from palette_core.testing._probes import draw
+
+_IN, _OUT = 64, 32
+
+
+def known_specs(more: Sequence[PalettizationSpec] = ()) -> dict[str, PalettizationSpec]:
+    """Return the specs of the kit, and an author's, by the layer they are for."""
+    group = PerGroupedChannelGranularity
+    rows, columns = group(group_size=8), group(axis=1, group_size=16)
+    specs = {f"bits_{n}": PalettizationSpec(n_bits=n) for n in (1, 2, 3, 4, 6, 8)}
+    specs |= {
+        "groups": PalettizationSpec(granularity=rows),
+        "groups_of_columns": PalettizationSpec(granularity=columns),
+        "vectors": PalettizationSpec(cluster_dim=2),
+        "vectors_in_groups": PalettizationSpec(n_bits=2, cluster_dim=4, granularity=rows),
+        "channel_scale": PalettizationSpec(enable_per_channel_scale=True),
+        "int8_table": PalettizationSpec(lut_qspec=QuantizationSpec()),
+        "uint8_tables": PalettizationSpec(
+            n_bits=3,
+            granularity=rows,
+            lut_qspec=QuantizationSpec(dtype=torch.uint8, qscheme=QuantizationScheme.ASYMMETRIC),
+        ),
+        "float8_table": PalettizationSpec(lut_qspec=QuantizationSpec(dtype=torch.float8_e4m3fn)),
+        "everything": PalettizationSpec(
+            n_bits=6,
+            cluster_dim=2,
+            granularity=group(group_size=16),
+            enable_per_channel_scale=True,
+            lut_qspec=QuantizationSpec(),
+        ),
+        "conv": PalettizationSpec(granularity=rows),
+        "conv_transpose": PalettizationSpec(granularity=rows),
+    }
+    return specs | {f"author_{i}": spec for i, spec in enumerate(more)}
+
+
+@final
+class Layers(nn.Module):
+    """One layer per spec: linear ones, save those whose names begin with ``conv``.
+
+    All take the same ``[2, 64]`` input, and their outputs are put side by side.
+    """
+
+    def __init__(self, names: Mapping[str, object]) -> None:
+        super().__init__()
+        for seed, name in enumerate(names):
+            layer: nn.Module = nn.Linear(_IN, _OUT)
+            if name == "conv":
+                layer = nn.Conv2d(4, _OUT, (3, 3))
+            elif name == "conv_transpose":
+                layer = nn.ConvTranspose2d(4, _OUT, (3, 3))
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter.copy_(draw(*parameter.shape, seed=seed) * 0.3)
+            self.add_module(name, layer)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[2, …]``."""
+        outputs = []
+        for name, layer in self.named_children():
+            given = x.reshape(2, 4, 4, 4) if name.startswith("conv") else x
+            outputs.append(layer(given).flatten(1))
+        return torch.cat(outputs, dim=1)
+
+
+def config_of(specs: Mapping[str, PalettizationSpec]) -> KMeansPalettizerConfig:
+    """Return a config that gives each layer its spec."""
+    return KMeansPalettizerConfig(
+        global_config=None,
+        module_name_configs={
+            name: ModuleKMeansPalettizerConfig(
+                op_state_spec={"weight": spec}, enable_fast_kmeans_mode=False
+            )
+            for name, spec in specs.items()
+        },
+    )
+
+
+def inputs_of(model: Layers) -> tuple[Tensor]:
+    """Return example inputs."""
+    del model
+    return (draw(2, _IN, seed=11),)

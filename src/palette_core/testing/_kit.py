@@ -1,0 +1,133 @@
+"""What the checks share: how one is declared, what it is given, and how it fails."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from palette_core.errors import ContractError, MissingExtraError
+from palette_core.plugins import KINDS, Distribution
+from palette_core.spec import PalettizationSpec
+
+Reader = Callable[[Path], Mapping[str, Any]]
+Applies = Callable[[Any], bool]
+
+ANY = "entry"
+DISTRIBUTION = "distribution"
+
+# How a kind is written in the names of checks.
+SLUGS = dict(
+    zip(
+        KINDS,
+        ("clusterer", "granularity", "lut-quantizer", "training", "backend", "metric"),
+        strict=True,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a check is about: one entry of a distribution, or the distribution alone.
+
+    Attributes:
+        distribution: the distribution that registers it.
+        kind: a key of `KINDS`; None where the distribution itself is checked.
+        entry: its record; None where the distribution itself is checked.
+        options: sets of options to check it with, validated; at least one.
+        problem: why there are none.
+        reader: reads the weights in a file that a backend has written, as float arrays by name.
+        specs: what an export backend is tried with, besides the specs that the kit knows.
+        kept: results that several checks of this subject share.
+    """
+
+    distribution: Distribution
+    kind: str | None = None
+    entry: Any = None
+    options: tuple[BaseModel, ...] = ()
+    problem: str = ""
+    reader: Reader | None = None
+    specs: tuple[PalettizationSpec, ...] = ()
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def slug(self) -> str:
+        """The first parts of the names of its checks."""
+        return DISTRIBUTION if self.kind is None else f"{SLUGS[self.kind]}/{self.entry.name}"
+
+    def __str__(self) -> str:
+        what = f"{self.kind} {self.entry.name!r} of " if self.kind else ""
+        return f"{what}{self.distribution}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One sentence of the contract, and the function that holds a plug-in to it.
+
+    Attributes:
+        kind: the kind of plug-in it is for (a key of `KINDS`), ``"entry"`` for every kind, or
+            ``"distribution"``.
+        name: its name among the checks for that kind.
+        contract: the sentence.
+        run: raises where a plug-in does not keep it.
+        applies: whether an entry promises what is checked.
+    """
+
+    kind: str
+    name: str
+    contract: str
+    run: Callable[[Subject], None]
+    applies: Applies
+
+    @property
+    def id(self) -> str:
+        """Kind and name, such as ``clusterer/shapes``."""
+        return f"{SLUGS.get(self.kind, self.kind)}/{self.name}"
+
+
+CHECKS: list[Check] = []
+
+
+def check(
+    kind: str, *, applies: Applies = lambda _: True
+) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
+    """Register a function as a check; its docstring is the sentence of the contract."""
+
+    def register(run: Callable[[Subject], None]) -> Callable[[Subject], None]:
+        contract = " ".join(inspect.cleandoc(run.__doc__ or "").split())
+        if kind not in (*KINDS, ANY, DISTRIBUTION) or not contract.endswith("."):
+            raise ValueError(f"check {run.__name__} needs a kind, and a sentence as docstring")
+        CHECKS.append(Check(kind, run.__name__.replace("_", "-"), contract, run, applies))
+        return run
+
+    return register
+
+
+def fail(subject: Subject, text: str) -> NoReturn:
+    """Report that a plug-in breaks its contract."""
+    raise ContractError(f"{subject}: {text}")
+
+
+def demand(subject: Subject, held: object, text: str) -> None:
+    """Report it unless ``held``."""
+    if not held:
+        fail(subject, text)
+
+
+def import_tool(name: str) -> Any:
+    """Import what only the kit needs.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the contract kit needs {name}: pip install palette-core[testing]"
+        ) from error

@@ -1,0 +1,261 @@
+"""Checks of export backends. One conversion serves all that can be seen in it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from palette_core import KMeansPalettizer, PalettizationSpec
+from palette_core.errors import IncompatibleShapeError, PaletteError
+from palette_core.finalizing import pack_model
+from palette_core.interfaces import Refusal, TensorFacts
+from palette_core.planning.choose import channel_axis, lay_out
+from palette_core.testing._backend_models import Layers, config_of, inputs_of, known_specs
+from palette_core.testing._kit import Subject, check, demand, fail
+from palette_core.testing._probes import bits
+
+_KIND = "export backend"
+# Relative rounding of decoded weights, by what the file holds: a table, a scale and their
+# product are each rounded once.
+_ROUNDING = {2: 2.0**-9, 4: 2.0**-22, 8: 2.0**-22}
+
+
+@dataclass
+class _Exported:
+    """What one conversion shows."""
+
+    weights: dict[str, Tensor]
+    outputs: tuple[Tensor, Tensor]  # of the prepared and of the finalized model
+    changed: list[str] = field(default_factory=list)
+    path: Path = Path()
+    exists: bool = False
+    read: dict[str, Any] | None = None
+    error: Exception | None = None
+
+
+def _backend(subject: Subject, options: BaseModel) -> Any:
+    return subject.entry.factory(options)
+
+
+def _split(
+    subject: Subject, options: BaseModel
+) -> tuple[dict[str, PalettizationSpec], dict[str, PalettizationSpec]]:
+    """Return the known specs by layer: those that the backend takes, and those that it refuses."""
+    specs = known_specs(subject.specs)
+    model = Layers(specs)
+    plan = KMeansPalettizer(model, config_of(specs)).make_plan(inputs_of(model))
+    target = _backend(subject, options)
+    refused = {t.name for t in plan if target.refuses(t.facts) is not None}
+    taken = {n: s for n, s in specs.items() if f"{n}.weight" not in refused}
+    return taken, {n: s for n, s in specs.items() if n not in taken}
+
+
+def _exported(subject: Subject, options: BaseModel, *, mapped: bool = False) -> _Exported:
+    """Convert a model with a layer for every spec that is taken; once for all checks."""
+    key = f"{options!r} {mapped}"
+    if key not in subject.kept:
+        taken, _ = _split(subject, options)
+        demand(subject, taken, f"refuses every spec of the kit with options {options!r}")
+        with tempfile.TemporaryDirectory() as folder:
+            subject.kept[key] = _export(subject, options, taken, Path(folder), mapped)
+    made: _Exported = subject.kept[key]
+    return made
+
+
+def _export(
+    subject: Subject,
+    options: BaseModel,
+    specs: dict[str, PalettizationSpec],
+    folder: Path,
+    mapped: bool,
+) -> _Exported:
+    model = Layers(specs)
+    inputs = inputs_of(model)
+    palettizer = KMeansPalettizer(model, config_of(specs))
+    how: dict[str, Any] = {
+        "backend": subject.entry.name,
+        "backend_options": options.model_dump(mode="json"),
+    }
+    prepared: Any = palettizer.prepare(inputs, **how)
+    weights = {f"{n}.weight": prepared.get_submodule(n).weight.detach().clone() for n in specs}
+    with torch.no_grad():
+        before = prepared(*inputs).clone()
+        final = palettizer.finalize(mmap_dir=folder / "mapped" if mapped else None, **how)
+        made = _Exported(weights, (before, final(*inputs).clone()))
+    state, given = _state(final), [bits(part) for part in inputs]
+    try:
+        made.path = palettizer.export(folder / f"m{subject.entry.suffix}", inputs, **how)
+        made.exists = made.path.exists()
+        if made.exists and subject.reader is not None:
+            made.read = {k: np.array(v) for k, v in subject.reader(made.path).items()}
+    except Exception as error:
+        made.error = error
+    after = _state(final)
+    made.changed = [name for name in {**state, **after} if state.get(name) != after.get(name)]
+    made.changed += ["the example inputs"] * (given != [bits(part) for part in inputs])
+    return made
+
+
+def _state(model: Any) -> dict[str, bytes]:
+    return {name: bits(value) for name, value in model.state_dict().items()}
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+@check(_KIND)
+def refusals(subject: Subject) -> None:
+    """For any tensor, refuses gives None or a reason, the same again; what it proposes it takes."""
+    for options in subject.options:
+        for facts in _facts(subject):
+            first: object = _backend(subject, options).refuses(facts)
+            again = _backend(subject, options).refuses(facts)
+            demand(subject, first == again, f"answers {first!r} and then {again!r} for {facts}")
+            if first is None:
+                continue
+            if not isinstance(first, Refusal) or not first.reason.strip():
+                fail(subject, f"answers {first!r}, expected None or a Refusal with a reason")
+            if first.instead is not None:
+                axis = channel_axis(facts.op_type, facts.shape)
+                layout = lay_out(facts.shape, first.instead, axis)
+                other = TensorFacts(
+                    facts.name, facts.shape, facts.dtype, facts.op_type, layout, first.instead
+                )
+                second = _backend(subject, options).refuses(other)
+                demand(subject, second is None, f"refuses what it proposes itself: {second!r}")
+
+
+def _facts(subject: Subject) -> Iterator[TensorFacts]:
+    shapes = {"linear": (32, 64), "conv2d": (32, 8, 3, 3), "conv1d": (32, 8, 3)}
+    shapes |= {"conv_transpose2d": (16, 32, 3, 3), "embedding": (64, 32), "": (4, 4, 4, 4, 4)}
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    specs = list(known_specs(subject.specs).values())
+    for (op_type, shape), dtype, spec in product(shapes.items(), dtypes, specs):
+        try:
+            layout = lay_out(shape, spec, channel_axis(op_type, shape))
+        except IncompatibleShapeError:
+            continue
+        yield TensorFacts("layer.weight", shape, dtype, op_type or None, layout, spec)
+
+
+@check(_KIND)
+def accepted(subject: Subject) -> None:
+    """What planning accepts is exported, to a file that exists when export returns its path."""
+    for options in subject.options:
+        made = _exported(subject, options)
+        if made.error is not None:
+            raise made.error
+        demand(subject, made.exists, f"export returned {made.path}, where nothing is")
+        suffix = subject.entry.suffix
+        demand(subject, made.path.suffix == suffix, f"export returned {made.path}, not a {suffix}")
+
+
+@check(_KIND)
+def refused(subject: Subject) -> None:
+    """What planning refuses, lowering cannot do: it raises, or what is read back is not equal."""
+    for options in subject.options:
+        for name, spec in _split(subject, options)[1].items():
+            with tempfile.TemporaryDirectory() as folder:
+                held = _lowers(subject, options, {name: spec}, Path(folder))
+            demand(subject, not held, f"refuses {spec!r}, and yet writes it as it should be")
+
+
+def _lowers(
+    subject: Subject, options: BaseModel, specs: dict[str, PalettizationSpec], folder: Path
+) -> bool:
+    """Whether the backend writes a refused layer right when planning is passed by."""
+    model = Layers(specs)
+    inputs = inputs_of(model)
+    prepared: Any = KMeansPalettizer(model, config_of(specs)).prepare(inputs)
+    weights = {f"{n}.weight": prepared.get_submodule(n).weight.detach().clone() for n in specs}
+    target = _backend(subject, options)
+    read = _reader(subject)
+    try:
+        final = target.finalize(prepared, pack_model(prepared))
+        path = target.export(final, inputs, folder / f"m{subject.entry.suffix}", None)
+        return not _differences(weights, read(path))
+    except Exception:
+        return False
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+@check(_KIND)
+def read_back(subject: Subject) -> None:
+    """Weights read from the file equal those that the core decodes, but for one rounding or two."""
+    _reader(subject)
+    for options in subject.options:
+        _demand_equal(subject, _exported(subject, options))
+
+
+@check(_KIND, applies=lambda entry: entry.supports_mmap)
+def mapped(subject: Subject) -> None:
+    """Weights that finalize has mapped from files are exported as those in memory are."""
+    _reader(subject)
+    for options in subject.options:
+        _demand_equal(subject, _exported(subject, options, mapped=True))
+
+
+@check(_KIND)
+def finalized(subject: Subject) -> None:
+    """The finalized model gives the outputs of the prepared one."""
+    for options in subject.options:
+        before, after = _exported(subject, options).outputs
+        close = torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+        demand(subject, close, f"outputs move by {float((before - after).abs().max()):.3g}")
+
+
+@check(_KIND)
+def model_unchanged(subject: Subject) -> None:
+    """Exporting leaves the finalized model and the example inputs as they were."""
+    for options in subject.options:
+        changed = _exported(subject, options).changed
+        demand(subject, not changed, f"export changed {', '.join(changed)}")
+
+
+def _reader(subject: Subject) -> Any:
+    if subject.reader is None:
+        fail(
+            subject,
+            "needs a reader of its files: parametrize_contract(…, readers="
+            f"{{{subject.entry.name!r}: read_weights}}), which returns arrays by weight names",
+        )
+    return subject.reader
+
+
+def _demand_equal(subject: Subject, made: _Exported) -> None:
+    if made.error is not None:
+        raise PaletteError(f"export failed: {made.error}") from made.error
+    wrong = _differences(made.weights, made.read or {})
+    demand(subject, not wrong, f"read back: {'; '.join(wrong)}")
+
+
+def _differences(wanted: dict[str, Tensor], read: Any) -> list[str]:
+    """Return one sentence per weight that is not what the core decodes."""
+    wrong = []
+    for name, weight in wanted.items():
+        if name not in read:
+            wrong.append(f"{name} is missing; there are {', '.join(sorted(read)) or 'none'}")
+            continue
+        got, right = np.asarray(read[name]), weight.double().numpy()
+        if got.shape != right.shape:
+            wrong.append(f"{name} has shape {got.shape}, expected {right.shape}")
+            continue
+        gap = np.abs(got.astype(np.float64) - right)
+        # The last term is where float16 has no more digits.
+        most = np.abs(right) * _ROUNDING.get(got.dtype.itemsize, 0.0) + 2.0**-24
+        if not (gap <= most).all():
+            wrong.append(
+                f"{name} is off by up to {gap.max():.3g}, {int((gap > most).sum())} weights"
+            )
+    return wrong

@@ -1,0 +1,78 @@
+"""Checks of what a clustering algorithm declares beyond the plain problem."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from palette_core.interfaces import ClusterProblem, LutQuantizer
+from palette_core.plugins import get_catalog
+from palette_core.spec import QuantizationSpec
+from palette_core.testing._kit import Subject, check, demand, fail
+from palette_core.testing._probes import fit, importance_of, problems
+
+_KIND = "clusterer"
+_CLOSE = 1e-4  # of the largest magnitude: sums may be added in another order
+
+
+def _weighted(entry: Any) -> bool:
+    return bool(entry.supports_importance)
+
+
+@check(_KIND, applies=_weighted)
+def importance_ones(subject: Subject) -> None:
+    """Importance of one everywhere is the same as none."""
+    for options, given in problems(subject):
+        weighted = replace(given, importance=torch.ones_like(given.points))
+        _demand_close(subject, options, given, weighted, "ones as importance changed entries")
+
+
+@check(_KIND, applies=_weighted)
+def importance_scale(subject: Subject) -> None:
+    """Importance counts relative to that of other points: any multiple gives the same."""
+    for factor in (3.0, 2.0**20, 2.0**-20):
+        for options, given in problems(subject, importance=importance_of(subject.entry)):
+            assert given.importance is not None
+            scaled = replace(given, importance=given.importance * factor)
+            text = f"importance times {factor:g} changed entries"
+            _demand_close(subject, options, given, scaled, text)
+
+
+@check(_KIND, applies=_weighted)
+def importance_zero(subject: Subject) -> None:
+    """Points of importance zero do not move the entries, and still get a code."""
+    for options, given in problems(subject, importance=importance_of(subject.entry)):
+        assert given.importance is not None
+        free = given.importance == 0
+        moved = replace(given, points=torch.where(free, given.points * -1.5 + 0.3, given.points))
+        _demand_close(subject, options, given, moved, "points of importance 0 moved entries")
+
+
+@check(_KIND, applies=lambda entry: entry.fits_quantized)
+def quantized(subject: Subject) -> None:
+    """Under a LUT quantizer the result holds quantized entries, and lut is what they decode to."""
+    spec = QuantizationSpec(dtype=torch.int8)
+    entry = get_catalog().lut_quantizers.get("integer")
+    quantizer: LutQuantizer = entry.factory(spec, entry.options())
+    for options, given in problems(subject):
+        made = fit(subject, options, replace(given, lut_quantizer=quantizer))
+        if made.quantized is None:
+            fail(subject, "declares fits_quantized, and returned no quantized entries")
+        demand(
+            subject,
+            made.quantized.values.dtype is torch.int8,
+            f"returned entries of {made.quantized.values.dtype} where int8 was asked for",
+        )
+        same = torch.equal(made.quantized.dequantize(), made.lut.float())
+        demand(subject, same, "lut is not what the quantized entries decode to")
+
+
+def _demand_close(
+    subject: Subject, options: BaseModel, a: ClusterProblem, b: ClusterProblem, text: str
+) -> None:
+    first, second = (fit(subject, options, given).lut.double() for given in (a, b))
+    gap = float((first - second).abs().max())
+    demand(subject, gap <= _CLOSE * float(a.points.abs().max()), f"{text} by up to {gap:.3g}")

@@ -1,0 +1,116 @@
+"""`palette new-plugin`: what it makes installs, is listed, and keeps its contract."""
+
+from __future__ import annotations
+
+import os
+import site
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from palette_core.cli import main
+from palette_core.cli.new_plugin import Kind, make_plugin
+from palette_core.errors import ConfigError, MissingExtraError
+
+SHOWN = {
+    Kind.CLUSTERER: "clusterer",
+    Kind.GRANULARITY: "granularity",
+    Kind.LUT_QUANTIZER: "LUT quantizer",
+    Kind.BACKEND: "export backend",
+    Kind.TRAINING: "training strategy",
+}
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment that sees what this one has installed, and nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, system_site_packages=True)
+    found = folder / "bin" / "python"
+    own = run(found, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
+    # As `site` does it, so that editable installs in there are seen too.
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
+    Path(own.strip(), "parent.pth").write_text("".join(lines))
+    return found
+
+
+@pytest.mark.slow
+def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path) -> None:
+    """Of every kind; in one environment, because starting torch takes longest."""
+    folders = [make_plugin(f"palette-my-{kind.value}", kind, tmp_path) for kind in Kind]
+    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation")
+    run(python, *install, *folders, cwd=tmp_path)
+    listed = run(python, "-m", "palette_core", "plugins", cwd=tmp_path).splitlines()
+    command = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "--import-mode=importlib")
+    tested = run(python, *command, *folders, cwd=tmp_path).splitlines()
+    for kind in Kind:
+        (line,) = [line for line in listed if f"palette-my-{kind.value} 0.1.0" in line]
+        assert line.split(f"my_{kind.value.replace('-', '_')}")[0].strip() == SHOWN[kind]
+        mine = [line for line in tested if f"palette-my-{kind.value}/tests/" in line]
+        assert len(mine) > 8
+        assert all(" PASSED " in line for line in mine), mine
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_readme_says_what_to_change(kind, tmp_path) -> None:
+    folder = make_plugin("palette-thing", kind, tmp_path)
+    readme = (folder / "README.md").read_text()
+    named = [word for word in readme.split("`") if word.startswith(("src/", "tests/", "pyproject"))]
+    assert len(named) >= 4
+    assert all((folder / name).is_file() for name in named)
+    assert "`thing`" in readme
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.suffix != ".jinja"
+            text = path.read_text()
+            assert not any(mark in text for mark in ("{{", "{%", "}}")), path
+            if path.suffix == ".py":
+                compile(text, str(path), "exec")
+
+
+@pytest.mark.parametrize(
+    "name", ["Palette-X", "palette_x", "1palette", "palette--x", "-x", "x-", "../x", "", "a b"]
+)
+def test_names_that_cannot_be_packages_are_refused(name, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a distribution"):
+        make_plugin(name, Kind.CLUSTERER, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_that_exists_is_written_over(tmp_path) -> None:
+    (tmp_path / "palette-x").mkdir()
+    with pytest.raises(ConfigError, match="palette-x exists"):
+        make_plugin("palette-x", Kind.CLUSTERER, tmp_path)
+
+
+def test_without_copier_it_says_what_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "copier", None)
+    with pytest.raises(MissingExtraError, match=r"pip install palette-core\[new-plugin\]"):
+        make_plugin("palette-x", Kind.CLUSTERER, tmp_path)
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, capsys) -> None:
+    command = ["palette", "new-plugin", "palette-x", "--kind", "backend", "--into", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "README.md says how to install it" in capsys.readouterr().out
+    assert (tmp_path / "palette-x" / "src" / "palette_x" / "backend.py").is_file()

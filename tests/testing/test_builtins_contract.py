@@ -1,0 +1,55 @@
+"""The built-in plug-ins keep the contract that anybody's must keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from palette_core.testing import parametrize_contract
+
+
+def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
+    """Decode a packed checkpoint from the description of its format, by numpy alone."""
+    weights = {}
+    with safe_open(path, framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        records = json.loads(file.metadata()["palette_core"])["palettized"]
+    for name, record in records.items():
+        n, axis, shape = record["n_bits"], record["axis"], record["index_shape"]
+        stream = np.unpackbits(stored[f"{name}.indices"].numpy(), bitorder="little")
+        count = int(np.prod(shape))
+        digits = stream[: count * n].reshape(count, n).astype(np.int64)
+        indices = (digits << np.arange(n)).sum(1).reshape(shape)
+        lut = stored[f"{name}.lut"].float().numpy()
+        if f"{name}.lut_zero_point" in stored:
+            lut = lut - stored[f"{name}.lut_zero_point"].float().numpy()
+        if f"{name}.lut_scale" in stored:
+            lut = lut * stored[f"{name}.lut_scale"].numpy()
+        weight = np.zeros([s * lut.shape[-1] if a == axis else s for a, s in enumerate(shape)])
+        for place in np.ndindex(*shape):
+            cell = tuple(p * g // s for p, g, s in zip(place, lut.shape, shape, strict=False))
+            run = [*place]
+            run[axis] = slice(place[axis] * lut.shape[-1], (place[axis] + 1) * lut.shape[-1])
+            weight[tuple(run)] = lut[(*cell, indices[place])]
+        if f"{name}.scale" in stored:
+            weight = weight * stored[f"{name}.scale"].numpy()
+        weights[name] = weight.astype(np.float32)
+    return weights
+
+
+@parametrize_contract(
+    "palette-core",
+    options={
+        "granularity/per_grouped_channel": [
+            {"group_size": 1},
+            {"group_size": 4},
+            {"group_size": 16, "axis": 1},
+        ]
+    },
+    readers={"torch": read_checkpoint_weights},
+)
+def test_contract(check):
+    check()

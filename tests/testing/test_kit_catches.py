@@ -1,0 +1,150 @@
+"""Every check of the kit fails for a plug-in that is wrong in just that way."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+from test_builtins_contract import read_checkpoint_weights
+from wrong_clusterers import CLUSTERERS, entry, right
+from wrong_metrics import METRICS
+from wrong_runtimes import BACKENDS, TRAINING
+from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
+
+from palette_core.errors import ContractError
+from palette_core.plugins import Distribution
+from palette_core.testing import Check, ContractTest, all_checks
+from palette_core.testing._kit import Subject
+
+
+class Undescribed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rounds: int = 3
+
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "clusterer": CLUSTERERS,
+    "granularity": GRANULARITIES,
+    "LUT quantizer": LUT_QUANTIZERS,
+    "training strategy": TRAINING,
+    "export backend": BACKENDS,
+    "sensitivity metric": METRICS,
+}
+# For checks of any kind, on a clusterer.
+ANY = {
+    "options": dataclasses.replace(entry(right), options=Undescribed),
+    "factory": dataclasses.replace(entry(right), factory=lambda options: right),
+}
+
+HOOKS = """
+from palette_core.hookspecs import hookimpl
+from palette_core.interfaces import ClustererEntry
+{more}
+
+@hookimpl
+def palette_core_clusterers():
+    return [ClustererEntry(name={name}, summary="s", interface=1, factory=print)]
+"""
+DISTRIBUTIONS = {
+    "discovered": HOOKS.format(more="import no_such_module_anywhere", name="'x'"),
+    "fresh-process": HOOKS.format(
+        more="import sys", name="f'n{\"pytest\" in sys.modules}'.lower()"
+    ),
+    "light": HOOKS.format(more="import hypothesis", name="'x'"),
+}
+
+
+def checks_of(*kinds: str) -> dict[str, Check]:
+    return {check.name: check for check in all_checks() if check.kind in kinds}
+
+
+def subject_of(kind: str, record: Any, *more: BaseModel) -> Subject:
+    about = Distribution("wrong-plugin", "6.6")
+    options = more or (record.options(),)
+    return Subject(about, kind, record, options, reader=read_checkpoint_weights)
+
+
+def test_every_check_has_a_wrong_plugin() -> None:
+    for kind, wrong in ENTRIES.items():
+        assert sorted(wrong) == sorted(checks_of(kind))
+    assert sorted(ANY) == sorted(checks_of("entry"))
+    assert sorted(DISTRIBUTIONS) == sorted(checks_of("distribution"))
+    known = {*ENTRIES, "entry", "distribution"}
+    assert {check.kind for check in all_checks()} <= known
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, wrong in ENTRIES.items() for name in wrong]
+)
+def test_a_wrong_plugin_is_caught(kind, name, register) -> None:
+    record = ENTRIES[kind][name]
+    check = checks_of(kind)[name]
+    assert check.applies(record)
+    more = [record.options(rows=4), record.options(rows=1)] if kind == "granularity" else []
+    register(kind, record)
+    with pytest.raises(ContractError) as caught:
+        ContractTest(check, subject_of(kind, record, *more))()
+    assert f"{kind} 'wrong' of wrong-plugin 6.6" in str(caught.value)
+    assert check.contract in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_a_wrong_record_is_caught(name) -> None:
+    with pytest.raises(ContractError, match="'wrong' of wrong-plugin"):
+        ContractTest(checks_of("entry")[name], subject_of("clusterer", ANY[name]))()
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_wrong_distribution_is_caught(name, install) -> None:
+    install(DISTRIBUTIONS[name])
+    with pytest.raises(ContractError, match=r"wrong-plugin 6\.6"):
+        ContractTest(
+            checks_of("distribution")[name], Subject(Distribution("wrong-plugin", "6.6"))
+        )()
+
+
+# What the wrong ones are made of is right: it is the change that the kit catches.
+
+
+def test_the_right_clusterer_passes() -> None:
+    for check in checks_of("clusterer").values():
+        if check.applies(entry(right)):
+            ContractTest(check, subject_of("clusterer", entry(right)))()
+
+
+def test_the_right_quantizer_and_granularity_pass(register) -> None:
+    from wrong_tables import Rows, granularity, quantizer
+    from wrong_tables import right as right_table
+
+    for check in checks_of("LUT quantizer").values():
+        ContractTest(check, subject_of("LUT quantizer", quantizer(right_table)))()
+    record = granularity(Rows)
+    register("granularity", record)
+    for check in checks_of("granularity").values():
+        ContractTest(check, subject_of("granularity", record, Rows(rows=4), Rows(rows=1)))()
+
+
+def test_the_right_strategy_and_backend_pass(register) -> None:
+    from wrong_runtimes import backend, strategy
+
+    record = strategy(lambda s, w, decoded: decoded + w - w.detach())
+    register("training strategy", record)
+    for check in checks_of("training strategy").values():
+        ContractTest(check, subject_of("training strategy", record))()
+    record = backend(refuses=None)
+    register("export backend", record)
+    subject = subject_of("export backend", record)
+    for check in checks_of("export backend").values():
+        ContractTest(check, subject)()
+
+
+def test_the_right_metric_passes(register) -> None:
+    from wrong_metrics import metric
+    from wrong_metrics import right as right_loss
+
+    record = metric(right_loss)
+    register("sensitivity metric", record)
+    for check in checks_of("sensitivity metric").values():
+        ContractTest(check, subject_of("sensitivity metric", record))()
