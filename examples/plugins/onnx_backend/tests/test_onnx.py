@@ -1,0 +1,99 @@
+"""The contract, and what onnxruntime makes of the files, beside torch."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx_reading import read_weights, run
+from torch import nn
+
+from palette_core import (
+    KMeansPalettizer,
+    KMeansPalettizerConfig,
+    ModuleKMeansPalettizerConfig,
+    OpKMeansPalettizerConfig,
+    PalettizationSpec,
+)
+from palette_core.errors import BackendError, PaletteError
+from palette_core.testing import parametrize_contract
+
+IDS = (torch.arange(12).reshape(3, 4),)
+
+
+@parametrize_contract("palette-onnx", readers={"onnx": read_weights})
+def test_contract(check):
+    check()
+
+
+class Net(nn.Module):
+    """A tied embedding, and a layer of every usual kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(32, 16)
+        self.conv = nn.Conv1d(16, 16, 3, padding=1)
+        self.linear = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.conv(self.embed(ids).mT).relu().mT
+        return self.head(self.linear(x))
+
+
+def palettizer_of(dtype=torch.float32, **spec):
+    every = PalettizationSpec.model_validate(spec)
+    config = KMeansPalettizerConfig(
+        global_config=ModuleKMeansPalettizerConfig(
+            op_state_spec={"weight": every},
+            op_type_config={"embedding": OpKMeansPalettizerConfig(op_state_spec={"*": every})},
+            enable_fast_kmeans_mode=False,
+        )
+    )
+    palettizer = KMeansPalettizer(Net().to(dtype).eval(), config)
+    palettizer.prepare(IDS)
+    return palettizer
+
+
+ROWS = {"type": "per_grouped_channel", "axis": 0, "group_size": 4}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"n_bits": 1, "granularity": ROWS, "lut_qspec": {"dtype": "int8"}},
+        {"n_bits": 4, "granularity": {**ROWS, "axis": 1}, "enable_per_channel_scale": True},
+        {"n_bits": 6, "cluster_dim": 2},
+    ],
+    ids=["1-bit-int8", "4-bit-columns-scaled", "6-bit-vectors"],
+)
+def test_onnxruntime_gives_what_torch_gives(tmp_path, spec):
+    palettizer = palettizer_of(**spec)
+    model = palettizer.finalize(backend="onnx")
+    path = palettizer.export(tmp_path / "net.onnx", IDS, backend="onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(run(path, *IDS), model(*IDS).numpy(), rtol=0, atol=1e-5)
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    stored = {i.name: i for i in file.graph.initializer if i.name.endswith(".indices")}
+    assert len(stored) == 3  # a tied weight is stored once
+    kind = onnx.TensorProto.UINT4 if spec["n_bits"] <= 4 else onnx.TensorProto.UINT8
+    assert {i.data_type for i in stored.values()} == {kind}
+    # Nothing of the size of a weight is stored in a wider type; biases and tables are smaller.
+    wide = [i for i in file.graph.initializer if np.prod(i.dims) > 128 and i.name not in stored]
+    assert not wide
+
+
+def test_what_is_not_done_is_refused(tmp_path):
+    with pytest.raises(PaletteError, match="onnxruntime has no bfloat16"):
+        palettizer_of(torch.bfloat16, n_bits=4).finalize(backend="onnx")
+    palettizer = palettizer_of(n_bits=4)
+    model = palettizer.finalize(backend="onnx")
+    for inputs, text in ((None, "needs example_inputs"), ((torch.ones(3),), "cannot convert")):
+        with pytest.raises(BackendError, match=text):
+            palettizer.export(tmp_path / "net.onnx", inputs, backend="onnx")
+    model.bfloat16()
+    with pytest.raises(BackendError, match=r"embed\.weight is bfloat16"):
+        palettizer.export(tmp_path / "net.onnx", IDS, backend="onnx")
+    assert not list(tmp_path.iterdir())

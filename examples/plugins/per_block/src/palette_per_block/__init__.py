@@ -1,0 +1,1 @@
+"""Two-dimensional blocks as a granularity of palette_core."""
