@@ -131,6 +131,7 @@ def test_plugins_lists_every_kind_with_options_and_origin(palette):
         "LUT quantizer",
         "training strategy",
         "export backend",
+        "sensitivity metric",
     }
     grouped = rows["granularity", "per_grouped_channel"]
     assert grouped["options"]["group_size"]["default"] == "required"
