@@ -353,7 +353,7 @@ def test_interrupt_ends_with_130_and_no_file(palette, tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("palette_core.palettizer.run_jobs", stop)
+    monkeypatch.setattr("palette_core.execution.run_jobs", stop)
     code, _, err = palette("palettize", "fac.py", "-o", "m.safetensors")
     assert code == 130
     assert "interrupted" in err
