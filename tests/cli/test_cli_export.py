@@ -124,9 +124,7 @@ def test_options_reach_the_backend(palette):
 
 def test_a_checkpoint_is_exported_without_clustering_again(palette, monkeypatch):
     assert palette("palettize", "fac.py", "-o", "m.safetensors")[0] == 0
-    monkeypatch.setattr(
-        "palette_core.execution.run_jobs", lambda *a, **k: pytest.fail("clustered")
-    )
+    monkeypatch.setattr("palette_core.execution.run_jobs", lambda *a, **k: pytest.fail("clustered"))
     code, out, err = palette("export", "fac.py", "m.safetensors", "-o", "m.told", "--json")
     assert code == 0, err
     totals = json.loads(out)
