@@ -16,6 +16,7 @@ BUILT_IN = {
     "LUT quantizer": {"integer", "float8"},
     "training strategy": {"frozen"},
     "export backend": {"torch"},
+    "sensitivity metric": {"data_free", "fisher", "hessian", "output"},
 }
 
 HEAD = """

@@ -81,13 +81,24 @@ def fit_with(
     )
     if moments.is_diagonal or along_inputs:
         return weighted_kmeans(problem, moments)
-    posed = pose(problem, moments, damping)
+    first = weighted_kmeans(problem, moments)
+    if _is_exact(problem, first):
+        return replace(first, objective_before=0.0, objective_after=0.0)
+    posed = pose(problem, moments, damping, first)
     found = improve(posed.matrix, posed.start)
     return _codebook(posed, found, problem)
 
 
-def pose(problem: ClusterProblem, moments: InputMoments, damping: float) -> Posed:
-    """Return the problem in matrix form, and weighted k-means as its first solution."""
+def _is_exact(problem: ClusterProblem, found: Codebook) -> bool:
+    """Whether every point is an entry: nothing can be better, and float32 could be worse."""
+    if found.quantized is not None:
+        return False
+    decoded = replace(found, lut=found.lut.to(problem.points.dtype)).decode()
+    return bool(torch.equal(decoded, problem.points))
+
+
+def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: Codebook) -> Posed:
+    """Return the problem in matrix form, with ``first``, weighted k-means, to start from."""
     layout, points = moments.layout, problem.points
     blocks, count, dim = points.shape
     mean = float(moments.diagonal().double().mean())
@@ -111,7 +122,6 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float) -> Pose
         dtype=points.dtype,
         quantizer=problem.lut_quantizer,
     )
-    first = weighted_kmeans(problem, moments)
     if first.quantized is None:
         tables = cast_tables(first.lut.numpy(), points.dtype)
     else:
