@@ -24,11 +24,15 @@ SHOWN = {
 }
 
 
+# pip takes no constraints for builds that it does not isolate.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PIP_BUILD_CONSTRAINT"}
+
+
 def run(*command: str | Path, cwd: Path) -> str:
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        env={**ENVIRONMENT, "COLUMNS": "200", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         capture_output=True,
         text=True,
         timeout=400,
