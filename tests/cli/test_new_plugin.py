@@ -21,11 +21,55 @@ SHOWN = {
     Kind.LUT_QUANTIZER: "LUT quantizer",
     Kind.BACKEND: "export backend",
     Kind.TRAINING: "training strategy",
+    Kind.METRIC: "sensitivity metric",
 }
 
 
 # pip takes no constraints for builds that it does not isolate.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PIP_BUILD_CONSTRAINT"}
+
+
+MODEL = """
+import torch
+from torch import nn
+
+def load():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    return model, (torch.ones(1, 64),)
+"""
+# Does what the README of each folder says of its use.
+USE = r"""
+import re, shlex, sys
+from pathlib import Path
+from typer.testing import CliRunner
+from model import load
+from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+from palette_core.cli.app import app
+
+for folder in sys.argv[1:]:
+    text = (Path(folder) / "README.md").read_text().partition("## What to change")[0]
+    language, code = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)[-1]
+    model, inputs = load()
+    if language == "yaml":
+        Path("config.yaml").write_text(code)
+        config = KMeansPalettizerConfig.from_yaml("config.yaml")
+        palettizer = KMeansPalettizer(model, config)
+        palettizer.prepare(inputs)
+        with palettizer.training_mode():
+            assert len(model[0].weight[:4, :4].unique()) <= 16, folder
+    elif language == "python":
+        palettizer = KMeansPalettizer(model)
+        palettizer.prepare(inputs)
+        exec(code)
+        assert Path("model.npz").stat().st_size, folder
+    else:
+        command = shlex.split(code.replace("FACTORY", "model.py:load"))
+        assert command.pop(0) == "palette"
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert "n_bits" in Path("chosen.yaml").read_text(), folder
+"""
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -57,7 +101,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path) -> None:
-    """Of every kind; in one environment, because starting torch takes longest."""
+    """Of every kind, and is used as its README says; in one environment, to start torch less."""
     folders = [make_plugin(f"palette-my-{kind.value}", kind, tmp_path) for kind in Kind]
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation")
     run(python, *install, *folders, cwd=tmp_path)
@@ -71,6 +115,9 @@ def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path
         mine = [line for line in tested if f"palette-my-{kind.value}/tests/" in line]
         assert len(mine) > 8
         assert all(" PASSED " in line for line in mine), mine
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "use.py").write_text(USE)
+    run(python, "use.py", *folders, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -81,7 +81,7 @@ def plugins(
         bool, typer.Option("--timings", help="Show how long each distribution takes to import.")
     ] = False,
 ) -> None:
-    """List every clusterer, granularity, LUT quantizer, backend and training strategy."""
+    """List everything that can be picked by name, and what is set aside as broken."""
     from palette_core.cli import show
     from palette_core.plugins import get_catalog
 

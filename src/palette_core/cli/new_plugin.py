@@ -23,6 +23,7 @@ class Kind(StrEnum):
     LUT_QUANTIZER = "lut-quantizer"
     BACKEND = "backend"
     TRAINING = "training"
+    METRIC = "metric"
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,62 @@ class _Text:
     work: str
 
 
+def _in_config(line: str) -> str:
+    return f"""In a configuration:
+
+```yaml
+kmeans_palettization_config:
+  global_config:
+    op_state_spec:
+      weight:
+        {line}
+```"""
+
+
 _TEXTS = {
     Kind.CLUSTERER: _Text(
         "A clustering algorithm",
-        "algorithm: {entry}",
+        _in_config("algorithm: {entry}"),
         "`clusterer.py`**: `fit`, which turns points into entries and codes. Declare in\n"
         "  `hooks.py` what it can do: vectors, importance, moments.",
     ),
     Kind.GRANULARITY: _Text(
         "A granularity",
-        "granularity: {{type: {entry}, side: 4}}",
+        _in_config("granularity: {{type: {entry}, side: 4}}"),
         "`granularity.py`**: `block_shape`, which says how many elements of each axis share a\n"
         "  table, and the options, which are fields of the class.",
     ),
     Kind.LUT_QUANTIZER: _Text(
         "A LUT quantizer",
-        "lut_qspec: {{dtype: int8, quantizer: {entry}}}",
+        _in_config("lut_qspec: {{dtype: int8, quantizer: {entry}}}"),
         "`quantizer.py`**: `quantize`, which turns tables into 8-bit values and a scale. Declare\n"
         "  in `hooks.py` its dtypes, and the error that it promises.",
     ),
     Kind.BACKEND: _Text(
         "An export backend",
-        'n_bits: 4  # then: palettizer.export(path, backend="{entry}")',
+        """From a prepared model:
+
+```python
+palettizer.export("model.npz", backend="{entry}")
+```""",
         "`backend.py`**: `refuses`, what the format has no form for, and `export`, which writes\n"
         "  it. In `tests/test_contract.py`, `read_weights` has to read what you write.",
     ),
     Kind.TRAINING: _Text(
         "A training strategy",
-        "training_strategy: {entry}",
-        "`strategy.py`**: `forward`, which says what the weight is while the model trains.",
+        _in_config("training_strategy: {entry}"),
+        "`strategy.py`**: `forward`, which says what the weight is while the model trains, and\n"
+        "  `harden`, which says what stands for it in the end.",
+    ),
+    Kind.METRIC: _Text(
+        "A sensitivity metric",
+        """When a budget of bits is spent:
+
+```text
+palette allocate FACTORY --target-bpw 3 --metric {entry} -o chosen.yaml
+```""",
+        "`metric.py`**: `loss`, which predicts what a candidate costs the model. Declare in\n"
+        "  `hooks.py` what it looks at: squares, moments, outputs.",
     ),
 }
 
