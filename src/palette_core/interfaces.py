@@ -111,7 +111,8 @@ class TrainingStrategy(ABC):
 
         Its entries are ``problem.as_stored(problem.lut)``. None, the default, keeps the present
         assignment. Called without gradients, once anything has been trained, and any number of
-        times: the same weight and tables must give the same assignment.
+        times: the same weight and tables must give the same assignment, at any step, and whether
+        or not it is the present one already.
         """
         del problem
         return None
@@ -120,7 +121,8 @@ class TrainingStrategy(ABC):
         """Return the tables from which the next step starts, ``[B, K, D]`` floating.
 
         Called without gradients after every training step, for entries that declare
-        ``moves_lut``. None, the default, leaves them as they are.
+        ``moves_lut``. None, the default, leaves them as they are. Where several ranks train,
+        each calls it for itself: the same problem must give the same tables.
         """
         del problem
         return None

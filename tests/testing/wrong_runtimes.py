@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from palette_core.backends.packed import PackedBackend
@@ -20,8 +22,10 @@ from palette_core.interfaces import (
     TrainingStrategyEntry,
 )
 from palette_core.packed_weight import PackedWeight
+from palette_core.training_problem import TrainingProblem, sums_by_code
 
 Forward = Callable[[Any, Tensor, Tensor], Any]  # strategy, dense weight, decoded one
+Call = Callable[[TrainingProblem], Any]
 
 
 class Forwards(TrainingStrategy):
@@ -61,6 +65,63 @@ def strategy(forward: Forward) -> TrainingStrategyEntry:
     )
 
 
+class Settles(TrainingStrategy):
+    """Nearest entries, and tables at the means of their points; some part replaced."""
+
+    def __init__(self, harden: Call | None, advance: Call | None) -> None:
+        self._harden, self._advance = harden, advance
+
+    def forward(self, problem):
+        return problem.decode() + problem.weight - problem.weight.detach()
+
+    def harden(self, problem):
+        return self._harden(problem) if self._harden else nearest(problem)
+
+    def advance(self, problem):
+        return self._advance(problem) if self._advance else means(problem)
+
+
+def nearest(problem: TrainingProblem) -> Tensor:
+    return problem.nearest(problem.points(), problem.as_stored(problem.lut))
+
+
+def means(problem: TrainingProblem) -> Tensor:
+    points, codes = problem.points(), nearest(problem)
+    n_entries = problem.lut.shape[1]
+    counts = sums_by_code(torch.ones_like(points), codes, n_entries)
+    sums = sums_by_code(points, codes, n_entries)
+    return torch.where(counts > 0, sums / counts, problem.lut.double())
+
+
+def rotates(problem: TrainingProblem) -> Tensor:
+    return (problem.codes() + 1) % problem.lut.shape[1]
+
+
+def draws(problem: TrainingProblem) -> Tensor:
+    torch.rand(1)
+    return nearest(problem)
+
+
+def shakes(problem: TrainingProblem) -> Tensor:
+    noise = torch.Generator().manual_seed(torch.initial_seed())
+    return means(problem) + torch.rand((), generator=noise, dtype=torch.float64)
+
+
+def moves_in_place(problem: TrainingProblem) -> Tensor:
+    problem.lut.copy_(means(problem))
+    return problem.lut
+
+
+def settles(harden: Call | None = None, advance: Call | None = None) -> TrainingStrategyEntry:
+    return TrainingStrategyEntry(
+        name="wrong",
+        summary="wrong",
+        interface=1,
+        factory=lambda _: Settles(harden, advance),
+        moves_lut=True,
+    )
+
+
 TRAINING: dict[str, TrainingStrategyEntry] = {
     "weight": strategy(lambda s, w, decoded: decoded.float()),
     "repeatable": strategy(lambda s, w, decoded: decoded * (1 + next(s.calls) / 10)),
@@ -68,6 +129,14 @@ TRAINING: dict[str, TrainingStrategyEntry] = {
     "gradients": strategy(lambda s, w, decoded: decoded + (w - w.detach()).abs().sqrt()),
     "resumes": strategy(remembers),
     "evaluation": strategy(writes_kept),
+    "harden-codes": settles(harden=lambda problem: nearest(problem).long()),
+    "harden-repeatable": settles(harden=lambda problem: (nearest(problem) + problem.step) % 4),
+    "harden-settles": settles(harden=rotates),
+    "harden-pure": settles(harden=draws),
+    "advance-declared": replace(settles(), moves_lut=False),
+    "advance-tables": settles(advance=lambda problem: means(problem)[:, :-1]),
+    "advance-repeatable": settles(advance=shakes),
+    "advance-pure": settles(advance=moves_in_place),
 }
 
 

@@ -36,6 +36,7 @@ _MODULES = (
     "granularities",
     "lut_quantizers",
     "training",
+    "training_calls",
     "backends",
 )
 
