@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import final
 
 from torch import nn
@@ -13,7 +12,7 @@ from palette_core.packed_weight import PackedWeight, PaletteModule, palette_modu
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.palettized import PalettizedTensor
 from palette_core.parametrization import Kept, replace_chain
-from palette_core.weight_files import weight_path
+from palette_core.weight_files import WeightFolder
 
 
 @final
@@ -33,7 +32,7 @@ class Unpacked(Mapping[str, PalettizedTensor]):
         return len(self._packed)
 
 
-def pack_model(model: nn.Module, mmap_dir: Path | None = None) -> Unpacked:
+def pack_model(model: nn.Module, folder: WeightFolder | None = None) -> Unpacked:
     """Replace every prepared weight by a packed one, in place.
 
     Tied weights share one packed weight. Everything is packed before the first is replaced, and
@@ -41,8 +40,7 @@ def pack_model(model: nn.Module, mmap_dir: Path | None = None) -> Unpacked:
 
     Args:
         model: a prepared model.
-        mmap_dir: a folder, made where it is missing, to keep the packed weights in, one file
-            each, mapped into memory; existing files of the same names are replaced.
+        folder: keeps the packed weights, one file each, mapped into memory.
 
     Returns:
         The palettized weights by the fully qualified name of their first owner.
@@ -53,32 +51,25 @@ def pack_model(model: nn.Module, mmap_dir: Path | None = None) -> Unpacked:
     """
     packed: dict[int, PackedWeight] = {}
     named: dict[str, PackedWeight] = {}
-    written: list[Path] = []
     places = list(palette_modules(model))
-    try:
-        for name, _, _, item in places:
-            if not isinstance(item, PalettizedWeight) or id(item) in packed:
-                continue
-            new = PackedWeight(item.palettized()).train(item.training)
-            if mmap_dir is not None:
-                written.append(weight_path(mmap_dir, len(packed), name))
-                _map(name, new, written[-1])
-            packed[id(item)] = named[name] = new
-        _replace([place for place in places if id(place[3]) in packed], packed)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+    for name, _, _, item in places:
+        if not isinstance(item, PalettizedWeight) or id(item) in packed:
+            continue
+        new = PackedWeight(item.palettized()).train(item.training)
+        if folder is not None:
+            _map(name, new, folder)
+        packed[id(item)] = named[name] = new
+    _replace([place for place in places if id(place[3]) in packed], packed)
     return Unpacked(named)
 
 
-def _map(name: str, packed: PackedWeight, path: Path) -> None:
+def _map(name: str, packed: PackedWeight, folder: WeightFolder) -> None:
     if packed.indices.device.type != "cpu":
         raise BackendError(
             f"{name} is on {packed.indices.device}, and files are mapped into the CPU's memory; "
             "move the model to the CPU, or leave mmap_dir out"
         )
-    packed.map_to(path)
+    packed.map_to(folder.next_path(name))
 
 
 def _replace(

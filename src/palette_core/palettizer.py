@@ -37,6 +37,7 @@ from palette_core.rng import untouched_global_rng
 from palette_core.sensitivity_files import save_sensitivities
 from palette_core.tracing import ExampleInputs, trace
 from palette_core.training_session import TrainingSession, palettize_current, settle_trained
+from palette_core.weight_files import WeightFolder
 
 
 class ExportBackend(Enum):
@@ -269,7 +270,8 @@ class KMeansPalettizer:
             model: a prepared model; None is the palettizer's own.
             backend: an `ExportBackend`, or the name of a registered backend.
             mmap_dir: a folder in which to keep the packed weights, one file each, mapped into
-                memory: pages come when they are used, and go when memory is short. The files
+                memory: pages come when they are used, and go when memory is short. Existing
+                files of the same names are replaced; nothing changes when this fails. The files
                 must stay as long as the model; when one is missing or cut off, using the weight
                 raises `WeightFileError`. Copies of the model are held in memory.
             backend_options: options of the backend, by name; see ``palette plugins``.
@@ -295,12 +297,14 @@ class KMeansPalettizer:
         settle_trained(prepared)
         palettize_current(prepared, self._catalog)
         kept = parametrization.Kept(module for module, _, _ in prepared)
-        palettized = pack_model(model, None if mmap_dir is None else Path(mmap_dir))
-        try:
-            finalized = target.finalize(model, palettized)
-        except BaseException:
-            kept.restore()
-            raise
+        folder = None if mmap_dir is None else WeightFolder(Path(mmap_dir))
+        with folder or contextlib.nullcontext():
+            palettized = pack_model(model, folder)
+            try:
+                finalized = target.finalize(model, palettized)
+            except BaseException:
+                kept.restore()
+                raise
         life_cycle.mark(finalized, State.FINALIZED)
         return finalized
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Self, final
 from urllib.parse import quote
 
 from safetensors import safe_open
@@ -51,10 +52,56 @@ class WeightFile:
             )
 
 
-def weight_path(directory: Path, number: int, name: str) -> Path:
-    """Return the name of the file for a weight: short, valid anywhere, and one's own."""
-    stem = quote(name, safe=" ")[:_LONGEST_STEM]
-    return directory.resolve() / f"{number:05d}-{stem}.safetensors"
+@final
+class WeightFolder:
+    """A folder that gets one file per weight: all of them, or it is left as it was.
+
+    Used in a ``with`` statement: when its block fails, the files that were made in it are removed,
+    files that they replaced are put back, and so are folders that were missing.
+
+    Args:
+        path: the folder, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.resolve()
+        self._written: list[tuple[Path, Path | None]] = []  # a file, and what stood there before
+        self._missing = [part for part in (self._path, *self._path.parents) if not part.exists()]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        for path, before in self._written:
+            # The error on the way is the one to tell.
+            with contextlib.suppress(OSError):
+                if kind is not None:
+                    path.unlink(missing_ok=True)
+                    if before is not None:
+                        before.replace(path)
+                elif before is not None:
+                    before.unlink(missing_ok=True)
+        if kind is not None:
+            for folder in self._missing:
+                with contextlib.suppress(OSError):  # somebody else's files are in it
+                    folder.rmdir()
+
+    def next_path(self, name: str) -> Path:
+        """Return where to write the file of the next weight; what is there is set aside.
+
+        The name is short, valid anywhere, and one's own.
+
+        Raises:
+            OSError: what is there cannot be moved.
+        """
+        stem = quote(name, safe=" ")[:_LONGEST_STEM]
+        path = self._path / f"{len(self._written):05d}-{stem}.safetensors"
+        before = None
+        if path.exists():
+            before = path.with_name(f".{path.name}.before")
+            path.replace(before)
+        self._written.append((path, before))
+        return path
 
 
 def write_mapped(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], WeightFile]:

@@ -13,6 +13,7 @@ from palettizer_models import MLP_INPUTS, mlp, prepared_mlp
 from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, save_checkpoint
+from palette_core.backends.packed import PackedBackend
 from palette_core.errors import BackendError, WeightFileError
 from palette_core.packed_weight import PackedWeight, palette_modules
 from palette_core.plugins import Catalog, get_catalog
@@ -158,6 +159,70 @@ def test_an_interrupt_leaves_neither_files_nor_a_half_finalized_model(
     monkeypatch.undo()
     palettizer.finalize(backend="torch", mmap_dir=tmp_path)
     assert torch.equal(model(*MLP_INPUTS), expected)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend whose own finalize fails, after the weights are packed."""
+
+    def finalize(self: PackedBackend, model: nn.Module, palettized: object) -> nn.Module:
+        raise RuntimeError("no licence")
+
+    monkeypatch.setattr(PackedBackend, "finalize", finalize)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_backend_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
+    palettizer, model = prepared_mlp()
+    expected = model(*MLP_INPUTS)
+    with pytest.raises(BackendError, match="no licence"):
+        palettizer.finalize(backend="torch", mmap_dir=tmp_path / "new" / "weights")
+    assert list(tmp_path.iterdir()) == []
+    assert not packed_weights(model)
+    assert torch.equal(model(*MLP_INPUTS), expected)
+
+
+def test_a_backend_that_fails_leaves_what_was_in_the_folder(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model, expected = mapped_mlp(tmp_path)  # its files have the names that come again
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    before = contents(tmp_path)
+    request.getfixturevalue("failing")
+    palettizer, _ = prepared_mlp()
+    with pytest.raises(BackendError, match="no licence"):
+        palettizer.finalize(backend="torch", mmap_dir=tmp_path)
+    assert contents(tmp_path) == before
+    assert (tmp_path / "empty").is_dir()
+    for item in packed_weights(model):
+        item.check_file()
+    assert torch.equal(model(*MLP_INPUTS), expected)
+
+
+def test_somebody_elses_file_keeps_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finalize(self: PackedBackend, model: nn.Module, palettized: object) -> nn.Module:
+        (tmp_path / "new" / "log.txt").write_text("theirs")
+        raise RuntimeError("no licence")
+
+    monkeypatch.setattr(PackedBackend, "finalize", finalize)
+    with pytest.raises(BackendError, match="no licence"):
+        prepared_mlp()[0].finalize(backend="torch", mmap_dir=tmp_path / "new" / "weights")
+    assert contents(tmp_path) == {"new/log.txt": b"theirs"}
+    assert not (tmp_path / "new" / "weights").exists()
+
+
+def test_replaced_files_are_gone_in_the_end(tmp_path: Path) -> None:
+    mapped_mlp(tmp_path)
+    names = sorted(contents(tmp_path))
+    mapped_mlp(tmp_path)
+    assert sorted(contents(tmp_path)) == names
 
 
 def test_mmap_dir_is_for_backends_that_support_it(
