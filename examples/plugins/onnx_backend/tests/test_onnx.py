@@ -63,10 +63,12 @@ ROWS = {"type": "per_grouped_channel", "axis": 0, "group_size": 4}
     "spec",
     [
         {"n_bits": 1, "granularity": ROWS, "lut_qspec": {"dtype": "int8"}},
+        {"n_bits": 2, "cluster_dim": 2},
+        {"n_bits": 3, "granularity": ROWS},
         {"n_bits": 4, "granularity": {**ROWS, "axis": 1}, "enable_per_channel_scale": True},
         {"n_bits": 6, "cluster_dim": 2},
     ],
-    ids=["1-bit-int8", "4-bit-columns-scaled", "6-bit-vectors"],
+    ids=["1-bit-int8", "2-bit-vectors", "3-bit-rows", "4-bit-columns-scaled", "6-bit-vectors"],
 )
 def test_onnxruntime_gives_what_torch_gives(tmp_path, spec):
     palettizer = palettizer_of(**spec)
@@ -78,8 +80,13 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path, spec):
     onnx.checker.check_model(file, full_check=True)
     stored = {i.name: i for i in file.graph.initializer if i.name.endswith(".indices")}
     assert len(stored) == 3  # a tied weight is stored once
-    kind = onnx.TensorProto.UINT4 if spec["n_bits"] <= 4 else onnx.TensorProto.UINT8
+    bits = next(width for width in (2, 4, 8) if spec["n_bits"] <= width)
+    kind = {2: onnx.TensorProto.UINT2, 4: onnx.TensorProto.UINT4, 8: onnx.TensorProto.UINT8}[bits]
     assert {i.data_type for i in stored.values()} == {kind}
+    for held in stored.values():
+        assert len(held.raw_data) == -(-np.prod(held.dims) * bits // 8)
+    opset = {entry.domain: entry.version for entry in file.opset_import}[""]
+    assert (opset, file.ir_version) == ((25, 13) if bits == 2 else (21, 10))
     # Nothing of the size of a weight is stored in a wider type; biases and tables are smaller.
     wide = [i for i in file.graph.initializer if np.prod(i.dims) > 128 and i.name not in stored]
     assert not wide

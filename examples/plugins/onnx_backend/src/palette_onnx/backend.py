@@ -14,9 +14,6 @@ from palette_core.interfaces import Backend, Refusal, TensorFacts
 from palette_core.packed_weight import palette_modules
 from palette_core.palettized import PalettizedTensor
 
-# Opset 21 is the first with 4-bit integers; optimizing would replace small look-ups by weights.
-_HOW: Any = {"opset_version": 21, "dynamo": True, "optimize": False, "verbose": False}
-
 
 @final
 class OnnxBackend(Backend):
@@ -50,10 +47,12 @@ class OnnxBackend(Backend):
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else None
         args = () if named else tuple(example_inputs)
         prepared, n_bits = _with_look_ups(model)
+        # The first with 2-bit and 4-bit integers; optimizing would replace look-ups by weights.
+        opset = 25 if min(n_bits.values(), default=8) <= 2 else 21
+        how: Any = {"opset_version": opset, "dynamo": True, "optimize": False, "verbose": False}
+        how |= {"kwargs": named, "dynamic_shapes": dynamic_shapes}
         try:
-            program = torch.onnx.export(
-                prepared, args, kwargs=named, dynamic_shapes=dynamic_shapes, **_HOW
-            )
+            program = torch.onnx.export(prepared, args, **how)
         # torch.onnx raises whatever its parts raise.
         except Exception as error:
             raise BackendError(f"torch.onnx cannot convert the model: {error}") from error
@@ -78,12 +77,13 @@ def _with_look_ups(model: nn.Module) -> tuple[nn.Module, dict[str, int]]:
 
 
 def _narrow(model: onnx_ir.Model, n_bits: Mapping[str, int]) -> None:
-    """Store indices of up to four bits in four; a Cast is all that reads them."""
+    """Store indices of up to four bits in two or four; a Cast is all that reads them."""
     for name, value in model.graph.initializers.items():
-        if n_bits.get(name, 8) <= 4 and value.const_value is not None:
-            codes, four = value.const_value.numpy(), onnx_ir.DataType.UINT4
-            value.const_value = onnx_ir.Tensor(codes.astype(four.numpy()), name=name)
-            value.dtype = four
+        if (bits := n_bits.get(name, 8)) <= 4 and value.const_value is not None:
+            codes = value.const_value.numpy()
+            value.dtype = onnx_ir.DataType.UINT2 if bits <= 2 else onnx_ir.DataType.UINT4
+            value.const_value = onnx_ir.Tensor(codes.astype(value.dtype.numpy()), name=name)
+    model.ir_version = 13 if model.opset_imports[""] >= 25 else model.ir_version
 
 
 @final
