@@ -15,9 +15,10 @@ from palette_core.hooked_weights import replace_hook
 from palette_core.packed_weight import palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import Plan
-from palette_core.plugins import Catalog, validate_options
+from palette_core.plugins import Catalog
 from palette_core.sensitivities import Sensitivity
 from palette_core.sensitivity_files import load_sensitivities
+from palette_core.training_calls import make_strategy
 
 Sensitivities = Mapping[str, Sensitivity]
 
@@ -87,13 +88,13 @@ def attach_palettes(
     try:
         for tensor, result, where in zip(plan, results, places, strict=True):
             entry = catalog.training_strategies.get(tensor.spec.training_strategy)
-            options = validate_options(
-                entry, "training strategy", tensor.spec.training_strategy_options
+            strategy = make_strategy(
+                catalog, entry.name, tensor.spec.training_strategy_options, tensor.name
             )
             item = PalettizedWeight(
                 tensor,
                 result.palettized,
-                entry.factory(options),
+                strategy,
                 trains_lut=entry.trains_lut,
                 moves_lut=entry.moves_lut,
                 quantizer=make_lut_quantizer(tensor, catalog),

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from palette_core.boundary import guarded
 from palette_core.errors import TrainingError, WeightError
 from palette_core.interfaces import TrainingStrategy
+from palette_core.plugins import Catalog, get_catalog, validate_options
 from palette_core.training_problem import TrainingProblem, autocast_off
+
+
+def make_strategy(
+    catalog: Catalog, name: str, options: Mapping[str, Any], tensor: str
+) -> TrainingStrategy:
+    """Make the training strategy ``name`` for one tensor.
+
+    Raises:
+        UnknownPluginError: nobody knows it.
+        PluginOptionsError: its options do not validate.
+        TrainingError: making it fails, or makes something else.
+    """
+    entry = catalog.training_strategies.get(name)
+    valid = validate_options(entry, "training strategy", options)
+    who = _named(catalog, tensor, name)
+    made: object = guarded(who, TrainingError, lambda: entry.factory(valid))
+    if isinstance(made, TrainingStrategy):
+        return made
+    raise TrainingError(f"{who}: its factory made {made!r}, which is no TrainingStrategy")
+
+
+def _named(catalog: Catalog, tensor: str, name: str) -> str:
+    owners = [
+        f" ({item.distribution})" for item in catalog.training_strategies if item.entry.name == name
+    ]
+    return f"{tensor}: training strategy {name!r}{''.join(owners[:1])}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +63,7 @@ class StrategyCalls:
 
     @property
     def _who(self) -> str:
-        return f"{self.tensor}: training strategy {self.name!r}"
+        return _named(get_catalog(), self.tensor, self.name)
 
     def forward(self, problem: TrainingProblem, *, checked: bool = True) -> Tensor:
         """Return the weight in training mode; its values are looked at where ``checked``."""

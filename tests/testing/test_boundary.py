@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 from wrong_clusterers import entry, right, spoiled
-from wrong_runtimes import backend
+from wrong_metrics import metric
+from wrong_metrics import right as right_loss
+from wrong_runtimes import backend, strategy
 from wrong_tables import Rows, granularity, quantizer
 from wrong_tables import right as right_table
 
@@ -18,8 +20,16 @@ from palette_core import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
+    allocate,
 )
-from palette_core.errors import BackendError, ClusteringError, PaletteError, PlanError
+from palette_core.errors import (
+    AllocationError,
+    BackendError,
+    ClusteringError,
+    PaletteError,
+    PlanError,
+    TrainingError,
+)
 from palette_core.interfaces import Refusal
 
 
@@ -219,4 +229,67 @@ def test_a_backend_that_cannot_be_made(record, text, model, register) -> None:
     register("export backend", record)
     with pytest.raises(BackendError, match=r"'wrong' \(wrong-plugin 6\.6\)") as caught:
         palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (strategy(lambda s, w, decoded: raises()), "failed: LookupError: no licence"),
+        (strategy(lambda s, w, decoded: exits()), "failed: SystemExit: 3"),
+        (strategy(lambda s, w, decoded: decoded / 0), "NaN or infinite"),
+    ],
+)
+def test_a_training_strategy(record, text, model, register) -> None:
+    register("training strategy", record)
+    palettizer = palettizer_of(model, training_strategy="wrong")
+    inputs = (torch.ones(1, 8),)
+    wanted = palettizer.prepare(inputs)(*inputs)
+    with pytest.raises(TrainingError) as caught, palettizer.training_mode():
+        model(*inputs)
+    assert text in str(caught.value)
+    assert "0.weight: training strategy 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    assert torch.equal(model.eval()(*inputs), wanted)
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [(raises, "failed: LookupError: no licence"), (print, "made None, which is no Training")],
+)
+def test_a_training_strategy_that_cannot_be_made(factory, text, model, register) -> None:
+    register("training strategy", replace(strategy(None), factory=factory))
+    message = refused(model, TrainingError, training_strategy="wrong")
+    assert text in message
+    assert "0.weight: training strategy 'wrong' (wrong-plugin 6.6)" in message
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "text"),
+    [
+        (metric(raises), ClusteringError, "failed: LookupError: no licence"),
+        (metric(exits), ClusteringError, "failed: SystemExit: 3"),
+        (metric(lambda candidate: "much"), ClusteringError, "failed: ValueError"),
+        (metric(lambda candidate: torch.nan), AllocationError, "predicts a loss of nan"),
+        (metric(lambda candidate: -1), AllocationError, "predicts a loss of -1.0"),
+    ],
+)
+def test_a_sensitivity_metric(record, error, text, model, register) -> None:
+    register("sensitivity metric", record)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error) as caught:
+        allocate(model, None, (torch.ones(1, 8),), target_bpw=6, metric="wrong")
+    assert text in str(caught.value)
+    assert "0.weight: sensitivity metric 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [(raises, "failed: LookupError: no licence"), (print, "made None, which is no Sensitivity")],
+)
+def test_a_sensitivity_metric_that_cannot_be_made(factory, text, model, register) -> None:
+    register("sensitivity metric", replace(metric(right_loss), factory=factory))
+    with pytest.raises(PaletteError, match=r"'wrong' \(wrong-plugin 6\.6\)") as caught:
+        allocate(model, None, (torch.ones(1, 8),), target_bpw=6, metric="wrong")
     assert text in str(caught.value)

@@ -19,6 +19,7 @@ from palette_core.allocation.candidates import (
     elements,
 )
 from palette_core.allocation.judging import Evidence, judge
+from palette_core.allocation.metrics import make_metric
 from palette_core.allocation.solver import Choices, Solution, curve, solve
 from palette_core.allocation.writing import config_of
 from palette_core.bits import model_bits
@@ -27,7 +28,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import AllocationError
 from palette_core.packed_weight import palette_modules
 from palette_core.planning import Plan, TensorPlan, make_plan, warn_about
-from palette_core.plugins import get_catalog, validate_options
+from palette_core.plugins import get_catalog
 from palette_core.tracing import ExampleInputs, trace
 
 Over = Literal["palettized", "model"]
@@ -168,9 +169,7 @@ def allocate(
         raise AllocationError(f"target_bpw must be positive, got {target_bpw!r}")
     specs = checked(candidates)
     entry = catalog.sensitivity_metrics.get(metric)
-    judge_with = entry.factory(
-        validate_options(entry, "sensitivity metric", dict(metric_options or {}))
-    )
+    judge_with = make_metric(catalog, metric, metric_options or {})
     target = None
     if backend is not None:
         target = make_backend(catalog, backend, backend_options or {})

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from palette_core.allocation.candidates import Judged
-from palette_core.errors import AllocationError, ClusteringError
+from palette_core.errors import AllocationError
 from palette_core.execution import Job, run_jobs
 from palette_core.files import atomic_path
 from palette_core.input_moments import InputMoments
@@ -170,20 +170,7 @@ def _loss(
         moments=evidence.moments.get(plan.name),
         outputs=None if run is None else (lambda weight: run(plan.name, weight)),
     )
-    try:
-        loss = float(metric.loss(candidate))
-    except AllocationError:
-        raise
-    except Exception as error:
-        raise ClusteringError(
-            f"{plan.name}: the sensitivity metric failed with {type(error).__name__}: {error}"
-        ) from error
-    if not 0 <= loss < float("inf"):
-        raise AllocationError(
-            f"{plan.name}: the sensitivity metric predicts a loss of {loss}, which is no finite "
-            "number of at least 0"
-        )
-    return loss
+    return metric.loss(candidate)
 
 
 def _check_squares(metric: str, sensitivities: Mapping[str, Sensitivity]) -> None:
@@ -196,7 +183,7 @@ def _check_squares(metric: str, sensitivities: Mapping[str, Sensitivity]) -> Non
     if lacking:
         raise AllocationError(
             f"the file of sensitivities does not say how large those of {lacking[0]} are next to "
-            "those of other weights, and metric 'fisher' compares weights; save a safetensors "
+            f"those of other weights, and metric {metric!r} compares weights; save a safetensors "
             "file with save_sensitivities()"
         )
 
