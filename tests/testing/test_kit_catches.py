@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from test_builtins_contract import read_checkpoint_weights
-from wrong_clusterers import CLUSTERERS, entry, right
+from wrong_clusterers import CLUSTERERS, Fits, entry, right
 from wrong_metrics import METRICS
 from wrong_runtimes import BACKENDS, TRAINING, backend, settles, strategy
 from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
@@ -24,6 +23,16 @@ class Undescribed(BaseModel):
     rounds: int = 3
 
 
+class Thawed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    rounds: int = Field(default=3, description="Rounds.")
+
+
+class Lossy(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folder: str = Field(default="here", description="A folder.", exclude=True)
+
+
 ENTRIES: dict[str, dict[str, Any]] = {
     "clusterer": CLUSTERERS,
     "granularity": GRANULARITIES,
@@ -33,10 +42,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "sensitivity metric": METRICS,
 }
 # For checks of any kind, on a clusterer.
-ANY = {
-    "options": dataclasses.replace(entry(right), options=Undescribed),
-    "factory": dataclasses.replace(entry(right), factory=lambda options: right),
-}
+ONE = Fits(right)
+ANY = [
+    ("options", entry(right, options=Undescribed), {}, "'rounds' has no description"),
+    ("options", entry(right, options=Thawed), {}, "'rounds' can be changed"),
+    ("options", entry(right, options=Lossy), {"folder": "there"}, "by way of JSON"),
+    ("factory", entry(right, factory=lambda options: right), {}, "which is no Clusterer"),
+    ("factory", entry(right, factory=lambda options: ONE), {}, "returns one object twice"),
+]
 
 HOOKS = """
 from palette_core.hookspecs import hookimpl
@@ -69,7 +82,7 @@ def subject_of(kind: str, record: Any, *more: BaseModel) -> Subject:
 def test_every_check_has_a_wrong_plugin() -> None:
     for kind, wrong in ENTRIES.items():
         assert sorted(wrong) == sorted(checks_of(kind))
-    assert sorted(ANY) == sorted(checks_of("entry"))
+    assert {name for name, *_ in ANY} == set(checks_of("entry"))
     assert sorted(DISTRIBUTIONS) == sorted(checks_of("distribution"))
     known = {*ENTRIES, "entry", "distribution"}
     assert {check.kind for check in all_checks()} <= known
@@ -90,10 +103,12 @@ def test_a_wrong_plugin_is_caught(kind, name, register) -> None:
     assert check.contract in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ANY)
-def test_a_wrong_record_is_caught(name) -> None:
-    with pytest.raises(ContractError, match="'wrong' of wrong-plugin"):
-        ContractTest(checks_of("entry")[name], subject_of("clusterer", ANY[name]))()
+@pytest.mark.parametrize(("name", "record", "options", "text"), ANY)
+def test_a_wrong_record_is_caught(name, record, options, text) -> None:
+    subject = subject_of("clusterer", record, record.options(**options))
+    with pytest.raises(ContractError, match="'wrong' of wrong-plugin") as caught:
+        ContractTest(checks_of("entry")[name], subject)()
+    assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)

@@ -24,15 +24,16 @@ class Fits(Clusterer):
         return self._fit(problem)
 
 
-def entry(fit: Fit, **flags: bool) -> ClustererEntry:
-    return ClustererEntry(
+def entry(fit: Fit, **more: Any) -> ClustererEntry:
+    made = ClustererEntry(
         name="wrong",
         summary="wrong",
         interface=1,
         options=NoOptions,
         factory=lambda _: Fits(fit),
-        **{"supports_importance": True, **flags},
+        supports_importance=True,
     )
+    return replace(made, **more)
 
 
 def right(problem: ClusterProblem) -> Codebook:

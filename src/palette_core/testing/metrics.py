@@ -68,7 +68,8 @@ def more_error_more_loss(subject: Subject) -> None:
 def pure(subject: Subject) -> None:
     """The candidate is not written to, and neither are global random states."""
     candidate = _candidate()
-    parts = (candidate.weight, candidate.decoded, candidate.squares)
+    hessian = candidate.moments.hessian if candidate.moments else None
+    parts = (candidate.weight, candidate.decoded, candidate.squares, hessian)
     before = [bits(part) for part in parts if part is not None]
     with global_rng_untouched(subject):
         for _ in _losses(subject, candidate):
