@@ -109,6 +109,24 @@ def test_what_a_check_raises_itself_names_the_plugin_and_the_contract() -> None:
         ContractTest(check, Subject(Distribution("some-plugin", "3.1")))()
     assert "some-plugin 3.1: raised LookupError: no licence" in str(caught.value)
     assert "The contract: It works." in str(caught.value)
+    assert isinstance(caught.value.__cause__, LookupError)  # with the plug-in's own lines
+
+
+def test_a_failed_check_shows_the_authors_lines_and_not_ours() -> None:
+    from palette_core.testing._kit import Check, Subject, demand
+
+    def too_few(subject: Subject) -> None:
+        demand(subject, False, "found 3 of 4")
+
+    check = Check("distribution", "all", "All are found.", too_few, lambda _: True)
+    with pytest.raises(ContractError) as caught:
+        ContractTest(check, Subject(Distribution("some-plugin", "3.1")))()
+    shown = str(caught.getrepr())  # as pytest prints it
+    assert "some-plugin 3.1: found 3 of 4" in shown
+    assert "The contract: All are found." in shown
+    assert 'Distribution("some-plugin", "3.1")))()' in shown  # the line of the call
+    assert "self.check.run" not in shown
+    assert "direct cause" not in shown
 
 
 def test_without_its_tools_the_kit_names_what_to_install(monkeypatch) -> None:

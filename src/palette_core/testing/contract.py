@@ -72,6 +72,7 @@ class ContractTest:
         Raises:
             ContractError: the plug-in breaks the contract, or raises where it should work.
         """
+        __tracebackhide__ = True  # pytest then shows the author's lines, not ours
         try:
             if self.subject.problem:
                 fail(
@@ -81,7 +82,8 @@ class ContractTest:
                 )
             self.check.run(self.subject)
         except ContractError as error:
-            raise ContractError(f"{error}\n  The contract: {self.check.contract}") from error
+            text = f"{error}\n  The contract: {self.check.contract}"
+            raise ContractError(text) from error.__cause__
         except Exception as error:
             raise ContractError(
                 f"{self.subject}: raised {type(error).__name__}: {error}\n"
