@@ -27,7 +27,7 @@ def make_strategy(
         TrainingError: making it fails, or makes something else.
     """
     entry = catalog.training_strategies.get(name)
-    valid = validate_options(entry, "training strategy", options)
+    valid = validate_options(entry, "training strategy", dict(options))
     who = _named(catalog, tensor, name)
     made: object = guarded(who, TrainingError, lambda: entry.factory(valid))
     if isinstance(made, TrainingStrategy):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import inspect
 import pkgutil
 import re
 from pathlib import Path
 
 import palette_core
+from palette_core import interfaces
+from palette_core.granularity import Granularity
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
@@ -45,3 +48,19 @@ def test_how_it_fits_names_every_module_once() -> None:
     first_cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")]
     named = re.findall(r"`(\w+)`", " ".join(first_cells))
     assert sorted(named) == sorted(modules() - {"__main__"})
+
+
+def test_the_promise_names_all_that_plugins_import_and_implement() -> None:
+    rows = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf8").splitlines()
+    (imported,) = [row for row in rows if row.startswith("| the modules that plug-ins import")]
+    assert set(re.findall(r"`(\w+)`", imported.split("|")[1])) == PUBLIC
+    (called,) = [row for row in rows if row.startswith("| what the core calls")]
+    kinds = [interfaces.Clusterer, Granularity, interfaces.LutQuantizer, interfaces.Backend]
+    kinds += [interfaces.TrainingStrategy, interfaces.SensitivityMetric]
+    methods = {
+        name
+        for kind in kinds
+        for name, value in vars(kind).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    assert set(re.findall(r"`(\w+)`", called.split("|")[1])) == methods
