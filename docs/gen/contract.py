@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from types import ModuleType
 from typing import Any
 
 from palette_core import granularity, hookspecs, interfaces
@@ -33,14 +34,14 @@ def hook_section(name: str) -> str:
     record = getattr(interfaces, re.findall(r"\w+Entry", str(inspect.signature(hook)))[0])
     signature = str(inspect.signature(hook)).replace("'", "")
     code = f"@hookimpl\ndef {name}{signature}: ..."
-    return f"```python\n{code}\n```\n\n{inspect.getdoc(hook)}\n\n{_source(record)}"
+    return f"```python\n{code}\n```\n\n{inspect.getdoc(hook)}\n\n{_source(record, interfaces)}"
 
 
 def interface_section(name: str) -> str:
     """The source of an interface: signatures and docstrings."""
     for module in (interfaces, granularity):
         if hasattr(module, name):
-            return _source(getattr(module, name))
+            return _source(getattr(module, name), module)
     raise ValueError(f"there is no interface {name!r}")
 
 
@@ -54,9 +55,9 @@ def contract_section(kind: str) -> str:
     return "\n".join(rows)
 
 
-def _source(kind: type) -> str:
-    module = f"# {kind.__module__}"
-    return f"```python\n{module}\n{inspect.getsource(kind).rstrip()}\n```"
+def _source(kind: type, module: ModuleType) -> str:
+    """The source under the name of the module that authors import it from."""
+    return f"```python\n# {module.__name__}\n{inspect.getsource(kind).rstrip()}\n```"
 
 
 _PARTS = {"hook": hook_section, "interface": interface_section, "contract": contract_section}

@@ -105,5 +105,5 @@ def warn_about(missing: Mapping[str, str]) -> None:
             f"{', '.join(names)}: palettized by k-means, as the algorithm needs moments of the "
             f"layer's inputs, and {reason}",
             PaletteWarning,
-            stacklevel=4,
+            stacklevel=5,  # whoever called prepare()
         )

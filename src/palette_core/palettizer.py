@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any, Self, final
 
 from torch import Tensor, nn
 
-from palette_core import life_cycle, parametrization
-from palette_core.boundary import make_backend
+from palette_core import life_cycle
 from palette_core.calibration import Calibration, CalibrationOptions, Results, calibration
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.data_aware import look, run_aware
-from palette_core.errors import BackendError
+from palette_core.data_aware import look
 from palette_core.execution import check_num_workers
-from palette_core.finalizing import pack_model
-from palette_core.interfaces import Backend
+from palette_core.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
+from palette_core.exporting import export, finalize, find_target
 from palette_core.life_cycle import Action, State
 from palette_core.moments import Findings, InputCalibration, Loss, batches_of
-from palette_core.packed_weight import PackedWeight, palette_modules
-from palette_core.palette_modules import PalettizedWeight
-from palette_core.planning import OnIncompatible, Plan, make_plan, refusals, warn_about
+from palette_core.planning import OnIncompatible, Plan, make_plan, warn_about
 from palette_core.plugins import Catalog, get_catalog
-from palette_core.preparing import (
-    attach_palettes,
-    make_jobs,
-    planned_weights,
-    read_sensitivities,
-    sensitivities_of,
-)
-from palette_core.report import Report, make_report, updated_report
-from palette_core.rng import untouched_global_rng
+from palette_core.preparing import palettize, sensitivities_of
+from palette_core.report import Report, updated_report
 from palette_core.sensitivity_files import save_sensitivities
 from palette_core.tracing import ExampleInputs, trace
-from palette_core.training_session import TrainingSession, palettize_current, settle_trained
-from palette_core.weight_files import WeightFolder
-
-
-class ExportBackend(Enum):
-    """The documented export targets; any registered backend's name works in their place."""
-
-    CoreAI = "coreai"
-    CoreML = "coreml"
-    Torch = "torch"
+from palette_core.training_session import TrainingSession
 
 
 @final
@@ -110,14 +89,14 @@ class KMeansPalettizer:
             TracingError: the model fails on the inputs.
             PlanError: see `planning.make_plan`.
         """
-        target = None if backend is None else self._backend(backend, backend_options)
+        target = None if backend is None else find_target(self._catalog, backend, backend_options)
         graph = trace(self._model, example_inputs)
         return make_plan(
             graph,
             self._config,
             self._catalog,
             on_incompatible=on_incompatible,
-            backend=target,
+            backend=None if target is None else target.backend,
         )
 
     def calibrate(
@@ -232,22 +211,16 @@ class KMeansPalettizer:
             backend_options=backend_options,
         )
         warn_about(plan)
-        with untouched_global_rng():
-            weights = planned_weights(self._model, plan)
-            sensitivities = read_sensitivities(
-                sensitivity_path, plan, weights, trust=trust_sensitivities
-            )
-            jobs = make_jobs(plan, weights, sensitivities)
-            results = run_aware(
-                self._model,
-                jobs,
-                self._looked,
-                num_workers=num_workers,
-                catalog=self._catalog,
-                show=show_progress,
-            )
-        report = make_report(plan, results)
-        attach_palettes(self._model, plan, results, sensitivities, self._catalog)
+        report = palettize(
+            self._model,
+            plan,
+            self._looked,
+            sensitivity_path,
+            catalog=self._catalog,
+            num_workers=num_workers,
+            trust_sensitivities=trust_sensitivities,
+            show=show_progress,
+        )
         life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
         return self._model
@@ -284,29 +257,10 @@ class KMeansPalettizer:
             OSError: a file cannot be written in ``mmap_dir``; the model is as before.
         """
         model = self._chosen(model)
-        name = _backend_name(backend)
-        target = self._backend(backend, backend_options)
-        if mmap_dir is not None and not self._catalog.backend(name).supports_mmap:
-            raise BackendError(f"mmap_dir is not supported by backend {name!r}; leave it out")
-        life_cycle.check(Action.FINALIZE, life_cycle.state_of(model))
-        items = palette_modules(model)
-        prepared = [(m, s, item) for _, m, s, item in items if isinstance(item, PalettizedWeight)]
-        sentences = refusals(list({i.plan.name: i.plan for _, _, i in prepared}.values()), target)
-        if sentences:
-            raise BackendError(f"backend {name!r} cannot take: " + "; ".join(sentences))
-        settle_trained(prepared)
-        palettize_current(prepared, self._catalog)
-        kept = parametrization.Kept(module for module, _, _ in prepared)
-        folder = None if mmap_dir is None else WeightFolder(Path(mmap_dir))
-        with folder or contextlib.nullcontext():
-            palettized = pack_model(model, folder)
-            try:
-                finalized = target.finalize(model, palettized)
-            except BaseException:
-                kept.restore()
-                raise
-        life_cycle.mark(finalized, State.FINALIZED)
-        return finalized
+        target = find_target(self._catalog, backend, backend_options)
+        return finalize(
+            model, target, self._catalog, mmap_dir=None if mmap_dir is None else Path(mmap_dir)
+        )
 
     def export(
         self,
@@ -339,19 +293,8 @@ class KMeansPalettizer:
             OSError: the folder of ``path`` cannot be made; the model is as before.
         """
         model = self._chosen(model)
-        target = self._backend(backend, backend_options)
-        suffix = self._catalog.backend(_backend_name(backend)).suffix
-        if Path(path).suffix != suffix:
-            raise BackendError(f"backend {_backend_name(backend)!r} writes {suffix}, got {path}")
-        life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
-        # Before the dense weights are freed.
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if any(isinstance(item, PalettizedWeight) for _, _, _, item in palette_modules(model)):
-            model = self.finalize(model, backend, backend_options=backend_options)
-        for _, _, _, item in palette_modules(model):
-            if isinstance(item, PackedWeight):
-                item.check_file()
-        return target.export(model, example_inputs, Path(path), dynamic_shapes)
+        target = find_target(self._catalog, backend, backend_options)
+        return export(model, target, self._catalog, Path(path), example_inputs, dynamic_shapes)
 
     @contextlib.contextmanager
     def calibration_mode(
@@ -469,11 +412,6 @@ class KMeansPalettizer:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         return model
 
-    def _backend(
-        self, backend: str | ExportBackend, options: Mapping[str, Any] | None = None
-    ) -> Backend:
-        return make_backend(self._catalog, _backend_name(backend), options or {})
-
     @contextlib.contextmanager
     def _occupied(self, model: nn.Module, state: State) -> Iterator[None]:
         """Do one thing at a time: this palettizer, and whoever else works on the model."""
@@ -495,13 +433,3 @@ _SUPPORTED_MODULES: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose3d,
     nn.MultiheadAttention,
 )
-
-
-def _backend_name(backend: str | ExportBackend) -> str:
-    if isinstance(backend, ExportBackend):
-        return backend.value
-    if isinstance(backend, str):
-        return backend
-    raise BackendError(
-        f"backend must be an ExportBackend or the name of a registered one, got {backend!r}"
-    )

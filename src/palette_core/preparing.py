@@ -9,18 +9,65 @@ from torch import Tensor, nn
 
 from palette_core import parametrization
 from palette_core.cluster_tensor import Clustered, check_finite, make_lut_quantizer
+from palette_core.data_aware import run_aware
 from palette_core.errors import SensitivityError
 from palette_core.execution import Job
 from palette_core.hooked_weights import replace_hook
+from palette_core.moments import Findings, InputCalibration
 from palette_core.packed_weight import palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import Plan
 from palette_core.plugins import Catalog
+from palette_core.report import Report, make_report
+from palette_core.rng import untouched_global_rng
 from palette_core.sensitivities import Sensitivity
 from palette_core.sensitivity_files import load_sensitivities
 from palette_core.training_calls import make_strategy
 
 Sensitivities = Mapping[str, Sensitivity]
+
+
+def palettize(
+    model: nn.Module,
+    plan: Plan,
+    looked: tuple[InputCalibration, Findings] | None,
+    sensitivity_path: str | Path | None,
+    *,
+    catalog: Catalog,
+    num_workers: int,
+    trust_sensitivities: bool,
+    show: bool | None,
+) -> Report:
+    """Find palettes for a plan's weights, and let them stand for the weights in the live model.
+
+    Args:
+        model: the model that the plan is of.
+        plan: what to do with which weight.
+        looked: what calibration found for algorithms that need moments, if there was one.
+        sensitivity_path: a file of sensitivities, or None.
+        catalog: the installed plug-ins.
+        num_workers: how many processes cluster.
+        trust_sensitivities: take sensitivities of other weights.
+        show: a progress bar; None shows one on a terminal.
+
+    Raises:
+        WeightError: a weight is NaN or infinite.
+        SensitivityError: the file does not fit.
+        ClusteringError: an algorithm failed.
+        CalibrationError: the model failed on a calibration batch.
+    """
+    with untouched_global_rng():
+        weights = planned_weights(model, plan)
+        sensitivities = read_sensitivities(
+            sensitivity_path, plan, weights, trust=trust_sensitivities
+        )
+        jobs = make_jobs(plan, weights, sensitivities)
+        results = run_aware(
+            model, jobs, looked, num_workers=num_workers, catalog=catalog, show=show
+        )
+    report = make_report(plan, results)
+    attach_palettes(model, plan, results, sensitivities, catalog)
+    return report
 
 
 def planned_weights(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

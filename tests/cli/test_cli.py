@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from palette_core import KMeansPalettizerConfig, read_checkpoint
-from palette_core.cli import main
 
 FACTORY = """
     import torch
@@ -96,24 +95,11 @@ CONFIG = """
 
 
 @pytest.fixture
-def palette(tmp_path, monkeypatch, capsys):
-    """Run the command in a folder with ``fac.py`` and ``c.yaml``; returns code, out and err."""
-    monkeypatch.chdir(tmp_path)
+def palette(command, tmp_path):
+    """Run the command in a folder with ``fac.py`` and ``c.yaml``."""
     (tmp_path / "fac.py").write_text(textwrap.dedent(FACTORY))
     (tmp_path / "c.yaml").write_text(textwrap.dedent(CONFIG))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    showwarning = __import__("warnings").showwarning
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["palette", *map(str, args)])
-        monkeypatch.setattr("warnings.showwarning", showwarning)
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        sys.modules.pop("fac", None)
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
+    return command
 
 
 def run_json(palette, *args):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from palette_core import KMeansPalettizerConfig
-from palette_core.cli import main
 
 FACTORY = """
     import torch
@@ -34,22 +32,9 @@ FACTORY = """
 
 
 @pytest.fixture
-def palette(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def palette(command, tmp_path):
     (tmp_path / "fac.py").write_text(textwrap.dedent(FACTORY))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    showwarning = __import__("warnings").showwarning
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["palette", *map(str, args)])
-        monkeypatch.setattr("warnings.showwarning", showwarning)
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        sys.modules.pop("fac", None)
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
+    return command
 
 
 def test_it_writes_a_config_that_palettize_takes(palette):

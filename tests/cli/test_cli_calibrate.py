@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from palette_core import KMeansPalettizer, read_checkpoint
-from palette_core.cli import main
 
 FILE = """
     import torch
@@ -59,21 +57,10 @@ FILE = """
 
 
 @pytest.fixture
-def palette(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.chdir(tmp_path)
+def palette(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "cal.py").write_text(textwrap.dedent(FILE))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["palette", *arguments])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
+    monkeypatch.setenv("COLUMNS", "200")
+    return command
 
 
 def test_the_file_is_that_of_calibrating_in_python(palette: Any, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from palette_core.cli import main
 from palette_core.plugins import get_catalog
 
 FACTORY = """
@@ -75,9 +74,8 @@ BACKEND = """
 
 
 @pytest.fixture
-def palette(tmp_path, monkeypatch, capsys):
+def palette(command, tmp_path, monkeypatch):
     """Run the command where ``fac.py`` is and the backend is installed."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "fac.py").write_text(textwrap.dedent(FACTORY))
     (tmp_path / "teller_hooks.py").write_text(textwrap.dedent(BACKEND))
     info = tmp_path / "teller-1.0.dist-info"
@@ -86,18 +84,7 @@ def palette(tmp_path, monkeypatch, capsys):
     (info / "entry_points.txt").write_text("[palette_core]\nteller = teller_hooks\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     get_catalog.cache_clear()
-    showwarning = __import__("warnings").showwarning
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["palette", *map(str, args)])
-        monkeypatch.setattr("warnings.showwarning", showwarning)
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        sys.modules.pop("fac", None)
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    yield run
+    yield command
     sys.modules.pop("teller_hooks", None)
     get_catalog.cache_clear()
 

@@ -124,7 +124,7 @@ def test_attaching_stops_in_the_middle_of_torch(
         (palettizer, "warn_about"),
         (preparing, "check_finite"),
         (execution, "run_jobs"),
-        (palettizer, "make_report"),
+        (preparing, "make_report"),
         (preparing, "PalettizedWeight"),
         (execution, "cluster_tensor"),
     ],

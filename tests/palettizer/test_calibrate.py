@@ -168,8 +168,9 @@ def test_a_layer_without_usable_inputs_is_named(net, batches, sequential):
     palettizer.calibrate(batches, sequential=sequential)
     with pytest.warns(
         PaletteWarning, match=r"^blocks.1.o.weight: palettized by k-means.*all its inputs were zero"
-    ):
+    ) as warned:
         palettizer.prepare(batches[0])
+    assert [w.filename for w in warned] == [__file__]  # the line that called prepare
     algorithms = {row.name: row.algorithm for row in palettizer.report.tensors}
     assert algorithms.pop("blocks.1.o.weight") == "kmeans1d"
     assert set(algorithms.values()) == {"lnq"}

@@ -50,27 +50,7 @@ _SLOW = 1.0  # seconds
 
 def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
     """Show what is installed."""
-    rows = [
-        {
-            "kind": shelf.kind,
-            "name": item.entry.name,
-            "summary": item.entry.summary,
-            "distribution": item.distribution.name,
-            "version": item.distribution.version,
-            "options": _options(item.entry),
-        }
-        for shelf in catalog.shelves()
-        for item in shelf
-    ]
-    broken = [
-        {
-            "distribution": q.distribution.name,
-            "version": q.distribution.version,
-            "entry_point": q.entry_point,
-            "error": q.error,
-        }
-        for q in catalog.quarantined
-    ]
+    rows, broken = _installed(catalog), _quarantined(catalog)
     seconds = import_seconds(catalog)
     if as_json:
         printed: dict[str, Any] = {"plugins": rows, "quarantined": broken}
@@ -98,6 +78,33 @@ def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
             slow = f"slow, over {_SLOW:g} s: import heavy modules inside the factories"
             times.add_row(name, f"{taken:.2f}", slow if taken > _SLOW else "")
         console.print(times)
+
+
+def _installed(catalog: Catalog) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": shelf.kind,
+            "name": item.entry.name,
+            "summary": item.entry.summary,
+            "distribution": item.distribution.name,
+            "version": item.distribution.version,
+            "options": _options(item.entry),
+        }
+        for shelf in catalog.shelves()
+        for item in shelf
+    ]
+
+
+def _quarantined(catalog: Catalog) -> list[dict[str, Any]]:
+    return [
+        {
+            "distribution": q.distribution.name,
+            "version": q.distribution.version,
+            "entry_point": q.entry_point,
+            "error": q.error,
+        }
+        for q in catalog.quarantined
+    ]
 
 
 def import_seconds(catalog: Catalog) -> dict[str, float]:
@@ -225,25 +232,7 @@ def totals(rows: dict[str, Any]) -> None:
 
 def checkpoint(path: Path, value: Checkpoint, *, as_json: bool) -> None:
     """Show what a packed checkpoint holds."""
-    aliases: dict[str, list[str]] = {}
-    for alias, first in value.aliases.items():
-        aliases.setdefault(first, []).append(alias)
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "tied": aliases.get(name, []),
-            "shape": list(tensor.shape),
-            "n_bits": tensor.n_bits,
-            "cluster_dim": tensor.cluster_dim,
-            "grid": list(tensor.grid),
-            "lut_dtype": str(tensor.lut.dtype).removeprefix("torch."),
-            "per_channel_scale": tensor.scale is not None,
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "bytes": math.ceil(tensor.size_in_bits() / 8),
-            "dense_bytes": tensor.dense_size_in_bits() // 8,
-        }
-        for name, tensor in value.palettized.items()
-    ]
+    rows = _palettized(value)
     dense = {name: list(tensor.shape) for name, tensor in value.dense.items()}
     total = {
         "file_bytes": path.stat().st_size,
@@ -276,6 +265,28 @@ def checkpoint(path: Path, value: Checkpoint, *, as_json: bool) -> None:
             "file": size(total["file_bytes"]),
         }
     )
+
+
+def _palettized(value: Checkpoint) -> list[dict[str, Any]]:
+    aliases: dict[str, list[str]] = {}
+    for alias, first in value.aliases.items():
+        aliases.setdefault(first, []).append(alias)
+    return [
+        {
+            "name": name,
+            "tied": aliases.get(name, []),
+            "shape": list(tensor.shape),
+            "n_bits": tensor.n_bits,
+            "cluster_dim": tensor.cluster_dim,
+            "grid": list(tensor.grid),
+            "lut_dtype": str(tensor.lut.dtype).removeprefix("torch."),
+            "per_channel_scale": tensor.scale is not None,
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "bytes": math.ceil(tensor.size_in_bits() / 8),
+            "dense_bytes": tensor.dense_size_in_bits() // 8,
+        }
+        for name, tensor in value.palettized.items()
+    ]
 
 
 def size(count: int) -> str:

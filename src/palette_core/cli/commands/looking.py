@@ -1,0 +1,77 @@
+"""Commands that show something and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palette_core.cli.commands.parameters import (
+    AsJson,
+    BackendOption,
+    ConfigFile,
+    Factory,
+    Input,
+    load_config,
+)
+
+
+def plugins(
+    as_json: AsJson = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Show how long each distribution takes to import.")
+    ] = False,
+) -> None:
+    """List everything that can be picked by name, and what is set aside as broken."""
+    from palette_core.cli import show
+    from palette_core.plugins import get_catalog
+
+    show.plugins(get_catalog(), as_json=as_json, timings=timings)
+
+
+def validate(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")], as_json: AsJson = False
+) -> None:
+    """Check a configuration, resolve its names, and print it with all defaults."""
+    from palette_core.cli import show
+
+    show.config(load_config(config), as_json=as_json)
+
+
+def plan(
+    factory: Factory,
+    config: ConfigFile = None,
+    inputs: Input = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Also refuse what this export backend cannot take.")
+    ] = None,
+    option: BackendOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which tensor gets which spec, and the rule that decided. Changes nothing."""
+    from palette_core import KMeansPalettizer
+    from palette_core.cli import show
+    from palette_core.cli.exporting import read_options
+    from palette_core.cli.factories import load_factory
+
+    settings = load_config(config)
+    options = read_options(option or ())
+    if options and backend is None:
+        raise typer.BadParameter("--option is for the export backend; name it with --backend")
+    loaded = load_factory(factory, inputs or ())
+    made = KMeansPalettizer(loaded.model, settings).make_plan(
+        loaded.example_inputs, backend=backend, backend_options=options
+    )
+    show.plan(made, as_json=as_json)
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="Packed checkpoint (.safetensors).")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a packed checkpoint holds."""
+    from palette_core.checkpoint import read_checkpoint
+    from palette_core.cli import show
+
+    show.checkpoint(checkpoint, read_checkpoint(checkpoint), as_json=as_json)

@@ -1,0 +1,65 @@
+"""What several commands take: arguments, options, the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.config.yaml_io import locator
+from palette_core.planning import check_names
+from palette_core.plugins import get_catalog
+
+Factory = Annotated[
+    str,
+    typer.Argument(
+        metavar="FACTORY",
+        help="module:callable or file.py:callable that returns a model and its example inputs.",
+    ),
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Example input as dtype[shape], such as float32[1,3,224,224]; once per input, for "
+        "a FACTORY that returns only a model.",
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML configuration; default: 4 bits per tensor."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="Option of the export backend, as palette plugins lists them; once per option.",
+    ),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="INPUT:AXIS[=MIN..MAX]",
+        help="An axis of an input whose length may vary, such as input_ids:1=1..128; "
+        "once per axis. Everything else keeps the shape of the example inputs.",
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="Export backend; default: the one that writes files named like --output."),
+]
+Workers = Annotated[int, typer.Option("--num-workers", min=1, help="Clustering processes.")]
+
+
+def load_config(path: Path | None) -> KMeansPalettizerConfig:
+    """Return the configuration of a file, its names checked, or the default one."""
+    if path is None:
+        return KMeansPalettizerConfig()
+    config = KMeansPalettizerConfig.from_yaml(path)
+    check_names(config, get_catalog(), locator(path))
+    return config

@@ -1,0 +1,132 @@
+"""Commands that write a palettized model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palette_core.cli.commands.parameters import (
+    AsJson,
+    Backend,
+    BackendOption,
+    ConfigFile,
+    Dynamic,
+    Factory,
+    Input,
+    Workers,
+    load_config,
+)
+
+
+def palettize(
+    factory: Factory,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    config: ConfigFile = None,
+    inputs: Input = None,
+    backend: Backend = None,
+    option: BackendOption = None,
+    dynamic: Dynamic = None,
+    num_workers: Workers = 1,
+    sensitivities: Annotated[
+        Path | None, typer.Option(help="File of sensitivities for weighted clustering.")
+    ] = None,
+    trust_sensitivities: Annotated[
+        bool, typer.Option(help="Also take sensitivities measured on other weights.")
+    ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTORY",
+            help="module:callable or file.py:callable that returns calibration batches, for "
+            "algorithms that look at the layers' inputs.",
+        ),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Feed each block by those palettized before it."),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Palettize a model and write it in a backend's format."""
+    from palette_core.cli import work
+    from palette_core.cli.exporting import make_target
+    from palette_core.cli.factories import FactoryError, load_batches, load_factory
+
+    settings = load_config(config)
+    if sequential and calibration is None:
+        raise FactoryError("--sequential is about calibration; give batches with --calibration")
+    target = make_target(output, backend, option or (), dynamic or ())
+    work.check_picture_name(plot)
+    loaded = load_factory(factory, inputs or ())
+    batches = None if calibration is None else load_batches(calibration)
+    work.palettize(
+        loaded,
+        settings,
+        target,
+        num_workers=num_workers,
+        sensitivities=sensitivities,
+        trust_sensitivities=trust_sensitivities,
+        batches=batches,
+        sequential=sequential,
+        plot=plot,
+        as_json=as_json,
+    )
+
+
+def export(
+    factory: Factory,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Packed checkpoint (.safetensors) of that model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    inputs: Input = None,
+    backend: Backend = None,
+    option: BackendOption = None,
+    dynamic: Dynamic = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a palettized model to a runtime's format, without palettizing it again."""
+    from palette_core.cli.exporting import export_checkpoint, make_target
+    from palette_core.cli.factories import load_factory
+
+    target = make_target(output, backend, option or (), dynamic or ())
+    loaded = load_factory(factory, inputs or ())
+    export_checkpoint(loaded, checkpoint, target, as_json=as_json)
+
+
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="FACTORY", help="Another model, as FACTORY of palettize."),
+    ] = None,
+    inputs: Input = None,
+    config: ConfigFile = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Packed checkpoint to write.")
+    ] = Path("palette-demo.safetensors"),
+    num_workers: Workers = 1,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Palettize all-MiniLM-L6-v2 to 4 bits in groups of 16 channels, end to end."""
+    from palette_core.cli import work
+    from palette_core.cli.exporting import make_target
+
+    settings = None if config is None else load_config(config)
+    work.check_picture_name(plot)
+    work.demo(
+        model,
+        inputs or (),
+        settings,
+        make_target(output, "torch").path,
+        num_workers=num_workers,
+        plot=plot,
+        as_json=as_json,
+    )

@@ -1,0 +1,35 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from palette_core.cli import main
+
+Command = Callable[..., tuple[int | str, str, str]]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Run ``palette`` in an empty folder; returns code, out and err."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    showwarning = warnings.showwarning
+
+    def run(*arguments: object) -> tuple[int | str, str, str]:
+        monkeypatch.setattr(sys, "argv", ["palette", *map(str, arguments)])
+        monkeypatch.setattr(warnings, "showwarning", showwarning)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        sys.modules.pop("fac", None)  # the models of most tests, which differ
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
