@@ -197,6 +197,7 @@ def _config(case: Case, how: dict[str, Any]) -> dict[str, Any]:
 
 _TYPES = {
     "smollm2": ("torch.nn.Linear",),
+    "whisper": ("torch.nn.Linear", "torch.nn.Conv1d"),
     "minilm": ("torch.nn.Linear",),
     "effnet": ("torch.nn.Linear", "efficientnet_lite_pytorch.utils.Conv2dStaticSamePadding"),
 }
