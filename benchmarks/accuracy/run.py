@@ -15,6 +15,8 @@ import argparse
 import importlib.util
 import json
 import logging
+import math
+import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 from tasks import TASKS, Task
 from torch import nn
+from torch.nn.utils import parametrize
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "dense": None,
@@ -132,6 +135,7 @@ def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float
 
 
 def _peer(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float]:
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import coreai_opt.palettization as peer
     import coreai_opt.palettization.spec as grain
 
@@ -149,12 +153,45 @@ def _peer(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float
         for name, module in task.model.named_modules()
         if name and not list(module.children())
     }
+    bits, plan = planned_bits(case, task)
     config = peer.KMeansPalettizerConfig(global_config=None, module_name_configs=names)
     palettizer = peer.KMeansPalettizer(task.model, config)
     model = palettizer.prepare(task.batches[0])
     if how.get("sensitive"):
         _weigh(palettizer, task)
-    return model, float("nan")
+    if different := peer_palettized(model) ^ plan:
+        raise RuntimeError(f"coreai-opt and we palettize different weights: {sorted(different)}")
+    return model, bits
+
+
+def planned_bits(case: Case, task: Task) -> tuple[float, set[str]]:
+    """Return bits per palettized weight as our plan counts them, and the names of those weights.
+
+    It holds for coreai-opt too, whose indices and tables are of the same number and dtypes.
+    """
+    from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+
+    config = KMeansPalettizerConfig.from_dict(_config(case, {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # groups that do not divide a layer
+        plan = KMeansPalettizer(task.model, config).make_plan(task.batches[0])
+    bits = sum(
+        math.prod(tensor.layout.index_shape) * case.bits
+        + math.prod(tensor.layout.lut_shape(2**case.bits)) * tensor.dtype.itemsize * 8
+        for tensor in plan
+    )
+    return bits / sum(math.prod(t.shape) for t in plan), {t.name for t in plan}
+
+
+def peer_palettized(model: nn.Module) -> set[str]:
+    """Return the names of weights that coreai-opt has palettized."""
+    return {
+        f"{name}.{state}"
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        for state, chain in module.parametrizations.items()
+        if not all(step.is_disabled() for step in chain)
+    }
 
 
 def _weigh(palettizer: Any, task: Task) -> None:
