@@ -147,11 +147,12 @@ def _peer(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float
     )
     spec = peer.PalettizationSpec(n_bits=case.bits, granularity=granularity)
     wanted = peer.ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
+    layers = nn.Linear | nn.Conv1d | nn.Conv2d
     # Its default are the operations that ours palettizes here; a tied embedding stays dense.
     names = {
-        name: wanted if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else None
+        name: wanted if isinstance(module, layers) else None
         for name, module in task.model.named_modules()
-        if name and not list(module.children())
+        if name and (isinstance(module, layers) or not list(module.children()))
     }
     bits, plan = planned_bits(case, task)
     config = peer.KMeansPalettizerConfig(global_config=None, module_name_configs=names)
