@@ -16,7 +16,6 @@ import importlib.util
 import json
 import logging
 import math
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -135,7 +134,6 @@ def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float
 
 
 def _peer(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float]:
-    os.environ.setdefault("TQDM_DISABLE", "1")
     import coreai_opt.palettization as peer
     import coreai_opt.palettization.spec as grain
 
