@@ -23,7 +23,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from typing import Any
 import run as uniform
 import torch
 from tasks import TASKS, Task
-from torch import nn
+from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, allocate
 from palette_core.allocation import Allocation
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--points", nargs="*", type=float, default=[2.5, 3.5, 5])
     parser.add_argument("--metric", default="hessian")
     parser.add_argument("--candidates", nargs="+", type=int, default=[2, 3, 4, 6, 8])
-    parser.add_argument("--judged-by", default="lnq", help="algorithm that clusters candidates")
+    parser.add_argument("--judged-by", help="clusters candidates; default lnq, kmeans1d for fisher")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path("mixed.json"))
     parser.add_argument("--uniform", type=Path, default=Path("accuracy.json"))
@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="calibration batches, to try it out")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    # Squared gradients weigh the clustering of candidates too, which only k-means takes.
+    args.judged_by = args.judged_by or ("kmeans1d" if args.metric == "fisher" else "lnq")
     torch.set_num_threads(args.threads)
     panels = []
     for model in args.models:
@@ -143,21 +145,25 @@ def panel(model: str, group: int, seed: int, args: argparse.Namespace) -> dict[s
     }
     for method in PEERS:
         cases = [uniform.Case(model, bits, group, method, seed) for bits in PEER_BITS]
+        if reason := uniform.missing(method):
+            known = read(args.uniform)
+            print(f"only known figures of {method}: {reason}")
+            cases = [one for one in cases if one.key in known]
         rows = [kept(args.uniform, one.key, lambda one=one: _uniform(one, args)) for one in cases]
-        found[method] = [_counted(row, one) for row, one in zip(rows, cases, strict=True) if row]
+        found[method] = [_counted(row, one) for row, one in zip(rows, cases, strict=True)]
     return found
 
 
-def kept(path: Path, key: str, measure: Any) -> Any:
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def kept(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return a row of a results file, measured where it is missing."""
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = read(path)
     if key not in results:
         row = measure()
-        if row is None:
-            return None
-        # Another process may have written meanwhile.
-        results = json.loads(path.read_text()) if path.exists() else {}
-        results[key] = row
+        results = {**read(path), key: row}  # another process may have written meanwhile
         path.write_text(json.dumps(results, indent=1))
     return results[key]
 
@@ -171,13 +177,10 @@ def _kept(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         f"{row['seconds']:.0f} s to palettize",
         flush=True,
     )
-    return row  # type: ignore[no-any-return]
+    return row
 
 
-def _uniform(case: uniform.Case, args: argparse.Namespace) -> dict[str, Any] | None:
-    if reason := uniform.missing(case.method):
-        print(f"without {case.method}, {case.bits} bits: {reason}")
-        return None
+def _uniform(case: uniform.Case, args: argparse.Namespace) -> dict[str, Any]:
     row = {**asdict(case), **uniform.measure(case, args.threads)}
     uniform.show(row)
     return row
@@ -252,9 +255,23 @@ def sensitivities(case: Case, folder: Path) -> Path:
         config = KMeansPalettizerConfig.from_dict(uniform._config(like, {}))
         palettizer = KMeansPalettizer(task.model, config)
         palettizer.prepare(task.batches[0])
-        uniform._weigh(palettizer, task)
+        uniform._weigh(palettizer, replace(task, loss=_per_label(case.model, task)))
         palettizer.save_sensitivities(path)
     return path
+
+
+def _per_label(model: str, task: Task) -> Callable[[Any, Any], Tensor]:
+    """Return a loss whose squared gradients are those of one label.
+
+    That of a mean over n labels, which pull in different directions, is smaller by n.
+    """
+
+    def labels(batch: tuple[Tensor, ...]) -> int:
+        if model == "smollm2":
+            return batch[0][:, 1:].numel()
+        return batch[1].shape[1] - 1 if model == "whisper" else len(batch[0])
+
+    return lambda output, batch: task.loss(output, batch) * math.sqrt(labels(batch))
 
 
 def with_lnq(config: KMeansPalettizerConfig) -> KMeansPalettizerConfig:
