@@ -60,8 +60,9 @@ def measured(model: str, group: int, args: argparse.Namespace, folder: Path) -> 
     task = TASKS[model](0)
     torch.set_num_threads(args.threads)
     task = replace(task, batches=task.batches[: args.limit or None])
-    # One row of each batch: the file takes inputs of one shape.
-    inputs = [tuple(x[:1] for x in batch) for batch in task.batches]
+    # One row of each batch: the file takes inputs of one shape. Images come channels last, from
+    # which torch.export makes operations that do not convert.
+    inputs = [tuple(x[:1].contiguous() for x in batch) for batch in task.batches]
     inputs = [one for one in inputs if _shapes(one) == _shapes(inputs[0])][: args.inputs]
     case = uniform.Case(model, args.bits, group, "lnq, in sequence", 0)
     config = KMeansPalettizerConfig.from_dict(uniform._config(case, {"algorithm": "lnq"}))
