@@ -16,7 +16,6 @@ import asyncio
 import sys
 import tempfile
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from tasks import TASKS
 from export import flattened, run_coreai, weights_read_back  # isort: skip
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-from palette_core.errors import PaletteWarning
 
 
 def main() -> None:
@@ -68,8 +66,7 @@ def measured(model: str, group: int, args: argparse.Namespace, folder: Path) -> 
     config = KMeansPalettizerConfig.from_dict(uniform._config(case, {"algorithm": "lnq"}))
     palettizer = KMeansPalettizer(task.model, config)
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaletteWarning)  # groups that do not divide a layer
+    with uniform.expected_warnings():
         palettizer.calibrate(task.batches, sequential=True)
         palettizer.prepare(task.batches[0], backend="coreai")
     seconds = time.perf_counter() - started

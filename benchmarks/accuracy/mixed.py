@@ -22,7 +22,6 @@ import copy
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +34,6 @@ from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, allocate
 from palette_core.allocation import Allocation
-from palette_core.errors import PaletteWarning
 
 LEAST = 0.0
 """The target that stands for the smallest candidate everywhere."""
@@ -202,10 +200,13 @@ def mixed(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     allocation = allocated(case, task, folder)
     allocating = time.perf_counter() - started
-    path = folder / f"{case.model}-{case.group}-{case.metric}-{case.target:g}-{case.seed}.yaml"
-    (allocation.config if not case.together else with_lnq(allocation.config)).to_yaml(path)
+    how = "" if case.together else "-apart"
+    name = f"{case.model}-{case.group}-{case.metric}-{case.target:g}-{case.seed}{how}.yaml"
+    path = folder / name
+    (with_lnq(allocation.config) if case.together else allocation.config).to_yaml(path)
+    squares = sensitivities(case, folder) if case.metric == "fisher" else None
     started = time.perf_counter()
-    model = palettized(case, task, KMeansPalettizerConfig.from_yaml(path))
+    model = palettized(case, task, KMeansPalettizerConfig.from_yaml(path), squares)
     seconds = time.perf_counter() - started
     plans = [tensor.choice.plan for tensor in allocation.tensors]
     weights = sum(math.prod(plan.shape) for plan in plans)
@@ -230,8 +231,7 @@ def allocated(case: Case, task: Task, folder: Path) -> Allocation:
         # All with the fewest bits; the little more keeps rounding from making it less than that.
         target = uniform.planned_bits(like, task)[0] + 1e-9
     options = {"divergence": "kl" if task.lower_is_better else "mse"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaletteWarning)  # groups that do not divide a layer
+    with uniform.expected_warnings():
         return allocate(
             task.model,
             config,
@@ -283,12 +283,18 @@ def with_lnq(config: KMeansPalettizerConfig) -> KMeansPalettizerConfig:
     return KMeansPalettizerConfig.from_dict(plain)
 
 
-def palettized(case: Case, task: Task, config: KMeansPalettizerConfig) -> nn.Module:
+def palettized(
+    case: Case, task: Task, config: KMeansPalettizerConfig, squares: Path | None
+) -> nn.Module:
+    """Palettize in sequence; or each weight apart, as candidates were clustered."""
     palettizer = KMeansPalettizer(task.model, config)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaletteWarning)
+    with uniform.expected_warnings():
         palettizer.calibrate(task.batches, sequential=case.together)
-        return palettizer.prepare(task.batches[0])
+        return palettizer.prepare(
+            task.batches[0],
+            sensitivity_path=None if case.together else squares,
+            show_progress=False,
+        )
 
 
 def _limited(task: Task, limit: int) -> Task:

@@ -12,12 +12,14 @@ need what is not installed (coreai-opt) are left out, with a word.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import logging
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,12 +116,10 @@ def measure(case: Case, threads: int) -> dict[str, Any]:
 
 def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float]:
     from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-    from palette_core.errors import PaletteWarning
 
     config = KMeansPalettizerConfig.from_dict(_config(case, how))
     palettizer = KMeansPalettizer(task.model, config)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaletteWarning)  # groups that do not divide a layer
+    with expected_warnings():
         if "algorithm" in how:
             palettizer.calibrate(
                 task.batches,
@@ -171,8 +171,7 @@ def planned_bits(case: Case, task: Task) -> tuple[float, set[str]]:
     from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 
     config = KMeansPalettizerConfig.from_dict(_config(case, {}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # groups that do not divide a layer
+    with expected_warnings():
         plan = KMeansPalettizer(task.model, config).make_plan(task.batches[0])
     bits = sum(
         math.prod(tensor.layout.index_shape) * case.bits
@@ -180,6 +179,17 @@ def planned_bits(case: Case, task: Task) -> tuple[float, set[str]]:
         for tensor in plan
     )
     return bits / sum(math.prod(t.shape) for t in plan), {t.name for t in plan}
+
+
+@contextlib.contextmanager
+def expected_warnings() -> Iterator[None]:
+    """Be silent on groups that do not divide a layer, not on layers that get k-means instead."""
+    from palette_core.errors import PaletteWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PaletteWarning)
+        warnings.filterwarnings("default", ".*palettized by k-means", PaletteWarning)
+        yield
 
 
 def peer_palettized(model: nn.Module) -> set[str]:
