@@ -16,7 +16,7 @@ import importlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,26 @@ def weights_read_back(model: nn.Module, path: Path, backend: str) -> dict[str, A
     names = {id(item): name for name, _, _, item in reversed(list(palette_modules(model)))}
     items = {names[id(item)]: item for _, _, _, item in palette_modules(model)}
     equal = sum(
-        name in stored and np.array_equal(stored[name], item.palettized().decode().numpy())
-        for name, item in items.items()
+        is_stored(name, item.palettized().decode().numpy(), stored) for name, item in items.items()
     )
     return {"weights": len(items), "weights_stored": len(stored), "weights_equal": equal}
+
+
+def is_stored(name: str, weight: np.ndarray, stored: Mapping[str, np.ndarray]) -> bool:
+    """Say whether a file has a weight, or the parts of it that are in use, and all are equal.
+
+    Parts have their range in the name: ``pos.weight[0:16]``, or ``w[:, 0:8]`` of a later axis.
+    """
+    parts = [key for key in stored if key == name or key.startswith(f"{name}[")]
+    return bool(parts) and all(
+        np.array_equal(stored[key], weight[ranges(key.removeprefix(name))]) for key in parts
+    )
+
+
+def ranges(text: str) -> tuple[slice, ...]:
+    """Return what ``[:, 0:8]`` means; the whole tensor for no text."""
+    ends = [one.split(":") for one in text.strip("[]").split(", ") if one]
+    return tuple(slice(*(int(end) if end else None for end in pair)) for pair in ends)
 
 
 def outputs_of_coreai(

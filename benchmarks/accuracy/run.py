@@ -12,11 +12,14 @@ need what is not installed (coreai-opt) are left out, with a word.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import logging
+import math
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 from tasks import TASKS, Task
 from torch import nn
+from torch.nn.utils import parametrize
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "dense": None,
@@ -112,12 +116,10 @@ def measure(case: Case, threads: int) -> dict[str, Any]:
 
 def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float]:
     from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-    from palette_core.errors import PaletteWarning
 
     config = KMeansPalettizerConfig.from_dict(_config(case, how))
     palettizer = KMeansPalettizer(task.model, config)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaletteWarning)  # groups that do not divide a layer
+    with expected_warnings():
         if "algorithm" in how:
             palettizer.calibrate(
                 task.batches,
@@ -143,18 +145,62 @@ def _peer(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float
     )
     spec = peer.PalettizationSpec(n_bits=case.bits, granularity=granularity)
     wanted = peer.ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
+    layers = nn.Linear | nn.Conv1d | nn.Conv2d
     # Its default are the operations that ours palettizes here; a tied embedding stays dense.
     names = {
-        name: wanted if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else None
+        name: wanted if isinstance(module, layers) else None
         for name, module in task.model.named_modules()
-        if name and not list(module.children())
+        if name and (isinstance(module, layers) or not list(module.children()))
     }
+    bits, plan = planned_bits(case, task)
     config = peer.KMeansPalettizerConfig(global_config=None, module_name_configs=names)
     palettizer = peer.KMeansPalettizer(task.model, config)
     model = palettizer.prepare(task.batches[0])
     if how.get("sensitive"):
         _weigh(palettizer, task)
-    return model, float("nan")
+    if different := peer_palettized(model) ^ plan:
+        raise RuntimeError(f"coreai-opt and we palettize different weights: {sorted(different)}")
+    return model, bits
+
+
+def planned_bits(case: Case, task: Task) -> tuple[float, set[str]]:
+    """Return bits per palettized weight as our plan counts them, and the names of those weights.
+
+    It holds for coreai-opt too, whose indices and tables are of the same number and dtypes.
+    """
+    from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+
+    config = KMeansPalettizerConfig.from_dict(_config(case, {}))
+    with expected_warnings():
+        plan = KMeansPalettizer(task.model, config).make_plan(task.batches[0])
+    bits = sum(
+        math.prod(tensor.layout.index_shape) * case.bits
+        + math.prod(tensor.layout.lut_shape(2**case.bits)) * tensor.dtype.itemsize * 8
+        for tensor in plan
+    )
+    return bits / sum(math.prod(t.shape) for t in plan), {t.name for t in plan}
+
+
+@contextlib.contextmanager
+def expected_warnings() -> Iterator[None]:
+    """Be silent on groups that do not divide a layer, not on layers that get k-means instead."""
+    from palette_core.errors import PaletteWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PaletteWarning)
+        warnings.filterwarnings("default", ".*palettized by k-means", PaletteWarning)
+        yield
+
+
+def peer_palettized(model: nn.Module) -> set[str]:
+    """Return the names of weights that coreai-opt has palettized."""
+    return {
+        f"{name}.{state}"
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        for state, chain in module.parametrizations.items()
+        if not all(step.is_disabled() for step in chain)
+    }
 
 
 def _weigh(palettizer: Any, task: Task) -> None:
@@ -197,6 +243,7 @@ def _config(case: Case, how: dict[str, Any]) -> dict[str, Any]:
 
 _TYPES = {
     "smollm2": ("torch.nn.Linear",),
+    "whisper": ("torch.nn.Linear", "torch.nn.Conv1d"),
     "minilm": ("torch.nn.Linear",),
     "effnet": ("torch.nn.Linear", "efficientnet_lite_pytorch.utils.Conv2dStaticSamePadding"),
 }

