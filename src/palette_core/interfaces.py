@@ -54,6 +54,10 @@ class ClusterProblem:
         resolution: decimal places to which boundaries between float16-rounded values may be
             searched (fast mode); None asks for the exact optimum. Centroids are means of, and
             assignments are nearest to, the points themselves in either case.
+        zeros: ``[B, N]`` bool, points that stand for pruned weights, for algorithms that declare
+            ``keeps_zeros``: each must decode to exactly zero, whatever its value here (it may
+            differ from zero where the moments have a target). One entry of every table is then
+            zero, also where no point is. None means no such demand.
     """
 
     points: Tensor
@@ -63,6 +67,7 @@ class ClusterProblem:
     lut_quantizer: LutQuantizer | None = None
     seed: int = 0
     resolution: int | None = None
+    zeros: Tensor | None = None
 
 
 class Clusterer(ABC):
@@ -261,6 +266,8 @@ class ClustererEntry(PluginEntry):
         needs_moments: requires ``ClusterProblem.moments``. Where there are none, the core takes
             the built-in k-means instead, with a warning.
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
+        keeps_zeros: honours ``ClusterProblem.zeros`` itself; for others the core makes one entry
+            of each table zero afterwards.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
         thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
@@ -274,6 +281,7 @@ class ClustererEntry(PluginEntry):
     supports_vector_importance: bool = False
     needs_moments: bool = False
     fits_quantized: bool = False
+    keeps_zeros: bool = False
     deterministic: bool = True
     supports_cuda: bool = False
     thread_safe: bool = False
