@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -159,9 +159,9 @@ class Windows(View):
         count = 0
         x = self._batched(raw[0])
         step = max(1, _PADDED // max(1, x[0].numel()))
-        others = itertools.repeat(None)
+        others: Iterable[Tensor | None] = itertools.repeat(None)
         if gap is not None:
-            others = iter(torch.split(self._batched(gap[0]), step))
+            others = torch.split(self._batched(gap[0]), step)
         for piece, other in zip(torch.split(x, step), others, strict=False):
             padded = self._padded(piece.cpu())
             total += window_products(padded, None, *shape)
