@@ -153,6 +153,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_vector=True,
             needs_moments=True,
             fits_quantized=True,
+            keeps_zeros=True,
         ),
         ClustererEntry(
             name="lnq",
@@ -163,6 +164,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_vector=True,
             needs_moments=True,
             fits_quantized=True,
+            keeps_zeros=True,
         ),
     ]
 

@@ -23,7 +23,8 @@ from palette_core.interfaces import (
 from palette_core.palettized import Codebook, PalettizedTensor
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog, Registered, get_catalog, validate_options
-from palette_core.zero_entries import check_zeros, keep_zeros
+from palette_core.training_problem import zero_mask
+from palette_core.zero_entries import fill_points, keep_zeros, zero_points
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,26 @@ def cluster_tensor(
         if moments is not None and moments.target is not None:
             aim = moments.target.to(weight.device, weight.dtype)
             check_finite(plan.name, aim)
-        scale = _channel_scale(aim, plan.axis) if plan.spec.enable_per_channel_scale else None
+        zeros = None
+        if plan.spec.preserve_zero:
+            # Of the weight: an aim has values where the weight was pruned.
+            zeros = zero_points(plan.name, plan.layout.split(weight))
+        scale = None
+        if plan.spec.enable_per_channel_scale:
+            kept = aim if zeros is None else aim.masked_fill(zero_mask(weight, plan.layout), 0.0)
+            scale = _channel_scale(kept, plan.axis)
         problem = _problem(plan, aim, importance, scale, item.entry, catalog)
         if moments is not None:
             problem = replace(problem, moments=_scaled(moments, plan, scale))
-        if plan.spec.preserve_zero:
-            check_zeros(plan.name, problem.points)
+        if zeros is not None:
+            zeros = zeros.to(problem.points.device)
+            problem = replace(problem, zeros=zeros if item.entry.keeps_zeros else None)
         codebook = _fit(plan, item, problem)
-        if plan.spec.preserve_zero:
+        # What the core has quantized is no longer what the algorithm made.
+        fitted = item.entry.fits_quantized or problem.lut_quantizer is None
+        if zeros is not None and not (item.entry.keeps_zeros and fitted):
             codebook = keep_zeros(
-                problem.points,
+                fill_points(problem.points, zeros),
                 problem.importance,
                 codebook,
                 weight.dtype,
@@ -273,6 +284,19 @@ def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
         )
     if codebook.quantized is not None:
         boundary.check_quantized(who, codebook.quantized, lut)
+    if problem.zeros is not None:
+        _check_zeros(who, codebook, problem.points.dtype, problem.zeros)
+
+
+def _check_zeros(who: str, codebook: Codebook, dtype: torch.dtype, zeros: Tensor) -> None:
+    """Refuse tables without a zero, and zeros that do not decode to it."""
+    empty = (codebook.lut.to(dtype) == 0).all(-1)
+    lost = int((~empty.gather(1, codebook.codes.long()) & zeros).sum())
+    if lost or not bool(empty.any(1).all()):
+        raise ClusteringError(
+            f"{who} declares keeps_zeros, and {lost} of {int(zeros.sum())} zeros decode to "
+            f"something else, {int((~empty.any(1)).sum())} of {len(empty)} tables have no zero"
+        )
 
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

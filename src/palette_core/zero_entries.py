@@ -19,10 +19,12 @@ _ROUNDS = 10
 _LEAST_GAIN = 1e-6  # of the error: with less, entries stay
 
 
-def check_zeros(name: str, points: Tensor) -> None:
-    """Raise a `WeightError` where zeros and other values share a vector of ``[B, N, D]``."""
-    if points.shape[-1] == 1:
-        return
+def zero_points(name: str, points: Tensor) -> Tensor:
+    """Return ``[B, N]`` bool: which of the points ``[B, N, D]`` are zero.
+
+    Raises:
+        WeightError: zeros and other values share a point; the message has ``name``.
+    """
     zero = points == 0
     mixed = int((zero.any(-1) & ~zero.all(-1)).sum())
     if mixed:
@@ -31,6 +33,12 @@ def check_zeros(name: str, points: Tensor) -> None:
             f"vectors, but {mixed} of {zero[..., 0].numel()} vectors mix zeros with other values; "
             "use cluster_dim=1, or prune whole vectors along the output channels"
         )
+    return zero.all(-1)
+
+
+def fill_points(points: Tensor, zeros: Tensor) -> Tensor:
+    """Return points ``[B, N, D]`` that are zero where ``zeros`` ``[B, N]`` bool says so."""
+    return points.masked_fill(zeros[..., None], 0.0)
 
 
 def keep_zeros(
@@ -67,11 +75,11 @@ def keep_zeros(
         codes = torch.where(codebook.codes == taken[:, None], codes, codebook.codes)
     codes = torch.where((points == 0).all(-1), taken[:, None].to(torch.uint8), codes)
     exact = entries if quantized is None else quantized.dequantize()
-    return _tidy(Codebook(exact, codes, quantized))
+    return in_order(Codebook(exact, codes, quantized))
 
 
-def _tidy(codebook: Codebook) -> Codebook:
-    """Put scalar entries in ascending order; vectors have none."""
+def in_order(codebook: Codebook) -> Codebook:
+    """Put scalar entries in ascending order, and leave vectors; nothing is taken for spare."""
     lut, quantized = codebook.lut, codebook.quantized
     if lut.shape[-1] > 1:
         return codebook
@@ -84,7 +92,8 @@ def _tidy(codebook: Codebook) -> Codebook:
         values = quantized.values.view(torch.uint8).gather(1, order[..., None])
         values = values.view(quantized.values.dtype)
         quantized = QuantizedLut(values, quantized.scale, quantized.zero_point)
-    return Codebook(ordered[..., None], codes, quantized)
+    before, after = codebook.objective_before, codebook.objective_after
+    return Codebook(ordered[..., None], codes, quantized, before, after)
 
 
 def _assigned(points: Tensor, importance: Tensor | None, entries: Tensor) -> Tensor:

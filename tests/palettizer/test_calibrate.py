@@ -1,6 +1,7 @@
 """Calibration in the life cycle: what it changes, what it leaves alone, and when it cannot."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from torch import nn
 
 import palette_core.execution as execution
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-from palette_core.errors import CalibrationError, PaletteWarning, PlanError, StateError
+from palette_core.clustering.gptq import Gptq
+from palette_core.clustering.kmeans1d import KMeans1d
+from palette_core.errors import (
+    CalibrationError,
+    ClusteringError,
+    PaletteWarning,
+    PlanError,
+    StateError,
+)
 
 
 class Net(nn.Module):
@@ -218,6 +227,45 @@ def test_sensitivities_and_moments_do_not_mix(net, batches, tmp_path):
     palettizer.calibrate(batches)
     with pytest.raises(PlanError, match="'gptq' does not take sensitivities"):
         palettizer.prepare(batches[0], path)
+
+
+@pytest.mark.parametrize("spec", [{}, {"enable_per_channel_scale": True}, {"n_bits": 3}])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("algorithm", ["gptq", "lnq"])
+def test_pruned_weights_stay_zero_also_where_their_aim_is_not(net, batches, mode, algorithm, spec):
+    zeros = {}
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if weight.dim() > 1:
+                zeros[name] = torch.rand(weight.shape) < 0.5
+                weight.masked_fill_(zeros[name], 0.0)
+        net.blocks[0].q.weight[3] = 0.0  # a whole channel
+    zeros["blocks.0.q.weight"][3] = True
+    made = {}
+    for preserve in (True, False):
+        given = config(algorithm, **{"preserve_zero": preserve, **spec})
+        palettizer = KMeansPalettizer(copy.deepcopy(net), given)
+        palettizer.calibrate(batches[:3], **MODES[mode])
+        made[preserve] = palettizer.prepare(batches[0])
+
+    def filled(preserve):
+        """How many pruned weights of each layer are not zero."""
+        owners = {n: made[preserve].get_submodule(n.removesuffix(".weight")) for n in zeros}
+        return {n: int((owner.weight[zeros[n]] != 0).sum()) for n, owner in owners.items()}
+
+    assert not any(filled(True).values())
+    assert any(filled(False).values())
+    assert error(made[True], net, batches[3:]) < 3 * error(made[False], net, batches[3:])
+
+
+def test_an_algorithm_that_loses_zeros_it_promised_to_keep_is_refused(net, batches, monkeypatch):
+    monkeypatch.setattr(Gptq, "fit", lambda self, p: KMeans1d().fit(replace(p, zeros=None)))
+    palettizer = KMeansPalettizer(net, config("gptq", preserve_zero=True))
+    with torch.no_grad():
+        net.head.weight[:, ::3] = 0.0
+    palettizer.calibrate(batches)
+    with pytest.raises(ClusteringError, match=r"'gptq' .* declares keeps_zeros, and \d+ of"):
+        palettizer.prepare(batches[0])
 
 
 def test_per_channel_scale_and_finalize(net, batches):

@@ -124,4 +124,5 @@ CLUSTERERS: dict[str, ClustererEntry] = {
     "importance-scale": asked(plus_one),
     "importance-zero": asked(lambda p: replace(p, importance=None)),
     "quantized": entry(right, fits_quantized=True),
+    "zeros": entry(right, keeps_zeros=True),
 }

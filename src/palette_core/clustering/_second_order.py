@@ -38,6 +38,7 @@ class Matrix:
         table: which table an element looks into, ``[M / D, C]`` int32.
         colours: ``[B]``: of the tables of one colour, every row has at most one.
         component: ``[B]``: tables with one number depend on each other through rows they share.
+        pinned: ``[M / D, C]`` bool: elements whose code stays at the entry that stays zero.
         dtype: of the entries when they are stored.
         quantizer: how they are stored, or None.
     """
@@ -49,6 +50,7 @@ class Matrix:
     table: Array
     colours: Array
     component: Array
+    pinned: Array
     dtype: torch.dtype
     quantizer: LutQuantizer | None
 
@@ -110,6 +112,7 @@ def descend(matrix: Matrix, state: State, sweeps: int) -> int:
             matrix.h,
             matrix.table,
             state.tables.lut,
+            matrix.pinned,
             state.codes,
             sweeps,
             low,
@@ -163,6 +166,8 @@ def factorize(h: Array, *, act_order: bool) -> Factors:
 def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
     """Choose all codes for given tables, column by column; see the kernel."""
     codes = np.zeros(matrix.table.shape, np.uint8)
+    if tables.zero is not None:
+        codes[matrix.pinned] = tables.zero[matrix.table[matrix.pinned]]
 
     def one(low: int, high: int) -> None:
         kernels.feed_back(
@@ -174,6 +179,7 @@ def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
             factors.pivot,
             matrix.table,
             tables.lut,
+            matrix.pinned,
             codes,
             low,
             high,

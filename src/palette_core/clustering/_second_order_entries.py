@@ -95,18 +95,19 @@ def _add_pairs(m: Any, code: Any, picked: Any, part: Any, out: Any) -> None:
 
 
 @_jit
-def solve(square: Any, right: Any) -> Any:
+def solve(square: Any, right: Any, fixed: Any) -> Any:
     """Return δ with (A + tiny ridge) δ = b; entries that nothing uses stay where they are.
 
     Arrays and bounds:
         square: ``[K, K]`` float64; right: ``[K]`` float64.
+        fixed: an entry that stays where it is too, or -1.
     """
     count = right.shape[0]
     used = np.empty(count, np.int64)
     n = 0
     most = 0.0
     for k in range(count):
-        if square[k, k] > 0.0:
+        if k != fixed and square[k, k] > 0.0:
             used[n] = k
             n += 1
             most = max(most, square[k, k])
@@ -176,19 +177,22 @@ def move_entries(
 
 
 @_jit
-def round_entries(square: Any, right: Any, entries: Any, levels: Any, out: Any) -> None:
+def round_entries(square: Any, right: Any, entries: Any, levels: Any, fixed: Any, out: Any) -> None:
     """Put entries on a ladder of levels, each in turn where the others leave it best.
 
     Arrays and bounds:
         square: ``[K, K]``, right: ``[K]`` float64: what a change of the entries does.
         entries: ``[K]`` float64, before the change.
         levels: ``[L]`` float64, ascending.
+        fixed: an entry that is left as it is, or -1.
         out: ``[K]`` float64, where to begin; overwritten by levels.
     """
     count = right.shape[0]
     for turn in range(_ROUNDS):
         changed = False
         for k in range(count):
+            if k == fixed:
+                continue
             goal = out[k]
             if square[k, k] > 0.0:
                 slope = right[k]

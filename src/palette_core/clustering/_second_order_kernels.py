@@ -13,7 +13,7 @@ Shapes:
     h: ``[G, C, C]`` float32, symmetric.
     group: ``[M]`` int32, share: ``[M]`` float32, not negative.
     table: ``[M / D, C]`` int32, lut: ``[B, K, D]`` float32; scalars (D = 1) ascending.
-    codes: ``[M / D, C]`` uint8.
+    codes: ``[M / D, C]`` uint8; pinned: ``[M / D, C]`` bool, codes that stay as they are.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def feed_back(
     pivot: Any,
     table: Any,
     lut: Any,
+    pinned: Any,
     codes: Any,
     low: Any,
     high: Any,
@@ -141,6 +142,8 @@ def feed_back(
     With H = (I + U) diag(d) (I + U)ᵀ, U strictly upper triangular, in the order of the columns,
     the objective is Σ_i d_i (e_i + Σ_{k<i} e_k U_ki)²: column i aims at w_i + Σ_{k<i} e_k U_ki
     (Frantar et al. 2022, arXiv 2210.17323; in this form Chee et al. 2023, arXiv 2307.13304).
+    A pinned element cannot take its aim; its error e_i, which is w_i where its entry is zero, is
+    fed into later columns like any other.
 
     Arrays and bounds:
         order: ``[G, C]`` int32, which column comes i-th.
@@ -165,12 +168,13 @@ def feed_back(
         for i in range(left, right):
             for s in range(low, high):
                 at = order[group[s * dim], i]
-                for d in range(dim):
-                    targets[d] = aim[s * dim - first + d, i]
-                    weights[d] = share[s * dim + d] * pivot[group[s * dim + d], i]
                 entries = lut[table[s, at]]
-                code = _best(entries, targets, weights)
-                codes[s, at] = code
+                if not pinned[s, at]:
+                    for d in range(dim):
+                        targets[d] = aim[s * dim - first + d, i]
+                        weights[d] = share[s * dim + d] * pivot[group[s * dim + d], i]
+                    codes[s, at] = _best(entries, targets, weights)
+                code = codes[s, at]
                 for d in range(dim):
                     r = s * dim + d
                     e = w[r, at] - entries[code, d]
@@ -206,6 +210,7 @@ def descend(
     h: Any,
     table: Any,
     lut: Any,
+    pinned: Any,
     codes: Any,
     sweeps: Any,
     low: Any,
@@ -228,6 +233,8 @@ def descend(
         changed = 0
         for j in range(columns):
             for s in range(low, high):
+                if pinned[s, j]:
+                    continue
                 entries = lut[table[s, j]]
                 old = codes[s, j]
                 for d in range(dim):

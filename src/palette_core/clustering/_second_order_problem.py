@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from palette_core.clustering._second_order import Matrix, State, evaluate
 from palette_core.clustering._second_order_tables import cast_tables, quantized_tables
@@ -17,8 +18,10 @@ from palette_core.clustering.quantized import quantize_codebook, tidy_quantized
 from palette_core.errors import ClusteringError
 from palette_core.interfaces import ClusterProblem, InputMoments
 from palette_core.palettized import Codebook
+from palette_core.zero_entries import fill_points, in_order, keep_zeros
 
 Array = NDArray[Any]
+_HEAVY = 1e3  # what all pinned points of a block weigh, of what its others weigh
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,34 @@ class Posed:
 
 
 def weighted_kmeans(problem: ClusterProblem, moments: InputMoments) -> Codebook:
-    """Return k-means with the mean squares of the inputs as importance, quantized if asked."""
+    """Return k-means with the mean squares of the inputs as importance, quantized if asked.
+
+    Pinned points are zero, and one entry of every table is.
+    """
     weighted = replace(problem, importance=moments.importance(), moments=None)
-    if problem.points.shape[2] == 1:
+    if problem.zeros is not None:
+        weighted = _pinned(weighted, problem.zeros)
+    found = _quantized_kmeans(weighted)
+    if problem.zeros is None:
+        return found
+    kept = keep_zeros(weighted.points, weighted.importance, found, problem.points.dtype)
+    return replace(kept, lut=kept.lut.to(torch.promote_types(kept.lut.dtype, torch.float32)))
+
+
+def _pinned(weighted: ClusterProblem, zeros: Tensor) -> ClusterProblem:
+    """Return the problem with pinned points at zero, and so heavy that an entry comes to them."""
+    importance = weighted.importance
+    assert importance is not None
+    unit = importance.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    free = fill_points(importance / unit, zeros)
+    total, count = free.double().sum((1, 2)), zeros.sum(1) * importance.shape[2]
+    heavy = _HEAVY * torch.where(total > 0, total, 1.0) / count.clamp(min=1)
+    importance = torch.where(zeros[..., None], heavy.float()[:, None, None], free)
+    return replace(weighted, points=fill_points(weighted.points, zeros), importance=importance)
+
+
+def _quantized_kmeans(weighted: ClusterProblem) -> Codebook:
+    if weighted.points.shape[2] == 1:
         from palette_core.clustering.kmeans1d import KMeans1d
 
         found = KMeans1d().fit(weighted)
@@ -49,9 +77,9 @@ def weighted_kmeans(problem: ClusterProblem, moments: InputMoments) -> Codebook:
         from palette_core.clustering.kmeans_vector import KMeansVector
 
         found = KMeansVector().fit(weighted)
-    if problem.lut_quantizer is None:
+    if weighted.lut_quantizer is None:
         return found
-    return quantize_codebook(problem.points, weighted.importance, found, problem.lut_quantizer)
+    return quantize_codebook(weighted.points, weighted.importance, found, weighted.lut_quantizer)
 
 
 def fit_with(
@@ -60,6 +88,7 @@ def fit_with(
     """Start from weighted k-means, and let ``improve`` lower the output error.
 
     Where H is diagonal, or vectors lie along input coordinates, weighted k-means is the result.
+    Points that the problem demands to be zero are so in every solution.
 
     Args:
         name: of the algorithm.
@@ -111,6 +140,9 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
     share = torch.ones(w.shape[0]) if moments.share is None else moments.share.float()
     most = float(share.max()) or 1.0
     colours, component = _sharing(table, blocks)
+    pinned = np.zeros(table.shape, np.bool_)
+    if problem.zeros is not None:
+        pinned = problem.zeros.reshape(-1).numpy()[places]
     matrix = Matrix(
         w=w.numpy(),
         group=np.repeat(np.arange(h.shape[0], dtype=np.int32), rows),
@@ -119,6 +151,7 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
         table=table,
         colours=colours,
         component=component,
+        pinned=pinned,
         dtype=points.dtype,
         quantizer=problem.lut_quantizer,
     )
@@ -126,8 +159,19 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
         tables = cast_tables(first.lut.numpy(), points.dtype)
     else:
         tables = quantized_tables(first.quantized, points.dtype)
+    if problem.zeros is not None:
+        tables = replace(tables, zero=_zero_entry(tables.lut, first.codes, problem.zeros))
     codes = first.codes.reshape(-1).numpy()[places]
     return Posed(matrix, evaluate(matrix, tables, codes), places, mean * most)
+
+
+def _zero_entry(lut: Array, codes: Tensor, zeros: Tensor) -> Array:
+    """Return ``[B]``: the entry that is zero; where several are, the one of the pinned points."""
+    first = zeros.to(torch.uint8).argmax(dim=1, keepdim=True)
+    taken = codes.gather(1, first)[:, 0].long()
+    usual = torch.from_numpy((lut == 0).all(axis=2)).to(torch.uint8).argmax(dim=1)
+    found: Array = torch.where(zeros.any(1), taken, usual).numpy()
+    return found
 
 
 def _damped(moments: InputMoments, mean: float, damping: float) -> Array:
@@ -170,8 +214,17 @@ def _codebook(posed: Posed, found: State, problem: ClusterProblem) -> Codebook:
     flat[posed.places.reshape(-1)] = found.codes.reshape(-1)
     codes = torch.from_numpy(flat.reshape(blocks, count))
     before, after = posed.start.cost * posed.unit, found.cost * posed.unit
+    if problem.zeros is not None:
+        return _with_zero(found, codes, before, after)
     if found.tables.stored is not None:
         tidy = tidy_quantized(found.tables.stored, codes)
         return Codebook(tidy.lut, tidy.codes, tidy.quantized, before, after)
     lut, _, codes = tidy_entries(torch.from_numpy(found.tables.lut), codes)
     return Codebook(lut, codes, None, before, after)
+
+
+def _with_zero(found: State, codes: Tensor, before: float, after: float) -> Codebook:
+    """Return all entries as they are: one that no point uses may be the zero of its table."""
+    stored = found.tables.stored
+    lut = torch.from_numpy(found.tables.lut) if stored is None else stored.dequantize()
+    return in_order(Codebook(lut, codes, stored, before, after))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,31 @@ from palette_core.clustering import _second_order_entries as entries_of
 from palette_core.clustering._scalar_threads import map_threads
 from palette_core.interfaces import LutQuantizer
 from palette_core.palettized import QuantizedLut
+from palette_core.training_problem import with_zeros
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Entries as they decode, ``[B, K, D]`` float32, and what is stored of quantized ones."""
+    """Entries as they decode, ``[B, K, D]`` float32, and what is stored of quantized ones.
+
+    ``zero`` ``[B]`` says which entry of each table is zero and stays so; None: all may move.
+    """
 
     lut: Array
     stored: QuantizedLut | None
+    zero: Array | None = None
 
     def where(self, first: Array, other: Tables) -> Tables:
         """Return ``other`` for the tables of which ``first`` ``[B]`` bool holds, else this."""
         lut = np.where(first[:, None, None], other.lut, self.lut)
-        if self.stored is None or other.stored is None:
-            return Tables(lut, None)
-        return Tables(lut, _where(torch.from_numpy(first), other.stored, self.stored))
+        stored = zero = None
+        if self.stored is not None and other.stored is not None:
+            stored = _where(torch.from_numpy(first), other.stored, self.stored)
+        if self.zero is not None and other.zero is not None:
+            zero = np.where(first, other.zero, self.zero)
+        return Tables(lut, stored, zero)
 
 
 def cast_tables(entries: Array, dtype: torch.dtype) -> Tables:
@@ -66,10 +74,11 @@ def refitted(
     """
     present = tables.lut[batch].astype(np.float64)
     ideal = present.copy()
+    fixed = np.full(len(batch), -1) if tables.zero is None else tables.zero[batch]
 
     def one(i: int) -> None:
         for d in range(present.shape[2]):
-            ideal[i, :, d] += entries_of.solve(square[i, d], right[i, d])
+            ideal[i, :, d] += entries_of.solve(square[i, d], right[i, d], fixed[i])
 
     map_threads(one, range(len(batch)))
     wide = np.zeros(len(tables.lut), np.bool_)
@@ -77,9 +86,9 @@ def refitted(
         proposals = [cast_tables(ideal, dtype)]
     else:
         now = _some(tables.stored, torch.from_numpy(batch))
-        first = quantizer.quantize(torch.from_numpy(ideal))
-        rounded = [_rounded(present, ideal, square, right, base) for base in (first, now)]
-        made = [first, *(quantizer.quantize(torch.from_numpy(r)) for r in rounded)]
+        first = _quantized(quantizer, ideal, fixed)
+        rounded = [_rounded(present, ideal, square, right, base, fixed) for base in (first, now)]
+        made = [first, *(_quantized(quantizer, r, fixed) for r in rounded)]
         proposals = [quantized_tables(each, dtype) for each in made]
     least = np.zeros(len(batch))
     best = tables
@@ -95,8 +104,21 @@ def refitted(
     return best
 
 
+def _quantized(quantizer: LutQuantizer, entries: Array, fixed: Array) -> QuantizedLut:
+    """Quantize entries; those that are ``fixed`` ``[n]`` (-1: none) decode to exactly zero."""
+    made = quantizer.quantize(torch.from_numpy(entries))
+    if (fixed < 0).any():
+        return made
+    return with_zeros(made, torch.from_numpy(np.arange(entries.shape[1]) == fixed[:, None]))
+
+
 def _rounded(
-    present: Array, ideal: Array, square: Array, right: Array, base: QuantizedLut
+    present: Array,
+    ideal: Array,
+    square: Array,
+    right: Array,
+    base: QuantizedLut,
+    fixed: Array,
 ) -> Array:
     """Return ``ideal`` put on the levels of ``base``, in the metric of the objective."""
     ladder = _ladder(base)
@@ -107,7 +129,7 @@ def _rounded(
         for d in range(out.shape[2]):
             column = np.ascontiguousarray(out[i, :, d])
             entries = np.ascontiguousarray(present[i, :, d])
-            entries_of.round_entries(square[i, d], right[i, d], entries, levels, column)
+            entries_of.round_entries(square[i, d], right[i, d], entries, levels, fixed[i], column)
             out[i, :, d] = column
 
     map_threads(one, range(len(out)))
@@ -134,7 +156,10 @@ def sort_entries(tables: Tables, codes: Array, table: Array) -> tuple[Tables, Ar
     if stored is not None:
         raw = stored.values.view(torch.uint8).gather(1, torch.from_numpy(order)[:, :, None])
         stored = QuantizedLut(raw.view(stored.values.dtype), stored.scale, stored.zero_point)
-    return Tables(np.ascontiguousarray(lut), stored), rank[table, codes]
+    zero = tables.zero
+    if zero is not None:
+        zero = rank[np.arange(len(zero)), zero].astype(zero.dtype)
+    return Tables(np.ascontiguousarray(lut), stored, zero), rank[table, codes]
 
 
 def _some(stored: QuantizedLut, which: torch.Tensor) -> QuantizedLut:
@@ -151,7 +176,7 @@ def _spread(some: Tables, batch: Array, all_of: Tables) -> Tables:
     lut = all_of.lut.copy()
     lut[batch] = some.lut
     if some.stored is None or all_of.stored is None:
-        return Tables(lut, None)
+        return replace(all_of, lut=lut)
     at = torch.from_numpy(batch)
     new, old = some.stored, all_of.stored
     values = old.values.view(torch.uint8).clone()
@@ -162,7 +187,7 @@ def _spread(some: Tables, batch: Array, all_of: Tables) -> Tables:
     if old.zero_point is not None and new.zero_point is not None:
         zero = old.zero_point.clone()
         zero[at] = new.zero_point
-    return Tables(lut, QuantizedLut(values.view(old.values.dtype), scale, zero))
+    return replace(all_of, lut=lut, stored=QuantizedLut(values.view(old.values.dtype), scale, zero))
 
 
 def _where(first: torch.Tensor, a: QuantizedLut, b: QuantizedLut) -> QuantizedLut:

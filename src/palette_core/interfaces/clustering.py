@@ -28,6 +28,10 @@ class ClusterProblem:
         resolution: decimal places to which boundaries between float16-rounded values may be
             searched (fast mode); None asks for the exact optimum. Centroids are means of, and
             assignments are nearest to, the points themselves in either case.
+        zeros: ``[B, N]`` bool, points that stand for pruned weights, for algorithms that declare
+            ``keeps_zeros``: each must decode to exactly zero, whatever its value here (it may
+            differ from zero where the moments have a target). One entry of every table is then
+            zero, also where no point is. None means no such demand.
     """
 
     points: Tensor
@@ -37,6 +41,7 @@ class ClusterProblem:
     lut_quantizer: LutQuantizer | None = None
     seed: int = 0
     resolution: int | None = None
+    zeros: Tensor | None = None
 
 
 class Clusterer(ABC):

@@ -56,6 +56,8 @@ class ClustererEntry(PluginEntry):
         needs_moments: requires ``ClusterProblem.moments``. Where there are none, the core takes
             the built-in k-means instead, with a warning.
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
+        keeps_zeros: honours ``ClusterProblem.zeros`` itself; for others the core makes one entry
+            of each table zero afterwards.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
         thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
@@ -69,6 +71,7 @@ class ClustererEntry(PluginEntry):
     supports_vector_importance: bool = False
     needs_moments: bool = False
     fits_quantized: bool = False
+    keeps_zeros: bool = False
     deterministic: bool = True
     supports_cuda: bool = False
     thread_safe: bool = False

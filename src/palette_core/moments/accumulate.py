@@ -169,48 +169,68 @@ class Accumulator:
 
 
 _TALL = 4096  # vectors in one float32 product
+_WIDE = 384  # coordinates from which on symmetry saves more than smaller products cost
 
 
 def _multiply(
     what: Consumption, weights: Tensor | None, before: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Tensor | None, int]:
     """Return Σ x xᵀ (or Σ x), Σ (x_before − x) xᵀ, and how many vectors there were."""
-    view, at, count = what.view, 0, 0
+    view = what.view
+    if view.is_diagonal:
+        return _count(view, what.raw)
+    gap = None
+    if before is not None:
+        pairs = zip(before, what.raw, strict=True)
+        gap = tuple(b.detach().float() - x.detach().float() for b, x in pairs)
+    if weights is None:
+        made = view.products(what.raw, gap)
+        if made is not None:
+            return made
     total: Tensor | None = None
     cross: Tensor | None = None
-    earlier = None if before is None else view.vectors(before)
+    at = count = 0
+    gaps = None if gap is None else view.vectors(gap)
     for first, there in view.vectors(what.raw):
         x = there.cpu()
+        other = None if gaps is None else next(gaps)[1].cpu()
         groups = view.groups() * (1 if weights is None else weights.shape[0])
-        if view.is_diagonal:
-            total = torch.zeros(1, x.shape[2], dtype=torch.float64) if total is None else total
-            total += x[:, 0].double()
-            count += int(x.sum())
-            continue
         if total is None:
-            total = torch.zeros(groups, x.shape[2], x.shape[2], dtype=torch.float64)
-            cross = None if before is None else torch.zeros_like(total)
-        gap = None
-        if earlier is not None:
-            gap = next(earlier)[1].cpu() - x
-        for low in range(0, x.shape[1], _TALL):
-            piece = x[:, low : low + _TALL]
-            part = None if weights is None else weights[:, at + low : at + low + piece.shape[1]]
-            into = slice(first, first + x.shape[0])
-            if part is not None:  # one view group, several groups of outputs
-                into = slice(0, groups)
-                piece_t = piece.transpose(1, 2) * part[:, None, :]
-            else:
-                piece_t = piece.transpose(1, 2)
-            total[into] += (piece_t @ piece).double()
-            if gap is not None and cross is not None:
-                their = gap[:, low : low + _TALL].transpose(1, 2)
-                if part is not None:
-                    their = their * part[:, None, :]
-                cross[into] += (their @ piece).double()
-        at += x.shape[1]
+            total = torch.zeros(groups, x.shape[1], x.shape[1], dtype=torch.float64)
+            cross = None if other is None else torch.zeros_like(total)
+        # With weights there is one group of the view, and several of outputs.
+        into = slice(first, first + x.shape[0]) if weights is None else slice(None)
+        for low in range(0, x.shape[2], _TALL):
+            piece = x[:, :, low : low + _TALL]
+            part = None
+            if weights is not None:
+                part = weights[:, None, at + low : at + low + piece.shape[2]]
+            total[into] += _squares(piece) if part is None else (piece * part) @ piece.mT
+            if other is not None and cross is not None:
+                left = other[:, :, low : low + _TALL]
+                cross[into] += (left if part is None else left * part) @ piece.mT
+        at += x.shape[2]
         if first == 0:
-            count += x.shape[1]
+            count += x.shape[2]
     if total is None:
         return torch.zeros(1, 1, dtype=torch.float64), None, 0
     return total, cross, count
+
+
+def _count(view: View, raw: tuple[Tensor, ...]) -> tuple[Tensor, None, int]:
+    """Return Σ x of one-hot vectors as ``[1, C]``."""
+    counts = torch.cat([x.cpu().double() for _, x in view.vectors(raw)], dim=2).sum(dim=2)
+    return counts, None, int(counts.sum())
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Return x xᵀ of ``[G, C, T]``; of the half above the diagonal most is copied from below."""
+    half = x.shape[1] // 2
+    if half < _WIDE // 2:
+        return x @ x.mT
+    out = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
+    torch.matmul(x[:, half:], x[:, :half].mT, out=out[:, half:, :half])
+    out[:, :half, half:] = out[:, half:, :half].mT
+    out[:, :half, :half] = _squares(x[:, :half])
+    out[:, half:, half:] = _squares(x[:, half:])
+    return out

@@ -70,6 +70,20 @@ def quantized(subject: Subject) -> None:
         demand(subject, same, "lut is not what the quantized entries decode to")
 
 
+@check(_KIND, applies=lambda entry: entry.keeps_zeros)
+def zeros(subject: Subject) -> None:
+    """Points that are to be zero decode to exactly zero, and every table has a zero."""
+    for options, given in problems(subject):
+        zero = torch.arange(given.points.shape[1]) % 3 == 0
+        zero = zero & (torch.arange(len(given.points)) > 0)[:, None]  # none in the first block
+        for points in (given.points, given.points.masked_fill(zero[..., None], 0.0)):
+            made = fit(subject, options, replace(given, points=points, zeros=zero))
+            empty = (made.lut.to(points.dtype) == 0).all(-1)
+            demand(subject, bool(empty.any(1).all()), "a table has no entry that is zero")
+            lost = int((~empty.gather(1, made.codes.long()) & zero).sum())
+            demand(subject, lost == 0, f"{lost} of {int(zero.sum())} zeros are not kept")
+
+
 def _demand_close(
     subject: Subject, options: BaseModel, a: ClusterProblem, b: ClusterProblem, text: str
 ) -> None:
