@@ -28,6 +28,7 @@ def depalettize(
     lut_scale: Tensor | None = None,
     lut_zero_point: Tensor | None = None,
     scale: Tensor | None = None,
+    lut_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Decode packed indices and look-up tables into a dense weight.
 
@@ -41,10 +42,15 @@ def depalettize(
         lut_scale: ``[*grid, 1, 1]`` float32 where the LUT is quantized.
         lut_zero_point: ``[*grid, 1, 1]``, in the LUT's dtype.
         scale: factor per output channel, broadcastable to the result.
+        lut_dtype: 8-bit dtype of the quantized entries, where ``lut`` and ``lut_zero_point`` hold
+            their bytes as uint8; None where they are in their own dtype.
 
     Returns:
         The weight: ``index_shape`` with ``axis`` multiplied by D.
     """
+    if lut_dtype is not None:
+        lut = lut.view(lut_dtype)
+        lut_zero_point = None if lut_zero_point is None else lut_zero_point.view(lut_dtype)
     count = math.prod(index_shape)
     return PalettizedTensor(
         unpack_indices(indices, n_bits, count).reshape(index_shape),
@@ -69,7 +75,8 @@ def _(
     lut_scale: Tensor | None = None,
     lut_zero_point: Tensor | None = None,
     scale: Tensor | None = None,
+    lut_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    del indices, n_bits, lut_scale, lut_zero_point, scale
+    del indices, n_bits, lut_scale, lut_zero_point, scale, lut_dtype
     shape = [s * lut.shape[-1] if i == axis else s for i, s in enumerate(index_shape)]
     return lut.new_empty(shape, dtype=dtype)

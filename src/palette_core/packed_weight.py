@@ -173,17 +173,17 @@ class PackedWeight(PaletteModule):
         del weight
         if self._file is not None and not torch.compiler.is_compiling():
             self._file.check()
-        lut, lut_scale, zero = self.entries()
         return ops.depalettize(  # type: ignore[no-any-return]
             self.indices,
-            lut,
+            self.lut,
             self.index_shape,
             self.n_bits,
             self.axis,
             self.weight_dtype,
-            lut_scale,
-            zero,
+            self.lut_scale,
+            self.lut_zero_point,
             self.scale,
+            self.lut_dtype,
         )
 
     def extra_repr(self) -> str:

@@ -74,6 +74,23 @@ def test_decodes_and_keeps_the_rules_of_torch_operators(case: dict[str, object])
     torch.library.opcheck(op, args, test_utils=tuple(checks))
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_quantized_entries_may_come_as_bytes(kind: torch.dtype) -> None:
+    tensor, args = arguments(kind=kind, zero=kind is torch.uint8)
+    zero = tensor.lut_zero_point
+    held = (
+        args[0],
+        tensor.lut.view(torch.uint8),
+        *args[2:7],
+        None if zero is None else zero.view(torch.uint8),
+        tensor.scale,
+        kind,
+    )
+    assert torch.equal(ops.depalettize(*held), tensor.decode())
+    checks = ("test_faketensor", "test_autograd_registration", "test_schema")
+    torch.library.opcheck(torch.ops.palette_core.depalettize.default, held, test_utils=checks)
+
+
 def test_compiles_into_a_graph_without_breaks() -> None:
     tensor, args = arguments()
 

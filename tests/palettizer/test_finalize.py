@@ -124,6 +124,17 @@ def test_the_exported_program_holds_the_operator() -> None:
     assert max(t.numel() for t in floats) <= 32  # biases, norms and tables only
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "float8_e4m3fn", "float8_e5m2"])
+def test_an_exported_program_looks_up_in_bytes(dtype: str) -> None:
+    palettizer, model = prepared_mlp(lut_qspec={"dtype": dtype})
+    expected = model(*MLP_INPUTS)
+    program = torch.export.export(palettizer.finalize(backend="torch"), MLP_INPUTS)
+    torch.testing.assert_close(program.module()(*MLP_INPUTS), expected)
+    called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    assert [name for name in called if "view" in name] == []
+    assert called.count("palette_core.depalettize.default") == 2
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_a_traced_program_holds_the_operator() -> None:
     palettizer, model = prepared_mlp()

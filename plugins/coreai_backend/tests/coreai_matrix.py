@@ -41,6 +41,7 @@ from palette_core import (
 from palette_core.errors import IncompatibleShapeError
 from palette_core.granularity import Granularity
 from palette_core.interfaces import TensorFacts
+from palette_core.packed_weight import PackedWeight
 from palette_core.palettized import PalettizedTensor
 from palette_core.planning.choose import channel_axis, lay_out
 
@@ -264,17 +265,9 @@ def program_of(weights: dict[str, PalettizedTensor]) -> ExportedProgram:
     output = graph.output_node()
     results = list(output.args[0])
     for name, weight in weights.items():
-        parts = {
-            "indices": weight.packed_indices(),
-            "lut": weight.lut,
-            "lut_scale": weight.lut_scale,
-            "lut_zero_point": weight.lut_zero_point,
-            "scale": weight.scale,
-        }
+        parts = dict(PackedWeight(weight).named_buffers())
         nodes = {}
         for part, tensor in parts.items():
-            if tensor is None:
-                continue
             with graph.inserting_before(start):
                 node = graph.placeholder(f"b_{name}_{part}")
             node.target = node.name  # the converter looks for both
@@ -289,7 +282,8 @@ def program_of(weights: dict[str, PalettizedTensor]) -> ExportedProgram:
             made = graph.call_function(
                 torch.ops.palette_core.depalettize.default,
                 (nodes["indices"], nodes["lut"], shape, weight.n_bits, weight.axis, weight.dtype),
-                {part: nodes.get(part) for part in ("lut_scale", "lut_zero_point", "scale")},
+                {part: nodes.get(part) for part in ("lut_scale", "lut_zero_point", "scale")}
+                | {"lut_dtype": None if weight.lut_scale is None else weight.lut.dtype},
             )
         made.meta["val"] = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
         results.append(made)

@@ -10,6 +10,7 @@ import coremltools as ct
 import numpy as np
 import pytest
 import torch
+from coreml_cases import E4M3
 from test_coreml_packages import EXACT, FOUR, TOKENS, Tied, assert_equal, export, pack, palettes
 from torch import Tensor, nn
 
@@ -17,10 +18,11 @@ import coreml_backend
 from coreml_backend import exporting
 from coreml_backend.exporting import trace
 from coreml_backend_hooks import CoreMLOptions
-from palette_core import ExportBackend, KMeansPalettizer
+from palette_core import ExportBackend, KMeansPalettizer, PalettizationSpec
 from palette_core.errors import BackendError
 from palette_core.plugins import get_catalog
 
+FLOATS = PalettizationSpec(n_bits=4, lut_qspec=E4M3)
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)
 
 
@@ -75,6 +77,13 @@ def test_converting_alone_without_a_target_says_what_to_pass() -> None:
     program = torch.export.export(finalized(), X).run_decompositions({})
     with pytest.raises(BackendError, match=r"minimum_deployment_target=coremltools\.target\.iOS18"):
         ct.convert(program)
+
+
+def test_converting_tables_of_8_bit_floats_alone_says_what_there_is() -> None:
+    traced = torch.jit.trace(pack(nn.Sequential(nn.Linear(8, 4)), {"0.weight": FLOATS}).eval(), X)
+    inputs, target = [ct.TensorType("x", (3, 8))], ct.target.iOS18
+    with pytest.raises(BackendError, match=r"Core ML has int8 and uint8 only"):
+        ct.convert(traced, inputs=inputs, minimum_deployment_target=target)
 
 
 def test_listing_plugins_imports_no_coremltools() -> None:

@@ -39,6 +39,7 @@ _ARGUMENTS = (
     "lut_scale",
     "lut_zero_point",
     "scale",
+    "lut_dtype",
 )
 
 
@@ -47,15 +48,12 @@ def register_lowerings(
 ) -> None:
     """Teach a converter palettized weights, before programs are added to it.
 
-    Finalized models hold 8-bit LUTs as bytes and view them in their dtype; for that,
-    ``aten::view.dtype`` of constants is registered too, which the converter does not know.
-
     Args:
         converter: a ``coreai_torch.TorchConverter``.
         taken: what `take_indices` has taken out of the one program to be converted.
 
     Raises:
-        ValueError: the converter has a lowering of its own for one of the two.
+        ValueError: the converter has a lowering of its own for them.
     """
     latest: list[_Constants] = []
 
@@ -69,12 +67,7 @@ def register_lowerings(
         del loc
         return _lower(values, node, constants())
 
-    def view_dtype(values: dict[str, Any], node: fx.Node, loc: Any) -> Any:
-        del values, loc
-        return ir.constant(constants().read(node), node.name)
-
     converter.register_torch_lowering(OP)(depalettize)
-    converter.register_torch_lowering("aten::view.dtype")(view_dtype)
 
 
 def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
@@ -115,6 +108,7 @@ class _Weight:
     lut_scale: Tensor | None
     lut_zero_point: Tensor | None
     scale: Tensor | None
+    lut_dtype: torch.dtype | None
 
 
 def _lower(values: dict[str, Any], node: fx.Node, constants: _Constants) -> Any:
@@ -132,6 +126,9 @@ def _lower(values: dict[str, Any], node: fx.Node, constants: _Constants) -> Any:
 
 def _emit(weight: _Weight) -> Any:
     lut, scale, zero_point = weight.lut, weight.lut_scale, weight.lut_zero_point
+    if weight.lut_dtype is not None:
+        lut = lut.view(weight.lut_dtype)
+        zero_point = None if zero_point is None else zero_point.view(weight.lut_dtype)
     if scale is None:
         lut = lut.to(weight.dtype)
     indices = ir.packed_constant(
@@ -188,8 +185,8 @@ class _Constants:
             args = fx.node.map_arg(arg.args, self.read)
             return arg.target(*args, **fx.node.map_arg(arg.kwargs, self.read))
         raise BackendError(
-            f"backend 'coreai' needs palettized weights, and views of a tensor's bytes, to be "
-            f"constants; {arg.name!r} depends on the inputs of the model"
+            f"backend 'coreai' needs palettized weights to be constants; {arg.name!r} depends on "
+            "the inputs of the model"
         )
 
     def origin(self, arg: Any) -> Any:

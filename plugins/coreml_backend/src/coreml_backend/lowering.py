@@ -22,7 +22,7 @@ import torch
 from coremltools.converters.mil.frontend.torch.ops import _get_bindings
 from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
 from coremltools.converters.mil.frontend.torch.utils import NUM_TO_TORCH_DTYPE, TorchFrontend
-from coremltools.converters.mil.mil import Builder, Var
+from coremltools.converters.mil.mil import Var
 from coremltools.converters.mil.mil.block import curr_block
 
 from coreml_backend.constants import digest, emit
@@ -42,9 +42,10 @@ _PARTS = (
     "lut_scale",
     "lut_zero_point",
     "scale",
+    "lut_dtype",
 )
 _DTYPES = (torch.float32, torch.float16)
-_BYTES = {0: np.uint8, 1: np.int8}  # of the numbers that coremltools gives torch's dtypes
+_TABLE_DTYPES = (torch.int8, torch.uint8)
 
 
 @dataclass
@@ -74,9 +75,7 @@ _PIECES = "palette_core::pieces"
 def register() -> None:
     """Register the lowering with coremltools; once more does no harm."""
     register_torch_op(depalettize, torch_alias=[OP_NAME], override=True)
-    # Tables of 8-bit integers are kept as bytes, and viewed as what they are.
     register_torch_op(_take_pieces, torch_alias=[_PIECES], override=True)
-    register_torch_op(_view_dtype, torch_alias=["view.dtype"], override=True)
 
 
 @contextmanager
@@ -154,11 +153,10 @@ def _palettized(node: str, values: dict[str, Any]) -> PalettizedTensor:
         raise BackendError(f"{node}: Core ML has no weights of {dtype}; convert the model to float")
     shape, n_bits = [int(s) for s in values["index_shape"]], int(values["n_bits"])
     packed = torch.from_numpy(np.asarray(values["indices"]).astype(np.uint8).reshape(-1))
-    lut = torch.from_numpy(np.array(values["lut"]))
-    lut_scale, zero, scale = (
-        None if (v := values.get(name)) is None else torch.from_numpy(np.array(v))
-        for name in ("lut_scale", "lut_zero_point", "scale")
-    )
+    tables = _tables(node, values)
+    lut, lut_scale, zero, scale = (
+        tables["lut"], tables.get("lut_scale"), tables.get("lut_zero_point"), tables.get("scale")
+    )  # fmt: skip
     palettized = PalettizedTensor(
         unpack_indices(packed, n_bits, math.prod(shape)).reshape(shape),
         lut if lut_scale is not None else lut.to(dtype),
@@ -173,18 +171,22 @@ def _palettized(node: str, values: dict[str, Any]) -> PalettizedTensor:
     return palettized
 
 
-def _view_dtype(context: Any, node: Any) -> None:
-    """Lower the view of constant bytes as signed or unsigned 8-bit integers."""
-    x, dtype = _get_bindings(context, node.inputs)
-    number = int(dtype.val)
-    if x.val is None or number not in _BYTES or np.any(np.asarray(x.val) >> 8):
-        raise BackendError(
-            f"{node.name}: Core ML can view a tensor as another dtype only where it is a table of "
-            "8-bit integers of a palettized weight"
-        )
-    # coremltools widens constants of bytes to int32.
-    values = np.asarray(x.val).astype(np.uint8).view(_BYTES[number])
-    context.add(Builder.const(val=values, name=node.name))
+def _tables(node: str, values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors beside the indices that are given, quantized entries in their dtype."""
+    names = ("lut", "lut_scale", "lut_zero_point", "scale")
+    found = {
+        name: torch.from_numpy(np.array(values[name]))
+        for name in names
+        if values.get(name) is not None
+    }
+    if values.get("lut_dtype") is not None:
+        dtype = NUM_TO_TORCH_DTYPE.get(int(values["lut_dtype"]))
+        if dtype not in _TABLE_DTYPES:
+            raise BackendError(f"{node}: of 8-bit look-up tables Core ML has int8 and uint8 only")
+        for name in {"lut", "lut_zero_point"} & found.keys():
+            # coremltools widens constants of bytes to int32.
+            found[name] = found[name].to(torch.uint8).view(dtype)
+    return found
 
 
 # --- names --------------------------------------------------------------------------------------
