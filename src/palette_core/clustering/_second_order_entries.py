@@ -16,6 +16,9 @@ _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 _fused = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 
 _ROUNDS = 20
+_SUMS = 1 << 16  # sums held at once, so that they stay in the cache
+_LEAST = 64  # columns of them
+_RUN = 128  # rows of H taken at a time
 
 
 @_fused
@@ -45,53 +48,103 @@ def normal_equations(
         square: ``[slots, D, K, K]`` float64, A; added to.
         right: ``[slots, D, K]`` float64, b; added to.
     """
-    dim = right.shape[1]
-    columns = grad.shape[1]
-    picked = np.empty(columns, np.int32)
-    for s in range(low, high):
-        some = 0
-        where = 0
+    dim, columns, strips = right.shape[1], grad.shape[1], high - low
+    picked, some, where = _pick(table[low:high], wanted, slot)
+    for s in range(strips):
+        for d in range(dim):
+            r = (low + s) * dim + d
+            part = np.float64(share[r])
+            for j in picked[s, : some[s]]:
+                right[where[s], d, codes[low + s, j]] += part * grad[r, j]
+        _sort_runs(codes[low + s], picked[s, : some[s]], right.shape[2])
+    # Sums over rows of H with one code. A part of H at a time serves all the strips.
+    width = max(_LEAST, min(TILE, _SUMS // (strips * dim * right.shape[2])))
+    sums = np.empty((strips * dim, right.shape[2], width), np.float32)
+    for left in range(0, columns, width):
+        end = min(columns, left + width)
+        sums[:, :, : end - left] = 0.0
+        for top in range(0, columns, _RUN):
+            for s in range(strips):
+                own = picked[s, top : min(some[s], top + _RUN)]
+                for d in range(dim):
+                    r = (low + s) * dim + d
+                    if share[r] != 0.0:
+                        into = sums[s * dim + d]
+                        _add_lines(h[group[r]], codes[low + s], own, left, end, into)
+        for s in range(strips):
+            for d in range(dim):
+                part = np.float64(share[(low + s) * dim + d])
+                own = picked[s, : some[s]]
+                _add_sums(
+                    sums[s * dim + d], codes[low + s], own, left, end, part, square[where[s], d]
+                )
+
+
+@_jit
+def _pick(table: Any, wanted: Any, slot: Any) -> Any:
+    """Return columns that look into a wanted table, how many they are, and where its sums are."""
+    strips, columns = table.shape
+    picked = np.empty((strips, columns), np.int32)
+    some = np.zeros(strips, np.int32)
+    where = np.zeros(strips, np.int32)
+    for s in range(strips):
         for j in range(columns):
             if wanted[table[s, j]]:
-                picked[some] = j
-                where = slot[table[s, j]]
-                some += 1
-        if some == 0:
-            continue
-        code = codes[s]
-        for d in range(dim):
-            r = s * dim + d
-            m = h[group[r]]
-            part = np.float64(share[r])
-            if part == 0.0:
-                continue
-            for i in range(some):
-                j = picked[i]
-                right[where, d, code[j]] += part * grad[r, j]
-            _add_pairs(m, code, picked[:some], part, square[where, d])
+                picked[s, some[s]] = j
+                some[s] += 1
+                where[s] = slot[table[s, j]]
+    return picked, some, where
+
+
+@_jit
+def _sort_runs(code: Any, picked: Any, entries: Any) -> None:
+    """Put columns in the order of their codes, and of themselves, within runs of ``_RUN``."""
+    place = np.empty(entries + 1, np.int32)
+    for top in range(0, picked.shape[0], _RUN):
+        own = picked[top : top + _RUN].copy()
+        place[:] = 0
+        for j in own:
+            place[code[j] + 1] += 1
+        for k in range(entries):
+            place[k + 1] += place[k]
+        for j in own:
+            picked[top + place[code[j]]] = j
+            place[code[j]] += 1
 
 
 @_fused
-def _add_pairs(m: Any, code: Any, picked: Any, part: Any, out: Any) -> None:
-    """Add ``part`` · H_ij to ``out`` at the codes of i and j, for all pairs of picked columns."""
-    columns, count = m.shape[0], out.shape[0]
-    chosen = np.zeros(columns, np.bool_)
+def _add_lines(m: Any, code: Any, picked: Any, left: Any, right: Any, sums: Any) -> None:
+    """Add lines of ``m``, sorted by code, to the sums of their codes, up to four at a time."""
+    count = right - left
+    at = 0
+    while at < picked.shape[0]:
+        own = code[picked[at]]
+        into = sums[own, :count]
+        end = at + 1
+        while end < picked.shape[0] and code[picked[end]] == own:
+            end += 1
+        while at + 4 <= end:
+            a, b = m[picked[at], left:right], m[picked[at + 1], left:right]
+            c, d = m[picked[at + 2], left:right], m[picked[at + 3], left:right]
+            for k in range(count):
+                into[k] = (((into[k] + a[k]) + b[k]) + c[k]) + d[k]
+            at += 4
+        while at < end:
+            a = m[picked[at], left:right]
+            for k in range(count):
+                into[k] += a[k]
+            at += 1
+
+
+@_fused
+def _add_sums(
+    sums: Any, code: Any, picked: Any, left: Any, right: Any, part: Any, out: Any
+) -> None:
+    """Add columns ``left`` to ``right`` of sums, by code, to ``out`` ``[K, K]`` by their own."""
     for j in picked:
-        chosen[j] = True
-    sums = np.empty((count, TILE), np.float32)
-    # Sums over rows of H with one code, a tile of columns at a time.
-    for at in range(0, columns, TILE):
-        end = min(columns, at + TILE)
-        sums[:, : end - at] = 0.0
-        for i in picked:
-            line = m[i, at:end]
-            into = sums[code[i]]
-            for k in range(line.shape[0]):
-                into[k] += line[k]
-        for j in range(at, end):
-            if chosen[j]:
-                for k in range(count):
-                    out[k, code[j]] += part * sums[k, j - at]
+        if left <= j < right:
+            for k in range(out.shape[0]):
+                out[k, code[j]] += part * sums[k, j - left]
 
 
 @_jit
