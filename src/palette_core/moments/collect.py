@@ -95,6 +95,9 @@ def compensated(weight: Tensor, moments: InputMoments, cross: Tensor, damping: f
     ridge = max(damping, 1e-6) * moments.scales()
     h = h + ridge[:, None, None] * torch.eye(size, dtype=torch.float64)
     matrices = moments.to_matrices(weight.detach().cpu().double())
-    moved = torch.linalg.solve(h, (matrices @ cross).transpose(1, 2)).transpose(1, 2)
+    factor, failed = torch.linalg.cholesky_ex(h)
+    if failed.any():
+        return weight.detach().cpu().double()
+    moved = torch.cholesky_solve((matrices @ cross).transpose(1, 2), factor).transpose(1, 2)
     out = moments.from_matrices(matrices + moved)
     return out if bool(torch.isfinite(out).all()) else weight.detach().cpu().double()
