@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--points", nargs="*", type=float, default=[2.5, 3.5, 5])
     parser.add_argument("--metric", default="hessian")
     parser.add_argument("--candidates", nargs="+", type=int, default=[2, 3, 4, 6, 8])
-    parser.add_argument("--judged-by", help="clusters candidates; default lnq, kmeans1d for fisher")
+    parser.add_argument("--judged-by", default="lnq", help="clusters candidates")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path("mixed.json"))
     parser.add_argument("--uniform", type=Path, default=Path("accuracy.json"))
@@ -97,8 +97,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="calibration batches, to try it out")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    # Squared gradients weigh the clustering of candidates too, which only k-means takes.
-    args.judged_by = args.judged_by or ("kmeans1d" if args.metric == "fisher" else "lnq")
     torch.set_num_threads(args.threads)
     panels = []
     for model in args.models:
@@ -204,7 +202,9 @@ def mixed(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     name = f"{case.model}-{case.group}-{case.metric}-{case.target:g}-{case.seed}{how}.yaml"
     path = folder / name
     (with_lnq(allocation.config) if case.together else allocation.config).to_yaml(path)
-    squares = sensitivities(case, folder) if case.metric == "fisher" else None
+    squares = None
+    if case.metric == "fisher" and case.judged_by == "kmeans1d" and not case.together:
+        squares = sensitivities(case, folder)  # they weigh the clustering of candidates too
     started = time.perf_counter()
     model = palettized(case, task, KMeansPalettizerConfig.from_yaml(path), squares)
     seconds = time.perf_counter() - started
@@ -292,7 +292,7 @@ def palettized(
         palettizer.calibrate(task.batches, sequential=case.together)
         return palettizer.prepare(
             task.batches[0],
-            sensitivity_path=None if case.together else squares,
+            sensitivity_path=squares,
             show_progress=False,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -193,12 +194,21 @@ def calibrated(tmp_path: Path, name: str) -> Path:
     return path
 
 
-def test_fisher_weighs_errors_by_squared_gradients(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", [None, "gptq"])
+def test_fisher_weighs_errors_by_squared_gradients(tmp_path: Path, algorithm: str | None) -> None:
     path = calibrated(tmp_path, "s.safetensors")
-    allocation = run(8.0, candidates=(2,), metric="fisher", sensitivity_path=path)
+    wanted = copy.deepcopy(CONFIG)
+    for spec in wanted["kmeans_palettization_config"]["global_config"]["op_state_spec"].values():
+        spec["algorithm"] = algorithm
+    settings = KMeansPalettizerConfig.from_dict(wanted)
+    how = {"target_bpw": 8.0, "candidates": (2,), "metric": "fisher", "sensitivity_path": path}
+    allocation = allocate(Net().eval(), settings, INPUTS, batches=[INPUTS], **how)
     written = KMeansPalettizerConfig.from_dict(allocation.config.to_dict())
     model = Net().eval()
-    KMeansPalettizer(model, written).prepare(INPUTS, sensitivity_path=path)
+    palettizer = KMeansPalettizer(model, written)
+    palettizer.calibrate([INPUTS])
+    # One that looks at moments takes no sensitivities; they are the metric's alone.
+    palettizer.prepare(INPUTS, sensitivity_path=None if algorithm else path)
     dense = Net().eval()
     squares = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in dense.named_parameters()}
     for step in range(2):

@@ -143,8 +143,8 @@ def allocate(
         over: what the average is taken over: ``"palettized"`` weights, or all of the ``"model"``.
         metric: name of a sensitivity metric; see ``palette plugins``.
         metric_options: its options.
-        sensitivity_path: a file of sensitivities: for weighted clustering, and for metrics that
-            want squared gradients.
+        sensitivity_path: a file of sensitivities: for metrics that want squared gradients, and
+            for weighted clustering by algorithms that take them.
         batches: model inputs, for metrics and algorithms that want them.
         fixed: bits by regular expression for names of tensors.
         minimum: least bits by regular expression for names of tensors.
@@ -186,7 +186,11 @@ def allocate(
         plans,
         evidence,
         judge_with,
-        identity=(metric, dict(metric_options or {})),
+        identity=(
+            metric,
+            dict(metric_options or {}),
+            str(catalog.sensitivity_metrics.find(metric).distribution),
+        ),
         cache=None if cache is None else Path(cache),
         num_workers=num_workers,
         show_progress=show_progress,

@@ -144,11 +144,15 @@ def judge(
 
 def _job(plan: TensorPlan, evidence: Evidence) -> Job:
     sensitivity = evidence.sensitivities.get(plan.name)
+    moments = evidence.moments.get(plan.name)
+    entry = get_catalog().clusterers.get(plan.algorithm)
+    # One that looks at moments takes no sensitivities; then they are for the metric alone.
+    weighted = entry.supports_importance or (entry.needs_moments and moments is None)
     return Job(
         plan,
         evidence.weights[plan.name],
-        None if sensitivity is None else sensitivity.values,
-        evidence.moments.get(plan.name),
+        sensitivity.values if sensitivity is not None and weighted else None,
+        moments,
     )
 
 
@@ -250,11 +254,21 @@ def _key(plan: TensorPlan, evidence: Evidence, identity: Any) -> str:
         fingerprint(evidence.weights[plan.name]),
         plan.spec.model_dump(mode="json"),
         [plan.algorithm, plan.algorithm_options, plan.lut_quantizer, plan.seed, plan.resolution],
+        _made_by(plan),
         identity,
         evidence.batches_id,
         None if sensitivity is None else [fingerprint(sensitivity.values), sensitivity.scale],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _made_by(plan: TensorPlan) -> list[str]:
+    """Return the distributions, with their versions, that cluster a plan."""
+    catalog = get_catalog()
+    found = [str(catalog.clusterers.find(plan.algorithm).distribution)]
+    if plan.lut_quantizer is not None:
+        found.append(str(catalog.lut_quantizers.find(plan.lut_quantizer).distribution))
+    return found
 
 
 def _identity(batches: Sequence[Any]) -> str:
