@@ -82,6 +82,12 @@ def _ste(options: Any) -> TrainingStrategy:
     return StraightThrough(options)
 
 
+def _tables(options: Any) -> TrainingStrategy:
+    from palette_core.training.tables import Tables
+
+    return Tables(options)
+
+
 def _dkm(options: Any) -> TrainingStrategy:
     from palette_core.training.dkm import DifferentiableKMeans
 
@@ -232,6 +238,13 @@ def palette_core_training_strategies() -> list[TrainingStrategyEntry]:
             summary="weights are their nearest entries; entries and weights both learn",
             interface=INTERFACE_VERSION,
             factory=_ste,
+            trains_lut=True,
+        ),
+        TrainingStrategyEntry(
+            name="tables",
+            summary="assignments stay, entries learn: tunes what gptq and lnq chose",
+            interface=INTERFACE_VERSION,
+            factory=_tables,
             trains_lut=True,
         ),
         TrainingStrategyEntry(

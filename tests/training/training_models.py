@@ -20,7 +20,7 @@ from palette_core import (
 from palette_core.packed_weight import palette_modules
 from palette_core.palette_modules import PalettizedWeight
 
-STRATEGIES = ("frozen", "ste", "dkm")
+STRATEGIES = ("frozen", "ste", "tables", "dkm")
 INT8 = QuantizationSpec(dtype="int8")
 UINT8 = QuantizationSpec(dtype="uint8", qscheme="asymmetric")
 E4M3 = QuantizationSpec(dtype="float8_e4m3fn")
