@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from palette_core.clustering import _vector_kernels as kernels
 from palette_core.clustering import _vector_search as search
 from palette_core.clustering import _vector_seeding as seeding
 from palette_core.clustering._scalar_threads import on_a_thread
+from palette_core.clustering._vector_cells import as_cells
 from palette_core.clustering._vector_options import (
     START_TOL,
     SWAP_TOL,
@@ -61,15 +63,21 @@ class Workers:
 
     def map(self, call: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
         """Return ``[call(item) for item in items]``."""
-        if self._pool is None:
-            return [call(item) for item in items]
-        return list(self._pool.map(call, items))
+        work = list(items)
+        # One thing to do is done here: what memory it needs is at hand, unlike in a new thread.
+        if self._pool is None or len(work) == 1:
+            return [call(item) for item in work]
+        return list(self._pool.map(call, work))
 
     def each(
         self, blocks: list[Block], call: Callable[[Block, Workers | None], ResultT]
     ) -> list[ResultT]:
-        """Call for every block: with these workers for a large one, alone for a small one."""
-        small = [block for block in blocks if block.points.shape[0] <= _SHARED]
+        """Call for every block: with these workers for a large one, alone for a small one.
+
+        One that would leave workers idle is large with less.
+        """
+        most = _SHARED if len(blocks) >= self.count else kernels.CHUNK
+        small = [block for block in blocks if block.points.shape[0] <= most]
         done = {
             b.index: r for b, r in zip(small, self.map(lambda b: call(b, None), small), strict=True)
         }
@@ -81,29 +89,37 @@ class Workers:
 
 def fit_blocks(
     blocks: list[Block], n_entries: int, seed: int, options: KMeansVectorOptions
-) -> list[Floats]:
-    """Return a table ``[K', D]`` float64 with K' ≤ K for every block."""
+) -> list[tuple[Floats, NDArray[np.uint8] | None]]:
+    """Return, for every block, a table ``[K', D]`` float64 with K' ≤ K, and codes ``[N]``.
+
+    The codes were the nearest entries before these last moved; None where nothing moved.
+    """
     with Workers() as workers:
         tables = workers.map(lambda block: _distinct(block, n_entries), blocks)
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
-        sampled = min(sample_size(n_entries), max((b.points.shape[0] for b in blocks), default=0))
-        seedings = tries(options.restarts, sampled, n_entries)
-        samples = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
+        sampled = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
+        samples = [few for few, _ in sampled]
+        # As many as the block itself could have, and more where fewer points stand for it.
+        seedings = [tries(options.restarts, len(s.points), n_entries) for s in samples]
         tasks = [
             (sample, sample is not block, r)
-            for sample, block in zip(samples, open_blocks, strict=True)
-            for r in range(seedings)
+            for sample, block, count in zip(samples, open_blocks, seedings, strict=True)
+            for r in range(count)
         ]
-        started = workers.map(lambda task: _start(*task, n_entries, seed, options), tasks)
+        started = iter(workers.map(lambda task: _start(*task, n_entries, seed, options), tasks))
         best: dict[int, Floats] = {}
-        for at, block in enumerate(open_blocks):
-            found = started[at * seedings : (at + 1) * seedings]
-            best[block.index] = min(found, key=lambda one: one[0])[1]
+        for block, count in zip(open_blocks, seedings, strict=True):
+            best[block.index] = min(itertools.islice(started, count), key=lambda one: one[0])[1]
         swapped = workers.map(lambda sample: _swap(sample, best[sample.index], options), samples)
         best = {b.index: table for b, table in zip(open_blocks, swapped, strict=True)}
-        workers.each(open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers))
+        finer = [cells for _, cells in sampled if cells is not None]
+        workers.each(finer, lambda b, helpers: _polish(b, best[b.index], options, helpers))
+        polished = workers.each(
+            open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers)
+        )
+    codes = {b.index: its_codes for b, its_codes in zip(open_blocks, polished, strict=True)}
     return [
-        best[block.index] if table is None else table
+        (best[block.index], codes[block.index]) if table is None else (table, None)
         for block, table in zip(blocks, tables, strict=True)
     ]
 
@@ -132,12 +148,21 @@ def _weights(given: Floats, none: Floats) -> Floats:
     return np.ascontiguousarray(first) if bool((given == first).all()) else given
 
 
-def assign_blocks(blocks: list[Block], tables: list[Floats]) -> list[NDArray[np.uint8]]:
-    """Return codes ``[N]`` of the nearest entry for every block; the lowest among equals."""
+def assign_blocks(
+    blocks: list[Block], tables: list[Floats], guesses: list[NDArray[np.uint8] | None]
+) -> list[NDArray[np.uint8]]:
+    """Return codes ``[N]`` of the nearest entry for every block; the lowest among equals.
+
+    Args:
+        blocks: what to assign.
+        tables: ``[K', D]`` for each.
+        guesses: codes that are nearly right, overwritten; or None.
+    """
 
     def assign(block: Block, workers: Workers | None) -> NDArray[np.uint8]:
-        job = _Pass(block, tables[block.index])
-        job.run(tables[block.index], known=False, workers=workers)
+        guess = guesses[block.index]
+        job = _Pass(block, tables[block.index], guess)
+        job.run(tables[block.index], known=guess is not None, workers=workers)
         return job.codes
 
     with Workers() as workers:
@@ -210,10 +235,14 @@ def _start(
     return total, full
 
 
-def _sample(block: Block, n_entries: int, seed: int) -> Block:
+def _sample(block: Block, n_entries: int, seed: int) -> tuple[Block, Block | None]:
+    """Return few points that stand for a block, and, if there are some, more of them."""
     size = sample_size(n_entries)
     if block.points.shape[0] <= size:
-        return block
+        return block, None
+    cells = as_cells(block.points, block.weights, n_entries)
+    if cells is not None:
+        return Block(block.index, *cells[0]), Block(block.index, *cells[1])
     draws = np.sort(np.random.default_rng([seed, block.index, 0]).random(size))
     chosen = np.empty(size, dtype=np.int64)
     scale = np.empty(size)
@@ -222,7 +251,7 @@ def _sample(block: Block, n_entries: int, seed: int) -> Block:
     if block.weights.shape[1]:
         weights = weights * block.weights[chosen]
     weights = (weights / weights.max()).astype(np.float32)
-    return Block(block.index, block.points[chosen], np.ascontiguousarray(weights))
+    return Block(block.index, block.points[chosen], np.ascontiguousarray(weights)), None
 
 
 def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
@@ -248,16 +277,17 @@ def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
 
 def _polish(
     block: Block, table: Floats, options: KMeansVectorOptions, workers: Workers | None
-) -> None:
-    """Run Lloyd's iteration on the whole block."""
+) -> NDArray[np.uint8]:
+    """Run Lloyd's iteration on the whole block; return the codes before its last move."""
     job = _Pass(block, table)
     if workers is None:
         job.lloyd(table, options.max_iter, options.tol)
-        return
+        return job.codes
     for turn in range(options.max_iter):
         total = job.run(table, known=turn > 0, workers=workers)
         if job.advance(table, total, options.tol):
-            return
+            break
+    return job.codes
 
 
 class _Pass:

@@ -9,7 +9,7 @@ START_TOL = 3e-4  # on a sample, a start is judged when its cost falls by less t
 _SAMPLE = 16384  # points for seeding, at least
 _SAMPLE_PER_ENTRY = 64
 _TRIES_OF_ENTRIES = 48
-_TRIED_DISTANCES = 1 << 19
+_TRIED_DISTANCES = 1 << 18
 _MOST_TRIES = 32
 
 

@@ -144,6 +144,49 @@ def coreset(points: Any, weights: Any, draws: Any, chosen: Any, scale: Any) -> A
 
 
 @_jit
+def cells_of_pairs(
+    points: Any, weights: Any, low: Any, per_unit: Any, cells: Any, sums: Any, outside: Any
+) -> Any:
+    """Add up pairs by the cell of a grid that they lie in.
+
+    Arrays and bounds:
+        low: ``[2]`` float64, where the grid begins along each axis.
+        per_unit: ``[2]`` float64, cells per unit.
+        cells: number of cells along an axis.
+        sums: ``[cells * cells, 5]`` float64, added to: Σ w along each axis, Σ w (x − low) along
+            each, Σ w (x − low)² along both.
+        outside: int64, overwritten by the points beyond the grid that have a weight.
+
+    Returns:
+        how many points lie beyond the grid, or -1 for more than there is room for.
+    """
+    width = weights.shape[1]
+    far = 0
+    for i in range(points.shape[0]):
+        x = points[i, 0] - low[0]
+        y = points[i, 1] - low[1]
+        wx = 1.0
+        if width:
+            wx = np.float64(weights[i, 0])
+        wy = np.float64(weights[i, 1]) if width == 2 else wx
+        column = math.floor(x * per_unit[0])
+        row = math.floor(y * per_unit[1])
+        if 0 <= column < cells and 0 <= row < cells:
+            c = row * cells + column
+            sums[c, 0] += wx
+            sums[c, 1] += wy
+            sums[c, 2] += wx * x
+            sums[c, 3] += wy * y
+            sums[c, 4] += wx * (x * x) + wy * (y * y)
+        elif wx + wy > 0:
+            if far == outside.shape[0]:
+                return -1
+            outside[far] = i
+            far += 1
+    return far
+
+
+@_jit
 def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR0912
     """Greedy k-means++ seeding: each new entry is the best of several points drawn by cost.
 
