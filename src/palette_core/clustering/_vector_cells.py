@@ -20,7 +20,7 @@ _SAMPLE = 4096  # points looked at to place the grid
 _TAIL = 0.005  # share of these left out at either end
 _WIDER = 0.25  # of what lies between, added at either end
 _PER_ROOT = 16  # coarse cells along an axis, for each entry along it
-_FINER = 4  # fine cells along an axis, for each coarse one
+_FINER = 2  # fine cells along an axis, for each coarse one
 _POINTS_PER_CELL = 2  # at least
 _MOST_FAR = 8  # one of so many points may lie beyond the grid
 _MOST_HIDDEN = 0.1  # of the least cost to be expected: what points may cost about their means
@@ -34,16 +34,17 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> tuple[Weighted,
 
     Args:
         points: ``[N, D]``.
-        weights: ``[N, 0]``, ``[N, 1]`` or ``[N, D]``.
+        weights: ``[N, 0]``, ``[N, 1]`` or ``[N, D]``; with the last there are no cells, since
+            points of one cell may then belong to different entries.
         n_entries: K.
 
     Returns:
-        for coarse cells, then for fine ones, ``[M, 2]`` points and ``[M, 1]`` or ``[M, 2]``
-        float32 weights up to 1; None unless the points are pairs, many, and close to each other.
+        for coarse cells, then for fine ones, ``[M, 2]`` points and ``[M, 1]`` float32
+        weights up to 1; None unless the points are pairs, many, and close to each other.
     """
     count, dim = points.shape
     coarse = _PER_ROOT * math.ceil(math.sqrt(n_entries))
-    if dim != 2 or count < _POINTS_PER_CELL * coarse * coarse:
+    if dim != 2 or weights.shape[1] == dim or count < _POINTS_PER_CELL * coarse * coarse:
         return None
     sample = points[:: max(1, count // _SAMPLE)].astype(np.float64)
     low, high = np.quantile(sample, (_TAIL, 1.0 - _TAIL), axis=0)
@@ -53,13 +54,11 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> tuple[Weighted,
         return None
     cells = coarse * _FINER
     outside = np.empty(count // _MOST_FAR, np.int64)
-    sums = np.zeros((cells * cells, 5))
+    sums = np.zeros((cells * cells, 4))
     far = cells_of_pairs(points, weights, low, cells / (high - low), cells, sums, outside)
     if far < 0:
         return None
-    few = (
-        sums.reshape(coarse, _FINER, -1).sum(axis=1).reshape(coarse * coarse, _FINER, 5).sum(axis=1)
-    )
+    few = sums.reshape(coarse, _FINER, coarse, _FINER, 4).sum(axis=(1, 3)).reshape(-1, 4)
     if _hidden(few) > _MOST_HIDDEN * _hidden(few.sum(axis=0, keepdims=True)) / n_entries:
         return None
     outside = outside[:far]
@@ -70,16 +69,16 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> tuple[Weighted,
 
 def _hidden(sums: Floats) -> float:
     """Return what points cost about the means of their cells."""
-    mass, moment = sums[:, :2], sums[:, 2:4]
-    return float(sums[:, 4].sum() - (moment**2 / np.where(mass > 0.0, mass, 1.0)).sum())
+    mass, moment = sums[:, :1], sums[:, 1:3]
+    return float(sums[:, 3].sum() - (moment**2 / np.where(mass > 0.0, mass, 1.0)).sum())
 
 
 def _joined(sums: Floats, low: Floats, beyond: Weighted) -> Weighted:
     """Return the means and weights of cells, and the points beyond the grid."""
     points, weights = beyond
-    sums = sums[sums[:, 0] + sums[:, 1] > 0.0]
-    mass = sums[:, :2]
-    means = low + sums[:, 2:4] / np.where(mass > 0.0, mass, 1.0)
-    all_weights = np.concatenate([mass[:, : weights.shape[1]], weights])
+    sums = sums[sums[:, 0] > 0.0]
+    mass = sums[:, :1]
+    means = low + sums[:, 1:3] / mass
+    all_weights = np.concatenate([mass, weights])
     all_points = np.concatenate([means.astype(points.dtype), points])
     return all_points, (all_weights / all_weights.max()).astype(np.float32)

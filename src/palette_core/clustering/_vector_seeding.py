@@ -150,35 +150,30 @@ def cells_of_pairs(
     """Add up pairs by the cell of a grid that they lie in.
 
     Arrays and bounds:
+        weights: ``[N, 0]`` or ``[N, 1]``.
         low: ``[2]`` float64, where the grid begins along each axis.
         per_unit: ``[2]`` float64, cells per unit.
         cells: number of cells along an axis.
-        sums: ``[cells * cells, 5]`` float64, added to: Σ w along each axis, Σ w (x − low) along
-            each, Σ w (x − low)² along both.
+        sums: ``[cells * cells, 4]`` float64, added to: Σ w, Σ w (x − low) along each axis,
+            Σ w (x − low)² along both.
         outside: int64, overwritten by the points beyond the grid that have a weight.
 
     Returns:
         how many points lie beyond the grid, or -1 for more than there is room for.
     """
-    width = weights.shape[1]
     far = 0
     for i in range(points.shape[0]):
         x = points[i, 0] - low[0]
         y = points[i, 1] - low[1]
-        wx = 1.0
-        if width:
-            wx = np.float64(weights[i, 0])
-        wy = np.float64(weights[i, 1]) if width == 2 else wx
-        column = math.floor(x * per_unit[0])
-        row = math.floor(y * per_unit[1])
-        if 0 <= column < cells and 0 <= row < cells:
-            c = row * cells + column
-            sums[c, 0] += wx
-            sums[c, 1] += wy
-            sums[c, 2] += wx * x
-            sums[c, 3] += wy * y
-            sums[c, 4] += wx * (x * x) + wy * (y * y)
-        elif wx + wy > 0:
+        w = np.float64(weights[i, 0]) if weights.shape[1] else 1.0
+        column, row = x * per_unit[0], y * per_unit[1]
+        if 0.0 <= column < cells and 0.0 <= row < cells:
+            c = np.int64(row) * cells + np.int64(column)
+            sums[c, 0] += w
+            sums[c, 1] += w * x
+            sums[c, 2] += w * y
+            sums[c, 3] += w * (x * x + y * y)
+        elif w > 0:
             if far == outside.shape[0]:
                 return -1
             outside[far] = i
