@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from palette_core.clustering._vector_seeding import cells_of_pairs
+from palette_core.clustering._vector_sampling import cells_of_pairs
 
 _SAMPLE = 4096  # points looked at to place the grid
 _TAIL = 0.005  # share of these left out at either end
 _WIDER = 0.25  # of what lies between, added at either end
 _PER_ROOT = 16  # coarse cells along an axis, for each entry along it
-_FINER = 2  # fine cells along an axis, for each coarse one
+_LEVELS = 3  # grids, each with twice as many cells along an axis as the one before
 _POINTS_PER_CELL = 2  # at least
 _MOST_FAR = 8  # one of so many points may lie beyond the grid
 _MOST_HIDDEN = 0.1  # of the least cost to be expected: what points may cost about their means
@@ -29,8 +29,8 @@ Floats = NDArray[Any]
 Weighted = tuple[Floats, Floats]
 
 
-def as_cells(points: Floats, weights: Floats, n_entries: int) -> tuple[Weighted, Weighted] | None:
-    """Return points and weights that stand for a block, few of them and more, or None.
+def as_cells(points: Floats, weights: Floats, n_entries: int) -> list[Weighted]:
+    """Return points and weights that stand for a block: few of them, more, and still more.
 
     Args:
         points: ``[N, D]``.
@@ -39,32 +39,38 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> tuple[Weighted,
         n_entries: K.
 
     Returns:
-        for coarse cells, then for fine ones, ``[M, 2]`` points and ``[M, 1]`` float32
-        weights up to 1; None unless the points are pairs, many, and close to each other.
+        for coarse cells, then for ever finer ones, ``[M, 2]`` points and ``[M, 1]`` float32
+        weights up to 1; nothing unless the points are pairs, many, and close to each other.
     """
     count, dim = points.shape
     coarse = _PER_ROOT * math.ceil(math.sqrt(n_entries))
     if dim != 2 or weights.shape[1] == dim or count < _POINTS_PER_CELL * coarse * coarse:
-        return None
+        return []
     sample = points[:: max(1, count // _SAMPLE)].astype(np.float64)
     low, high = np.quantile(sample, (_TAIL, 1.0 - _TAIL), axis=0)
     room = _WIDER * (high - low)
     low, high = low - room, high + room
     if not (high > low).all():
-        return None
-    cells = coarse * _FINER
+        return []
+    cells = coarse << (_LEVELS - 1)
     outside = np.empty(count // _MOST_FAR, np.int64)
     sums = np.zeros((cells * cells, 4))
     far = cells_of_pairs(points, weights, low, cells / (high - low), cells, sums, outside)
     if far < 0:
-        return None
-    few = sums.reshape(coarse, _FINER, coarse, _FINER, 4).sum(axis=(1, 3)).reshape(-1, 4)
-    if _hidden(few) > _MOST_HIDDEN * _hidden(few.sum(axis=0, keepdims=True)) / n_entries:
-        return None
+        return []
+    grids = [sums]
+    while cells > coarse:
+        cells //= 2
+        quarters = grids[0].reshape(cells, 2, 2 * cells, 4)
+        halves = (quarters[:, 0] + quarters[:, 1]).reshape(cells * cells, 2, 4)
+        grids.insert(0, halves[:, 0] + halves[:, 1])
+    one = grids[0].sum(axis=0, keepdims=True)
+    if _hidden(grids[0]) > _MOST_HIDDEN * _hidden(one) / n_entries:
+        return []
     outside = outside[:far]
     its_weights = weights[outside] if weights.shape[1] else np.ones((far, 1), np.float32)
     beyond = points[outside], its_weights
-    return _joined(few, low, beyond), _joined(sums, low, beyond)
+    return [_joined(grid, low, beyond) for grid in grids]
 
 
 def _hidden(sums: Floats) -> float:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core.clustering import _vector_kernels as kernels
+from palette_core.clustering import _vector_sampling as sampling
 from palette_core.clustering import _vector_search as search
 from palette_core.clustering import _vector_seeding as seeding
 from palette_core.clustering._scalar_threads import on_a_thread
 from palette_core.clustering._vector_cells import as_cells
 from palette_core.clustering._vector_options import (
+    CELLS_TOL,
     START_TOL,
     SWAP_TOL,
     KMeansVectorOptions,
@@ -98,7 +100,7 @@ def fit_blocks(
         tables = workers.map(lambda block: _distinct(block, n_entries), blocks)
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
         sampled = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
-        samples = [few for few, _ in sampled]
+        samples = [levels[0] for levels in sampled]
         # As many as the block itself could have, and more where fewer points stand for it.
         seedings = [tries(options.restarts, len(s.points), n_entries) for s in samples]
         tasks = [
@@ -110,10 +112,8 @@ def fit_blocks(
         best: dict[int, Floats] = {}
         for block, count in zip(open_blocks, seedings, strict=True):
             best[block.index] = min(itertools.islice(started, count), key=lambda one: one[0])[1]
-        swapped = workers.map(lambda sample: _swap(sample, best[sample.index], options), samples)
-        best = {b.index: table for b, table in zip(open_blocks, swapped, strict=True)}
-        finer = [cells for _, cells in sampled if cells is not None]
-        workers.each(finer, lambda b, helpers: _polish(b, best[b.index], options, helpers))
+        better = workers.map(lambda of: _better(of, best[of[0].index], options), sampled)
+        best = {b.index: table for b, table in zip(open_blocks, better, strict=True)}
         polished = workers.each(
             open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers)
         )
@@ -203,7 +203,7 @@ def pass_over(
 
 def _distinct(block: Block, n_entries: int) -> Floats | None:
     table = np.empty((n_entries, block.points.shape[1]))
-    found = seeding.distinct(block.points, block.weights, table)
+    found = sampling.distinct(block.points, block.weights, table)
     return table[:found] if found <= n_entries else None
 
 
@@ -235,23 +235,32 @@ def _start(
     return total, full
 
 
-def _sample(block: Block, n_entries: int, seed: int) -> tuple[Block, Block | None]:
-    """Return few points that stand for a block, and, if there are some, more of them."""
+def _sample(block: Block, n_entries: int, seed: int) -> list[Block]:
+    """Return few points that stand for a block, then, where that helps, ever more of them."""
     size = sample_size(n_entries)
     if block.points.shape[0] <= size:
-        return block, None
+        return [block]
     cells = as_cells(block.points, block.weights, n_entries)
-    if cells is not None:
-        return Block(block.index, *cells[0]), Block(block.index, *cells[1])
+    if cells:
+        return [Block(block.index, *level) for level in cells]
     draws = np.sort(np.random.default_rng([seed, block.index, 0]).random(size))
     chosen = np.empty(size, dtype=np.int64)
     scale = np.empty(size)
-    seeding.coreset(block.points, block.weights, draws, chosen, scale)
+    sampling.coreset(block.points, block.weights, draws, chosen, scale)
     weights = scale[:, None]
     if block.weights.shape[1]:
         weights = weights * block.weights[chosen]
     weights = (weights / weights.max()).astype(np.float32)
-    return Block(block.index, block.points[chosen], np.ascontiguousarray(weights)), None
+    return [Block(block.index, block.points[chosen], np.ascontiguousarray(weights))]
+
+
+def _better(levels: list[Block], table: Floats, options: KMeansVectorOptions) -> Floats:
+    """Improve a table on few points that stand for a block, then on more of them."""
+    table = _swap(levels[0], table, options)
+    for level in levels[1:]:
+        # Here the last bit of the way costs little.
+        _Pass(level, table).lloyd(table, options.max_iter, CELLS_TOL * options.tol)
+    return table
 
 
 def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:

@@ -19,11 +19,11 @@ from palette_core.compiled import kernel, kernel_with
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 _MANY = 64  # entries from which it may pay to search outwards from a good guess
-_ROW = 512  # points whose entries are looked for together
+ROW = 512  # points whose entries are looked for together
 
 _jit = kernel
-# No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_jit_min = kernel_with(fastmath={"nnan", "nsz"})
+# Called by kernels alone: without a way in for the interpreter these compile faster.
+_jit_inner = kernel_with(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @_jit
@@ -51,7 +51,7 @@ def rank_neighbours(table: Any, order: Any, gaps: Any) -> Any:
             order[a, to] = j
 
 
-@_jit
+@_jit_inner
 def search_near(  # noqa: PLR0912
     points: Any, weights: Any, i: Any, table: Any, order: Any, gaps: Any, start: Any, out: Any
 ) -> Any:
@@ -118,52 +118,14 @@ def search_near(  # noqa: PLR0912
     return best
 
 
-@_jit
-def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out: Any) -> Any:
-    """Find the entry nearest to point i by trying all; otherwise as `search_near`.
-
-    ``columns`` is the table ``[D, K]``, so that the inner loops run over entries and vectorise;
-    ``costs`` is room for K numbers.
-    """
-    dim, count = columns.shape
-    elementwise = weights.shape[1] == dim and dim > 1
-    for d in range(dim):
-        x = np.float64(points[i, d])
-        w = np.float64(weights[i, d]) if elementwise else 1.0
-        if d == 0:
-            for k in range(count):
-                gap = x - columns[d, k]
-                costs[k] = w * (gap * gap)
-        else:
-            for k in range(count):
-                gap = x - columns[d, k]
-                costs[k] += w * (gap * gap)
-    first = _smallest(costs)
-    best = 0
-    while costs[best] != first:
-        best += 1
-    costs[best] = np.inf
-    out[0] = first
-    out[1] = math.sqrt(_smallest(costs))
-    return best
-
-
-@_jit_min
-def _smallest(numbers: Any) -> Any:
-    low = np.inf
-    for number in numbers:
-        low = min(low, number)
-    return low
-
-
-@_jit
+@_jit_inner
 def try_all(
     points: Any, weights: Any, which: Any, some: Any, table: Any, columns: Any, out: Any, best: Any
 ) -> Any:
     """Find the entries nearest to some points by trying all, for many points at once.
 
     Arrays and bounds:
-        which: ``[M]`` int64, the points in its first ``some`` places.
+        which: ``[M]`` int64, the points in its first ``some`` (int64) places.
         columns: ``[2 D, M]`` float64 scratch.
         out: ``[3, M]`` float64, overwritten by the squared distance to the nearest entry and to
             the second nearest; and scratch.
@@ -203,7 +165,7 @@ def try_all(
             best[i] = k if cost < low else best[i]
 
 
-@_jit
+@_jit_inner
 def assign_chunk(  # noqa: PLR0912, PLR0915
     points: Any,
     weights: Any,
@@ -252,14 +214,14 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     for k in range(count):
         if k != most:
             next_drift = max(next_drift, drift[k])
-    which, best = np.empty(_ROW, np.int64), np.empty(_ROW, np.int64)
-    columns, found, out = np.empty((2 * dim, _ROW)), np.empty((3, _ROW)), np.empty(2)
+    which, best = np.empty(ROW, np.int64), np.empty(ROW, np.int64)
+    columns, found, out = np.empty((2 * dim, ROW)), np.empty((3, ROW)), np.empty(2)
     worst[0] = -1.0
     worst[1] = lo
     total = 0.0
-    for start in range(lo, hi, _ROW):
-        end = min(hi, start + _ROW)
-        some = 0
+    for start in range(lo, hi, ROW):
+        end = min(hi, start + ROW)
+        some = np.int64(0)
         for i in range(start, end):
             which[some] = i
             some += 1
