@@ -101,8 +101,10 @@ def fit_blocks(
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
         sampled = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
         samples = [levels[0] for levels in sampled]
-        # As many as the block itself could have, and more where fewer points stand for it.
-        seedings = [tries(options.restarts, len(s.points), n_entries) for s in samples]
+        seedings = [
+            tries(options.restarts, len(few[0].points), n_entries, cells=len(few) > 1)
+            for few in sampled
+        ]
         tasks = [
             (sample, sample is not block, r)
             for sample, block, count in zip(samples, open_blocks, seedings, strict=True)
@@ -267,18 +269,22 @@ def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
     """Swap entries to better places of a sample while that lowers the cost."""
     job = _Pass(block, table)
     total = job.lloyd(table, options.max_iter, options.tol)
+    job.run(table, known=False)
     wanted = table.shape[0] // 4
     for _ in range(options.swaps):
         if wanted < 1:
             break
         trial = _Pass(block, table)
         moved = table.copy()
-        made = seeding.swap_entries(block.points, block.weights, moved, job.order, wanted)
+        made = seeding.swap_entries(
+            block.points, block.weights, moved, job.codes, job.lower, job.order, wanted
+        )
         if not made:
             break
         found = trial.lloyd(moved, options.max_iter, max(options.tol, SWAP_TOL))
         if found < total * (1 - SWAP_TOL):
             job, table, total = trial, moved, found
+            job.run(table, known=False)
         else:
             wanted = min(wanted, made) // 2
     return table

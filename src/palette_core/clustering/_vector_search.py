@@ -19,7 +19,7 @@ from palette_core.compiled import kernel, kernel_with
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 _MANY = 64  # entries from which it may pay to search outwards from a good guess
-ROW = 512  # points whose entries are looked for together
+_ROW = 512  # points whose entries are looked for together
 
 _jit = kernel
 # Called by kernels alone: without a way in for the interpreter these compile faster.
@@ -214,13 +214,13 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     for k in range(count):
         if k != most:
             next_drift = max(next_drift, drift[k])
-    which, best = np.empty(ROW, np.int64), np.empty(ROW, np.int64)
-    columns, found, out = np.empty((2 * dim, ROW)), np.empty((3, ROW)), np.empty(2)
+    which, best = np.empty(_ROW, np.int64), np.empty(_ROW, np.int64)
+    columns, found, out = np.empty((2 * dim, _ROW)), np.empty((3, _ROW)), np.empty(2)
     worst[0] = -1.0
     worst[1] = lo
     total = 0.0
-    for start in range(lo, hi, ROW):
-        end = min(hi, start + ROW)
+    for start in range(lo, hi, _ROW):
+        end = min(hi, start + _ROW)
         some = np.int64(0)
         for i in range(start, end):
             which[some] = i

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from palette_core.clustering._vector_search import ROW, try_all
 from palette_core.compiled import kernel, kernel_with
 
 _FROZEN = 4  # entries near one that goes which stay where they are, itself included
@@ -135,7 +134,9 @@ def sum_of(numbers: Any) -> Any:
 
 
 @_jit
-def swap_entries(points: Any, weights: Any, table: Any, order: Any, wanted: Any) -> Any:  # noqa: PLR0912
+def swap_entries(  # noqa: PLR0912
+    points: Any, weights: Any, table: Any, codes: Any, second: Any, order: Any, wanted: Any
+) -> Any:
     """Move entries that help little to where points are served worst.
 
     An entry helps by what its points would cost more at their second nearest entry. The split
@@ -145,6 +146,8 @@ def swap_entries(points: Any, weights: Any, table: Any, order: Any, wanted: Any)
 
     Arrays and bounds:
         table: ``[K, D]`` float64, overwritten by the new places.
+        codes: ``[N]`` uint8, the nearest entries.
+        second: ``[N]`` float32 distances to the second nearest.
         order: ``[K, K]`` neighbours of each entry, nearest first.
         wanted: most swaps.
 
@@ -159,25 +162,22 @@ def swap_entries(points: Any, weights: Any, table: Any, order: Any, wanted: Any)
     help_given = np.zeros(count)
     costs = np.zeros(count)
     frozen = np.zeros(count, dtype=np.uint8)
-    which, best = np.empty(ROW, np.int64), np.empty(ROW, np.int64)
-    columns, found = np.empty((2 * dim, ROW)), np.empty((3, ROW))
-    for start in range(0, points.shape[0], ROW):
-        some = np.int64(min(ROW, points.shape[0] - start))
-        for j in range(some):
-            which[j] = start + j
-        try_all(points, weights, which, some, table, columns, found, best)
-        for j in range(some):
-            i, k = which[j], best[j]
-            factor = 1.0
-            if width and not elementwise:
-                factor = np.float64(weights[i, 0])
-            help_given[k] += factor * (found[1, j] - found[0, j])
-            costs[k] += factor * found[0, j]
-            for d in range(dim):
-                w = np.float64(weights[i, d]) if elementwise else factor
-                gap = points[i, d] - table[k, d]
-                spread[k, d] += w * (gap * gap)
-                mass[k, d] += w
+    for i in range(points.shape[0]):
+        k = codes[i]
+        factor = 1.0
+        if width and not elementwise:
+            factor = np.float64(weights[i, 0])
+        near = 0.0
+        for d in range(dim):
+            w = np.float64(weights[i, d]) if elementwise else factor
+            gap = points[i, d] - table[k, d]
+            own = w * (gap * gap)
+            near += own
+            spread[k, d] += own
+            mass[k, d] += w
+        far = np.float64(second[i])
+        help_given[k] += factor * (far * far) - near
+        costs[k] += near
     made = 0
     while made < wanted:
         away = -1
