@@ -17,7 +17,7 @@ import numpy as np
 from palette_core.clustering._vector_search import SLACK, assign_chunk, rank_neighbours
 from palette_core.compiled import kernel
 
-CHUNK = 4096
+CHUNK = 8192
 
 _jit = kernel
 

@@ -19,11 +19,13 @@ from palette_core.compiled import kernel, kernel_with
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 _MANY = 64  # entries from which it may pay to search outwards from a good guess
-_ROW = 512  # points whose entries are looked for together
 
 _jit = kernel
 # Called by kernels alone: without a way in for the interpreter these compile faster.
-_jit_inner = kernel_with(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_jit_inner = kernel_with(**_INNER)
+# No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
+_jit_min = kernel_with(fastmath={"nnan", "nsz"}, **_INNER)
 
 
 @_jit
@@ -119,50 +121,41 @@ def search_near(  # noqa: PLR0912
 
 
 @_jit_inner
-def try_all(
-    points: Any, weights: Any, which: Any, some: Any, table: Any, columns: Any, out: Any, best: Any
-) -> Any:
-    """Find the entries nearest to some points by trying all, for many points at once.
+def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out: Any) -> Any:
+    """Find the entry nearest to point i by trying all; otherwise as `search_near`.
 
-    Arrays and bounds:
-        which: ``[M]`` int64, the points in its first ``some`` (int64) places.
-        columns: ``[2 D, M]`` float64 scratch.
-        out: ``[3, M]`` float64, overwritten by the squared distance to the nearest entry and to
-            the second nearest; and scratch.
-        best: ``[M]`` int64, overwritten by the nearest entries; the lowest index among equals.
+    ``columns`` is the table ``[D, K]``, so that the inner loops run over entries and vectorise;
+    ``costs`` is room for K numbers.
     """
-    count, dim = table.shape
+    dim, count = columns.shape
     elementwise = weights.shape[1] == dim and dim > 1
-    first, second, costs = out[0, :some], out[1, :some], out[2, :some]
-    for i in range(some):
-        first[i] = np.inf
-        second[i] = np.inf
-        best[i] = 0
     for d in range(dim):
-        for i in range(some):
-            columns[d, i] = points[which[i], d]
-            if elementwise:
-                columns[dim + d, i] = weights[which[i], d]
-    for k in range(count):
-        for i in range(some):
-            costs[i] = 0.0
-        for d in range(dim):
-            x, w, place = columns[d, :some], columns[dim + d, :some], table[k, d]
-            if elementwise:
-                for i in range(some):
-                    gap = x[i] - place
-                    costs[i] += w[i] * (gap * gap)
-            else:
-                for i in range(some):
-                    gap = x[i] - place
-                    costs[i] += gap * gap
-        for i in range(some):
-            # Choices rather than branches, which would not vectorise.
-            cost, low = costs[i], first[i]
-            rest = second[i] if second[i] < cost else cost
-            second[i] = low if cost < low else rest
-            first[i] = cost if cost < low else low
-            best[i] = k if cost < low else best[i]
+        x = np.float64(points[i, d])
+        w = np.float64(weights[i, d]) if elementwise else 1.0
+        if d == 0:
+            for k in range(count):
+                gap = x - columns[d, k]
+                costs[k] = w * (gap * gap)
+        else:
+            for k in range(count):
+                gap = x - columns[d, k]
+                costs[k] += w * (gap * gap)
+    first = _smallest(costs)
+    best = 0
+    while costs[best] != first:
+        best += 1
+    costs[best] = np.inf
+    out[0] = first
+    out[1] = math.sqrt(_smallest(costs))
+    return best
+
+
+@_jit_min
+def _smallest(numbers: Any) -> Any:
+    low = np.inf
+    for number in numbers:
+        low = min(low, number)
+    return low
 
 
 @_jit_inner
@@ -203,33 +196,32 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     elementwise = width == dim and dim > 1
     # With few entries, also for their number of directions, trying all is quicker.
     near = known and count >= max(_MANY, 4**dim)
+    columns = np.empty((dim, count))
     most = 0
     for k in range(count):
         if drift[k] > drift[most]:
             most = k
         for d in range(dim):
+            columns[d, k] = table[k, d]
             sums[k, d] = 0.0
             mass[k, d] = 0.0
     next_drift = 0.0
     for k in range(count):
         if k != most:
             next_drift = max(next_drift, drift[k])
-    which, best = np.empty(_ROW, np.int64), np.empty(_ROW, np.int64)
-    columns, found, out = np.empty((2 * dim, _ROW)), np.empty((3, _ROW)), np.empty(2)
+    costs = np.empty(count)
+    out = np.empty(2)
     worst[0] = -1.0
     worst[1] = lo
     total = 0.0
-    for start in range(lo, hi, _ROW):
-        end = min(hi, start + _ROW)
-        some = np.int64(0)
-        for i in range(start, end):
-            which[some] = i
-            some += 1
-            if not known:
-                continue
-            k = np.int64(codes[i])  # type: ignore[assignment]  # numba has one kind of int
+    for i in range(lo, hi):
+        k = np.int64(codes[i])  # type: ignore[assignment]  # numba has one kind of int
+        search = True
+        if known:
             low = 0.0
-            stretch = 0.0 if elementwise else 1.0
+            stretch = 1.0
+            if elementwise:
+                stretch = 0.0
             for d in range(dim):
                 gap = points[i, d] - table[k, d]
                 if elementwise:
@@ -244,43 +236,28 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
             lower[i] = bound
             if not elementwise and count > 1:
                 bound = max(bound, 0.5 * gaps[k, 1])
-            if bound > 0 and low < bound * bound:
-                some -= 1
-                if width and not elementwise:
-                    low *= weights[i, 0]
-                total += low
-                if low > worst[0]:
-                    worst[0] = low
-                    worst[1] = i
-        if near:
-            for j in range(some):
-                i = which[j]
-                guess = np.int64(codes[i])
-                best[j] = search_near(points, weights, i, table, order, gaps, guess, out)
-                found[0, j] = out[0]
-                found[1, j] = out[1] * out[1]
-        else:
-            try_all(points, weights, which, some, table, columns, found, best)
-        for j in range(some):
-            i = which[j]
-            codes[i] = best[j]
-            lower[i] = math.sqrt(found[1, j]) * _SHRINK
-            low = found[0, j]
-            if width and not elementwise:
-                low *= weights[i, 0]
-            total += low
-            if low > worst[0]:
-                worst[0] = low
-                worst[1] = i
-        for i in range(start, end):
-            k = np.int64(codes[i])  # type: ignore[assignment]
-            if width == 0:
-                for d in range(dim):
-                    sums[k, d] += points[i, d]
-                    mass[k, d] += 1.0
+            search = not (bound > 0 and low < bound * bound)
+        if search:
+            if near:
+                k = search_near(points, weights, i, table, order, gaps, k, out)
             else:
-                for d in range(dim):
-                    w = np.float64(weights[i, d if elementwise else 0])
-                    sums[k, d] += w * points[i, d]
-                    mass[k, d] += w
+                k = search_all(points, weights, i, columns, costs, out)
+            low = out[0]
+            lower[i] = out[1] * _SHRINK
+            codes[i] = k
+        if width == 0:
+            for d in range(dim):
+                sums[k, d] += points[i, d]
+                mass[k, d] += 1.0
+        else:
+            if not elementwise:
+                low *= weights[i, 0]
+            for d in range(dim):
+                w = np.float64(weights[i, d if elementwise else 0])
+                sums[k, d] += w * points[i, d]
+                mass[k, d] += w
+        total += low
+        if low > worst[0]:
+            worst[0] = low
+            worst[1] = i
     return total
