@@ -82,9 +82,14 @@ def _hidden(sums: Floats) -> float:
 def _joined(sums: Floats, low: Floats, beyond: Weighted) -> Weighted:
     """Return the means and weights of cells, and the points beyond the grid."""
     points, weights = beyond
-    sums = sums[sums[:, 0] > 0.0]
+    count = len(points)
+    sums = sums.take(np.flatnonzero(sums[:, 0]), axis=0)
     mass = sums[:, :1]
-    means = low + sums[:, 1:3] / mass
-    all_weights = np.concatenate([mass, weights])
-    all_points = np.concatenate([means.astype(points.dtype), points])
-    return all_points, (all_weights / all_weights.max()).astype(np.float32)
+    all_points = np.empty((len(sums) + count, 2), points.dtype)
+    np.add(sums[:, 1:3] / mass, low, out=all_points[: len(sums)], casting="same_kind")
+    all_points[len(sums) :] = points
+    most = max(mass.max(initial=0.0), weights.max(initial=0.0))
+    all_weights = np.empty((len(all_points), 1), np.float32)
+    np.divide(mass, most, out=all_weights[: len(sums)], casting="same_kind")
+    np.divide(weights, most, out=all_weights[len(sums) :], casting="same_kind")
+    return all_points, all_weights

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SWAP_TOL = 1e-4  # a swap must lower the cost by this fraction
 START_TOL = 3e-4  # on a sample, a start is judged when its cost falls by less than this
-CELLS_TOL = 0.3  # on cells, iteration goes on to this part of its tolerance
+CELLS_TOL = 0.1  # on cells, iteration goes on to this part of its tolerance
 _SAMPLE = 16384  # points for seeding, at least
 _SAMPLE_PER_ENTRY = 64
 _TRIES_OF_ENTRIES = 48
