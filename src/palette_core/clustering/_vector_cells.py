@@ -23,6 +23,7 @@ _PER_ROOT = 16  # coarse cells along an axis, for each entry along it
 _LEVELS = 3  # grids, each with twice as many cells along an axis as the one before
 _POINTS_PER_CELL = 2  # at least
 _MOST_FAR = 8  # one of so many points may lie beyond the grid
+_SERVED = 2  # cells for each entry that may cost nothing in the end
 _MOST_HIDDEN = 0.1  # of the least cost to be expected: what points may cost about their means
 
 Floats = NDArray[Any]
@@ -64,8 +65,7 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> list[Weighted]:
         quarters = grids[0].reshape(cells, 2, 2 * cells, 4)
         halves = (quarters[:, 0] + quarters[:, 1]).reshape(cells * cells, 2, 4)
         grids.insert(0, halves[:, 0] + halves[:, 1])
-    one = grids[0].sum(axis=0, keepdims=True)
-    if _hidden(grids[0]) > _MOST_HIDDEN * _hidden(one) / n_entries:
+    if _hidden(grids[0]) > _MOST_HIDDEN * _seen(grids[0], n_entries) / n_entries:
         return []
     outside = outside[:far]
     its_weights = weights[outside] if weights.shape[1] else np.ones((far, 1), np.float32)
@@ -77,6 +77,21 @@ def _hidden(sums: Floats) -> float:
     """Return what points cost about the means of their cells."""
     mass, moment = sums[:, :1], sums[:, 1:3]
     return float(sums[:, 3].sum() - (moment**2 / np.where(mass > 0.0, mass, 1.0)).sum())
+
+
+def _seen(sums: Floats, n_entries: int) -> float:
+    """Return what the means of cells cost about that of all, but for those that cost most.
+
+    These may be served by entries of their own, and then matter no more.
+    """
+    sums = sums.take(np.flatnonzero(sums[:, 0]), axis=0)
+    kept = len(sums) - _SERVED * n_entries
+    if kept <= 0:
+        return 0.0
+    one = sums.sum(axis=0)
+    gaps = sums[:, 1:3] / sums[:, :1] - one[1:3] / one[0]
+    costs = sums[:, 0] * (gaps**2).sum(axis=1)
+    return float(np.partition(costs, kept)[:kept].sum())
 
 
 def _joined(sums: Floats, low: Floats, beyond: Weighted) -> Weighted:
