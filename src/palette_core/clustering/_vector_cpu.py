@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from palette_core.clustering import _vector_kernels as kernels
+from palette_core.clustering import _vector_sampling as sampling
 from palette_core.clustering import _vector_search as search
 from palette_core.clustering import _vector_seeding as seeding
-from palette_core.clustering._scalar_threads import on_a_thread
+from palette_core.clustering._vector_blocks import Block, Workers
+from palette_core.clustering._vector_cells import as_cells
 from palette_core.clustering._vector_options import (
+    CELLS_TOL,
     START_TOL,
     SWAP_TOL,
     KMeansVectorOptions,
@@ -26,118 +25,60 @@ from palette_core.clustering._vector_options import (
 )
 
 Floats = NDArray[Any]
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
-
-_SHARED = 1 << 16  # blocks of more points are worked on by all threads together
-
-
-@dataclass(frozen=True)
-class Block:
-    """One block: ``points`` ``[N, D]``, ``weights`` ``[N, 0]``, ``[N, 1]`` or ``[N, D]``."""
-
-    index: int
-    points: Floats
-    weights: Floats
-
-    @property
-    def chunks(self) -> int:
-        return math.ceil(len(self.points) / kernels.CHUNK)
-
-
-class Workers:
-    """A pool of as many threads as torch uses; kernels release the GIL."""
-
-    def __init__(self) -> None:
-        self.count = 1 if on_a_thread() else max(1, torch.get_num_threads())
-        self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def map(self, call: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
-        """Return ``[call(item) for item in items]``."""
-        if self._pool is None:
-            return [call(item) for item in items]
-        return list(self._pool.map(call, items))
-
-    def each(
-        self, blocks: list[Block], call: Callable[[Block, Workers | None], ResultT]
-    ) -> list[ResultT]:
-        """Call for every block: with these workers for a large one, alone for a small one."""
-        small = [block for block in blocks if block.points.shape[0] <= _SHARED]
-        done = {
-            b.index: r for b, r in zip(small, self.map(lambda b: call(b, None), small), strict=True)
-        }
-        for block in blocks:
-            if block.index not in done:
-                done[block.index] = call(block, self)
-        return [done[block.index] for block in blocks]
 
 
 def fit_blocks(
     blocks: list[Block], n_entries: int, seed: int, options: KMeansVectorOptions
-) -> list[Floats]:
-    """Return a table ``[K', D]`` float64 with K' ≤ K for every block."""
+) -> list[tuple[Floats, NDArray[np.uint8] | None]]:
+    """Return, for every block, a table ``[K', D]`` float64 with K' ≤ K, and codes ``[N]``.
+
+    The codes were the nearest entries before these last moved; None where nothing moved.
+    """
     with Workers() as workers:
         tables = workers.map(lambda block: _distinct(block, n_entries), blocks)
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
-        sampled = min(sample_size(n_entries), max((b.points.shape[0] for b in blocks), default=0))
-        seedings = tries(options.restarts, sampled, n_entries)
-        samples = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
+        sampled = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
+        samples = [levels[0] for levels in sampled]
+        seedings = [
+            tries(options.restarts, len(few[0].points), n_entries, cells=len(few) > 1)
+            for few in sampled
+        ]
         tasks = [
             (sample, sample is not block, r)
-            for sample, block in zip(samples, open_blocks, strict=True)
-            for r in range(seedings)
+            for sample, block, count in zip(samples, open_blocks, seedings, strict=True)
+            for r in range(count)
         ]
-        started = workers.map(lambda task: _start(*task, n_entries, seed, options), tasks)
+        started = iter(workers.map(lambda task: _start(*task, n_entries, seed, options), tasks))
         best: dict[int, Floats] = {}
-        for at, block in enumerate(open_blocks):
-            found = started[at * seedings : (at + 1) * seedings]
-            best[block.index] = min(found, key=lambda one: one[0])[1]
-        swapped = workers.map(lambda sample: _swap(sample, best[sample.index], options), samples)
-        best = {b.index: table for b, table in zip(open_blocks, swapped, strict=True)}
-        workers.each(open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers))
+        for block, count in zip(open_blocks, seedings, strict=True):
+            best[block.index] = min(itertools.islice(started, count), key=lambda one: one[0])[1]
+        better = workers.map(lambda of: _better(of, best[of[0].index], options), sampled)
+        best = {b.index: table for b, table in zip(open_blocks, better, strict=True)}
+        polished = workers.each(
+            open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers)
+        )
+    codes = {b.index: its_codes for b, its_codes in zip(open_blocks, polished, strict=True)}
     return [
-        best[block.index] if table is None else table
+        (best[block.index], codes[block.index]) if table is None else (table, None)
         for block, table in zip(blocks, tables, strict=True)
     ]
 
 
-def make_blocks(points: Tensor, importance: Tensor | None) -> list[Block]:
-    """Return a block per row of points ``[B, N, D]`` and elementwise importance.
+def assign_blocks(
+    blocks: list[Block], tables: list[Floats], guesses: list[NDArray[np.uint8] | None]
+) -> list[NDArray[np.uint8]]:
+    """Return codes ``[N]`` of the nearest entry for every block; the lowest among equals.
 
-    Importance that is zero or the same everywhere in a block is none; one that is the same for
-    all coordinates of each point becomes one weight per point.
+    Args:
+        blocks: what to assign.
+        tables: ``[K', D]`` for each.
+        guesses: codes that are nearly right, overwritten; or None.
     """
-    points = points.detach()
-    if points.dtype not in (torch.float32, torch.float64):
-        points = points.float()
-    data = points.contiguous().numpy()
-    none = np.empty((data.shape[1], 0), dtype=np.float32)
-    if importance is None:
-        return [Block(b, part, none) for b, part in enumerate(data)]
-    given = importance.detach().to(torch.float32).contiguous().numpy()
-    return [Block(b, part, _weights(given[b], none)) for b, part in enumerate(data)]
-
-
-def _weights(given: Floats, none: Floats) -> Floats:
-    if not given.any() or bool((given == given[0, 0]).all()):
-        return none
-    first = given[:, :1]
-    return np.ascontiguousarray(first) if bool((given == first).all()) else given
-
-
-def assign_blocks(blocks: list[Block], tables: list[Floats]) -> list[NDArray[np.uint8]]:
-    """Return codes ``[N]`` of the nearest entry for every block; the lowest among equals."""
 
     def assign(block: Block, workers: Workers | None) -> NDArray[np.uint8]:
-        job = _Pass(block, tables[block.index])
-        job.run(tables[block.index], known=False, workers=workers)
+        guess = guesses[block.index]
+        job = _Pass(block, tables[block.index], guess)
+        job.run(tables[block.index], known=guess is not None, workers=workers)
         return job.codes
 
     with Workers() as workers:
@@ -178,7 +119,7 @@ def pass_over(
 
 def _distinct(block: Block, n_entries: int) -> Floats | None:
     table = np.empty((n_entries, block.points.shape[1]))
-    found = seeding.distinct(block.points, block.weights, table)
+    found = sampling.distinct(block.points, block.weights, table)
     return table[:found] if found <= n_entries else None
 
 
@@ -210,37 +151,54 @@ def _start(
     return total, full
 
 
-def _sample(block: Block, n_entries: int, seed: int) -> Block:
+def _sample(block: Block, n_entries: int, seed: int) -> list[Block]:
+    """Return few points that stand for a block, then, where that helps, ever more of them."""
     size = sample_size(n_entries)
     if block.points.shape[0] <= size:
-        return block
+        return [block]
+    cells = as_cells(block.points, block.weights, n_entries)
+    if cells:
+        return [Block(block.index, *level) for level in cells]
     draws = np.sort(np.random.default_rng([seed, block.index, 0]).random(size))
     chosen = np.empty(size, dtype=np.int64)
     scale = np.empty(size)
-    seeding.coreset(block.points, block.weights, draws, chosen, scale)
+    sampling.coreset(block.points, block.weights, draws, chosen, scale)
     weights = scale[:, None]
     if block.weights.shape[1]:
         weights = weights * block.weights[chosen]
     weights = (weights / weights.max()).astype(np.float32)
-    return Block(block.index, block.points[chosen], np.ascontiguousarray(weights))
+    return [Block(block.index, block.points[chosen], np.ascontiguousarray(weights))]
+
+
+def _better(levels: list[Block], table: Floats, options: KMeansVectorOptions) -> Floats:
+    """Improve a table on few points that stand for a block, then on more of them."""
+    table = _swap(levels[0], table, options)
+    for level in levels[1:]:
+        # Here the last bit of the way costs little.
+        _Pass(level, table).lloyd(table, options.max_iter, CELLS_TOL * options.tol)
+    return table
 
 
 def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
     """Swap entries to better places of a sample while that lowers the cost."""
     job = _Pass(block, table)
     total = job.lloyd(table, options.max_iter, options.tol)
+    job.run(table, known=False)
     wanted = table.shape[0] // 4
     for _ in range(options.swaps):
         if wanted < 1:
             break
         trial = _Pass(block, table)
         moved = table.copy()
-        made = seeding.swap_entries(block.points, block.weights, moved, job.order, wanted)
+        made = seeding.swap_entries(
+            block.points, block.weights, moved, job.codes, job.lower, job.order, wanted
+        )
         if not made:
             break
         found = trial.lloyd(moved, options.max_iter, max(options.tol, SWAP_TOL))
         if found < total * (1 - SWAP_TOL):
             job, table, total = trial, moved, found
+            job.run(table, known=False)
         else:
             wanted = min(wanted, made) // 2
     return table
@@ -248,16 +206,17 @@ def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
 
 def _polish(
     block: Block, table: Floats, options: KMeansVectorOptions, workers: Workers | None
-) -> None:
-    """Run Lloyd's iteration on the whole block."""
+) -> NDArray[np.uint8]:
+    """Run Lloyd's iteration on the whole block; return the codes before its last move."""
     job = _Pass(block, table)
     if workers is None:
         job.lloyd(table, options.max_iter, options.tol)
-        return
+        return job.codes
     for turn in range(options.max_iter):
         total = job.run(table, known=turn > 0, workers=workers)
         if job.advance(table, total, options.tol):
-            return
+            break
+    return job.codes
 
 
 class _Pass:

@@ -6,10 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SWAP_TOL = 1e-4  # a swap must lower the cost by this fraction
 START_TOL = 3e-4  # on a sample, a start is judged when its cost falls by less than this
+CELLS_TOL = 0.1  # on cells, iteration goes on to this part of its tolerance
 _SAMPLE = 16384  # points for seeding, at least
 _SAMPLE_PER_ENTRY = 64
 _TRIES_OF_ENTRIES = 48
 _TRIED_DISTANCES = 1 << 19
+_TRIED_OF_CELLS = 1 << 18  # where cells stand for a large block
 _MOST_TRIES = 32
 
 
@@ -18,9 +20,10 @@ def sample_size(n_entries: int) -> int:
     return max(_SAMPLE, _SAMPLE_PER_ENTRY * n_entries)
 
 
-def tries(restarts: int, n_points: int, n_entries: int) -> int:
+def tries(restarts: int, n_points: int, n_entries: int, *, cells: bool = False) -> int:
     """Return how many seedings to try: more where one costs little, in small blocks and tables."""
-    affordable = min(_MOST_TRIES, _TRIED_DISTANCES // (max(1, n_points) * n_entries))
+    budget = _TRIED_OF_CELLS if cells else _TRIED_DISTANCES
+    affordable = min(_MOST_TRIES, budget // (max(1, n_points) * n_entries))
     return max(restarts, _TRIES_OF_ENTRIES // n_entries, affordable)
 
 

@@ -52,13 +52,14 @@ def assign_and_sum(
 
         return PassResult(*_vector_torch.assign_and_sum(points, importance, entries))
     from palette_core.clustering import _vector_cpu as cpu
+    from palette_core.clustering._vector_blocks import Workers, make_blocks
 
-    blocks = cpu.make_blocks(points, importance)
+    blocks = make_blocks(points, importance)
     guess = codes.cpu().numpy().copy()
     table = entries.cpu().numpy()
     sums, mass = np.empty_like(table), np.empty_like(table)
     cost = np.empty(len(blocks))
-    with cpu.Workers() as workers:
+    with Workers() as workers:
         cpu.pass_over(blocks, table, guess, sums, mass, cost, workers)
     return PassResult(*(torch.from_numpy(part) for part in (guess, sums, mass, cost)))
 

@@ -18,10 +18,14 @@ from palette_core.compiled import kernel, kernel_with
 
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
+_MANY = 64  # entries from which it may pay to search outwards from a good guess
 
 _jit = kernel
+# Called by kernels alone: without a way in for the interpreter these compile faster.
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_jit_inner = kernel_with(**_INNER)
 # No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_jit_min = kernel_with(fastmath={"nnan", "nsz"})
+_jit_min = kernel_with(fastmath={"nnan", "nsz"}, **_INNER)
 
 
 @_jit
@@ -49,7 +53,7 @@ def rank_neighbours(table: Any, order: Any, gaps: Any) -> Any:
             order[a, to] = j
 
 
-@_jit
+@_jit_inner
 def search_near(  # noqa: PLR0912
     points: Any, weights: Any, i: Any, table: Any, order: Any, gaps: Any, start: Any, out: Any
 ) -> Any:
@@ -116,7 +120,7 @@ def search_near(  # noqa: PLR0912
     return best
 
 
-@_jit
+@_jit_inner
 def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out: Any) -> Any:
     """Find the entry nearest to point i by trying all; otherwise as `search_near`.
 
@@ -154,7 +158,7 @@ def _smallest(numbers: Any) -> Any:
     return low
 
 
-@_jit
+@_jit_inner
 def assign_chunk(  # noqa: PLR0912, PLR0915
     points: Any,
     weights: Any,
@@ -190,8 +194,8 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     count, dim = table.shape
     width = weights.shape[1]
     elementwise = width == dim and dim > 1
-    # With few entries per direction, or many directions, trying all is quicker.
-    near = known and count >= 4**dim
+    # With few entries, also for their number of directions, trying all is quicker.
+    near = known and count >= max(_MANY, 4**dim)
     columns = np.empty((dim, count))
     most = 0
     for k in range(count):

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from palette_core.clustering._vector_search import search_all
 from palette_core.compiled import kernel, kernel_with
 
 _FROZEN = 4  # entries near one that goes which stay where they are, itself included
 
 _jit = kernel
+# Called by kernels alone: without a way in for the interpreter these compile faster.
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_jit_inner = kernel_with(**_INNER)
 # No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_jit_min = kernel_with(fastmath={"nnan", "nsz"})
+_jit_min = kernel_with(fastmath={"nnan", "nsz"}, **_INNER)
 
 
-@_jit
+@_jit_inner
 def cost(points: Any, weights: Any, i: Any, table: Any, k: Any) -> Any:
     """Return the weighted squared distance of point i to entry k."""
     total = 0.0
@@ -34,113 +36,6 @@ def cost(points: Any, weights: Any, i: Any, table: Any, k: Any) -> Any:
         gap = points[i, d] - table[k, d]
         total += gap * gap
     return total * weights[i, 0] if weights.shape[1] else total
-
-
-@_jit
-def distinct(points: Any, weights: Any, table: Any) -> Any:  # noqa: PLR0912
-    """Collect the distinct points that have a weight, unless they are more than K.
-
-    Arrays and bounds:
-        table: ``[K, D]`` float64; its first rows are overwritten.
-
-    Returns:
-        how many there are, or K + 1 for more than K.
-    """
-    count, dim = points.shape
-    limit = table.shape[0]
-    slots = np.full(1 << 11, -1, dtype=np.int64)
-    found = 0
-    for i in range(count):
-        own = 1.0
-        if weights.shape[1]:
-            own = 0.0
-            for d in range(weights.shape[1]):
-                own += weights[i, d]
-        if not own > 0:
-            continue
-        key = np.uint64(1469598103934665603)
-        for d in range(dim):
-            x = np.float64(points[i, d])
-            if x != 0:
-                mantissa, exponent = math.frexp(x)
-                bits = np.int64(mantissa * 9007199254740992.0) ^ np.int64(exponent)
-                key = (key ^ np.uint64(bits)) * np.uint64(1099511628211)
-            key = key ^ (key >> np.uint64(29))
-        slot = np.int64(key & np.uint64(slots.shape[0] - 1))
-        while True:
-            k = slots[slot]
-            if k < 0:
-                if found == limit:
-                    return limit + 1
-                slots[slot] = found
-                for d in range(dim):
-                    table[found, d] = points[i, d]
-                found += 1
-                break
-            same = True
-            for d in range(dim):
-                if table[k, d] != points[i, d]:
-                    same = False
-            if same:
-                break
-            slot = (slot + 1) & (slots.shape[0] - 1)
-    return found
-
-
-@_jit
-def coreset(points: Any, weights: Any, draws: Any, chosen: Any, scale: Any) -> Any:
-    """Draw points for seeding: half by weight, half by their cost from the mean.
-
-    A lightweight coreset (Bachem, Lucic, Krause, Scalable k-means clustering via lightweight
-    coresets, 2018): far-away points are sure to be seen, and ``scale`` makes up for it.
-
-    Arrays and bounds:
-        draws: ``[M]`` ascending float64 in [0, 1).
-        chosen: ``[M]`` int64, overwritten by the points drawn.
-        scale: ``[M]`` float64, overwritten by the factor of each one's weight.
-    """
-    count, dim = points.shape
-    width = weights.shape[1]
-    mean = np.zeros((1, dim))
-    mass = np.zeros(dim)
-    for i in range(count):
-        for d in range(dim):
-            w = 1.0
-            if width:
-                w = np.float64(weights[i, d if width == dim else 0])
-            mean[0, d] += w * points[i, d]
-            mass[d] += w
-    for d in range(dim):
-        mean[0, d] /= mass[d] if mass[d] > 0 else 1.0
-    spread = 0.0
-    for i in range(count):
-        spread += cost(points, weights, i, mean, 0)
-    total = _sum(mass)
-    running = 0.0
-    at = 0
-    last = 0
-    last_share = 1.0
-    for i in range(count):
-        own = np.float64(dim)
-        if width:
-            own = np.float64(0.0)
-            for d in range(dim):
-                own += weights[i, d if width == dim else 0]
-        share = own / total
-        if spread > 0:
-            share = 0.5 * share + 0.5 * cost(points, weights, i, mean, 0) / spread
-        running += share
-        if share > 0:
-            last = i
-            last_share = share
-        while at < draws.shape[0] and draws[at] < running:
-            chosen[at] = i
-            scale[at] = 1.0 / (share * draws.shape[0])
-            at += 1
-    while at < draws.shape[0]:
-        chosen[at] = last
-        scale[at] = 1.0 / (last_share * draws.shape[0])
-        at += 1
 
 
 @_jit
@@ -195,7 +90,7 @@ def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR
         best_total = np.inf
         for t in range(tried):
             _costs_after(columns, factors, chosen[t], costs, k > 0, lows[t])
-            total = _sum(lows[t])
+            total = sum_of(lows[t])
             if total < best_total:
                 best_total = total
                 best = t
@@ -222,8 +117,8 @@ def _costs_after(columns: Any, factors: Any, pick: Any, costs: Any, later: Any, 
             out[i] = min(out[i], costs[i])
 
 
-@_jit
-def _sum(numbers: Any) -> Any:
+@_jit_inner
+def sum_of(numbers: Any) -> Any:
     """Add up in eight running sums: a fixed order that still vectorises."""
     parts = np.zeros(8)
     whole = numbers.shape[0] - numbers.shape[0] % 8
@@ -239,7 +134,9 @@ def _sum(numbers: Any) -> Any:
 
 
 @_jit
-def swap_entries(points: Any, weights: Any, table: Any, order: Any, wanted: Any) -> Any:  # noqa: PLR0912
+def swap_entries(  # noqa: PLR0912
+    points: Any, weights: Any, table: Any, codes: Any, second: Any, order: Any, wanted: Any
+) -> Any:
     """Move entries that help little to where points are served worst.
 
     An entry helps by what its points would cost more at their second nearest entry. The split
@@ -249,6 +146,8 @@ def swap_entries(points: Any, weights: Any, table: Any, order: Any, wanted: Any)
 
     Arrays and bounds:
         table: ``[K, D]`` float64, overwritten by the new places.
+        codes: ``[N]`` uint8, the nearest entries.
+        second: ``[N]`` float32 distances to the second nearest.
         order: ``[K, K]`` neighbours of each entry, nearest first.
         wanted: most swaps.
 
@@ -258,29 +157,27 @@ def swap_entries(points: Any, weights: Any, table: Any, order: Any, wanted: Any)
     count, dim = table.shape
     width = weights.shape[1]
     elementwise = width == dim and dim > 1
-    columns = np.empty((dim, count))
     spread = np.zeros((count, dim))
     mass = np.zeros((count, dim))
     help_given = np.zeros(count)
     costs = np.zeros(count)
     frozen = np.zeros(count, dtype=np.uint8)
-    room = np.empty(count)
-    out = np.empty(2)
-    for k in range(count):
-        for d in range(dim):
-            columns[d, k] = table[k, d]
     for i in range(points.shape[0]):
-        k = search_all(points, weights, i, columns, room, out)
+        k = codes[i]
         factor = 1.0
         if width and not elementwise:
             factor = np.float64(weights[i, 0])
-        help_given[k] += factor * (out[1] * out[1] - out[0])
-        costs[k] += factor * out[0]
+        near = 0.0
         for d in range(dim):
             w = np.float64(weights[i, d]) if elementwise else factor
             gap = points[i, d] - table[k, d]
-            spread[k, d] += w * (gap * gap)
+            own = w * (gap * gap)
+            near += own
+            spread[k, d] += own
             mass[k, d] += w
+        far = np.float64(second[i])
+        help_given[k] += factor * (far * far) - near
+        costs[k] += near
     made = 0
     while made < wanted:
         away = -1

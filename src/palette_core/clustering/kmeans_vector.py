@@ -62,11 +62,14 @@ class KMeansVector(Clusterer):
 
     def _fit_cpu(self, problem: ClusterProblem) -> Codebook:
         from palette_core.clustering import _vector_cpu as cpu
+        from palette_core.clustering._vector_blocks import make_blocks
 
-        blocks = cpu.make_blocks(problem.points, problem.importance)
-        tables = cpu.fit_blocks(blocks, problem.n_entries, problem.seed, self.options)
-        blocks = cpu.make_blocks(problem.points, metric(problem.importance))
-        codes = cpu.assign_blocks(blocks, [_cast(t, problem.points.dtype) for t in tables])
+        blocks = make_blocks(problem.points, problem.importance)
+        fitted = cpu.fit_blocks(blocks, problem.n_entries, problem.seed, self.options)
+        tables = [table for table, _ in fitted]
+        blocks = make_blocks(problem.points, metric(problem.importance))
+        cast = [_cast(table, problem.points.dtype) for table in tables]
+        codes = cpu.assign_blocks(blocks, cast, [guess for _, guess in fitted])
         entries = np.zeros((len(blocks), problem.n_entries, problem.points.shape[2]))
         for entry, table in zip(entries, tables, strict=True):
             entry[: table.shape[0]] = table
