@@ -23,13 +23,26 @@ def kernel_with(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return lambda function: _compile(function, options)
 
 
+def short_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that is over so soon that it had better keep the interpreter's lock.
+
+    To hand it to another thread and take it back takes longer.
+    """
+    return _compile(function, {"nogil": False})
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function as a part of each one that calls it, rather than by itself as well."""
+    return _compile(function, {"inline": "always"})
+
+
 def are_kept() -> bool:
     """Say whether compiled kernels outlive this process."""
     return not _not_kept
 
 
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
-    options = {"nogil": True, "error_model": "numpy", **options}
+    options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, **options}
     try:
         # Beside the source; where that is read-only, in a folder of the user's.
         return numba.njit(cache=True, **options)(function)

@@ -10,21 +10,23 @@ from typing import Any
 
 import torch
 
+from palette_core.clustering import _scalar_block as block
 from palette_core.clustering import _scalar_costs as costs
 from palette_core.clustering import _scalar_passes as passes
 from palette_core.clustering import _scalar_rounding as rounding
+from palette_core.clustering import _scalar_search as search
+from palette_core.clustering import _scalar_whole as whole
 from palette_core.clustering import _square_kernel as squares
 
 _KERNELS: tuple[Any, ...] = (
-    costs.charged,
-    costs.path_cost,
+    block.middle_of,
+    block.open_more,
+    block.set_limits,
     costs.rounding_error,
     costs.running_sums,
     costs.segment_means,
     costs.thin,
-    costs.trace,
     passes.assign_cells,
-    passes.cells_of,
     passes.count_patterns,
     passes.fill_cells,
     passes.gather_open,
@@ -32,7 +34,9 @@ _KERNELS: tuple[Any, ...] = (
     passes.merge_atoms,
     passes.weigh_patterns,
     rounding.settle,
+    search.search,
     squares.add_squares,
+    whole.fit_block,
 )
 
 
@@ -52,7 +56,7 @@ def _on_disk(kernel: Any) -> bool:
 
 def warm_up() -> None:
     """Compile, or load from the cache, everything an ordinary weight needs."""
-    from palette_core.clustering._scalar_floats import fit_floats
+    from palette_core.clustering._scalar_floats import MANY, fit_floats
     from palette_core.clustering._scalar_halves import fit_halves
     from palette_core.clustering.square_sums import square_sums
     from palette_core.palettized import PalettizedTensor
@@ -61,6 +65,7 @@ def warm_up() -> None:
     for weights in (None, torch.ones_like(points)):
         fit_floats(points, weights, 16, 4)
         fit_halves(points.half(), weights, 16)
+    fit_floats(points.expand(MANY, -1), None, 16, 4)
     codes = torch.zeros((1, points.numel()), dtype=torch.uint8)
     palettized = PalettizedTensor(codes, torch.zeros(1, 1, 2, 1), 1, 0, points.dtype)
     square_sums(points, palettized)
