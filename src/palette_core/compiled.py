@@ -5,6 +5,7 @@ Importing this imports numba, which takes a while: only modules that hold kernel
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,21 @@ def short_kernel(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function as a part of each one that calls it, rather than by itself as well."""
     return _compile(function, {"inline": "always"})
+
+
+def is_compiled(function: Any) -> bool:
+    """Say whether a kernel has been compiled, in this process or into a cache on disk."""
+    return bool(function.signatures) or _is_on_disk(function)
+
+
+@functools.cache
+def _is_on_disk(function: Any) -> bool:
+    """Look into numba's cache, once, for machine code of this kernel for this machine."""
+    index = getattr(getattr(function, "_cache", None), "_cache_file", None)
+    try:
+        return index is not None and bool(index._load_index())
+    except OSError:
+        return False
 
 
 def are_kept() -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from palette_core.clustering._scalar_block import middle_of, open_more
 from palette_core.clustering._scalar_costs import segment_means
 from palette_core.clustering._scalar_grid import (
+    PART,
     Float32s,
     Grid,
     HostSource,
@@ -32,6 +33,7 @@ from palette_core.clustering._scalar_solver import Floats, solve_atoms
 from palette_core.clustering._scalar_sorted import fit_sorted, spread
 from palette_core.clustering._scalar_threads import map_threads
 from palette_core.clustering._scalar_whole import fit_block
+from palette_core.compiled import is_compiled
 
 _BIG = 1 << 21  # blocks of more points than this are taken one by one, with threads inside
 _SHORT = 1 << 17  # blocks of fewer points than this are over too soon for threads to take turns
@@ -64,17 +66,20 @@ def fit_floats(
             its_lut, its_codes = fit_sorted(rows[b : b + 1], some, k)
             lut[b], codes[b] = its_lut[0].numpy(), its_codes[0].numpy()
             return
-        if many and _fit_at_once(row, weight, grid, lut[b], codes[b]):
+        if at_once and _fit_at_once(row, weight, grid, lut[b], codes[b]):
             return
         source = HostSource(row, weight, grid, run)
         lut[b] = solve_source(source, k, exact=resolution is None)
         source.assign(lut[b], codes[b])
 
-    many = blocks >= MANY and count <= _BIG and resolution is not None
+    # Sums over several parts are rounded otherwise.
+    at_once = resolution is not None and count <= PART and k > 1
+    # For few blocks compiling it would take longer than it saves.
+    at_once = at_once and (blocks >= MANY or is_compiled(fit_block))
     if count > _BIG:
         for b in range(blocks):
             one(b, map_threads)
-    elif many or count >= _SHORT:
+    elif at_once or count >= _SHORT:
         map_threads(one, range(blocks))
     else:
         for b in range(blocks):

@@ -29,7 +29,7 @@ _PER_ENTRY = 64  # least number of cells per entry in the search
 _FEWEST = 1024
 _PER_CELL = 256  # points in an average cell, at most
 _SEARCH_CELLS = 1 << 16  # as many as there are float16 values
-_PART = 1 << 20  # points one thread takes at a time
+PART = 1 << 20  # points one thread takes at a time
 _PART_CELLS = 1 << 21  # most cells in all parts' tables together
 
 Float32s = NDArray[np.float32]
@@ -117,7 +117,7 @@ class HostSource:
         self.cells: Floats
         self._points = points
         self._run = run
-        size = max(_PART, math.ceil(points.size * grid.top / _PART_CELLS))
+        size = max(PART, math.ceil(points.size * grid.top / _PART_CELLS))
         self._parts = parts_of(points.size, size)
         self._weights = np.empty(0, np.float32) if weights is None else weights
         self.has_weights = weights is not None

@@ -17,6 +17,7 @@ from palette_core.clustering import _scalar_rounding as rounding
 from palette_core.clustering import _scalar_search as search
 from palette_core.clustering import _scalar_whole as whole
 from palette_core.clustering import _square_kernel as squares
+from palette_core.compiled import is_compiled
 
 _KERNELS: tuple[Any, ...] = (
     block.middle_of,
@@ -42,16 +43,7 @@ _KERNELS: tuple[Any, ...] = (
 
 def kernels_are_cached() -> bool:
     """Say whether all kernels are compiled already, in this process or in numba's file cache."""
-    return all(kernel.signatures or _on_disk(kernel) for kernel in _KERNELS)
-
-
-def _on_disk(kernel: Any) -> bool:
-    """Say whether the cache holds machine code of this kernel for this machine."""
-    index = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
-    try:
-        return index is not None and bool(index._load_index())
-    except OSError:
-        return False
+    return all(is_compiled(kernel) for kernel in _KERNELS)
 
 
 def warm_up() -> None:

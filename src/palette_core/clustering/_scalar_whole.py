@@ -66,7 +66,7 @@ def fit_block(
         atoms: ``[5, M]`` float64 scratch.
         sums: ``[M + 1, 3]`` float64 scratch.
         ints: ``[7, M + 1]`` int32 scratch.
-        lut: ``[K]`` float32 out.
+        lut: ``[K]`` float32 out, K at least 2.
         codes: ``[N]`` uint8 out.
 
     Returns:
