@@ -90,6 +90,8 @@ class BlockLayout:
 
     def split(self, weight: Tensor) -> Tensor:
         """Cut a weight of ``shape`` into points ``[B, N, D]``; a view where strides allow."""
+        if self._is_one_row:
+            return weight.reshape(1, self.points_per_block, 1)
         sizes: list[int] = []
         for axis, (g, b) in enumerate(zip(self.grid, self.block, strict=True)):
             sizes += (
@@ -101,6 +103,8 @@ class BlockLayout:
 
     def merge(self, points: Tensor) -> Tensor:
         """Put points ``[B, N, D]`` together to a weight of ``shape``: the inverse of `split`."""
+        if self._is_one_row:
+            return points.reshape(self.shape)
         order = self._order()
         inner = [
             b // self.cluster_dim if axis == self.vector_axis else b
@@ -117,7 +121,14 @@ class BlockLayout:
         """Put codes ``[B, N]`` together to indices of ``index_shape``."""
         return self._scalar().merge(codes.unsqueeze(-1))
 
+    @property
+    def _is_one_row(self) -> bool:
+        """One block of scalars: points in the order of the weight."""
+        return self.cluster_dim == 1 and self.block == self.shape
+
     def _scalar(self) -> BlockLayout:
+        if self.cluster_dim == 1:
+            return self
         block = tuple(
             b // self.cluster_dim if axis == self.vector_axis else b
             for axis, b in enumerate(self.block)

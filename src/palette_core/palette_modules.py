@@ -41,6 +41,16 @@ class PalettizedWeight(PaletteModule):
     learned: Tensor
     steps: Tensor
 
+    # Set here rather than on each of a net's many weights: nn.Module's setattr takes its time.
+    sensitivity: Sensitivity | None = None  # of the dense weight, for every clustering
+    # What the three buffers hold, for no forward pass to wait for a device.
+    _on, _has_learned, _steps = True, False, 0
+    _trained_name = "lut"
+    _decoded: Tensor | None = None
+    _decoded_from: tuple[Any, ...] = ()
+    _decoded_version = 0
+    _settled_from: tuple[Any, ...] = ()
+
     def __init__(
         self,
         plan: TensorPlan,
@@ -55,7 +65,6 @@ class PalettizedWeight(PaletteModule):
         super().__init__(palettized, palettized.indices)
         self.plan = plan
         self.strategy = strategy
-        self.sensitivity: Sensitivity | None = None  # of the dense weight, for every clustering
         self.trains_lut = trains_lut
         self.moves_lut = moves_lut
         self.quantizer = quantizer
@@ -64,9 +73,6 @@ class PalettizedWeight(PaletteModule):
             self.register_buffer("enabled", torch.tensor(True, device=device))
             self.register_buffer("learned", torch.tensor(False, device=device))
             self.register_buffer("steps", torch.tensor(0, device=device))
-            # What the three hold, for no forward pass to wait for a device.
-            self._on, self._has_learned, self._steps = True, False, 0
-            self._trained_name = "lut"
             if (trains_lut or moves_lut) and palettized.lut_scale is not None:
                 self._trained_name = "float_lut"
                 entries = dequantize_lut(*self.entries()).to(palettized.dtype)
@@ -74,10 +80,6 @@ class PalettizedWeight(PaletteModule):
             if trains_lut:
                 table = self._buffers.pop(self._trained_name)
                 self.register_parameter(self._trained_name, nn.Parameter(cast("Tensor", table)))
-        self._decoded: Tensor | None = None
-        self._decoded_from: tuple[Any, ...] = ()
-        self._decoded_version = 0
-        self._settled_from: tuple[Any, ...] = ()
 
     def palettized(self) -> PalettizedTensor:
         """Return the weight as indices and tables that share this module's memory.
@@ -308,6 +310,9 @@ class PalettizedWeight(PaletteModule):
 
 def _outside_inference(palettized: PalettizedTensor) -> PalettizedTensor:
     """Return parts that can be written to later: what inference mode has made cannot."""
+    parts = vars(palettized).values()
+    if not any(isinstance(part, Tensor) and part.is_inference() for part in parts):
+        return palettized
 
     def outside(part: Any) -> Any:
         return part.clone() if isinstance(part, Tensor) and part.is_inference() else part

@@ -17,19 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from palette_core.compiled import kernel
+from palette_core.compiled import inlined, kernel, short_kernel
 
+SHARP = 3e-10  # relative error of a cost above which the merged form is used
+LIGHT = 1e-13  # share of the total weight below which an atom is lost in running sums
 _RUN = 16  # atoms per run of the merged form
+# Helpers get 64-bit integers only, lest each is compiled once for every kind.
+_wide: Any = np.int64
 
 
-@kernel
-def running_sums(w: Any, x: Any) -> Any:
-    """Return ``[n + 1, 3]`` running sums of ascending atoms, anchored at the value nearest 0."""
+@short_kernel
+def running_sums(w: Any, x: Any, sums: Any) -> None:
+    """Write the running sums of n ascending atoms, anchored at the value nearest 0, to ``sums``."""
     n = w.size
-    sums = np.zeros((n + 1, 3))
     anchor = 0
     while anchor < n and x[anchor] < 0.0:
         anchor += 1
+    for c in range(3):
+        sums[anchor, c] = 0.0
     for i in range(anchor, n):
         wx = w[i] * x[i]
         sums[i + 1, 0] = sums[i, 0] + w[i]
@@ -40,7 +45,6 @@ def running_sums(w: Any, x: Any) -> Any:
         sums[i, 0] = sums[i + 1, 0] - w[i]
         sums[i, 1] = sums[i + 1, 1] - wx
         sums[i, 2] = sums[i + 1, 2] - wx * x[i]
-    return sums
 
 
 @kernel
@@ -141,7 +145,7 @@ def _beats(moments: Any, n: int, total: Any, b: int, j: int, p: int) -> bool:
     return bool(total[j] + cost(moments, n, j, p) <= total[b] + cost(moments, n, b, p))
 
 
-@kernel
+@inlined
 def charged(moments: Any, n: int, charge: float, total: Any, back: Any, queue: Any) -> int:
     """Minimise cost + charge · segments over all partitions of atoms 0 … n-1.
 
@@ -164,16 +168,16 @@ def charged(moments: Any, n: int, charge: float, total: Any, back: Any, queue: A
     for j in range(1, n + 1):
         while head < tail and since[head + 1] <= j:
             head += 1
-        i = start[head]
+        i = _wide(start[head])
         total[j], back[j] = total[i] + cost(moments, n, i, j) + charge, i
         hi = n + 1  # from here on j beats the last candidate; n + 1 stands for never
         while tail > head and since[tail] > j:
-            if not _beats(moments, n, total, start[tail], j, since[tail]):
+            if not _beats(moments, n, total, _wide(start[tail]), j, _wide(since[tail])):
                 break
-            hi = since[tail]
+            hi = _wide(since[tail])
             tail -= 1
-        b = start[tail]
-        lo = max(j, since[tail])  # here it does not
+        b = _wide(start[tail])
+        lo = max(j, _wide(since[tail]))  # here it does not
         p, step = guess + 1, 1
         while hi - lo > 1:
             p = min(max(p, lo + 1), hi - 1)
@@ -198,28 +202,26 @@ def charged(moments: Any, n: int, charge: float, total: Any, back: Any, queue: A
     return segments
 
 
-@kernel
-def trace(back: Any, n: int, segments: int) -> Any:
-    """Follow ``back`` from n; return the ``segments + 1`` cuts in ascending order."""
-    cuts = np.empty(segments + 1, np.int32)
+@inlined
+def trace(back: Any, n: int, segments: int, cuts: Any) -> None:
+    """Follow ``back`` from n; write the ``segments + 1`` cuts in ascending order."""
     j = n
     for k in range(segments, 0, -1):
         cuts[k] = j
-        j = back[j]
+        j = _wide(back[j])
     cuts[0] = 0
-    return cuts
 
 
 @kernel
-def path_cost(moments: Any, cuts: Any) -> float:
-    """Return the summed cost of the segments between neighbouring ``cuts``."""
+def path_cost(moments: Any, n: int, cuts: Any, segments: int) -> float:
+    """Return the summed cost of the segments between neighbouring ``cuts`` of n atoms."""
     out = 0.0
-    for k in range(cuts.size - 1):
-        out += cost(moments, cuts[-1], cuts[k], cuts[k + 1])
+    for k in range(segments):
+        out += cost(moments, n, _wide(cuts[k]), _wide(cuts[k + 1]))
     return out
 
 
-@kernel
+@inlined
 def mean_of(w: Any, x: Any, i: int, j: int) -> float:
     """Return the weighted mean of atoms i … j-1, taken about one of them."""
     middle = x[(i + j) // 2]
@@ -230,17 +232,17 @@ def mean_of(w: Any, x: Any, i: int, j: int) -> float:
     return float(middle + s / a)
 
 
-@kernel
+@short_kernel
 def segment_means(w: Any, x: Any, cuts: Any) -> Any:
     """Return the weighted mean of each segment, kept inside its hull."""
     out = np.empty(cuts.size - 1)
     for k in range(out.size):
-        mean = mean_of(w, x, cuts[k], cuts[k + 1])
+        mean = mean_of(w, x, _wide(cuts[k]), _wide(cuts[k + 1]))
         out[k] = min(max(mean, x[cuts[k]]), x[cuts[k + 1] - 1])
     return out
 
 
-@kernel
+@short_kernel
 def rounding_error(sums: Any, w: Any, x: Any, cuts: Any) -> Any:
     """Estimate the rounding error of `path_cost` with running sums; also do the cost with care.
 
@@ -248,27 +250,25 @@ def rounding_error(sums: Any, w: Any, x: Any, cuts: Any) -> Any:
     """
     error, care = 0.0, 0.0
     for k in range(cuts.size - 1):
-        i, j = cuts[k], cuts[k + 1]
+        i, j = _wide(cuts[k]), _wide(cuts[k + 1])
         if j == i + 1:
             continue
         mean = mean_of(w, x, i, j)
         for t in range(i, j):
             care += w[t] * (x[t] - mean) * (x[t] - mean)
-        for end in (i, j):
+        for end in range(i, j + 1, j - i):
             one = abs(sums[end, 2]) + 2.0 * abs(mean * sums[end, 1])
             one += mean * mean * abs(sums[end, 0])
             error += one * one
     return 1.2e-16 * math.sqrt(error), care
 
 
-@kernel
-def thin(w: Any, x: Any, merge: int) -> Any:
+@short_kernel
+def thin(w: Any, x: Any, merge: int, out_w: Any, out_x: Any) -> None:
     """Merge each ``merge`` neighbouring atoms into one at their mean."""
-    n = (w.size + merge - 1) // merge
-    tw, tx = np.zeros(n), np.zeros(n)
-    for i in range(n):
-        last = min(w.size, (i + 1) * merge)
-        for t in range(i * merge, last):
-            tw[i] += w[t]
-        tx[i] = mean_of(w, x, i * merge, last)
-    return tw, tx
+    for i in range(out_w.size):
+        first, last = i * merge, min(w.size, (i + 1) * merge)
+        total = 0.0
+        for t in range(first, last):
+            total += w[t]
+        out_w[i], out_x[i] = total, mean_of(w, x, first, last)

@@ -16,26 +16,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from palette_core.clustering._scalar_block import middle_of, open_more
 from palette_core.clustering._scalar_costs import segment_means
 from palette_core.clustering._scalar_grid import (
-    Atoms,
+    PART,
     Float32s,
     Grid,
     HostSource,
     Source,
     choose_grid,
     make_atoms,
-    middle_of,
     sample_step,
 )
 from palette_core.clustering._scalar_proof import may_hold_a_cut
-from palette_core.clustering._scalar_solver import Floats, Partition, solve_atoms
-from palette_core.clustering._scalar_sorted import fit_sorted, spread, thresholds
+from palette_core.clustering._scalar_solver import Floats, solve_atoms
+from palette_core.clustering._scalar_sorted import fit_sorted, spread
 from palette_core.clustering._scalar_threads import map_threads
+from palette_core.clustering._scalar_whole import fit_block
+from palette_core.compiled import is_compiled
 
 _BIG = 1 << 21  # blocks of more points than this are taken one by one, with threads inside
-_HIDDEN = 1.0 / 64  # of λ: what a closed cell's points may cost about their mean
-_ROUNDS = 2
+_SHORT = 1 << 17  # blocks of fewer points than this are over too soon for threads to take turns
+MANY = 32  # blocks from which it pays to have compiled what does a block at once
+_SPACE = 8192  # least number of atoms that there is room for, besides the cells
 
 
 def fit_floats(
@@ -63,29 +66,57 @@ def fit_floats(
             its_lut, its_codes = fit_sorted(rows[b : b + 1], some, k)
             lut[b], codes[b] = its_lut[0].numpy(), its_codes[0].numpy()
             return
+        if at_once and _fit_at_once(row, weight, grid, lut[b], codes[b]):
+            return
         source = HostSource(row, weight, grid, run)
         lut[b] = solve_source(source, k, exact=resolution is None)
-        source.assign(limits_of(lut[b]), codes[b])
+        source.assign(lut[b], codes[b])
 
+    # Sums over several parts are rounded otherwise.
+    at_once = resolution is not None and count <= PART and k > 1
+    # For few blocks compiling it would take longer than it saves.
+    at_once = at_once and (blocks >= MANY or is_compiled(fit_block))
     if count > _BIG:
         for b in range(blocks):
             one(b, map_threads)
-    else:
+    elif at_once or count >= _SHORT:
         map_threads(one, range(blocks))
+    else:
+        for b in range(blocks):
+            one(b)
     return torch.from_numpy(lut), torch.from_numpy(codes)
+
+
+def _fit_at_once(
+    row: Float32s, weight: Float32s | None, grid: Grid, lut: Float32s, codes: NDArray[np.uint8]
+) -> bool:
+    """Cluster a block without the interpreter; return whether that could be done."""
+    size, cells = row.size + 1, grid.top + 1
+    atoms = cells + max(_SPACE, row.size // 8)
+    # What is not written to takes no memory.
+    points = np.empty((2, size), np.float32)
+    done = fit_block(
+        row,
+        np.empty(0, np.float32) if weight is None else weight,
+        grid.low,
+        grid.per_unit,
+        grid.width,
+        np.zeros((cells, 2 if weight is None else 3)),
+        np.zeros(cells, np.uint8),
+        points,
+        points.view(np.uint32),
+        np.empty((2, 0 if weight is None else size), np.float32),
+        np.empty((5, atoms)),
+        np.empty((atoms + 1, 3)),
+        np.empty((7, atoms + 1), np.int32),
+        lut,
+        codes,
+    )
+    return bool(done)
 
 
 def _in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     return [function(item) for item in items]
-
-
-def limits_of(lut: Float32s) -> Float32s:
-    """Return the largest float32 at or below each midpoint of neighbouring entries."""
-    middles = thresholds(lut.astype(np.float64))
-    limits = middles.astype(np.float32)
-    above = limits.astype(np.float64) > middles
-    limits[above] = np.nextafter(limits[above], np.float32(-np.inf))
-    return limits
 
 
 Asking = Generator[NDArray[np.uint8], tuple[Float32s, Float32s], Float32s]
@@ -118,42 +149,19 @@ def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
     is_open = np.zeros(cells.shape[0], np.uint8)
     is_open[[0, -1]] = cells[[0, -1], 0] > 0.0
     about = middle_of(cells)
-    atoms = make_atoms(cells, is_open, *(yield is_open), about)
-    best = solve_atoms(atoms.w, atoms.x, k)
-    rounds = 0
+    charge, rounds = 0.0, 0
     while True:
-        found = _too_coarse(atoms, best, grid)
-        if not found.size and rounds < _ROUNDS:
-            found = _cut_cells(atoms, best, cells.shape[0])
-            rounds = rounds + 1 if found.size else _ROUNDS
-        if not found.size:
-            break
-        is_open[found] = 1
         atoms = make_atoms(cells, is_open, *(yield is_open), about)
-        best = solve_atoms(atoms.w, atoms.x, k, best.charge)
+        best = solve_atoms(atoms.w, atoms.x, k, charge)
+        charge = best.charge
+        rounds = open_more(atoms.w, atoms.cell, best.cuts, charge, grid.width, rounds, is_open)
+        if rounds < 0:
+            break
     if exact:
         found = may_hold_a_cut(atoms.w, atoms.x, atoms.cell, best, k, grid.width)
         if found.size:
             is_open[found] = 1
             atoms = make_atoms(cells, is_open, *(yield is_open), about)
-            best = solve_atoms(atoms.w, atoms.x, k, best.charge)
+            best = solve_atoms(atoms.w, atoms.x, k, charge)
     entries = segment_means(atoms.w, atoms.x, best.cuts) + atoms.about
     return spread(entries, k).astype(np.float32)
-
-
-def _too_coarse(atoms: Atoms, best: Partition, grid: Grid) -> NDArray[Any]:
-    """Return closed cells whose points may cost enough for an entry of their own."""
-    worst = 0.25 * atoms.w * grid.width**2
-    return atoms.cell[(atoms.cell >= 0) & (worst > _HIDDEN * best.charge)]
-
-
-def _cut_cells(atoms: Atoms, best: Partition, count: int) -> NDArray[Any]:
-    """Return the closed cells on either side of each boundary, and their neighbours."""
-    cuts = best.cuts[1:-1]
-    sides = np.concatenate([atoms.cell[cuts - 1], atoms.cell[cuts]])
-    sides = sides[sides >= 0]
-    wide = np.zeros(count, bool)
-    for near in (-1, 0, 1):
-        wide[sides + near] = True
-    wide[[0, -1]] = False  # these are open from the start, if anything is in them
-    return np.flatnonzero(wide)

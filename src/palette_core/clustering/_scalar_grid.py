@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from palette_core.clustering._scalar_block import set_limits
 from palette_core.clustering._scalar_passes import (
     assign_cells,
-    cells_of,
     fill_cells,
     gather_open,
     merge_atoms,
@@ -29,7 +29,7 @@ _PER_ENTRY = 64  # least number of cells per entry in the search
 _FEWEST = 1024
 _PER_CELL = 256  # points in an average cell, at most
 _SEARCH_CELLS = 1 << 16  # as many as there are float16 values
-_PART = 1 << 20  # points one thread takes at a time
+PART = 1 << 20  # points one thread takes at a time
 _PART_CELLS = 1 << 21  # most cells in all parts' tables together
 
 Float32s = NDArray[np.float32]
@@ -83,7 +83,7 @@ def choose_grid(sample: Float32s, count: int, k: int, resolution: int | None) ->
 
 def sort_points(x: Sequence[Float32s], w: Sequence[Float32s]) -> tuple[Float32s, Float32s]:
     """Join parts and sort them by ``x``; ``w`` follows unless its parts are empty."""
-    values, weights = np.concatenate(x), np.concatenate(w)
+    values, weights = (p[0] if len(p) == 1 else np.concatenate(p) for p in (x, w))
     if not weights.size:
         values.sort()
         return values, weights
@@ -114,18 +114,16 @@ class HostSource:
 
     def __init__(self, points: Float32s, weights: Float32s | None, grid: Grid, run: Runner) -> None:
         self.grid = grid
+        self.cells: Floats
         self._points = points
         self._run = run
-        size = max(_PART, math.ceil(points.size * grid.top / _PART_CELLS))
+        size = max(PART, math.ceil(points.size * grid.top / _PART_CELLS))
         self._parts = parts_of(points.size, size)
         self._weights = np.empty(0, np.float32) if weights is None else weights
         self.has_weights = weights is not None
-        self._filled = run(self._fill, self._parts)
-        self.cells: Floats = self._filled[0]
-        if len(self._filled) > 1:
-            self.cells = self._filled[0].copy()
-            for filled in self._filled[1:]:
-                self.cells += filled
+        self.cells, *others = run(self._fill, self._parts)
+        for filled in others:
+            self.cells += filled
 
     def _weights_of(self, part: slice) -> Float32s:
         return self._weights[part] if self.has_weights else self._weights
@@ -139,15 +137,12 @@ class HostSource:
 
     def gather(self, is_open: NDArray[np.uint8]) -> tuple[Float32s, Float32s]:
         """Return the points in open cells, sorted, and their weights (empty for ones)."""
-        opened = np.flatnonzero(is_open)
-        column = 2 if self.has_weights else 0
-        counts = [int(filled[opened, column].sum()) for filled in self._filled]
-        if not any(counts):
+        if not is_open.any():
             return np.empty(0, np.float32), np.empty(0, np.float32)
 
-        def one(numbered: tuple[int, slice]) -> tuple[Float32s, Float32s]:
-            number, part = numbered
-            x = np.empty(counts[number] + 1, np.float32)
+        def one(part: slice) -> tuple[Float32s, Float32s]:
+            # As much as might be needed; what is not written to takes no memory.
+            x = np.empty(part.stop - part.start + 1, np.float32)
             w = np.empty(x.size if self.has_weights else 0, np.float32)
             grid = self.grid
             n = gather_open(
@@ -155,27 +150,29 @@ class HostSource:
             )
             return x[:n], w[:n]
 
-        found = self._run(one, list(enumerate(self._parts)))  # type: ignore[arg-type]
+        found = self._run(one, self._parts)
         return sort_points([f[0] for f in found], [f[1] for f in found])
 
-    def assign(self, limits: Float32s, out: NDArray[np.uint8]) -> None:
-        """Write to ``out`` how many of the ascending ``limits`` lie below each point."""
+    def assign(self, lut: Float32s, out: NDArray[np.uint8]) -> None:
+        """Write to ``out`` the entry nearest to each point, the lower one of two equally near."""
         grid = self.grid
-        base, ended = code_table(grid, limits)
+        limits, base = limits_of(lut, grid)
         self._run(
             lambda part: assign_cells(
-                self._points[part], grid.low, grid.per_unit, base, ended, out[part]
+                self._points[part], grid.low, grid.per_unit, base, limits, out[part]
             ),
             self._parts,
         )
 
 
-def code_table(grid: Grid, limits: Float32s) -> tuple[NDArray[np.uint8], Float32s]:
-    """Return how many limits lie in lower cells, per cell, and the limits with infinity added."""
-    at = np.empty(limits.size, np.int32)
-    cells_of(limits, grid.low, grid.per_unit, grid.top, at)
-    base = np.searchsorted(at[np.isfinite(limits)], np.arange(grid.top + 1), side="left")
-    return base.astype(np.uint8), np.append(limits, np.float32(np.inf))
+def limits_of(lut: Float32s, grid: Grid) -> tuple[Float32s, NDArray[np.uint8]]:
+    """Return the last value of each entry, and how many of them lie below each cell.
+
+    See `set_limits`.
+    """
+    limits, base = np.empty_like(lut), np.empty(grid.top + 1, np.uint8)
+    set_limits(lut, grid.low, grid.per_unit, limits, base)
+    return limits, base
 
 
 @dataclass(frozen=True)
@@ -186,12 +183,6 @@ class Atoms:
     x: Floats
     cell: Ints
     about: float
-
-
-def middle_of(cells: Floats) -> float:
-    """Return the mean of the points inside the grid, as a float32."""
-    weight, moment = float(cells[1:-1, 0].sum()), float(cells[1:-1, 1].sum())
-    return float(np.float32(moment / weight)) if weight > 0.0 else 0.0
 
 
 def make_atoms(

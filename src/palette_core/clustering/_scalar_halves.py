@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core.clustering._scalar_costs import running_sums
 from palette_core.clustering._scalar_passes import count_patterns, look_up, weigh_patterns
 from palette_core.clustering._scalar_rounding import settle
+from palette_core.clustering._scalar_solver import sums_of
 from palette_core.clustering._scalar_sorted import centroids, spread, thresholds
 from palette_core.clustering._scalar_threads import map_threads, parts_of
 
@@ -114,7 +114,7 @@ def solve_patterns(
     best = centroids(w, x, min(k, x.size))
     at = np.searchsorted(values, torch.from_numpy(best).to(dtype).double().numpy())
     if x.size > k:
-        settle(running_sums(w, x), x, values, at, _REACH[dtype])
+        settle(sums_of(w, x), x, values, at, _REACH[dtype])
     lut = spread(values[at], k).astype(np.float32)
     ends = np.searchsorted(values, thresholds(lut.astype(np.float64)), side="right")
     table = np.zeros(_PATTERNS, np.uint8)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core.compiled import kernel
+from palette_core.compiled import inlined, kernel, short_kernel
 
 _CHUNK = 512  # points whose cells are worked out together, so that the compiler can vectorise
 
@@ -32,7 +32,7 @@ def look_up(bits: Any, table: Any, out: Any) -> None:
         out[i] = table[bits[i]]
 
 
-@kernel
+@inlined
 def cells_of(x: Any, low: Any, per_unit: Any, top: Any, out: Any) -> None:
     """Write the cell of each float32 value to int32 ``out``.
 
@@ -129,7 +129,7 @@ def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: A
             codes[i] = np.uint8(code)
 
 
-@kernel
+@short_kernel
 def merge_atoms(
     cells: Any, is_open: Any, x: Any, w: Any, about: float, out_w: Any, out_x: Any, out_cell: Any
 ) -> int:

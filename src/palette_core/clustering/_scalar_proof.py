@@ -28,9 +28,8 @@ from palette_core.clustering._scalar_costs import (
     charged,
     merged_moments,
     path_cost,
-    running_sums,
 )
-from palette_core.clustering._scalar_solver import Floats, Ints, Partition
+from palette_core.clustering._scalar_solver import Floats, Ints, Partition, sums_of
 
 _SLACK = 1e-9  # relative, for rounding in sums over many segments
 
@@ -53,7 +52,7 @@ def may_hold_a_cut(
     if n <= k or closed.size == 0:
         return cell[closed]
     through, whole = _best_through(w, x, best)
-    known = float(path_cost(best.moments, best.cuts))
+    known = float(path_cost(best.moments, n, best.cuts, best.cuts.size - 1))
     charge = best.charge
     slack = _SLACK * (known + charge * k)
     # how much dearer than the known partition the best one is that has a cut at either edge
@@ -79,7 +78,7 @@ def _best_through(w: Floats, x: Floats, best: Partition) -> tuple[Floats, float]
     ahead, behind = np.empty(n + 1), np.empty(n + 1)
     charged(best.moments, n, best.charge, ahead, back, queue)
     w, x = w[::-1].copy(), -x[::-1]
-    moments = merged_moments(w, x) if best.moments.ndim == 3 else running_sums(w, x)
+    moments = merged_moments(w, x) if best.moments.ndim == 3 else sums_of(w, x)
     charged(moments, n, best.charge, behind, back, queue)
     return ahead + behind[::-1], float(ahead[n])
 

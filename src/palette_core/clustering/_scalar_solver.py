@@ -1,18 +1,11 @@
 """Exact weighted k-means of sorted atoms on the line, at a cost that does not grow with K.
 
-Segment costs on the line are concave Monge, hence the best cost ``f(k)`` of k segments is convex
-in k. So the K-segment problem is solved by charging λ per segment and searching λ: each trial
-is a concave least-weight-subsequence problem, solved front to back with a queue of candidate
-starts (Hirschberg and Larmore 1987, Galil and Giancarlo 1989; for k-means see Grønlund et al.
-2017, "Fast Exact k-Means, k-Medians and Bregman Divergence Clustering in 1D", section 4). Where
-f is straight around K no λ gives K segments alone; then two solutions with fewer and with more
-segments are crossed over to one with K (Aggarwal, Schieber and Tokuyama 1994).
+Costs of segments come from running sums; where these are too blurred, from moments put together
+with more care. See `_scalar_search` for the search and `_scalar_costs` for both forms of costs.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,23 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from palette_core.clustering._scalar_costs import (
-    charged,
+    LIGHT,
+    SHARP,
     merged_moments,
     path_cost,
     rounding_error,
     running_sums,
     thin,
-    trace,
 )
+from palette_core.clustering._scalar_search import COARSE, DROWNED, MERGE, search, tried
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
-
-_SHARP = 3e-10  # relative error of the cost above which the merged form is used
-_COARSE = 1024  # more atoms than this: find λ on fewer, merged ones first
-_MERGE = 4
-_DROWNED = 1e-4
-_LIGHT = 1e-13  # share of the total weight below which an atom is lost in running sums
 
 
 @dataclass(frozen=True)
@@ -65,122 +53,46 @@ def solve_atoms(w: Floats, x: Floats, k: int, hint: float = 0.0) -> Partition:
     """
     n = w.size
     if n <= k:
-        return Partition(np.arange(n + 1, dtype=np.int32), 0.0, running_sums(w, x))
+        return Partition(np.arange(n + 1, dtype=np.int32), 0.0, sums_of(w, x))
     if hint <= 0.0:
         hint = _coarse_charge(w, x, k)
-    sums = running_sums(w, x)
-    if w.min() > _LIGHT * w.sum():
+    sums = sums_of(w, x)
+    if w.min() > LIGHT * w.sum():
         cuts, charge = _search(sums, n, k, hint)
         error, cost = rounding_error(sums, w, x, cuts)
-        if error <= _SHARP * cost:
+        if error <= SHARP * cost:
             return Partition(cuts, charge, sums)
     merged = merged_moments(w, x)
-    cuts, charge = _search(merged, n, k, hint)
-    return Partition(cuts, charge, merged)
+    return Partition(*_search(merged, n, k, hint), merged)
 
 
 def _coarse_charge(w: Floats, x: Floats, k: int) -> float:
     """Return λ of the same problem on merged atoms, or 0 where that is not worth it."""
-    if w.size <= max(_COARSE, 4 * k * _MERGE):
+    if w.size <= max(COARSE, 4 * k * MERGE):
         return 0.0
-    w, x = thin(w, x, _MERGE)
-    return _search(running_sums(w, x), w.size, k, _coarse_charge(w, x, k))[1]
-
-
-class _Trials:
-    """Runs charged searches over the same moments, with shared scratch memory."""
-
-    def __init__(self, moments: NDArray[Any], n: int) -> None:
-        self.moments = moments
-        self.n = n
-        self._total = np.empty(n + 1)
-        self._back = np.empty(n + 1, np.int32)
-        self._queue = np.empty((2, n + 1), np.int32)
-
-    def run(self, charge: float) -> tuple[Ints, float, float]:
-        """Return cuts, uncharged cost and λ of the best partition at ``charge``.
-
-        A λ far above the cost drowns it in rounding; as the same number of segments is best at
-        a λ of twice the cost too, that λ takes over.
-        """
-        while True:
-            got = charged(self.moments, self.n, charge, self._total, self._back, self._queue)
-            cuts = trace(self._back, self.n, got)
-            cost = float(path_cost(self.moments, cuts))
-            if not 0.0 < cost < _DROWNED * charge:
-                return cuts, cost, charge
-            charge = 2.0 * cost
+    n = (w.size + MERGE - 1) // MERGE
+    few_w, few_x = np.empty(n), np.empty(n)
+    thin(w, x, MERGE, few_w, few_x)
+    return _search(sums_of(few_w, few_x), n, k, _coarse_charge(few_w, few_x, k))[1]
 
 
 def _search(moments: NDArray[Any], n: int, k: int, first: float) -> tuple[Ints, float]:
     """Return the K + 1 cuts of the best partition, and a λ that supports it; needs n > k."""
-    trials = _Trials(moments, n)
-    few = np.array([0, n], np.int32)
-    few_cost = float(path_cost(moments, few))
-    if k <= 1:
-        return few, few_cost
-    many, many_cost = np.arange(n + 1, dtype=np.int32), 0.0
-    low, high = 0.0, math.inf  # λ that gave `many` and `few`, or beyond any that does
-    chord = few_cost / (n - 1)
-    charge = first if first > 0.0 else 5.0 * few_cost / float(k) ** 3
-    for turns in itertools.count():
-        if not charge > 0.0:
-            break
-        cuts, cost, lowered = trials.run(charge)
-        got = cuts.size - 1
-        if got == k:
-            return cuts, lowered
-        inside = few.size - 1 < got < many.size - 1
-        if charge == chord and not inside:
-            break  # the chord between both touches f all along: K lies on it
-        if got < k:
-            high = lowered
-            if inside:
-                few, few_cost = cuts, cost
-        else:
-            low = charge
-            if inside:
-                many, many_cost = cuts, cost
-        less, more = few.size - 1, many.size - 1
-        chord = (few_cost - many_cost) / (more - less)
-        charge = _next_charge(k, got, charge, (low, high), (more, less), far=turns > 1)
-        if not inside or more - less <= 4 or not low < charge < high:
-            charge = chord
-    cuts = _cross(few, many, k)
-    cost = float(path_cost(moments, cuts))
-    if 0.0 < cost < _DROWNED * few_cost:  # rounding in the costly one may have led astray
-        again, its_cost, lowered = trials.run(2.0 * cost)
-        if again.size == k + 1 and its_cost < cost:
-            return again, lowered
-    return cuts, charge
-
-
-def _next_charge(
-    k: int,
-    got: int,
-    charge: float,
-    bracket: tuple[float, float],
-    counts: tuple[int, int],
-    *,
-    far: bool,
-) -> float:
-    """Guess λ for k segments: it falls about as k^-3.
-
-    Args:
-        k: segments wanted.
-        got: segments at ``charge``.
-        charge: the λ tried last.
-        bracket: λ with too many and with too few segments, 0 and infinity while unknown.
-        counts: how many segments those gave.
-        far: several guesses fell on the same side; go further than the law says.
-    """
-    (low, high), (more, less) = bracket, counts
-    if low <= 0.0 or math.isinf(high):
-        more_so = 1.0 if not far else 1.5 if got > k else 1.0 / 1.5
-        return charge * (got / k) ** 3 * more_so
-    t = math.log(k / more) / math.log(less / more)
-    t = min(max(t, 0.1), 0.9)
-    return math.exp(math.log(low) + t * (math.log(high) - math.log(low)))
+    if k == 1:
+        cuts = np.array([0, n], np.int32)
+        return cuts, float(path_cost(moments, n, cuts, 1))
+    total, back = np.empty(n + 1), np.empty(n + 1, np.int32)
+    queue, cuts = np.empty((2, n + 1), np.int32), np.empty((3, n + 1), np.int32)
+    charge, got, less, few_cost = search(moments, n, k, first, total, back, queue, cuts)
+    if got == k:
+        return cuts[2, : k + 1], charge
+    crossed = _cross(cuts[0, : less + 1], cuts[1], k)
+    cost = float(path_cost(moments, n, crossed, k))
+    if 0.0 < cost < DROWNED * few_cost:  # rounding in the costly one may have led astray
+        got, its_cost, lowered = tried(moments, n, 2.0 * cost, total, back, queue, cuts[2])
+        if got == k and its_cost < cost:
+            return cuts[2, : k + 1], lowered
+    return crossed, charge
 
 
 def _cross(few: Ints, many: Ints, k: int) -> Ints:
@@ -194,3 +106,10 @@ def _cross(few: Ints, many: Ints, k: int) -> Ints:
     places = np.arange(few.size - 1)
     p = int(np.argmax(many[places + shift + 1] <= few[places + 1]))
     return np.concatenate([many[: p + shift + 1], few[p + 1 :]])
+
+
+def sums_of(w: Floats, x: Floats) -> Floats:
+    """Return the running sums of ascending atoms, ``[n + 1, 3]``; see `_scalar_costs`."""
+    sums = np.empty((w.size + 1, 3))
+    running_sums(w, x, sums)
+    return sums

@@ -64,6 +64,8 @@ def centre(w: Floats, x: Floats) -> tuple[float, Floats]:
 
 def spread(entries: Floats, k: int) -> Floats:
     """Pad ``entries`` to k by repeating the last."""
+    if entries.size == k:
+        return entries
     return np.concatenate([entries, np.full(k - entries.size, entries[-1])])
 
 

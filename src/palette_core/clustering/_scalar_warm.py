@@ -10,21 +10,24 @@ from typing import Any
 
 import torch
 
+from palette_core.clustering import _scalar_block as block
 from palette_core.clustering import _scalar_costs as costs
 from palette_core.clustering import _scalar_passes as passes
 from palette_core.clustering import _scalar_rounding as rounding
+from palette_core.clustering import _scalar_search as search
+from palette_core.clustering import _scalar_whole as whole
 from palette_core.clustering import _square_kernel as squares
+from palette_core.compiled import is_compiled
 
 _KERNELS: tuple[Any, ...] = (
-    costs.charged,
-    costs.path_cost,
+    block.middle_of,
+    block.open_more,
+    block.set_limits,
     costs.rounding_error,
     costs.running_sums,
     costs.segment_means,
     costs.thin,
-    costs.trace,
     passes.assign_cells,
-    passes.cells_of,
     passes.count_patterns,
     passes.fill_cells,
     passes.gather_open,
@@ -32,27 +35,20 @@ _KERNELS: tuple[Any, ...] = (
     passes.merge_atoms,
     passes.weigh_patterns,
     rounding.settle,
+    search.search,
     squares.add_squares,
+    whole.fit_block,
 )
 
 
 def kernels_are_cached() -> bool:
     """Say whether all kernels are compiled already, in this process or in numba's file cache."""
-    return all(kernel.signatures or _on_disk(kernel) for kernel in _KERNELS)
-
-
-def _on_disk(kernel: Any) -> bool:
-    """Say whether the cache holds machine code of this kernel for this machine."""
-    index = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
-    try:
-        return index is not None and bool(index._load_index())
-    except OSError:
-        return False
+    return all(is_compiled(kernel) for kernel in _KERNELS)
 
 
 def warm_up() -> None:
     """Compile, or load from the cache, everything an ordinary weight needs."""
-    from palette_core.clustering._scalar_floats import fit_floats
+    from palette_core.clustering._scalar_floats import MANY, fit_floats
     from palette_core.clustering._scalar_halves import fit_halves
     from palette_core.clustering.square_sums import square_sums
     from palette_core.palettized import PalettizedTensor
@@ -61,6 +57,7 @@ def warm_up() -> None:
     for weights in (None, torch.ones_like(points)):
         fit_floats(points, weights, 16, 4)
         fit_halves(points.half(), weights, 16)
+    fit_floats(points.expand(MANY, -1), None, 16, 4)
     codes = torch.zeros((1, points.numel()), dtype=torch.uint8)
     palettized = PalettizedTensor(codes, torch.zeros(1, 1, 2, 1), 1, 0, points.dtype)
     square_sums(points, palettized)

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core.clustering._scalar_floats import Asking, limits_of, solving
+from palette_core.clustering._scalar_floats import Asking, solving
 from palette_core.clustering._scalar_grid import (
     Float32s,
     Grid,
     choose_grid,
+    limits_of,
     sample_step,
     sort_points,
 )
@@ -139,7 +140,9 @@ def _fit_floats(
     )
     found = _solve_together(source, k, exact=resolution is None)
     its_lut = torch.from_numpy(np.stack(found)).to(points.device)
-    limits = torch.from_numpy(np.stack([limits_of(one) for one in found])).to(points.device)
+    # Without the last limit of each, which is infinite.
+    ends = [limits_of(one, grid)[0][:-1] for one, grid in zip(found, source.grids, strict=True)]
+    limits = torch.from_numpy(np.stack(ends)).to(points.device)
     its_codes = codes if whole else torch.empty_like(rows, dtype=torch.uint8)
     for at, columns in _pieces(rows.shape):
         # limits at or above the point do not count: the lower of two equally near entries wins

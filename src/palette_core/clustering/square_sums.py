@@ -90,6 +90,12 @@ class _Place:
     def __init__(self, palettized: PalettizedTensor) -> None:
         layout = palettized.layout
         axis = layout.vector_axis
+        self.dim = layout.cluster_dim
+        if layout.n_blocks == layout.cluster_dim == 1 and palettized.scale is None:
+            # One LUT for all: a single row.
+            self.outer = self.along = self.inner = np.zeros(1, np.int64)
+            self.width = math.prod(layout.shape)
+            return
         if layout.cluster_dim == 1 and palettized.scale is None:
             axis = 0  # whichever is the same; this one has the longest rows
         offsets = _offsets(layout, math.prod(palettized.lut.shape[-2:]))
@@ -97,7 +103,6 @@ class _Place:
         self.along = offsets[axis]
         self.inner = _sums_of(offsets[axis + 1 :])
         self.width = self.inner.size
-        self.dim = layout.cluster_dim
         if not self.inner.any():
             self.inner = self.inner[:1]
 

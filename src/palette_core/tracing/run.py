@@ -7,7 +7,7 @@ the operation receives it itself, not something computed from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from palette_core.rng import untouched_global_rng
 from palette_core.tracing.op_types import op_type_of
 from palette_core.tracing.states import is_parametrization, states_of, tensors_of
 from palette_core.tracing.unchanged import evaluation_mode, restored_values, uncompiled
+
+_SCALARS = frozenset({bool, int, float, str, type(None)})  # most arguments that are no tensors
 
 ExampleInputs = Sequence[Any] | Mapping[str, Any]
 
@@ -192,11 +194,13 @@ class _Recorder(TorchFunctionMode):
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
+    items: Iterable[Any] = ()
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
+        items = value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        items = value.values()
+    for item in items:
+        if type(item) not in _SCALARS:
             yield from _tensors(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn.utils import parametrize
 from palette_core.hooked_weights import is_replaceable
 
 _PLAIN = (Tensor, nn.Parameter)
+# What most attributes of a module are: to look these up is quicker than to ask for subclasses.
+_NO_TENSORS = frozenset({bool, int, float, str, type(None), tuple, list, dict, set, OrderedDict})
 
 
 def is_lazy(tensor: Tensor) -> bool:
@@ -29,11 +32,10 @@ def states_of(module: nn.Module) -> Iterator[tuple[str, Tensor, str, str | None]
     for name, buffer in module._buffers.items():
         if buffer is not None and not is_lazy(buffer):
             yield name, buffer, "buffer", obstacle
-    if parametrize.is_parametrized(module):
-        for name in module.parametrizations:  # type: ignore[union-attr]
-            yield name, getattr(module, name), "parameter", None
+    for name in _parametrized(module):
+        yield name, getattr(module, name), "parameter", None
     for name, value in vars(module).items():
-        if isinstance(value, Tensor):
+        if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
             if is_replaceable(module, name):
                 yield name, value, "parameter", obstacle
             else:
@@ -57,12 +59,18 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
         for tensor in registry.values():
             if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
                 yield tensor
-    if parametrize.is_parametrized(module):
-        for name in module.parametrizations:  # type: ignore[union-attr]
-            yield getattr(module, name)
+    for name in _parametrized(module):
+        yield getattr(module, name)
     for value in vars(module).values():
-        if isinstance(value, Tensor):
+        if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
             yield value
+
+
+def _parametrized(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of parametrized tensors, as torch does, without a failing ``getattr``."""
+    if "parametrizations" not in module._modules or not parametrize.is_parametrized(module):
+        return ()
+    return tuple(module.parametrizations)  # type: ignore[arg-type]
 
 
 def is_parametrization(name: str) -> bool:

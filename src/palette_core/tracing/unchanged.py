@@ -20,11 +20,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:
-            module.training = False
+            _set_mode(module, False)
         yield
     finally:
         for module, flag in flags:
-            module.training = flag
+            _set_mode(module, flag)
+
+
+def _set_mode(module: nn.Module, flag: bool) -> None:
+    own = vars(module)
+    if "training" in own and not isinstance(module, torch.jit.ScriptModule):
+        own["training"] = flag  # many modules; nn.Module's own setattr is slow
+    else:
+        module.training = flag
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
