@@ -28,6 +28,7 @@ import torch
 from tasks import TASKS, Task
 from torch import nn
 from torch.nn.utils import parametrize
+from tune import teacher, tuned
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "dense": None,
@@ -39,6 +40,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "lnq": {"algorithm": "lnq"},
     "gptq, in sequence": {"algorithm": "gptq", "sequential": True},
     "lnq, in sequence": {"algorithm": "lnq", "sequential": True},
+    "lnq, in sequence, tuned": {"algorithm": "lnq", "sequential": True, "tuned": True},
     "lnq, in sequence, guided": {"algorithm": "lnq", "sequential": True, "guided": True},
     "lnq, in sequence, per-channel scale": {
         "algorithm": "lnq",
@@ -118,6 +120,7 @@ def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float
     from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 
     config = KMeansPalettizerConfig.from_dict(_config(case, how))
+    dense = teacher(task.model) if how.get("tuned") else None
     palettizer = KMeansPalettizer(task.model, config)
     with expected_warnings():
         if "algorithm" in how:
@@ -129,6 +132,8 @@ def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float
         model = palettizer.prepare(task.batches[0])
         if how.get("sensitive"):
             _weigh(palettizer, task)
+        if dense is not None:
+            tuned(palettizer, model, dense, task)
     assert palettizer.report is not None
     return model, palettizer.report.bits_per_palettized_weight
 
@@ -236,6 +241,7 @@ def _config(case: Case, how: dict[str, Any]) -> dict[str, Any]:
         "granularity": granularity,
         "algorithm": how.get("algorithm"),
         "enable_per_channel_scale": how.get("scale", False),
+        "training_strategy": "tables" if how.get("tuned") else "frozen",
     }
     types = {name: {"op_state_spec": {"weight": spec}} for name in _TYPES[case.model]}
     return {"kmeans_palettization_config": {"global_config": None, "module_type_configs": types}}

@@ -211,7 +211,8 @@ class Walk:
             job, own = self._jobs[name], moments.get(name)
             cross = sums.cross(name)
             if own is not None and cross is not None and not own.is_diagonal:
-                damping = float(job.plan.algorithm_options.get("damping", _DAMPING))
+                given = job.plan.algorithm_options.get("damping")
+                damping = own.damping() if given is None else float(given)
                 own = replace(own, target=compensated(job.weight, own, cross, damping))
             jobs.append(replace(job, moments=own))
         self._cluster(jobs)
@@ -294,9 +295,6 @@ class Walk:
         for job, result in zip(jobs, results, strict=True):
             self._results[job.plan.name] = result
             self._decoded[job.plan.name] = result.palettized.decode().to(job.weight.device)
-
-
-_DAMPING = 0.01
 
 
 def _until(

@@ -2,13 +2,13 @@
 
 import torch
 
-from palette_core.clustering.gptq import Gptq
-from palette_core.clustering.lnq import Lnq
+from palette_core.clustering.gptq import Gptq, GptqOptions
+from palette_core.clustering.lnq import Lnq, LnqOptions
 from palette_core.interfaces import ClusterProblem, InputMoments
 from palette_core.layout import BlockLayout
 
-ALGORITHMS = [Gptq(), Lnq()]
 DAMPING = 0.01
+ALGORITHMS = [Gptq(GptqOptions(damping=DAMPING)), Lnq(LnqOptions(damping=DAMPING))]
 
 
 def moments_for(layout, groups=1, transposed=False, share=None, rank=None, seed=0):

@@ -1,6 +1,7 @@
 """``gptq`` and ``lnq`` against exhaustive search, weighted k-means, and their own promises."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_shares_and_dtypes(share, dtype):
     layout = LAYOUTS["rows"][0]
     weight = torch.randn(layout.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     moments = moments_for(layout, share=share)
-    book, after = solve(Lnq(), weight, layout, moments, 4)
+    book, after = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 4)
     assert book.objective_after == pytest.approx(after, rel=1e-3)
     assert book.objective_after < book.objective_before
 
@@ -57,7 +58,7 @@ def test_lnq_comes_near_the_best_of_all_assignments(seed):
         entries = torch.linalg.pinv(p.T @ h @ p) @ p.T @ h @ weight[0].double()
         gap = weight[0].double() - p @ entries
         best = min(best, float(gap @ h @ gap))
-    _, after = solve(Lnq(), weight, layout, moments, 2)
+    _, after = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 2)
     assert after >= best * (1 - 1e-4)
     assert after <= best * 1.6  # descent may end in a local optimum
     if seed == 0:
@@ -68,7 +69,7 @@ def test_no_single_change_of_a_code_helps_lnq():
     layout = LAYOUTS["rows"][0]
     weight = torch.randn(layout.shape, generator=torch.Generator().manual_seed(3))
     moments = moments_for(layout)
-    lnq = Lnq(LnqOptions(rounds=200, tolerance=0.0, sweeps=100))
+    lnq = Lnq(LnqOptions(damping=DAMPING, rounds=200, tolerance=0.0, sweeps=100))
     book, after = solve(lnq, weight, layout, moments, 4)
     for block, at, code in itertools.product(range(2), range(0, 48, 5), range(4)):
         codes = book.codes.clone()
@@ -114,8 +115,8 @@ def test_quantized_tables_are_what_the_quantizer_stores(quantizer, case):
     layout, groups, transposed = LAYOUTS[case]
     weight = torch.randn(layout.shape, generator=torch.Generator().manual_seed(4))
     moments = moments_for(layout, groups, transposed)
-    book, after = solve(Lnq(), weight, layout, moments, 4, quantizer)
-    _, dense = solve(Lnq(), weight, layout, moments, 4)
+    book, after = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 4, quantizer)
+    _, dense = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 4)
     assert book.quantized is not None
     assert torch.equal(book.quantized.dequantize(), book.lut)
     assert book.objective_after == pytest.approx(after, rel=1e-3)
@@ -133,12 +134,12 @@ def test_the_number_of_threads_changes_nothing(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        book, _ = solve(Lnq(), weight, layout, moments, 8)
+        book, _ = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 8)
     finally:
         torch.set_num_threads(before)
     torch.set_num_threads(1)
     try:
-        again, _ = solve(Lnq(), weight, layout, moments, 8)
+        again, _ = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 8)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(book.lut, again.lut)
@@ -181,14 +182,16 @@ def test_moments_that_cannot_be_used_are_refused():
     layout = LAYOUTS["rows"][0]
     points = layout.split(torch.randn(8, 12))
     with pytest.raises(ClusteringError, match="needs second moments"):
-        Lnq().fit(ClusterProblem(points, 4))
+        Lnq(LnqOptions(damping=DAMPING)).fit(ClusterProblem(points, 4))
     for hessian, says in (
         (torch.zeros(1, 12, 12), "all its inputs were zero"),
         (torch.full((1, 12, 12), torch.nan), "NaN"),
         (torch.eye(7)[None], "7 coordinates"),
     ):
         with pytest.raises(ClusteringError, match=says):
-            Gptq().fit(ClusterProblem(points, 4, None, InputMoments(hessian, layout, 1)))
+            Gptq(GptqOptions(damping=DAMPING)).fit(
+                ClusterProblem(points, 4, None, InputMoments(hessian, layout, 1))
+            )
 
 
 @settings(max_examples=25, deadline=None)
@@ -205,9 +208,40 @@ def test_the_objective_never_rises(rows, columns, k, seed, act_order):
         decimals=1
     )
     moments = moments_for(layout, seed=seed)
-    gptq, _ = solve(Gptq(GptqOptions(act_order=act_order, refits=1)), weight, layout, moments, k)
-    lnq, after = solve(Lnq(LnqOptions(act_order=act_order)), weight, layout, moments, k)
+    gptq, _ = solve(
+        Gptq(GptqOptions(damping=DAMPING, act_order=act_order, refits=1)),
+        weight,
+        layout,
+        moments,
+        k,
+    )
+    lnq, after = solve(
+        Lnq(LnqOptions(damping=DAMPING, act_order=act_order)), weight, layout, moments, k
+    )
     assert gptq.objective_after <= gptq.objective_before
     assert lnq.objective_after <= gptq.objective_after * (1 + 1e-6)
     if weight.unique().numel() <= k:
         assert after == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(16 * 10, 0.3), (16 * 40, 0.1), (16 * 4000, 0.01), (0, 0.3)]
+)
+def test_damping_grows_as_inputs_get_few(count, expected):
+    assert InputMoments(torch.eye(16)[None], LAYOUTS["rows"][0], count).damping() == pytest.approx(
+        expected
+    )
+
+
+@pytest.mark.parametrize("algorithm", [Gptq, Lnq])
+def test_damping_is_chosen_where_nobody_says(algorithm):
+    options = type(algorithm().options)
+    weight = torch.randn(8, 6, generator=torch.Generator().manual_seed(3))
+    layout = BlockLayout((8, 6), (8, 6))
+    moments = replace(moments_for(layout), count=6 * 4 * 20)
+    chosen = algorithm().fit(ClusterProblem(layout.split(weight), 4, None, moments))
+    same = algorithm(options(damping=0.05)).fit(
+        ClusterProblem(layout.split(weight), 4, None, moments)
+    )
+    assert chosen.objective_after == same.objective_after
+    assert torch.equal(chosen.decode(), same.decode())

@@ -10,7 +10,7 @@ from second_order_cases import ALGORITHMS, DAMPING, LAYOUTS, decode, moments_for
 
 from palette_core.clustering import _second_order as steps
 from palette_core.clustering._second_order_problem import pose, weighted_kmeans
-from palette_core.clustering.gptq import Gptq
+from palette_core.clustering.gptq import Gptq, GptqOptions
 from palette_core.clustering.lnq import Lnq, LnqOptions
 from palette_core.interfaces import ClusterProblem, InputMoments
 from palette_core.layout import BlockLayout
@@ -67,7 +67,7 @@ def test_dtypes_and_shares(dtype):
     weight, zeros = pruned(layout, dtype=dtype)
     share = torch.tensor([1.0, 0.1, 0.0, 2.0, 1.0, 1.0, 3.0, 0.5])
     moments = moments_for(layout, share=share)
-    book = Lnq().fit(problem_of(weight, zeros, layout, moments))
+    book = Lnq(LnqOptions(damping=DAMPING)).fit(problem_of(weight, zeros, layout, moments))
     made = decode(book, layout, dtype)
     assert bool((made[weight == 0] == 0).all())
     assert book.objective_after == pytest.approx(objective(weight, made, moments), rel=1e-3)
@@ -108,7 +108,9 @@ def test_lnq_comes_near_the_best_of_all_that_keep_zeros(k, aimed):
         if not aimed:
             target = target.masked_fill(zeros, 0.0)
         moments = moments_for(layout, seed=seed)
-        book = Lnq().fit(ClusterProblem(layout.split(target), k, None, moments, zeros=zeros))
+        book = Lnq(LnqOptions(damping=DAMPING)).fit(
+            ClusterProblem(layout.split(target), k, None, moments, zeros=zeros)
+        )
         made = decode(book, layout)
         assert bool((made[zeros] == 0).all())
         after = objective(target, made, moments)
@@ -194,9 +196,9 @@ def test_the_objective_never_rises_along_lnq(case):
     weight, zeros = pruned(layout, 0.4)
     moments = moments_for(layout, groups, transposed)
     problem = problem_of(weight, zeros, layout, moments)
-    last = Gptq().fit(problem).objective_after * (1 + 1e-6)
+    last = Gptq(GptqOptions(damping=DAMPING)).fit(problem).objective_after * (1 + 1e-6)
     for rounds in range(5):
-        options = LnqOptions(rounds=rounds, refits=2, sweeps=1, tolerance=0)
+        options = LnqOptions(damping=DAMPING, rounds=rounds, refits=2, sweeps=1, tolerance=0)
         book = Lnq(options).fit(problem)
         assert book.objective_after <= last
         last = book.objective_after * (1 + 1e-6)
@@ -206,7 +208,7 @@ def test_no_single_change_of_a_free_code_and_no_other_entry_helps_lnq():
     layout = LAYOUTS["rows"][0]
     weight, zeros = pruned(layout, 0.3)
     moments = moments_for(layout)
-    options = LnqOptions(rounds=50, sweeps=50, tolerance=0)
+    options = LnqOptions(damping=DAMPING, rounds=50, sweeps=50, tolerance=0)
     book = Lnq(options).fit(problem_of(weight, zeros, layout, moments))
     least = objective(weight, decode(book, layout), moments)
     for block, point in itertools.product(*map(range, book.codes.shape)):

@@ -74,8 +74,9 @@ def error(model, dense, batches):
     return sum(float((a - b).square().sum()) for a, b in pairs)
 
 
-def palettized(net, batches, algorithm="lnq", num_workers=1, n_bits=2, **options):
-    palettizer = KMeansPalettizer(copy.deepcopy(net), config(algorithm, n_bits))
+def palettized(net, batches, algorithm="lnq", num_workers=1, n_bits=2, damping=None, **options):
+    more = {} if damping is None else {"algorithm_options": {"damping": damping}}
+    palettizer = KMeansPalettizer(copy.deepcopy(net), config(algorithm, n_bits, **more))
     if batches:
         palettizer.calibrate(batches, **options)
     palettizer.prepare(batches[0] if batches else (torch.randn(1, 4, 12),), num_workers=num_workers)
@@ -192,8 +193,9 @@ def test_held_out_batches_turn_down_what_makes_a_block_worse(net, batches, seque
         (b[0][:, :1].expand(-1, 4, -1) * torch.tensor([9.0, 0.0, 0.0, 0.0])[:, None],)
         for b in batches[:2]
     ]
-    trusting = palettized(net, narrow, sequential=sequential)
-    guarded = palettized(net, narrow, sequential=sequential, held_out=batches[2:3])
+    how = {"sequential": sequential, "damping": 0.01}
+    trusting = palettized(net, narrow, **how)
+    guarded = palettized(net, narrow, **how, held_out=batches[2:3])
     chosen = {row.name: row.algorithm for row in guarded.report.tensors}
     assert "kmeans1d" in chosen.values()
     assert error(guarded._model, net, batches[3:]) < error(trusting._model, net, batches[3:])

@@ -83,7 +83,10 @@ def _quantized_kmeans(weighted: ClusterProblem) -> Codebook:
 
 
 def fit_with(
-    name: str, problem: ClusterProblem, damping: float, improve: Callable[[Matrix, State], State]
+    name: str,
+    problem: ClusterProblem,
+    damping: float | None,
+    improve: Callable[[Matrix, State], State],
 ) -> Codebook:
     """Start from weighted k-means, and let ``improve`` lower the output error.
 
@@ -93,7 +96,8 @@ def fit_with(
     Args:
         name: of the algorithm.
         problem: with moments.
-        damping: what to add to the diagonal of each matrix of H, as a share of its mean.
+        damping: what to add to the diagonal of each matrix of H, as a share of its mean; None is
+            `InputMoments.damping`.
         improve: gets the matrix and the first solution, returns a solution.
 
     Raises:
@@ -113,7 +117,7 @@ def fit_with(
     first = weighted_kmeans(problem, moments)
     if _is_exact(problem, first):
         return replace(first, objective_before=0.0, objective_after=0.0)
-    posed = pose(problem, moments, damping, first)
+    posed = pose(problem, moments, moments.damping() if damping is None else damping, first)
     found = improve(posed.matrix, posed.start)
     return _codebook(posed, found, problem)
 

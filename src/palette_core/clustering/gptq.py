@@ -16,7 +16,8 @@ class GptqOptions(BaseModel):
     """Options of ``gptq``.
 
     Attributes:
-        damping: added to the diagonal of the second moments, as a share of its mean.
+        damping: added to the diagonal of the second moments, as a share of its mean; None is
+            more the fewer calibration inputs there are, see `InputMoments.damping`.
         act_order: input coordinates with the largest mean squares are chosen first.
         refits: how often the tables are fitted to the codes by least squares and the codes
             chosen anew.
@@ -24,8 +25,12 @@ class GptqOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    damping: float = Field(
-        default=0.01, ge=0, le=1, description="added to the diagonal, as a share of its mean"
+    damping: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="added to the diagonal, as a share of its mean; None: 0.01 to 0.3, more the "
+        "fewer calibration inputs there are",
     )
     act_order: bool = Field(default=True, description="largest inputs first")
     refits: int = Field(

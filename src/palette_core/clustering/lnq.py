@@ -16,7 +16,8 @@ class LnqOptions(BaseModel):
     """Options of ``lnq``.
 
     Attributes:
-        damping: added to the diagonal of the second moments, as a share of its mean.
+        damping: added to the diagonal of the second moments, as a share of its mean; None is
+            more the fewer calibration inputs there are, see `InputMoments.damping`.
         act_order: for the ``gptq`` start: largest inputs are chosen first.
         refits: for the ``gptq`` start: least-squares fits of the tables.
         rounds: of coordinate descent and least squares, at most.
@@ -26,8 +27,12 @@ class LnqOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    damping: float = Field(
-        default=0.01, ge=0, le=1, description="added to the diagonal, as a share of its mean"
+    damping: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="added to the diagonal, as a share of its mean; None: 0.01 to 0.3, more the "
+        "fewer calibration inputs there are",
     )
     act_order: bool = Field(default=True, description="largest inputs first, in the gptq start")
     refits: int = Field(default=1, ge=0, le=100, description="least-squares fits in the gptq start")
