@@ -113,7 +113,8 @@ def measure(case: Case, threads: int) -> dict[str, Any]:
     started = time.perf_counter()
     model, bpw = (_peer if how.get("peer") else _ours)(case, how, task)
     seconds = time.perf_counter() - started
-    return {"bpw": bpw, "value": task.judge(model), "seconds": seconds, **_about(task)}
+    row = {"bpw": bpw, "value": task.judge(model), "seconds": seconds, **_about(task)}
+    return row if task.divergence is None else {**row, "divergence": task.divergence(model)}
 
 
 def _ours(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, float]:
@@ -260,7 +261,8 @@ def show(row: dict[str, Any]) -> None:
     print(
         f"{row['model']:8s} {row['bits']:2d} bits {where:13s} {row['method']:36s} "
         f"{row['bpw']:6.3f} bpw {row['measure']:13s} {row['value']:10.4f} {row['seconds']:7.1f} s"
-        f"  seed {row['seed']}",
+        f"  seed {row['seed']}"
+        + (f"  divergence {row['divergence']:.4f}" if "divergence" in row else ""),
         flush=True,
     )
 

@@ -33,6 +33,8 @@ class Task:
         judge: the measure on data that no batch is from.
         measure: its name.
         lower_is_better: whether it falls with quality.
+        divergence: mean Kullback-Leibler divergence from the dense model's outputs on the judged
+            data, in nats: where these have few labels, it says more than the measure.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Task:
     judge: Callable[[nn.Module], float]
     measure: str
     lower_is_better: bool = True
+    divergence: Callable[[nn.Module], float] | None = None
 
 
 def _text(name: str) -> str:
@@ -150,7 +153,18 @@ def whisper(seed: int) -> Task:
         return F.cross_entropy(logits[0, 1:], following[id(batch)])
 
     model = loaders.TeacherForcing(loader.load().float()).eval()
-    return Task(model, batches, loss, judge, "cross-entropy")
+
+    @torch.no_grad()
+    def outputs(model: nn.Module) -> Tensor:
+        made = [model(mel, ids[:, :-1])[0, 1:] for mel, ids in judged]
+        return torch.cat(made).double().log_softmax(-1)
+
+    dense = outputs(model)
+
+    def divergence(model: nn.Module) -> float:
+        return F.kl_div(outputs(model), dense, log_target=True, reduction="batchmean").item()
+
+    return Task(model, batches, loss, judge, "cross-entropy", divergence=divergence)
 
 
 def _cards() -> list[tuple[str, str]]:
