@@ -19,8 +19,17 @@ count = _scalar_rounding._count_to(np.arange(5.0), 2.5, 0, 5)
 print(count, are_kept(), sum(_scalar_rounding._count_to.stats.cache_hits.values()))
 """
 
+WINDOWS = """
+import torch
+from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+spec = {"op_state_spec": {"weight": {"algorithm": "gptq"}}}
+config = KMeansPalettizerConfig.from_dict({"kmeans_palettization_config": {"global_config": spec}})
+layer = torch.nn.Conv2d(8, 8, 3, groups=8)
+KMeansPalettizer(layer, config).calibrate([torch.randn(1, 8, 9, 9)])
+"""
 
-def ran(cache: Path) -> tuple[list[str], str]:
+
+def ran(cache: Path, script: str = SCRIPT) -> tuple[list[str], str]:
     """Run the script in a process whose only folder for kernels is under ``cache``."""
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")},
@@ -29,7 +38,7 @@ def ran(cache: Path) -> tuple[list[str], str]:
         "PYTHONPATH": str(Path(palette_core.__file__).parents[1]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         env=environment,
         capture_output=True,
         text=True,
@@ -53,3 +62,8 @@ def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None
         found, said = ran(tmp_path / "file")  # nothing can be made inside a file
         assert found == ["3", "False", "0"]
         assert "NUMBA_CACHE_DIR" in said
+
+
+def test_kernels_of_moments_are_announced_too(tmp_path: Path) -> None:
+    assert "compiling" in ran(tmp_path, WINDOWS)[1]
+    assert "compiling" not in ran(tmp_path, WINDOWS)[1]

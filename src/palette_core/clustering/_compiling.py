@@ -11,11 +11,11 @@ from numba.core import event
 from palette_core.compiled import are_kept
 
 _MESSAGE = (
-    "palette_core: compiling clustering kernels for this machine; this happens once and takes "
-    "about ten seconds"
+    "palette_core: compiling kernels for this machine; this happens once and takes about ten "
+    "seconds"
 )
 _AGAIN = (
-    "palette_core: compiling clustering kernels, which takes about ten seconds in every process: "
+    "palette_core: compiling kernels, which takes about ten seconds in every process: "
     "no folder to keep them in can be written to; NUMBA_CACHE_DIR may name one"
 )
 
@@ -29,7 +29,7 @@ class _Announcer(event.Listener):
     def on_start(self, event: Any) -> None:
         """Look whose function numba starts to compile; kernels from its cache do not come here."""
         module = event.data["dispatcher"].py_func.__module__
-        if not self._said and module.startswith(__package__):
+        if not self._said and module.startswith("palette_core."):
             self._said = True
             print(_MESSAGE if are_kept() else _AGAIN, file=sys.stderr, flush=True)
 

@@ -65,7 +65,7 @@ class Gptq(Clusterer):
         Raises:
             ClusteringError: no moments, or moments that cannot be used.
         """
-        from palette_core.clustering import _second_order as steps
+        from palette_core.clustering import _second_order_methods as steps
         from palette_core.clustering._compiling import announce_compiling
         from palette_core.clustering._second_order_problem import fit_with
 

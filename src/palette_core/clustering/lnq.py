@@ -67,14 +67,15 @@ class Lnq(Clusterer):
         Raises:
             ClusteringError: no moments, or moments that cannot be used.
         """
-        from palette_core.clustering import _second_order as steps
+        from palette_core.clustering import _second_order_methods as steps
         from palette_core.clustering._compiling import announce_compiling
+        from palette_core.clustering._second_order import Matrix, State
         from palette_core.clustering._second_order_problem import fit_with
 
         announce_compiling()
         o = self.options
 
-        def improve(matrix: steps.Matrix, start: steps.State) -> steps.State:
+        def improve(matrix: Matrix, start: State) -> State:
             warm = steps.gptq(matrix, start, act_order=o.act_order, refits=o.refits)
             return steps.lnq(matrix, warm, rounds=o.rounds, sweeps=o.sweeps, tolerance=o.tolerance)
 
