@@ -16,6 +16,17 @@ from palette_core.training_calls import StrategyCalls
 from palette_core.training_problem import TrainingProblem, zero_mask
 
 _STATES = ("enabled", "learned", "steps")
+_AT_FIRST: dict[str, Any] = {
+    "sensitivity": None,
+    "_on": True,
+    "_has_learned": False,
+    "_steps": 0,
+    "_trained_name": "lut",
+    "_decoded": None,
+    "_decoded_from": (),
+    "_decoded_version": 0,
+    "_settled_from": (),
+}
 
 
 @final
@@ -41,15 +52,16 @@ class PalettizedWeight(PaletteModule):
     learned: Tensor
     steps: Tensor
 
-    # Set here rather than on each of a net's many weights: nn.Module's setattr takes its time.
-    sensitivity: Sensitivity | None = None  # of the dense weight, for every clustering
+    sensitivity: Sensitivity | None  # of the dense weight, for every clustering
     # What the three buffers hold, for no forward pass to wait for a device.
-    _on, _has_learned, _steps = True, False, 0
-    _trained_name = "lut"
-    _decoded: Tensor | None = None
-    _decoded_from: tuple[Any, ...] = ()
-    _decoded_version = 0
-    _settled_from: tuple[Any, ...] = ()
+    _on: bool
+    _has_learned: bool
+    _steps: int
+    _trained_name: str
+    _decoded: Tensor | None
+    _decoded_from: tuple[Any, ...]
+    _decoded_version: int
+    _settled_from: tuple[Any, ...]
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class PalettizedWeight(PaletteModule):
     ) -> None:
         palettized = _outside_inference(palettized)
         super().__init__(palettized, palettized.indices)
+        vars(self).update(_AT_FIRST)  # nn.Module's setattr takes its time
         self.plan = plan
         self.strategy = strategy
         self.trains_lut = trains_lut
