@@ -11,11 +11,11 @@ from numba.core import event
 from palette_core.compiled import are_kept
 
 _MESSAGE = (
-    "palette_core: compiling kernels for this machine; this happens once and takes about ten "
-    "seconds"
+    "palette_core: compiling kernels for this machine; this happens once and takes ten to "
+    "fifteen seconds"
 )
 _AGAIN = (
-    "palette_core: compiling kernels, which takes about ten seconds in every process: "
+    "palette_core: compiling kernels, which takes ten to fifteen seconds in every process: "
     "no folder to keep them in can be written to; NUMBA_CACHE_DIR may name one"
 )
 

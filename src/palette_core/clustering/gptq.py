@@ -6,6 +6,7 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from palette_core.clustering._second_order_options import Damping
 from palette_core.interfaces import Clusterer, ClusterProblem
 from palette_core.palettized import Codebook
 
@@ -25,13 +26,7 @@ class GptqOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    damping: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="added to the diagonal, as a share of its mean; None: 0.01 to 0.3, more the "
-        "fewer calibration inputs there are",
-    )
+    damping: Damping = None
     act_order: bool = Field(default=True, description="largest inputs first")
     refits: int = Field(
         default=2, ge=0, le=100, description="least-squares fits of the tables to the codes"

@@ -6,6 +6,7 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from palette_core.clustering._second_order_options import Damping
 from palette_core.interfaces import Clusterer, ClusterProblem
 from palette_core.palettized import Codebook
 
@@ -27,13 +28,7 @@ class LnqOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    damping: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="added to the diagonal, as a share of its mean; None: 0.01 to 0.3, more the "
-        "fewer calibration inputs there are",
-    )
+    damping: Damping = None
     act_order: bool = Field(default=True, description="largest inputs first, in the gptq start")
     refits: int = Field(default=1, ge=0, le=100, description="least-squares fits in the gptq start")
     rounds: int = Field(default=8, ge=0, le=1000, description="rounds, at most")
