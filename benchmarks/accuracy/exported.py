@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import run as uniform
 import torch
+from methods import Case, config_of, expected_warnings
 from tasks import TASKS
 
 # tasks.py has put the folder above on the path.
@@ -62,11 +62,11 @@ def measured(model: str, group: int, args: argparse.Namespace, folder: Path) -> 
     # which torch.export makes operations that do not convert.
     inputs = [tuple(x[:1].contiguous() for x in batch) for batch in task.batches]
     inputs = [one for one in inputs if _shapes(one) == _shapes(inputs[0])][: args.inputs]
-    case = uniform.Case(model, args.bits, group, "lnq, in sequence", 0)
-    config = KMeansPalettizerConfig.from_dict(uniform._config(case, {"algorithm": "lnq"}))
+    case = Case(model, args.bits, group, "lnq, in sequence", 0)
+    config = KMeansPalettizerConfig.from_dict(config_of(case, {"algorithm": "lnq"}))
     palettizer = KMeansPalettizer(task.model, config)
     started = time.perf_counter()
-    with uniform.expected_warnings():
+    with expected_warnings():
         palettizer.calibrate(task.batches, sequential=True)
         palettizer.prepare(task.batches[0], backend="coreai")
     seconds = time.perf_counter() - started

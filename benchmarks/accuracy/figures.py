@@ -1,0 +1,205 @@
+"""Figures of many cases: kept in a file, said in a line, one table, one picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read(path: Path) -> dict[str, Row]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def kept(path: Path, key: str, measure: Callable[[], Row | None]) -> Row | None:
+    """Return a row of a results file, measured where it is missing; None where it cannot be."""
+    known = read(path)
+    if key in known:
+        return known[key]
+    row = measure()
+    if row is not None:
+        results = {**read(path), key: row}  # another process may have written meanwhile
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(results, indent=1))
+        temporary.replace(path)
+    return row
+
+
+def where(group: int) -> str:
+    return f"groups of {group}" if group else "per tensor"
+
+
+def said(row: Row) -> str:
+    """Return a case as a line."""
+    return (
+        f"{row['model']:8s} {row['bits']:2d} bits {where(row['group']):13s} {row['method']:36s} "
+        f"{row['bpw']:6.3f} bpw {row['measure']:13s} {row['value']:10.4f} {row['seconds']:7.1f} s"
+        f"  seed {row['seed']}"
+        + (f"  divergence {row['divergence']:.4f}" if "divergence" in row else "")
+    )
+
+
+# --- seeds together -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measure over its seeds."""
+
+    bpw: float
+    values: tuple[float, ...]
+    seconds: float
+
+    @property
+    def value(self) -> float:
+        return mean(self.values)
+
+    def __str__(self) -> str:
+        if len(self.values) == 1:
+            return _number(self.value)
+        return f"{_number(self.value)} ({_number(min(self.values))}–{_number(max(self.values))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def cells(rows: list[Row]) -> dict[tuple[str, int, str, int], Cell]:
+    """Return cells by model, group, method and bits, in the rows' order."""
+    together: dict[tuple[str, int, str, int], list[Row]] = {}
+    for row in rows:
+        key = (row["model"], row["group"], row["method"], row["bits"])
+        together.setdefault(key, []).append(row)
+    return {
+        key: Cell(
+            mean(row["bpw"] for row in own),
+            tuple(row["value"] for row in own),
+            mean(row["seconds"] for row in own),
+        )
+        for key, own in together.items()
+    }
+
+
+# --- a table ------------------------------------------------------------------------------------
+
+
+def table(rows: list[Row], markdown: Path | None = None) -> None:
+    """Print one table: blocks of models and granularities, a line per method, a column per bits.
+
+    A cell is the mean over seeds, with the least and the largest; the best of a block is marked.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    head, blocks = _blocks(rows)
+    if not blocks:
+        return
+    drawn = Table(*head, title="mean over seeds (least to largest); * is the best of a block")
+    for block in blocks:
+        for line in block:
+            drawn.add_row(*line, end_section=line is block[-1])
+    Console(width=None if os.isatty(1) else 160).print(drawn)
+    if markdown is not None:
+        lines = [head, ["---"] * len(head), *(line for block in blocks for line in block)]
+        markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+
+
+def _blocks(rows: list[Row]) -> tuple[list[str], list[list[list[str]]]]:
+    found = cells(rows)
+    bits = sorted({row["bits"] for row in rows if row["method"] != "dense"}, reverse=True)
+    head = ["model, measure", "granularity", "method", *(f"{b} bits" for b in bits), "seconds"]
+    blocks = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        dense = found.get((model, 0, "dense", 32))
+        name = f"{model}, {own[0]['measure']}" + (f" (dense {dense})" if dense else "")
+        for group in dict.fromkeys(row["group"] for row in own if row["method"] != "dense"):
+            inside = {
+                (key[2], key[3]): cell for key, cell in found.items() if key[:2] == (model, group)
+            }
+            blocks.append(_block(name, group, bits, inside, own[0]["lower_is_better"]))
+    return head, blocks
+
+
+def _block(
+    name: str, group: int, bits: list[int], inside: dict[tuple[str, int], Cell], lower: bool
+) -> list[list[str]]:
+    methods = [m for m in dict.fromkeys(method for method, _ in inside) if m != "dense"]
+    best = {}
+    sizes = []
+    for width in bits:
+        column = [inside[method, width] for method in methods if (method, width) in inside]
+        best[width] = (min if lower else max)((cell.value for cell in column), default=None)
+        sizes.append(f"{max(cell.bpw for cell in column):.3f}" if column else "")
+    lines = [[name, where(group), "bits per weight, at most", *sizes, ""]]
+    for method in methods:
+        own = [inside.get((method, width)) for width in bits]
+        shown = [
+            "" if cell is None else f"{cell}{' *' if cell.value == best[width] else ''}"
+            for cell, width in zip(own, bits, strict=True)
+        ]
+        seconds = [cell.seconds for cell in own if cell is not None]
+        lines.append(["", "", method, *shown, f"{mean(seconds):.0f}"])
+    return lines
+
+
+# --- a picture ----------------------------------------------------------------------------------
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Draw measure against bits per weight: a column per model, a row per granularity."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = cells(rows)
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    groups = list(dict.fromkeys(row["group"] for row in rows if row["method"] != "dense"))
+    size = (5 * len(models), 4 * len(groups))
+    figure, panels = plt.subplots(len(groups), len(models), figsize=size, squeeze=False)
+    colors = {m: f"C{n}" for n, m in enumerate(dict.fromkeys(r["method"] for r in rows))}
+    for line, group in zip(panels, groups, strict=True):
+        for panel, model in zip(line, models, strict=True):
+            own = {key: cell for key, cell in found.items() if key[0] == model}
+            for method, color in colors.items():
+                _draw(
+                    panel, method, color, [c for k, c in own.items() if k[1:3] == (group, method)]
+                )
+            if dense := own.get((model, 0, "dense", 32)):
+                panel.axhline(dense.value, color="grey", linestyle=":", label="dense")
+            about = next(row for row in rows if row["model"] == model)
+            panel.set(
+                title=f"{model}, {where(group)}",
+                xlabel="bits per palettized weight",
+                ylabel=about["measure"],
+                yscale="log" if about["lower_is_better"] else "linear",
+            )
+            panel.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def _draw(panel: Any, method: str, color: str, points: list[Cell]) -> None:
+    if not points or method == "dense":
+        return
+    points = sorted(points, key=lambda cell: cell.bpw)
+    values = [cell.value for cell in points]
+    below = [cell.value - min(cell.values) for cell in points]
+    above = [max(cell.values) - cell.value for cell in points]
+    panel.errorbar(
+        [cell.bpw for cell in points],
+        values,
+        yerr=(below, above),
+        marker="o",
+        capsize=3,
+        color=color,
+        label=method,
+    )
