@@ -32,7 +32,7 @@ class Case:
         judged_by: the algorithm that candidates are clustered with.
         together: palettized in sequence, as it is to be used; or apart, as is predicted.
         limit: of calibration batches; 0 is all.
-        tuned: tables go on from there as ``tune.py`` says.
+        tuned: what tables are tuned towards from there (``tune.py``), or nothing.
     """
 
     model: str
@@ -44,12 +44,12 @@ class Case:
     together: bool
     seed: int
     limit: int
-    tuned: bool = False
+    tuned: str = ""
 
     @property
     def key(self) -> str:
         *parts, tuned = asdict(self).values()
-        return " | ".join([str(part) for part in parts] + ["tuned"] * tuned)
+        return " | ".join([str(part) for part in parts] + [tuned] * bool(tuned))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def spend(case: Case, task: Task, folder: Path) -> Spent:
     how = "" if case.together else "-apart"
     name = f"{case.model}-{case.group}-{case.metric}-{case.target:g}-{case.seed}{how}.yaml"
     path = folder / name
-    config = with_lnq(allocation.config, case.tuned) if case.together else allocation.config
+    config = with_lnq(allocation.config, bool(case.tuned)) if case.together else allocation.config
     config.to_yaml(path)
     squares = None
     if case.metric == "fisher" and case.judged_by == "kmeans1d" and not case.together:
@@ -135,13 +135,13 @@ def _per_label(model: str, task: Task) -> Callable[[Any, Any], Tensor]:
     return lambda output, batch: task.loss(output, batch) * math.sqrt(labels(batch))
 
 
-def with_lnq(config: KMeansPalettizerConfig, tuned: bool) -> KMeansPalettizerConfig:
+def with_lnq(config: KMeansPalettizerConfig, trained: bool) -> KMeansPalettizerConfig:
     """Return a config with another algorithm, and maybe strategy, in all of its specs."""
     plain = copy.deepcopy(config.to_dict())
     for module in plain["kmeans_palettization_config"]["module_name_configs"].values():
         for spec in module["module_state_spec"].values():
             spec["algorithm"], spec["algorithm_options"] = "lnq", {}
-            spec["training_strategy"] = "tables" if tuned else "frozen"
+            spec["training_strategy"] = "tables" if trained else "frozen"
     return KMeansPalettizerConfig.from_dict(plain)
 
 
@@ -159,7 +159,7 @@ def palettized(
             show_progress=False,
         )
     if dense is not None:
-        tuned(palettizer, model, dense, task)
+        tuned(palettizer, model, dense, task, case.tuned)
     return model
 
 

@@ -27,9 +27,14 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "lnq": {"algorithm": "lnq"},
     "gptq, in sequence": {"algorithm": "gptq", "sequential": True},
     "lnq, in sequence": {"algorithm": "lnq", "sequential": True},
-    "lnq, in sequence, tuned": {"algorithm": "lnq", "sequential": True, "tuned": True},
+    "lnq, in sequence, tuned": {"algorithm": "lnq", "sequential": True, "tuned": "outputs"},
+    "lnq, in sequence, tuned on labels": {
+        "algorithm": "lnq",
+        "sequential": True,
+        "tuned": "labels",
+    },
     "lnq, in sequence, mixed bits": {"mixed": True},
-    "lnq, in sequence, mixed bits, tuned": {"mixed": True, "tuned": True},
+    "lnq, in sequence, mixed bits, tuned on labels": {"mixed": True, "tuned": "labels"},
     "lnq, in sequence, guided": {"algorithm": "lnq", "sequential": True, "guided": True},
     "lnq, in sequence, per-channel scale": {
         "algorithm": "lnq",
@@ -81,7 +86,7 @@ def _by_budget(
             together=True,
             seed=case.seed,
             limit=0,
-            tuned=how.get("tuned", False),
+            tuned=how.get("tuned", ""),
         ),
         task,
         folder,
@@ -106,7 +111,7 @@ def _by_us(case: Case, how: dict[str, Any], task: Task) -> tuple[nn.Module, floa
         if how.get("sensitive"):
             weigh(palettizer, task)
         if dense is not None:
-            tuned(palettizer, model, dense, task)
+            tuned(palettizer, model, dense, task, how["tuned"])
     assert palettizer.report is not None
     return model, palettizer.report.bits_per_palettized_weight
 

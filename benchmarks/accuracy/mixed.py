@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("mixed.json"))
     parser.add_argument("--uniform", type=Path, default=Path("accuracy.json"))
     parser.add_argument("--plot", type=Path, help="draw the curves; needs matplotlib")
-    parser.add_argument("--tuned", action="store_true", help="tables go on as tune.py says")
+    parser.add_argument("--tuned", choices=("outputs", "labels"), default="", help="see tune.py")
     parser.add_argument("--limit", type=int, default=0, help="calibration batches, to try it out")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -115,7 +115,7 @@ def panel(model: str, group: int, seed: int, args: argparse.Namespace) -> dict[s
         "dense": kept(args.uniform, dense.key, lambda: _uniform(dense, args))["value"],
         "curve": [_kept(replace(case, target=target), args) for target in sorted(targets)] + own,
         "points": [
-            _kept(replace(case, target=target, together=False, tuned=False), args)
+            _kept(replace(case, target=target, together=False, tuned=""), args)
             for target in args.points
         ],
     }
@@ -223,7 +223,7 @@ def _name(row: dict[str, Any]) -> str:
         return f"{row['method']} {row['bits']}"
     if not row["target"]:
         return "all the least"
-    return f"mixed {row['target']:g}{', tuned' * row.get('tuned', False)}"
+    return f"mixed {row['target']:g}{', tuned on ' * bool(row.get('tuned'))}{row.get('tuned', '')}"
 
 
 def predictions(found: dict[str, Any]) -> None:

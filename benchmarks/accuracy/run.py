@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from figures import kept, plot, said, table
 from methods import METHODS, Case, missing, palettized
-from tasks import TASKS
+from tasks import LABELLED, TASKS
 
 
 def main() -> None:
@@ -63,7 +63,8 @@ def _cases(args: argparse.Namespace) -> list[Case]:
 
 
 def _measured(case: Case, args: argparse.Namespace) -> dict[str, Any] | None:
-    if missing(case.method):
+    how = METHODS[case.method] or {}
+    if missing(case.method) or (how.get("tuned") == "labels" and case.model not in LABELLED):
         return None
     return {**asdict(case), **measure(case, args.threads, args.results.with_suffix(""))}
 

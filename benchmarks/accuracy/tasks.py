@@ -29,7 +29,7 @@ class Task:
     Attributes:
         model: dense.
         batches: for calibration; the first one is the example.
-        loss: of the model's output on a batch, without labels from outside.
+        loss: of the model's output on a batch.
         judge: the measure on data that no batch is from.
         measure: its name.
         lower_is_better: whether it falls with quality.
@@ -68,7 +68,8 @@ def smollm2(seed: int) -> Task:
     def loss(logits: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[0][:, 1:].flatten())
 
-    return Task(loader.load(), [(part,) for part in rows.split(4)], loss, judge, "perplexity")
+    batches = [(part,) for part in rows.split(4)]
+    return Task(loader.load(), batches, loss, judge, "perplexity")
 
 
 def minilm(seed: int) -> Task:
@@ -180,6 +181,9 @@ def _tokenizer(path: str) -> Any:
 
     return Tokenizer.from_file(str(_folder() / path))
 
+
+LABELLED = ("smollm2", "whisper")
+"""Tasks whose loss is of what was written or said, not of the model's own choices."""
 
 TASKS: dict[str, Callable[[int], Task]] = {
     "smollm2": smollm2,

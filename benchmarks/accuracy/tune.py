@@ -1,4 +1,4 @@
-"""Tune look-up tables towards the dense model's outputs; every weight keeps its entry."""
+"""Tune look-up tables; every weight keeps its entry."""
 
 from __future__ import annotations
 
@@ -20,15 +20,24 @@ ROWS = 2
 """Of a batch in one step."""
 
 
-def tuned(palettizer: KMeansPalettizer, model: nn.Module, dense: nn.Module, task: Task) -> None:
+def tuned(
+    palettizer: KMeansPalettizer, model: nn.Module, dense: nn.Module, task: Task, towards: str
+) -> None:
     """Tune the tables of a prepared model, whose strategy is ``tables``, on calibration batches.
 
-    No labels: the target is what ``dense`` returns.
+    Args:
+        palettizer: that has prepared it.
+        model: prepared.
+        dense: as it was before.
+        task: its batches, and its loss.
+        towards: "outputs" of ``dense``, without labels; or "labels", by the loss of the task.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     groups = [_group(p) for n, p in model.named_parameters() if n.endswith(".0.lut")]
-    batches = [part for batch in task.batches for part in _parts(batch)]
+    # The loss of a task knows its batches, and none of their parts.
+    cut = _parts if towards == "outputs" else _whole
+    batches = [part for batch in task.batches for part in cut(batch)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     steps = EPOCHS * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -39,10 +48,8 @@ def tuned(palettizer: KMeansPalettizer, model: nn.Module, dense: nn.Module, task
                 module.eval()
         for _ in range(EPOCHS):
             for at in torch.randperm(len(batches), generator=order).tolist():
-                with torch.no_grad():
-                    target = dense(*batches[at])
                 optimizer.zero_grad()
-                _distance(model(*batches[at]), target, task).backward()
+                _loss(model, dense, batches[at], task, towards).backward()
                 optimizer.step()
                 schedule.step()
                 palettizer.step()
@@ -64,6 +71,20 @@ def _parts(batch: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     if len({len(x) for x in batch}) > 1:
         return [batch]
     return list(zip(*(x.split(ROWS) for x in batch), strict=True))
+
+
+def _whole(batch: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    return [batch]
+
+
+def _loss(
+    model: nn.Module, dense: nn.Module, batch: tuple[Any, ...], task: Task, towards: str
+) -> Tensor:
+    if towards == "labels":
+        return task.loss(model(*batch), batch)
+    with torch.no_grad():
+        target = dense(*batch)
+    return _distance(model(*batch), target, task)
 
 
 def _distance(output: Tensor, target: Tensor, task: Task) -> Tensor:
