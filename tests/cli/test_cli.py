@@ -44,6 +44,10 @@ FACTORY = """
     def no_batches():
         return []
 
+    def loss(output, batch):
+        (x,) = batch
+        return (output[:, :1] * x[:, :1]).sum()
+
     def one_batch():
         return torch.randn(32, 16)
 
@@ -204,6 +208,62 @@ def test_palettize_looks_at_calibration_batches(palette, tmp_path):
         (["--calibration", "fac.py:nothing_such"], "no callable 'nothing_such'"),
     ):
         code, _, err = palette(*command, *options)
+        assert code == 2
+        assert says in err
+
+
+def test_palettize_shows_what_calibration_has_lowered(palette, tmp_path):
+    (tmp_path / "lnq.yaml").write_text(
+        "kmeans_palettization_config: {global_config: {op_state_spec: "
+        "{weight: {n_bits: 2, algorithm: lnq}}}}"
+    )
+    command = ["palettize", "fac.py:load", "-c", "lnq.yaml", "-o", "m.safetensors"]
+    calibration = ["--calibration", "fac.py:batches"]
+    code, out, err = palette(*command, *calibration)
+    assert code == 0, err
+    row = next(line.split() for line in out.splitlines() if "0.weight" in line)
+    found = run_json(palette, *command, *calibration)["tensors"][0]
+    assert row[-3:-1] == [f"{found[f'objective_{at}']:.4g}" for at in ("before", "after")]
+    assert "lnq" in row
+    code, out, _ = palette("palettize", "fac.py:load", "-o", "m.safetensors")
+    assert code == 0
+    assert "objective" not in out
+
+
+def test_palettize_takes_all_options_of_calibration(palette, tmp_path):
+    (tmp_path / "lnq.yaml").write_text(
+        "kmeans_palettization_config: {global_config: {op_state_spec: "
+        "{weight: {n_bits: 2, algorithm: lnq}}}}"
+    )
+    (tmp_path / "here").mkdir()
+    command = ["palettize", "fac.py:load", "-c", "lnq.yaml", "-o", "m.safetensors"]
+    calibration = ["--calibration", "fac.py:batches"]
+    rows = {}
+    for options in (
+        [],
+        ["--held-out", "fac.py:batches"],
+        ["--loss", "fac.py:loss"],
+        ["--calibration-folder", "here"],
+    ):
+        found = run_json(palette, *command, *calibration, *options)["tensors"]
+        rows[" ".join(options[:1])] = [row["objective_after"] for row in found]
+    # Only the first output counts for this loss: what is lowered is another error.
+    assert rows["--loss"] != rows[""]
+    assert rows["--calibration-folder"] == pytest.approx(rows[""])
+    for option, value in (
+        ("--held-out", "fac.py:batches"),
+        ("--loss", "fac.py:loss"),
+        ("--calibration-folder", "here"),
+    ):
+        code, _, err = palette(*command, option, value)
+        assert code == 2
+        assert f"{option} is about calibration" in err
+    for option, value, says in (
+        ("--calibration-folder", "nowhere", "nowhere"),
+        ("--held-out", "fac.py:misfit_batches", "held-out"),
+        ("--loss", "fac.py:nothing_such", "no callable 'nothing_such'"),
+    ):
+        code, _, err = palette(*command, *calibration, option, value)
         assert code == 2
         assert says in err
 

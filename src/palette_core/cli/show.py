@@ -203,10 +203,13 @@ def skipped(items: Any) -> None:
 
 def report(value: Report) -> None:
     """Show what happened to each tensor."""
+    aware = any(row.objective_before is not None for row in value.tensors)
+    objective = ("objective from", "to") if aware else ()
     shown = table(
         "Palettized weights",
-        "tensor", "shape", "bits", "granularity", "before", "after", "SNR dB", "seconds",
-        right=("bits", "before", "after", "SNR dB", "seconds"),
+        "tensor", "shape", "bits", "granularity", "algorithm", "before", "after", "SNR dB",
+        *objective, "seconds",
+        right=("bits", "before", "after", "SNR dB", *objective, "seconds"),
     )  # fmt: skip
     for row in value.tensors:
         shown.add_row(
@@ -214,13 +217,25 @@ def report(value: Report) -> None:
             _shape(row.shape),
             str(row.n_bits),
             row.granularity,
+            row.algorithm,
             size(row.dense_bytes),
             size(row.palettized_bytes),
             "exact" if math.isinf(row.snr_db) else f"{row.snr_db:.1f}",
+            *(map(_objective, (row.objective_before, row.objective_after)) if aware else ()),
             f"{row.seconds:.2f}",
         )
     console.print(shown)
+    if aware:
+        console.print(
+            "objective: what the algorithm lowers, at its plain start and at the end; of gptq and "
+            "lnq the squared error of a layer's outputs on the calibration batches. That takes "
+            "from the SNR, which is of the weights alone.\n"
+        )
     skipped(value.skipped)
+
+
+def _objective(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def totals(rows: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from palette_core.bits import bits_per_weight, model_bits
 from palette_core.checkpoint import load_checkpoint
 from palette_core.cli import show
 from palette_core.cli.exporting import Target, in_words, size_on_disk
-from palette_core.cli.factories import Loaded, load_factory
+from palette_core.cli.factories import FactoryError, Loaded, load_factory
 from palette_core.config import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
@@ -37,6 +37,19 @@ def check_picture_name(plot: Path | None) -> None:
         check_picture(plot)
 
 
+def check_calibration(calibration: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse options that say how to calibrate where there is nothing to calibrate with.
+
+    Raises:
+        FactoryError: there is one.
+    """
+    given = [name for name, value in options.items() if value]
+    if calibration is None and given:
+        raise FactoryError(
+            f"{given[0]} is about calibration; give batches with --calibration FACTORY"
+        )
+
+
 def palettize(
     loaded: Loaded,
     config: KMeansPalettizerConfig,
@@ -45,18 +58,20 @@ def palettize(
     num_workers: int,
     sensitivities: Path | None,
     trust_sensitivities: bool,
-    batches: Sequence[Any] | None,
-    sequential: bool,
+    calibrate: Mapping[str, Any] | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Calibrate where batches are given, palettize, write, report."""
+    """Calibrate where asked to, palettize, write, report.
+
+    ``calibrate`` holds arguments of `KMeansPalettizer.calibrate`.
+    """
     palettizer = KMeansPalettizer(loaded.model, config)
     dense_bits, _ = model_bits(loaded.model)
     target.check(loaded)
     started = time.perf_counter()
-    if batches is not None:
-        palettizer.calibrate(batches, sequential=sequential)
+    if calibrate is not None:
+        palettizer.calibrate(**calibrate)
     palettizer.prepare(
         loaded.example_inputs,
         sensitivities,

@@ -47,6 +47,26 @@ def palettize(
         bool,
         typer.Option("--sequential", help="Feed each block by those palettized before it."),
     ] = False,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTORY",
+            help="Callable that returns other batches, by which each block is judged: plain "
+            "k-means stays where it is better.",
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CALLABLE",
+            help="module:callable or file.py:callable that takes an output and its batch and "
+            "returns a scalar; its gradient says which outputs of a layer matter.",
+        ),
+    ] = None,
+    calibration_folder: Annotated[
+        Path | None,
+        typer.Option(help="Existing folder to keep matrices in instead of in memory."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
     ] = None,
@@ -55,15 +75,30 @@ def palettize(
     """Palettize a model and write it in a backend's format."""
     from palette_core.cli import work
     from palette_core.cli.exporting import make_target
-    from palette_core.cli.factories import FactoryError, load_batches, load_factory
+    from palette_core.cli.factories import load_batches, load_callable, load_factory
 
     settings = load_config(config)
-    if sequential and calibration is None:
-        raise FactoryError("--sequential is about calibration; give batches with --calibration")
+    work.check_calibration(
+        calibration,
+        {
+            "--sequential": sequential,
+            "--held-out": held_out,
+            "--loss": loss,
+            "--calibration-folder": calibration_folder,
+        },
+    )
     target = make_target(output, backend, option or (), dynamic or ())
     work.check_picture_name(plot)
     loaded = load_factory(factory, inputs or ())
-    batches = None if calibration is None else load_batches(calibration)
+    calibrate = None
+    if calibration is not None:
+        calibrate = {
+            "batches": load_batches(calibration),
+            "sequential": sequential,
+            "held_out": () if held_out is None else load_batches(held_out),
+            "loss": None if loss is None else load_callable(loss),
+            "folder": calibration_folder,
+        }
     work.palettize(
         loaded,
         settings,
@@ -71,8 +106,7 @@ def palettize(
         num_workers=num_workers,
         sensitivities=sensitivities,
         trust_sensitivities=trust_sensitivities,
-        batches=batches,
-        sequential=sequential,
+        calibrate=calibrate,
         plot=plot,
         as_json=as_json,
     )
