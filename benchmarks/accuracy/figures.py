@@ -62,9 +62,8 @@ class Cell:
         return mean(self.values)
 
     def __str__(self) -> str:
-        if len(self.values) == 1:
-            return _number(self.value)
-        return f"{_number(self.value)} ({_number(min(self.values))}–{_number(max(self.values))})"
+        least, most = _number(min(self.values)), _number(max(self.values))
+        return _number(self.value) + (f" ({least}–{most})" if least != most else "")
 
 
 def _number(value: float) -> str:
@@ -107,8 +106,13 @@ def table(rows: list[Row], markdown: Path | None = None) -> None:
             drawn.add_row(*line, end_section=line is block[-1])
     Console(width=None if os.isatty(1) else 160).print(drawn)
     if markdown is not None:
-        lines = [head, ["---"] * len(head), *(line for block in blocks for line in block)]
+        bold = [[_bold(text) for text in line] for block in blocks for line in block]
+        lines = [head, ["---"] * len(head), *bold]
         markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+
+
+def _bold(text: str) -> str:
+    return f"**{text.removesuffix(' *')}**" if text.endswith(" *") else text
 
 
 def _blocks(rows: list[Row]) -> tuple[list[str], list[list[list[str]]]]:
