@@ -181,11 +181,12 @@ def allocate(
     warn_about(plan)
     plan, allowed = _constrain(plan, specs, fixed or {}, minimum or {}, exclude)
     plans = candidate_plans(plan, specs, catalog, target, allowed)
-    evidence = Evidence.gather(model, plan, entry, sensitivity_path, batches, show_progress)
+    evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, show_progress)
     judged = judge(
         plans,
         evidence,
         judge_with,
+        entry,
         identity=(
             metric,
             dict(metric_options or {}),
