@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +29,7 @@ from palette_core.bits import model_bits
 from palette_core.boundary import make_backend
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import AllocationError
+from palette_core.execution import check_num_workers
 from palette_core.packed_weight import palette_modules
 from palette_core.planning import Plan, TensorPlan, make_plan, warn_about
 from palette_core.plugins import get_catalog
@@ -161,12 +165,14 @@ def allocate(
             expression matches no tensor, or no candidate is left for a tensor.
         UnknownPluginError, PluginOptionsError: see `KMeansPalettizer.prepare`.
         SensitivityError: the file does not fit.
+        CalibrationError: the model failed on a batch, or one is empty.
+        TypeError, ValueError: num_workers is no positive integer.
     """
     catalog = get_catalog()
     if over not in ("palettized", "model"):
         raise AllocationError(f"over must be 'palettized' or 'model', got {over!r}")
-    if not target_bpw > 0:
-        raise AllocationError(f"target_bpw must be positive, got {target_bpw!r}")
+    target_bpw = _checked_target(target_bpw)
+    check_num_workers(num_workers)
     specs = checked(candidates)
     entry = catalog.sensitivity_metrics.get(metric)
     judge_with = make_metric(catalog, metric, metric_options or {})
@@ -219,7 +225,7 @@ def allocate(
 
 
 def _solved(choices: Sequence[Choices], target_bpw: float, rest: int, weights: int) -> Solution:
-    budget = int(target_bpw * weights) - rest
+    budget = _most_bits(target_bpw, weights) - rest
     least = sum(int(c.sizes.min()) for c in choices)
     if least > budget:
         raise AllocationError(
@@ -228,6 +234,22 @@ def _solved(choices: Sequence[Choices], target_bpw: float, rest: int, weights: i
             "or palettize more of the model"
         )
     return solve(choices, budget)
+
+
+def _most_bits(target_bpw: float, weights: int) -> int:
+    """Return the largest number of bits whose average, as a float, is at most the target."""
+    bits = math.floor(Fraction(target_bpw) * weights)
+    # An average that was rounded down, such as a point of a curve, stands for its own bits.
+    return bits + 1 if (bits + 1) / weights <= target_bpw else bits
+
+
+def _checked_target(target_bpw: Any) -> float:
+    real = isinstance(target_bpw, Real) and not isinstance(target_bpw, bool)
+    if not real or not 0 < target_bpw < math.inf:
+        raise AllocationError(
+            f"target_bpw must be positive and finite, in bits per weight, got {target_bpw!r}"
+        )
+    return float(target_bpw)
 
 
 def _what_counts(model: nn.Module, plan: Plan, over: Over) -> tuple[int, int]:
