@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
@@ -21,6 +20,7 @@ from palette_core.allocation.candidates import (
     checked,
     elements,
 )
+from palette_core.allocation.constraints import constrained
 from palette_core.allocation.judging import Evidence, judge
 from palette_core.allocation.metrics import make_metric
 from palette_core.allocation.solver import Choices, Solution, curve, solve
@@ -31,7 +31,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import AllocationError
 from palette_core.execution import check_num_workers
 from palette_core.packed_weight import palette_modules
-from palette_core.planning import Plan, TensorPlan, make_plan, warn_about
+from palette_core.planning import Plan, make_plan, warn_about
 from palette_core.plugins import get_catalog
 from palette_core.tracing import ExampleInputs, trace
 
@@ -150,19 +150,23 @@ def allocate(
         sensitivity_path: a file of sensitivities: for metrics that want squared gradients, and
             for weighted clustering by algorithms that take them.
         batches: model inputs, for metrics and algorithms that want them.
-        fixed: bits by regular expression for names of tensors.
-        minimum: least bits by regular expression for names of tensors.
-        exclude: regular expressions for names of tensors to be left dense.
+        fixed: bits by regular expression, which must match the whole name of a tensor. Bits that
+            no candidate has are offered with the candidates' other fields.
+        minimum: least bits by regular expression for whole names; of several the largest holds.
+        exclude: regular expressions for whole names of tensors to be left dense.
         backend: leave out what this export backend refuses.
         backend_options: its options.
         cache: a file (JSON) in which predicted losses are kept, so that an interrupted or
-            repeated call goes on from there.
+            repeated call goes on from there. Where a metric or an algorithm looks at batches,
+            one that is kept holds for the same batches and an unchanged model only; else for an
+            unchanged tensor.
         num_workers: clustering processes.
         show_progress: None shows a bar on a terminal.
 
     Raises:
         AllocationError: the target is too small, something that the metric needs is missing, an
-            expression matches no tensor, or no candidate is left for a tensor.
+            expression matches no tensor, ``fixed`` contradicts ``minimum`` or itself, or no
+            candidate is left for a tensor.
         UnknownPluginError, PluginOptionsError: see `KMeansPalettizer.prepare`.
         SensitivityError: the file does not fit.
         CalibrationError: the model failed on a batch, or one is empty.
@@ -185,8 +189,8 @@ def allocate(
     graph = trace(model, example_inputs)
     plan = make_plan(graph, config, catalog)
     warn_about(plan)
-    plan, allowed = _constrain(plan, specs, fixed or {}, minimum or {}, exclude)
-    plans = candidate_plans(plan, specs, catalog, target, allowed)
+    plan, limits = constrained(plan, fixed or {}, minimum or {}, exclude)
+    plans = candidate_plans(plan, specs, catalog, target, limits)
     evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, show_progress)
     judged = judge(
         plans,
@@ -260,49 +264,3 @@ def _what_counts(model: nn.Module, plan: Plan, over: Over) -> tuple[int, int]:
     bits, total = model_bits(model)
     dense = sum(elements([p]) * p.dtype.itemsize * 8 for p in plan)
     return bits - dense, total
-
-
-def _constrain(
-    plan: Plan,
-    candidates: Sequence[CandidateSpec],
-    fixed: Mapping[str, int],
-    minimum: Mapping[str, int],
-    exclude: Iterable[str],
-) -> tuple[Plan, Iterator[tuple[TensorPlan, Collection[int] | None]]]:
-    """Return the plan without excluded tensors, and the bits that each of the others may have."""
-    excluded = _matching(plan, exclude, "exclude")
-    kept = tuple(t for t in plan if t.name not in excluded)
-    if not kept:
-        raise AllocationError("no tensor is left to palettize")
-    plan = Plan(kept, plan.skipped, plan.dense, plan.notes)
-    pinned = {n: b for key, b in fixed.items() for n in _matching(plan, [key], "fixed")}
-    least = {n: b for key, b in minimum.items() for n in _matching(plan, [key], "minimum")}
-
-    def allowed() -> Iterator[tuple[TensorPlan, Collection[int] | None]]:
-        for tensor in plan:
-            if tensor.name in pinned:
-                yield tensor, (pinned[tensor.name],)
-            elif tensor.name in least:
-                yield tensor, range(least[tensor.name], 9)
-            else:
-                yield tensor, None
-
-    return plan, allowed()
-
-
-def _matching(plan: Plan, patterns: Iterable[str], what: str) -> set[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        try:
-            matches = {t.name for t in plan if any(re.fullmatch(pattern, o.name) for o in t.owners)}
-        except re.error as error:
-            raise AllocationError(
-                f"{what}: {pattern!r} is no regular expression: {error}"
-            ) from None
-        if not matches:
-            raise AllocationError(
-                f"{what}: {pattern!r} matches no tensor to be palettized; they are named like "
-                f"{', '.join(t.name for t in list(plan)[:3])}"
-            )
-        found |= matches
-    return found
