@@ -71,6 +71,7 @@ class Allocation:
         predicted_loss: the sum over tensors.
         lower_bound: no combination within the target is predicted to lose less than this.
         curve: bits per weight and predicted loss of optimal combinations at other targets.
+        curve_choices: of each point of the curve, which candidate of each tensor it is made of.
     """
 
     config: KMeansPalettizerConfig
@@ -81,6 +82,7 @@ class Allocation:
     predicted_loss: float
     lower_bound: float
     curve: tuple[tuple[float, float], ...]
+    curve_choices: tuple[tuple[int, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; the config is not among them."""
@@ -212,6 +214,7 @@ def allocate(
         for row in judged.values()
     ]
     solution = _solved(choices, target_bpw, rest, weights)
+    others = curve(choices)
     tensors = tuple(
         Allocated(name, tuple(row), chosen)
         for (name, row), chosen in zip(judged.items(), solution.chosen, strict=True)
@@ -224,7 +227,8 @@ def allocate(
         bits_per_weight=(solution.size + rest) / weights,
         predicted_loss=solution.loss,
         lower_bound=solution.bound,
-        curve=tuple(((point.size + rest) / weights, point.loss) for point in curve(choices)),
+        curve=tuple(((point.size + rest) / weights, point.loss) for point in others),
+        curve_choices=tuple(point.chosen for point in others),
     )
 
 
