@@ -81,7 +81,7 @@ def compare_predictions(
         TypeError, ValueError: num_workers is no positive integer.
     """
     check_num_workers(num_workers)
-    if not isinstance(points, int) or points < 1:
+    if points < 1:
         raise AllocationError(f"points must be a number of at least 1, got {points!r}")
     _check_model(model, allocation)
     at = np.unique(np.linspace(0, len(allocation.curve) - 1, points).round().astype(int)).tolist()
