@@ -1,6 +1,6 @@
 """Palettization of PyTorch models: weights become small indices into look-up tables."""
 
-from palette_core.allocation import Allocation, allocate
+from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
 from palette_core.bits import bits_per_weight
 from palette_core.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from palette_core.config import (
@@ -24,6 +24,7 @@ from palette_core.version import __version__
 
 __all__ = [
     "Allocation",
+    "Compared",
     "ExportBackend",
     "KMeansPalettizer",
     "KMeansPalettizerConfig",
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "allocate",
     "bits_per_weight",
+    "compare_predictions",
     "default_weight_palettization_spec",
     "load_checkpoint",
     "read_checkpoint",

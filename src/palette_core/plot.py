@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from palette_core.allocation import Allocation
+from palette_core.allocation import Allocation, Compared
 from palette_core.errors import PaletteError
 from palette_core.files import atomic_path
 from palette_core.report import Report
@@ -75,8 +76,10 @@ def plot_report(report: Report, path: str | Path) -> Path:
     return path
 
 
-def plot_curve(allocation: Allocation, path: str | Path) -> Path:
+def plot_curve(allocation: Allocation, path: str | Path, compared: Sequence[Compared] = ()) -> Path:
     """Draw predicted loss against bits per weight, the chosen point marked.
+
+    What was measured has its own axis, on the right: its unit is another.
 
     Raises:
         MissingPlotError: matplotlib is not installed.
@@ -97,7 +100,18 @@ def plot_curve(allocation: Allocation, path: str | Path) -> Path:
     axes.set_xlabel(f"bits per weight ({allocation.over})")
     axes.set_ylabel("predicted loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    handles = list(axes.get_lines())
+    if compared:
+        right = axes.twinx()
+        measured = [row.measured_loss for row in compared]
+        handles += right.plot(
+            [row.bits_per_weight for row in compared], measured, "s--", color="#9e2a2b",
+            label="measured (right)",
+        )  # fmt: skip
+        if min(measured) > 0 and max(measured) < math.inf:
+            right.set_yscale("log")
+        right.set_ylabel("measured loss, less that of the dense model")
+    axes.legend(handles=handles)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
     return path

@@ -112,6 +112,21 @@ def test_the_curve_passes_through_better_and_worse() -> None:
     assert all(a[0] < b[0] and a[1] > b[1] for a, b in itertools.pairwise(curve))
 
 
+@pytest.mark.parametrize("over", ["palettized", "model"])
+def test_every_point_of_a_curve_can_be_asked_for(over: str, tmp_path: Path) -> None:
+    how = {"over": over, "candidates": (2, 3, 4), "cache": tmp_path / "cache.json"}
+    first = run(12.0, **how)
+    assert len(first.curve) > 10
+    for bits, loss in first.curve:
+        found = run(bits, **how)
+        assert (found.bits_per_weight, found.predicted_loss) == (bits, loss)
+        assert found.bits_per_weight <= found.target_bpw
+
+
+def test_a_target_beyond_everything_takes_the_least_loss() -> None:
+    assert run(1e300, candidates=(2, 3)).predicted_loss == run(4, candidates=(3,)).predicted_loss
+
+
 def test_data_free_is_the_relative_squared_error() -> None:
     allocation = run(8.0, candidates=(2,))
     _, model = measured(allocation)
@@ -362,6 +377,9 @@ def test_workers_change_nothing() -> None:
         ({"target": 1.0}, "target_bpw=1 cannot be reached"),
         ({"target": 0}, "must be positive"),
         ({"target": float("nan")}, "must be positive"),
+        ({"target": float("inf")}, "must be positive and finite"),
+        ({"target": "3"}, "got '3'"),
+        ({"target": True}, "got True"),
         ({"candidates": ()}, "no candidates"),
         ({"candidates": (9,)}, "candidate 9 is no spec"),
         ({"candidates": ({"bits": 4},)}, "is no spec"),
@@ -378,6 +396,12 @@ def test_workers_change_nothing() -> None:
 def test_bad_input(how: dict, words: str) -> None:
     with pytest.raises(AllocationError, match=words):
         run(**how)
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_workers_are_checked_before_any_work(workers: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="num_workers must be"):
+        run(num_workers=workers)
 
 
 def test_an_unknown_metric_lists_the_known() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -107,3 +108,104 @@ def test_equal_candidates_and_one_tensor():
     assert curve([same])[0].size == 5
     with pytest.raises(AllocationError, match="budget of 4"):
         solve([same], 4)
+
+
+wide = st.builds(
+    lambda digits, exponent: digits * 10.0**exponent, st.integers(0, 999), st.integers(-18, 4)
+)
+wide_problems = st.lists(
+    st.lists(st.tuples(st.integers(0, 40) | st.integers(0, 10**9), wide), min_size=1, max_size=4),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(wide_problems, st.data())
+@settings(max_examples=250, deadline=None)
+def test_losses_and_sizes_of_all_magnitudes(rows, data):
+    """Against brute force in exact fractions; budgets are often met to the bit."""
+    sizes = [[size for size, _ in row] for row in rows]
+    budget = sum(data.draw(st.sampled_from(row)) for row in sizes)
+    found = solve([choices(r) for r in rows], budget)
+    fits = [
+        (sum(Fraction(loss) for _, loss in pick), sum(size for size, _ in pick))
+        for pick in itertools.product(*rows)
+        if sum(size for size, _ in pick) <= budget
+    ]
+    picked = [rows[i][j] for i, j in enumerate(found.chosen)]
+    best, loss = min(fits)[0], sum(Fraction(loss) for _, loss in picked)
+    assert found.size == sum(size for size, _ in picked) <= budget
+    # Losses that only the rounding of five numbers tells apart are equal; then size decides.
+    assert loss <= best * (1 + Fraction(1, 10**14))
+    equal = [size for loss, size in fits if loss <= best * (1 + Fraction(1, 2**53))]
+    assert found.size <= min(equal)
+    assert found.bound <= found.loss
+
+
+def test_sums_that_differ_by_rounding_are_equal():
+    # 0.1 + 0.2 is not 0.3 to a float.
+    rows = [[(9, 0.1), (5, 0.3)], [(1, 0.2), (4, 0.0)]]
+    assert solve([choices(r) for r in rows], 10).size == 9
+    assert solve([choices(r) for r in rows], 40).chosen == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "budget"),
+    [
+        (
+            [
+                [(20, 2.516e-05), (11, 2.295e-05), (0, 7.2e-05)],
+                [(780224917, 6.5e-10)],
+                [(4, 7e-17)],
+                [(9, 1), (23, 0), (22, 2)],
+            ],
+            780224940,
+        ),
+        (
+            [
+                [(113246720, 0.002172301120276836)],
+                [
+                    (9248, 0.04122537800241277),
+                    (13936, 0.010306344500603193),
+                    (18752, 0.002576586125150798),
+                    (29408, 0.0001610366328219249),
+                    (44672, 1.0064789551370306e-05),
+                ],
+                [
+                    (5812, 0.011424608595300097),
+                    (8782, 0.002856152148825024),
+                    (11880, 0.000714038037206256),
+                    (19100, 4.4627377325391e-05),
+                    (30928, 2.7892110828369377e-06),
+                ],
+                [
+                    (678, 0.037831477676722416),
+                    (1081, 0.009457869419180604),
+                    (1612, 0.002364467354795151),
+                    (3698, 0.00014777920967469694),
+                    (10392, 9.236200604668559e-06),
+                ],
+            ],
+            113262458,
+        ),
+    ],
+)
+def test_little_tensors_beside_a_large_one(rows, budget):
+    found = solve([choices(r) for r in rows], budget)
+    fits = [p for p in itertools.product(*rows) if sum(size for size, _ in p) <= budget]
+    assert found.loss == pytest.approx(min(sum(x for _, x in p) for p in fits), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-16, 1.0, 1e300])
+def test_the_unit_of_losses_does_not_matter(scale):
+    tensors = like_a_model(np.random.default_rng(3), 60)
+    budget = int(sum(t.sizes.mean() for t in tensors) * 0.7)
+    scaled = [Choices(t.sizes, t.losses * scale) for t in tensors]
+    assert solve(scaled, budget).chosen == solve(tensors, budget).chosen
+
+
+def test_a_budget_beyond_everything():
+    tensors = like_a_model(np.random.default_rng(3), 3)
+    assert solve(tensors, 10**300).loss == pytest.approx(
+        sum(float(t.losses.min()) for t in tensors)
+    )

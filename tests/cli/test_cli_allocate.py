@@ -26,6 +26,13 @@ FACTORY = """
         for _ in range(3):
             yield torch.randn(4, 32)
 
+    def loss(model):
+        with torch.no_grad():
+            return sum(model(batch).square().mean() for batch in batches())
+
+    def wrong(model):
+        return "much"
+
     def nothing():
         return 3
 """
@@ -71,6 +78,33 @@ def test_json_and_a_picture(palette):
     assert json.loads(Path("cache.json").read_text())["losses"]
 
 
+def test_predictions_next_to_measurements(palette):
+    args = ("allocate", "fac.py", "--target-bpw", 5, "-o", "c.yaml", "--measure", "fac.py:loss")
+    code, out, err = palette(*args, "--plot", "curve.svg")
+    assert code == 0, err
+    assert "Predicted and measured" in out
+    assert "measured" in Path("curve.svg").read_text()
+    code, out, err = palette(*args, "--json")
+    found = json.loads(out)
+    rows = found["compared"]
+    points = [found["curve"][i] for i in (0, len(found["curve"]) // 2, -1)]
+    assert [[r["bits_per_weight"], r["predicted_loss"]] for r in rows] == points
+    assert abs(rows[0]["measured_loss"]) > abs(rows[-1]["measured_loss"]) > 0
+    code, _, err = palette(*args[:-1], "fac.py:wrong")
+    assert code == 2
+    assert "measure failed on the dense model" in err
+
+
+def test_other_candidates_are_named_by_what_tells_them_apart(palette):
+    common = ("allocate", "fac.py", "--target-bpw", 5, "-o", "c.yaml", "--candidates", "2,4")
+    _, out, _ = palette(*common)
+    assert "bits per tensor" not in " ".join(out.split())
+    _, out, _ = palette(*common, "--granularity", "per_tensor", "--granularity", "16")
+    out = " ".join(out.split())
+    assert "2 bits per tensor:" in out
+    assert "2 bits 16 × axis 0:" in out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -79,7 +113,13 @@ def test_json_and_a_picture(palette):
         (("--granularity", "[1]"), ["--granularity", "per_tensor"]),
         (("--granularity", "per_tenser"), ["per_tenser"]),
         (("--metric", "outpt"), ["outpt", "did you mean 'output'"]),
-        (("--metric", "output"), ["batches"]),
+        (("--metric", "output"), ["give some (--data)"]),
+        (("--metric", "fisher"), ["(--sensitivities)"]),
+        (("--target-bpw", "inf"), ["positive and finite", "inf"]),
+        (("--minimum", "0.weight=x"), ["minimum: '0.weight'", "got 'x'"]),
+        (("--minimum", "0.weight=3.5"), ["minimum: '0.weight'", "got 3.5"]),
+        (("--fixed", "0.weight=5"), ["fixed: '0.weight'", "1, 2, 3, 4, 6 or 8", "got 5"]),
+        (("--measure", "fac.py:los"), ["no callable 'los'", "did you mean 'loss'"]),
         (("--metric", "output", "--data", "fac.py:nothing"), ["fac.py:nothing", "int"]),
         (("--metric-option", "x=1"), ["unknown option 'x'"]),
         (("--fixed", "2.weight"), ["--fixed", "NAME=VALUE"]),
@@ -94,3 +134,9 @@ def test_bad_input_is_one_line(palette, args, words):
     assert len(err.strip().splitlines()) == 1
     assert all(word in err for word in words), err
     assert not Path("c.yaml").exists()
+
+
+def test_a_configuration_is_no_factory(palette):
+    code, _, err = palette("allocate", "lnq.yaml", "--target-bpw", 4, "-o", "c.yaml")
+    assert code == 2
+    assert "lnq.yaml is a configuration, which goes to -c" in " ".join(err.split())

@@ -2,5 +2,6 @@
 
 from palette_core.allocation.allocate import Allocated, Allocation, allocate
 from palette_core.allocation.candidates import Judged
+from palette_core.allocation.comparing import Compared, compare_predictions
 
-__all__ = ["Allocated", "Allocation", "Judged", "allocate"]
+__all__ = ["Allocated", "Allocation", "Compared", "Judged", "allocate", "compare_predictions"]

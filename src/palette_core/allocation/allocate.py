@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from palette_core.allocation.candidates import (
     checked,
     elements,
 )
+from palette_core.allocation.constraints import constrained
 from palette_core.allocation.judging import Evidence, judge
 from palette_core.allocation.metrics import make_metric
 from palette_core.allocation.solver import Choices, Solution, curve, solve
@@ -26,8 +29,9 @@ from palette_core.bits import model_bits
 from palette_core.boundary import make_backend
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import AllocationError
+from palette_core.execution import check_num_workers
 from palette_core.packed_weight import palette_modules
-from palette_core.planning import Plan, TensorPlan, make_plan, warn_about
+from palette_core.planning import Plan, make_plan, warn_about
 from palette_core.plugins import get_catalog
 from palette_core.tracing import ExampleInputs, trace
 
@@ -67,6 +71,7 @@ class Allocation:
         predicted_loss: the sum over tensors.
         lower_bound: no combination within the target is predicted to lose less than this.
         curve: bits per weight and predicted loss of optimal combinations at other targets.
+        curve_choices: of each point of the curve, which candidate of each tensor it is made of.
     """
 
     config: KMeansPalettizerConfig
@@ -77,6 +82,7 @@ class Allocation:
     predicted_loss: float
     lower_bound: float
     curve: tuple[tuple[float, float], ...]
+    curve_choices: tuple[tuple[int, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; the config is not among them."""
@@ -146,27 +152,33 @@ def allocate(
         sensitivity_path: a file of sensitivities: for metrics that want squared gradients, and
             for weighted clustering by algorithms that take them.
         batches: model inputs, for metrics and algorithms that want them.
-        fixed: bits by regular expression for names of tensors.
-        minimum: least bits by regular expression for names of tensors.
-        exclude: regular expressions for names of tensors to be left dense.
+        fixed: bits by regular expression, which must match the whole name of a tensor. Bits that
+            no candidate has are offered with the candidates' other fields.
+        minimum: least bits by regular expression for whole names; of several the largest holds.
+        exclude: regular expressions for whole names of tensors to be left dense.
         backend: leave out what this export backend refuses.
         backend_options: its options.
         cache: a file (JSON) in which predicted losses are kept, so that an interrupted or
-            repeated call goes on from there.
+            repeated call goes on from there. Where a metric or an algorithm looks at batches,
+            one that is kept holds for the same batches and an unchanged model only; else for an
+            unchanged tensor.
         num_workers: clustering processes.
         show_progress: None shows a bar on a terminal.
 
     Raises:
         AllocationError: the target is too small, something that the metric needs is missing, an
-            expression matches no tensor, or no candidate is left for a tensor.
+            expression matches no tensor, ``fixed`` contradicts ``minimum`` or itself, or no
+            candidate is left for a tensor.
         UnknownPluginError, PluginOptionsError: see `KMeansPalettizer.prepare`.
         SensitivityError: the file does not fit.
+        CalibrationError: the model failed on a batch, or one is empty.
+        TypeError, ValueError: num_workers is no positive integer.
     """
     catalog = get_catalog()
     if over not in ("palettized", "model"):
         raise AllocationError(f"over must be 'palettized' or 'model', got {over!r}")
-    if not target_bpw > 0:
-        raise AllocationError(f"target_bpw must be positive, got {target_bpw!r}")
+    target_bpw = _checked_target(target_bpw)
+    check_num_workers(num_workers)
     specs = checked(candidates)
     entry = catalog.sensitivity_metrics.get(metric)
     judge_with = make_metric(catalog, metric, metric_options or {})
@@ -179,13 +191,14 @@ def allocate(
     graph = trace(model, example_inputs)
     plan = make_plan(graph, config, catalog)
     warn_about(plan)
-    plan, allowed = _constrain(plan, specs, fixed or {}, minimum or {}, exclude)
-    plans = candidate_plans(plan, specs, catalog, target, allowed)
-    evidence = Evidence.gather(model, plan, entry, sensitivity_path, batches, show_progress)
+    plan, limits = constrained(plan, fixed or {}, minimum or {}, exclude)
+    plans = candidate_plans(plan, specs, catalog, target, limits)
+    evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, show_progress)
     judged = judge(
         plans,
         evidence,
         judge_with,
+        entry,
         identity=(
             metric,
             dict(metric_options or {}),
@@ -201,6 +214,7 @@ def allocate(
         for row in judged.values()
     ]
     solution = _solved(choices, target_bpw, rest, weights)
+    others = curve(choices)
     tensors = tuple(
         Allocated(name, tuple(row), chosen)
         for (name, row), chosen in zip(judged.items(), solution.chosen, strict=True)
@@ -213,12 +227,13 @@ def allocate(
         bits_per_weight=(solution.size + rest) / weights,
         predicted_loss=solution.loss,
         lower_bound=solution.bound,
-        curve=tuple(((point.size + rest) / weights, point.loss) for point in curve(choices)),
+        curve=tuple(((point.size + rest) / weights, point.loss) for point in others),
+        curve_choices=tuple(point.chosen for point in others),
     )
 
 
 def _solved(choices: Sequence[Choices], target_bpw: float, rest: int, weights: int) -> Solution:
-    budget = int(target_bpw * weights) - rest
+    budget = _most_bits(target_bpw, weights) - rest
     least = sum(int(c.sizes.min()) for c in choices)
     if least > budget:
         raise AllocationError(
@@ -229,6 +244,22 @@ def _solved(choices: Sequence[Choices], target_bpw: float, rest: int, weights: i
     return solve(choices, budget)
 
 
+def _most_bits(target_bpw: float, weights: int) -> int:
+    """Return the largest number of bits whose average, as a float, is at most the target."""
+    bits = math.floor(Fraction(target_bpw) * weights)
+    # An average that was rounded down, such as a point of a curve, stands for its own bits.
+    return bits + 1 if (bits + 1) / weights <= target_bpw else bits
+
+
+def _checked_target(target_bpw: Any) -> float:
+    real = isinstance(target_bpw, Real) and not isinstance(target_bpw, bool)
+    if not real or not 0 < target_bpw < math.inf:
+        raise AllocationError(
+            f"target_bpw must be positive and finite, in bits per weight, got {target_bpw!r}"
+        )
+    return float(target_bpw)
+
+
 def _what_counts(model: nn.Module, plan: Plan, over: Over) -> tuple[int, int]:
     """Return bits that no choice changes, and the number of weights of the average."""
     palettized = elements(plan)
@@ -237,49 +268,3 @@ def _what_counts(model: nn.Module, plan: Plan, over: Over) -> tuple[int, int]:
     bits, total = model_bits(model)
     dense = sum(elements([p]) * p.dtype.itemsize * 8 for p in plan)
     return bits - dense, total
-
-
-def _constrain(
-    plan: Plan,
-    candidates: Sequence[CandidateSpec],
-    fixed: Mapping[str, int],
-    minimum: Mapping[str, int],
-    exclude: Iterable[str],
-) -> tuple[Plan, Iterator[tuple[TensorPlan, Collection[int] | None]]]:
-    """Return the plan without excluded tensors, and the bits that each of the others may have."""
-    excluded = _matching(plan, exclude, "exclude")
-    kept = tuple(t for t in plan if t.name not in excluded)
-    if not kept:
-        raise AllocationError("no tensor is left to palettize")
-    plan = Plan(kept, plan.skipped, plan.dense, plan.notes)
-    pinned = {n: b for key, b in fixed.items() for n in _matching(plan, [key], "fixed")}
-    least = {n: b for key, b in minimum.items() for n in _matching(plan, [key], "minimum")}
-
-    def allowed() -> Iterator[tuple[TensorPlan, Collection[int] | None]]:
-        for tensor in plan:
-            if tensor.name in pinned:
-                yield tensor, (pinned[tensor.name],)
-            elif tensor.name in least:
-                yield tensor, range(least[tensor.name], 9)
-            else:
-                yield tensor, None
-
-    return plan, allowed()
-
-
-def _matching(plan: Plan, patterns: Iterable[str], what: str) -> set[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        try:
-            matches = {t.name for t in plan if any(re.fullmatch(pattern, o.name) for o in t.owners)}
-        except re.error as error:
-            raise AllocationError(
-                f"{what}: {pattern!r} is no regular expression: {error}"
-            ) from None
-        if not matches:
-            raise AllocationError(
-                f"{what}: {pattern!r} matches no tensor to be palettized; they are named like "
-                f"{', '.join(t.name for t in list(plan)[:3])}"
-            )
-        found |= matches
-    return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
+from palette_core.allocation.constraints import Limits
 from palette_core.errors import AllocationError, IncompatibleShapeError, PlanError
 from palette_core.interfaces import Backend
 from palette_core.planning import Plan, TensorPlan
@@ -40,7 +41,7 @@ def candidate_plans(
     candidates: Sequence[CandidateSpec],
     catalog: Catalog,
     backend: Backend | None,
-    allowed: Iterator[tuple[TensorPlan, Collection[int] | None]] | None = None,
+    limits: Mapping[str, Limits],
 ) -> dict[str, list[TensorPlan]]:
     """Return, for each tensor, the plans that fit its shape and that the backend takes.
 
@@ -49,38 +50,69 @@ def candidate_plans(
         candidates: see `CandidateSpec`.
         catalog: the installed plug-ins.
         backend: drop what it refuses.
-        allowed: for each tensor, the bits it may have; None for any.
+        limits: for each tensor, the bits it may have.
 
     Raises:
         AllocationError: no candidate is left for a tensor; the message has the reasons.
     """
     found: dict[str, list[TensorPlan]] = {}
-    for tensor, bits in allowed or ((t, None) for t in plan):
+    for tensor in plan:
         kept: dict[PalettizationSpec, TensorPlan] = {}
-        reasons = []
-        for candidate in _for(tensor, candidates, bits):
-            made = _with(tensor, candidate, catalog, backend)
+        reasons: dict[tuple[str, str], list[int]] = {}
+        for bits, others in _allowed(tensor, candidates, limits[tensor.name]):
+            made = _with(tensor, {**others, "n_bits": bits}, catalog, backend)
             if isinstance(made, str):
-                reasons.append(made)
-            elif bits is not None and made.spec.n_bits not in bits:
-                reasons.append(f"{made.spec.n_bits} bits are not allowed here")
+                reasons.setdefault((_in_words(others), made), []).append(bits)
             else:
                 kept.setdefault(made.spec, made)
         if not kept:
-            raise AllocationError(
-                f"no candidate is left for {tensor.name} {tensor.shape}: {'; '.join(reasons)}"
+            why = "; ".join(
+                f"{', '.join(map(str, bits))} bits{others}: {reason}"
+                for (others, reason), bits in reasons.items()
             )
+            raise AllocationError(f"no candidate is left for {tensor.name} {tensor.shape}: {why}")
         found[tensor.name] = list(kept.values())
     return found
 
 
-def _for(
-    tensor: TensorPlan, candidates: Sequence[CandidateSpec], bits: Collection[int] | None
-) -> list[CandidateSpec]:
-    """Return candidates, and one more where a tensor must have bits that none of them has."""
-    have = {_fields(c).get("n_bits", tensor.spec.n_bits) for c in candidates}
-    more = bits if bits is not None and len(bits) == 1 else ()
-    return [*candidates, *(b for b in more if b not in have)]
+_Fields = dict[str, Any]
+
+
+def _allowed(
+    tensor: TensorPlan, candidates: Sequence[CandidateSpec], limits: Limits
+) -> list[tuple[int, _Fields]]:
+    """Return bits and other fields of the candidates that a tensor may have.
+
+    Where it must have bits that none of them has, it gets them with all the other fields there
+    are, so that a granularity that is offered holds for it too.
+
+    Raises:
+        AllocationError: none has as many bits as it needs at least.
+    """
+    rows = []
+    for candidate in candidates:
+        others = _fields(candidate)
+        rows.append((int(others.pop("n_bits", tensor.spec.n_bits)), others))
+    allowed = [row for row in rows if limits.allow(row[0])]
+    if not allowed and limits.fixed is not None:
+        each = [others for i, (_, others) in enumerate(rows) if others not in _others(rows[:i])]
+        allowed = [(limits.fixed, others) for others in each]
+    if not allowed:
+        offered = ", ".join(map(str, sorted({bits for bits, _ in rows})))
+        raise AllocationError(
+            f"no candidate is left for {tensor.name}: minimum asks for at least {limits.minimum} "
+            f"bits, and the candidates have {offered}; offer more, or lower the minimum"
+        )
+    return allowed
+
+
+def _others(rows: Sequence[tuple[int, _Fields]]) -> list[_Fields]:
+    return [others for _, others in rows]
+
+
+def _in_words(others: _Fields) -> str:
+    text = ", ".join(f"{name}={value!r}" for name, value in others.items())
+    return f" with {text}" if text else ""
 
 
 def checked(candidates: Sequence[CandidateSpec]) -> tuple[CandidateSpec, ...]:
@@ -103,17 +135,16 @@ def checked(candidates: Sequence[CandidateSpec]) -> tuple[CandidateSpec, ...]:
     return tuple(candidates)
 
 
-def _fields(candidate: CandidateSpec) -> dict[str, Any]:
+def _fields(candidate: CandidateSpec) -> _Fields:
     if isinstance(candidate, Mapping):
         return dict(candidate)
     return {"n_bits": candidate}
 
 
 def _with(
-    tensor: TensorPlan, candidate: CandidateSpec, catalog: Catalog, backend: Backend | None
+    tensor: TensorPlan, fields: _Fields, catalog: Catalog, backend: Backend | None
 ) -> TensorPlan | str:
     """Return the tensor's plan with other fields in its spec, or why there can be none."""
-    fields = _fields(candidate)
     try:
         spec = PalettizationSpec.model_validate({**tensor.spec.model_dump(), **fields})
         if tensor.resolution is not None and spec.cluster_dim > 1:
@@ -129,11 +160,11 @@ def _with(
             layout=lay_out(tensor.shape, spec, tensor.axis),
         )
     except (IncompatibleShapeError, PlanError) as error:
-        return f"{fields}: {error}"
+        return str(error)
     except ValidationError as error:
-        return f"{fields}: {error.errors()[0]['msg']}"
+        return str(error.errors()[0]["msg"])
     refusal = None if backend is None else backend.refuses(made.facts)
-    return made if refusal is None else f"{fields}: the backend refuses it: {refusal.reason}"
+    return made if refusal is None else f"the backend refuses it: {refusal.reason}"
 
 
 def elements(plans: Iterable[TensorPlan]) -> int:

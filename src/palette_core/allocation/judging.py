@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
-from palette_core.errors import AllocationError
+from palette_core.data_aware import warn_about
+from palette_core.errors import AllocationError, CalibrationError
 from palette_core.execution import Job, run_jobs
-from palette_core.files import atomic_path
 from palette_core.input_moments import InputMoments
 from palette_core.interfaces import (
     Candidate,
@@ -30,8 +30,6 @@ from palette_core.progress import progress_bar
 from palette_core.rng import untouched_global_rng
 from palette_core.sensitivities import Sensitivity, fingerprint
 
-_CACHE_VERSION = 1
-
 
 @dataclass
 class Evidence:
@@ -42,26 +40,29 @@ class Evidence:
         sensitivities: from a file, by name.
         moments: of layers' inputs, by name, where they are usable.
         outputs: runs the model with a tensor in place of a weight.
-        batches_id: tells calibration batches apart.
+        runs_id: tells the model as a whole, on its batches, from others; None without batches.
     """
 
     weights: Mapping[str, Tensor]
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     moments: Mapping[str, InputMoments] = field(default_factory=dict)
     outputs: Callable[[str, Tensor | None], ModelOutputs] | None = None
-    batches_id: str = ""
+    runs_id: Callable[[], str] | None = None
 
     @classmethod
     def gather(
         cls,
         model: nn.Module,
         plan: Plan,
-        entry: SensitivityMetricEntry,
+        candidates: Mapping[str, Sequence[TensorPlan]],
+        entry: SensitivityMetricEntry | None,
         sensitivity_path: str | Path | None,
         batches: Iterable[Any],
         show_progress: bool | None,
     ) -> Evidence:
-        """Measure what the metric and the planned algorithms want.
+        """Measure what the metric, if there is one, and the candidates' algorithms want.
+
+        Candidates whose algorithm needs moments that there are not are warned of.
 
         Raises:
             AllocationError: the metric wants something that was not given.
@@ -70,36 +71,56 @@ class Evidence:
         """
         made = cls(planned_weights(model, plan))
         made.sensitivities = read_sensitivities(sensitivity_path, plan, made.weights, trust=False)
-        if entry.needs_squares:
+        if entry is not None and entry.needs_squares:
             _check_squares(entry.name, made.sensitivities)
         given = [as_batch(item) for item in batches]
-        if (entry.needs_moments or entry.needs_outputs) and not given:
+        looks = entry is not None and (entry.needs_moments or entry.needs_outputs)
+        if entry is not None and looks and not given:
             raise AllocationError(
                 f"metric {entry.name!r} looks at calibration batches; give some (batches=…)"
             )
-        if not given:
-            return made
-        made.batches_id = _identity(given)
+        if given:
+            made.runs_id = functools.cache(lambda: runs_digest(model, given))
         runner = Runner(model, tuple(plan), given)
-        clusterers = get_catalog().clusterers
-        if entry.needs_moments or any(clusterers.get(t.algorithm).needs_moments for t in plan):
-            with progress_bar("Calibrating", len(given), show=show_progress) as advance:
-                made.moments, missing = collect(runner, advance=advance)
-            if entry.needs_moments and missing:
-                what = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-                raise AllocationError(
-                    f"metric {entry.name!r} has nothing to judge these weights by: {what}; "
-                    "exclude them, or choose another metric"
-                )
-        if entry.needs_outputs:
+        made._look_at_inputs(runner, candidates, entry, show_progress)
+        if entry is not None and entry.needs_outputs:
             made.outputs = _outputs(runner)
         return made
+
+    def _look_at_inputs(
+        self,
+        runner: Runner,
+        candidates: Mapping[str, Sequence[TensorPlan]],
+        entry: SensitivityMetricEntry | None,
+        show_progress: bool | None,
+    ) -> None:
+        judged_by = entry is not None and entry.needs_moments
+        clustered_by = [n for n, row in candidates.items() if any(map(needs_moments, row))]
+        if not clustered_by and not judged_by:
+            return
+        missing = dict.fromkeys(clustered_by, "no calibration batches were given")
+        if runner.batches:
+            with progress_bar("Calibrating", len(runner.batches), show=show_progress) as advance:
+                self.moments, missing = collect(runner, advance=advance)
+        if entry is not None and judged_by and missing:
+            what = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+            raise AllocationError(
+                f"metric {entry.name!r} has nothing to judge these weights by: {what}; "
+                "exclude them, or choose another metric"
+            )
+        warn_about({name: missing[name] for name in clustered_by if name in missing})
+
+
+def needs_moments(plan: TensorPlan) -> bool:
+    """Say whether a plan's algorithm looks at moments of a layer's inputs."""
+    return get_catalog().clusterers.get(plan.algorithm).needs_moments
 
 
 def judge(
     plans: Mapping[str, Sequence[TensorPlan]],
     evidence: Evidence,
     metric: SensitivityMetric,
+    entry: SensitivityMetricEntry,
     *,
     identity: Any,
     cache: Path | None,
@@ -112,6 +133,7 @@ def judge(
         plans: candidates by name of the tensor.
         evidence: see `Evidence`.
         metric: predicts losses.
+        entry: of the metric; says what it looks at.
         identity: of the metric and its options, for the cache.
         cache: a file of earlier results, which is written after every tensor.
         num_workers: clustering processes.
@@ -121,17 +143,17 @@ def judge(
         AllocationError: the cache is damaged, or the metric returned no usable number.
         ClusteringError: an algorithm, or the metric, failed.
     """
-    known = _Cache(cache)
+    known = LossFile(cache)
     found: dict[str, list[Judged]] = {}
     total = sum(map(len, plans.values()))
     with progress_bar("Judging", total, show=show_progress) as advance:
         for name, candidates in plans.items():
-            keys = [_key(plan, evidence, identity) for plan in candidates]
+            keys = [_key(plan, evidence, entry, identity, cache) for plan in candidates]
             fresh = [i for i, key in enumerate(keys) if key not in known.values]
-            jobs = [_job(candidates[i], evidence) for i in fresh]
+            jobs = [job_of(candidates[i], evidence) for i in fresh]
             advance(name, len(candidates) - len(fresh))
             for i, result in zip(fresh, _clustered(jobs, num_workers), strict=True):
-                loss = _loss(metric, candidates[i], result.decode(), evidence)
+                loss = _loss(metric, entry, candidates[i], result.decode(), evidence)
                 known.values[keys[i]] = (result.size_in_bits(), loss)
                 advance(name, 1)
             if fresh:
@@ -142,7 +164,8 @@ def judge(
     return found
 
 
-def _job(plan: TensorPlan, evidence: Evidence) -> Job:
+def job_of(plan: TensorPlan, evidence: Evidence) -> Job:
+    """Return a candidate with what its algorithm takes."""
     sensitivity = evidence.sensitivities.get(plan.name)
     moments = evidence.moments.get(plan.name)
     entry = get_catalog().clusterers.get(plan.algorithm)
@@ -161,8 +184,32 @@ def _clustered(jobs: Sequence[Job], num_workers: int) -> list[Any]:
         return [result.palettized for result in run_jobs(jobs, num_workers=num_workers)]
 
 
+def _key(
+    plan: TensorPlan,
+    evidence: Evidence,
+    entry: SensitivityMetricEntry,
+    identity: Any,
+    cache: Path | None,
+) -> str:
+    if cache is None:  # nothing outlives this call
+        return key_of(plan)
+    sensitivity = evidence.sensitivities.get(plan.name)
+    runs = entry.needs_moments or entry.needs_outputs or needs_moments(plan)
+    return key_of(
+        plan,
+        fingerprint(evidence.weights[plan.name]),
+        identity,
+        evidence.runs_id() if runs and evidence.runs_id is not None else "",
+        None if sensitivity is None else [fingerprint(sensitivity.values), sensitivity.scale],
+    )
+
+
 def _loss(
-    metric: SensitivityMetric, plan: TensorPlan, decoded: Tensor, evidence: Evidence
+    metric: SensitivityMetric,
+    entry: SensitivityMetricEntry,
+    plan: TensorPlan,
+    decoded: Tensor,
+    evidence: Evidence,
 ) -> float:
     run = evidence.outputs
     sensitivity = evidence.sensitivities.get(plan.name)
@@ -171,7 +218,7 @@ def _loss(
         weight=evidence.weights[plan.name],
         decoded=decoded,
         squares=None if sensitivity is None else sensitivity.squares(),
-        moments=evidence.moments.get(plan.name),
+        moments=evidence.moments.get(plan.name) if entry.needs_moments else None,
         outputs=None if run is None else (lambda weight: run(plan.name, weight)),
     )
     return metric.loss(candidate)
@@ -198,13 +245,28 @@ def _outputs(runner: Runner) -> Callable[[str, Tensor | None], ModelOutputs]:
     def run(name: str, weight: Tensor | None) -> ModelOutputs:
         if weight is None:
             if not reference:
-                reference.extend(_floating(runner.run(i)) for i in range(len(runner.batches)))
+                reference.extend(_said(runner, i) for i in range(len(runner.batches)))
             return reference
         return [
             _floating(runner.run(i, weights={name: weight})) for i in range(len(runner.batches))
         ]
 
     return run
+
+
+def _said(runner: Runner, batch: int) -> list[Tensor]:
+    """Return what the unchanged model says to a batch.
+
+    Raises:
+        CalibrationError: nothing, as the batch is empty.
+    """
+    found = _floating(runner.run(batch))
+    if found and not any(tensor.numel() for tensor in found):
+        raise CalibrationError(
+            f"calibration batch {batch} is empty: the model's outputs of it have no elements "
+            f"(shape {tuple(found[0].shape)}), so nothing can be compared; leave the batch out"
+        )
+    return found
 
 
 def _floating(value: Any) -> list[Tensor]:
@@ -216,76 +278,3 @@ def _floating(value: Any) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in _floating(item)]
     return []
-
-
-# --- the cache ----------------------------------------------------------------------------------
-
-
-class _Cache:
-    """Bits and losses by key, in a JSON file."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.values: dict[str, tuple[int, float]] = {}
-        if path is None or not path.exists():
-            return
-        try:
-            stored = json.loads(path.read_text())
-            if stored["version"] != _CACHE_VERSION:
-                raise ValueError(f"version {stored['version']!r}")
-            self.values = {k: (int(b), float(x)) for k, (b, x) in stored["losses"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise AllocationError(
-                f"{path} is no cache of predicted losses ({error}); delete it, or name another"
-            ) from None
-
-    def save(self) -> None:
-        if self._path is None:
-            return
-        with atomic_path(self._path) as temporary:
-            temporary.write_text(json.dumps({"version": _CACHE_VERSION, "losses": self.values}))
-
-
-def _key(plan: TensorPlan, evidence: Evidence, identity: Any) -> str:
-    """Return what tells one prediction from all others."""
-    sensitivity = evidence.sensitivities.get(plan.name)
-    parts = [
-        plan.name,
-        fingerprint(evidence.weights[plan.name]),
-        plan.spec.model_dump(mode="json"),
-        [plan.algorithm, plan.algorithm_options, plan.lut_quantizer, plan.seed, plan.resolution],
-        _made_by(plan),
-        identity,
-        evidence.batches_id,
-        None if sensitivity is None else [fingerprint(sensitivity.values), sensitivity.scale],
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _made_by(plan: TensorPlan) -> list[str]:
-    """Return the distributions, with their versions, that cluster a plan."""
-    catalog = get_catalog()
-    found = [str(catalog.clusterers.find(plan.algorithm).distribution)]
-    if plan.lut_quantizer is not None:
-        found.append(str(catalog.lut_quantizers.find(plan.lut_quantizer).distribution))
-    return found
-
-
-def _identity(batches: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            digest.update(f"{tuple(value.shape)}{fingerprint(value)}".encode())
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                digest.update(str(key).encode())
-                add(item)
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                add(item)
-        else:
-            digest.update(repr(value).encode())
-
-    add(list(batches))
-    return digest.hexdigest()

@@ -18,8 +18,8 @@ from palette_core.errors import AllocationError
 Sizes = NDArray[np.int64]
 Losses = NDArray[np.float64]
 
-# Two losses closer than this, relative to the whole, are the same: sums of floats are not exact.
-_SLACK = 1e-12
+# Sums of n floats of one sign are right to n units of the last place, relative to the whole.
+_ULP = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Solution:
 def solve(tensors: Sequence[Choices], budget: int) -> Solution:
     """Choose one candidate per tensor, of the least total loss within ``budget`` bits.
 
-    Of equal losses the smaller total size is chosen.
+    Of losses that are equal, but for the rounding of sums, the smaller total size is chosen.
 
     Raises:
         AllocationError: the smallest candidates of all tensors take more than the budget.
@@ -66,13 +66,22 @@ def solve(tensors: Sequence[Choices], budget: int) -> Solution:
             f"the smallest candidates together take {smallest} bits, more than the budget of "
             f"{budget}; raise the target, or allow smaller candidates"
         )
-    kept = [_undominated(t) for t in tensors]
-    slope, bound = _multiplier(tensors, kept, budget)
-    best = _greedy(tensors, kept, slope, budget)
-    chosen = _exact(tensors, kept, slope, bound, best, budget)
+    unit = _unit(tensors)
+    # Sizes count from the smallest: slope times budget would drown losses next to a large tensor.
+    reduced = [Choices(t.sizes - t.sizes.min(), np.ldexp(t.losses, -unit)) for t in tensors]
+    room = min(budget - smallest, sum(int(t.sizes.max()) for t in reduced))
+    kept = [_undominated(t) for t in reduced]
+    slope, bound = _multiplier(reduced, kept, room)
+    best = _greedy(reduced, kept, slope, room)
+    chosen = _exact(reduced, kept, slope, bound, best, room)
     size = sum(int(t.sizes[i]) for t, i in zip(tensors, chosen, strict=True))
     loss = float(sum(t.losses[i] for t, i in zip(tensors, chosen, strict=True)))
-    return Solution(tuple(chosen), size, loss, min(bound, loss))
+    return Solution(tuple(chosen), size, loss, min(float(np.ldexp(bound, unit)), loss))
+
+
+def _unit(tensors: Sequence[Choices]) -> int:
+    """Return the exponent of a power of two that brings losses to 1 at most."""
+    return int(np.frexp(max(float(t.losses.max()) for t in tensors))[1])
 
 
 def curve(tensors: Sequence[Choices], points: int = 25) -> list[Solution]:
@@ -80,8 +89,11 @@ def curve(tensors: Sequence[Choices], points: int = 25) -> list[Solution]:
     low = sum(int(t.sizes.min()) for t in tensors)
     high = sum(int(t.sizes[t.losses == t.losses.min()].min()) for t in tensors)
     budgets = np.unique(np.linspace(low, max(low, high), points).round().astype(np.int64))
-    found = {(s.size, s.loss): s for s in (solve(tensors, int(b)) for b in budgets)}
-    return list(found.values())
+    found: list[Solution] = []
+    for solution in (solve(tensors, int(b)) for b in budgets):
+        if not found or (solution.size > found[-1].size and solution.loss < found[-1].loss):
+            found.append(solution)
+    return found
 
 
 def _undominated(tensor: Choices) -> NDArray[np.int64]:
@@ -183,7 +195,9 @@ def _exact(
 ) -> list[int]:
     """Return an optimal choice, given a feasible one and a Lagrangian bound."""
     upper = float(sum(t.losses[i] for t, i in zip(tensors, best, strict=True)))
-    slack = _SLACK * max(1.0, abs(upper), abs(bound)) if upper or bound else _SLACK
+    equal = 2 * len(tensors) * _ULP  # what rounding may make of equal losses, relative to them
+    # No choice worth keeping has sums of larger numbers than these.
+    slack = equal * upper + 4 * (len(tensors) + 4) * _ULP * (upper + slope * budget)
     live: list[NDArray[np.int64]] = []
     for tensor, keep in zip(tensors, kept, strict=True):
         cost = tensor.losses[keep] + slope * tensor.sizes[keep]
@@ -207,9 +221,8 @@ def _exact(
         alive = alive[first]
         size, loss = sizes[alive], losses[alive]
         parents.append((alive // len(add), live[i][alive % len(add)]))
-    if not len(size) or float(loss[-1]) > upper:
-        return best
-    state, chosen = len(size) - 1, list(best)
+    # Losses fall as sizes rise: the smallest of the states that are as good as the last.
+    state, chosen = int(np.argmax(loss <= loss[-1] * (1 + equal))), list(best)
     for i, (parent, candidate) in zip(reversed(order), reversed(parents), strict=True):
         chosen[i] = int(candidate[state])
         state = int(parent[state])

@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.markup import escape
 
-from palette_core.allocation import Allocation, allocate
+from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
 from palette_core.cli import show
-from palette_core.cli.factories import FactoryError, Loaded, load_callable
+from palette_core.cli.factories import FactoryError, load_callable, load_factory
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.errors import AllocationError
 from palette_core.planning import TensorPlan
 from palette_core.report import granularity_text
 
 
 def run(
-    loaded: Loaded,
+    factory: str,
+    inputs: Sequence[str],
     config: KMeansPalettizerConfig,
     output: Path,
     *,
     candidates: str,
     granularities: Sequence[str],
     data: str | None,
+    measure: str | None,
     plot: Path | None,
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Allocate, write the configuration, report.
+    """Allocate, write the configuration, measure where that is asked for, report.
 
     Raises:
         FactoryError: an option cannot be read.
-        PaletteError: see `allocate`.
+        PaletteError: see `allocate` and `compare_predictions`.
     """
-    allocation = allocate(
-        loaded.model,
-        config,
-        loaded.example_inputs,
-        candidates=read_candidates(candidates, granularities),
-        batches=() if data is None else _inputs(data),
-        **how,
-    )
-    allocation.config.to_yaml(output)
+    if Path(factory).suffix in (".yaml", ".yml"):
+        raise FactoryError(
+            f"{factory} is a configuration, which goes to -c; FACTORY is the model's "
+            "module:callable or file.py:callable"
+        )
+    specs = read_candidates(candidates, granularities)
+    call = None if measure is None else load_callable(measure)
+    loaded = load_factory(factory, inputs)
+    batches = () if data is None else list(_inputs(data))
+    with _options_named():
+        allocation = allocate(
+            loaded.model, config, loaded.example_inputs, candidates=specs, batches=batches, **how
+        )
+        allocation.config.to_yaml(output)
+        compared: tuple[Compared, ...] = ()
+        if call is not None:
+            compared = compare_predictions(
+                loaded.model,
+                allocation,
+                call,
+                sensitivity_path=how["sensitivity_path"],
+                batches=batches,
+                num_workers=how["num_workers"],
+            )
     if plot is not None:
         from palette_core.plot import plot_curve
 
-        plot_curve(allocation, plot)
+        plot_curve(allocation, plot, compared)
     if as_json:
-        show.print_json({**allocation.to_dict(), "file": str(output)})
+        measured = {} if call is None else {"compared": _rows(compared)}
+        show.print_json({**allocation.to_dict(), **measured, "file": str(output)})
         return
     _show(allocation)
+    if compared:
+        _show_compared(compared)
     show.totals(
         {
             f"bits per weight, {_OVER[allocation.over]}": f"{allocation.bits_per_weight:.4f} "
@@ -63,6 +86,21 @@ def run(
             **({} if plot is None else {"picture": str(plot)}),
         }
     )
+
+
+_OPTIONS = {"batches=…": "--data", "sensitivity_path=…": "--sensitivities"}
+
+
+@contextlib.contextmanager
+def _options_named() -> Iterator[None]:
+    """Let errors name options where they name arguments of `allocate`."""
+    try:
+        yield
+    except AllocationError as error:
+        text = str(error)
+        for argument, option in _OPTIONS.items():
+            text = text.replace(argument, option)
+        raise AllocationError(text) from error
 
 
 _OVER = {"palettized": "palettized ones", "model": "whole model"}
@@ -118,6 +156,24 @@ def _inputs(text: str) -> Iterable[Any]:
     return found
 
 
+def _rows(compared: Iterable[Compared]) -> list[dict[str, float | None]]:
+    """Return rows as JSON has them: it knows no NaN and no infinity."""
+    return [
+        {name: x if math.isfinite(x) else None for name, x in asdict(row).items()}
+        for row in compared
+    ]
+
+
+def _show_compared(compared: Iterable[Compared]) -> None:
+    columns = "bits per weight", "predicted loss", "measured loss, less the dense model's"
+    shown = show.table("Predicted and measured", *columns, right=columns)
+    for row in compared:
+        shown.add_row(
+            f"{row.bits_per_weight:.3f}", f"{row.predicted_loss:.4g}", f"{row.measured_loss:.4g}"
+        )
+    show.console.print(shown)
+
+
 def _show(allocation: Allocation) -> None:
     shown = show.table(
         "Chosen",
@@ -126,15 +182,16 @@ def _show(allocation: Allocation) -> None:
     )  # fmt: skip
     for tensor in allocation.tensors:
         plan, choice = tensor.choice.plan, tensor.choice
+        name = _full if len({_grain(c.plan) for c in tensor.candidates}) > 1 else _bits
         others = [c for i, c in enumerate(tensor.candidates) if i != tensor.chosen]
         shown.add_row(
             tensor.name,
             "×".join(map(str, plan.shape)),
             _bits(plan),
-            granularity_text(plan.spec, plan.axis),
+            _grain(plan),
             f"{choice.bits / math.prod(plan.shape):.3f}",
             f"{choice.loss:.4g}",
-            escape(", ".join(f"{_bits(c.plan)}: {c.loss:.3g}" for c in others)),
+            escape(", ".join(f"{name(c.plan)}: {c.loss:.3g}" for c in others)),
         )
     show.console.print(shown)
 
@@ -142,3 +199,11 @@ def _show(allocation: Allocation) -> None:
 def _bits(plan: TensorPlan) -> str:
     dim = plan.spec.cluster_dim
     return str(plan.spec.n_bits) + (f" ×{dim}" if dim > 1 else "")
+
+
+def _grain(plan: TensorPlan) -> str:
+    return granularity_text(plan.spec, plan.axis)
+
+
+def _full(plan: TensorPlan) -> str:
+    return f"{_bits(plan)} bits {_grain(plan)}"

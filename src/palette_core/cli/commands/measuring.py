@@ -100,11 +100,11 @@ def allocate(
     ] = None,
     fixed: Annotated[
         list[str] | None,
-        typer.Option(metavar="REGEX=BITS", help="Bits of the tensors of these names."),
+        typer.Option(metavar="REGEX=BITS", help="Bits of the tensors of these whole names."),
     ] = None,
     minimum: Annotated[
         list[str] | None,
-        typer.Option(metavar="REGEX=BITS", help="Least bits of the tensors of these names."),
+        typer.Option(metavar="REGEX=BITS", help="Least bits of the tensors of these whole names."),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="REGEX", help="Tensors to be left dense.")
@@ -118,6 +118,14 @@ def allocate(
         typer.Option(help="File (JSON) of predicted losses, to go on from after an interrupt."),
     ] = None,
     num_workers: Workers = 1,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CALLABLE",
+            help="module:callable or file.py:callable that gets a model and returns its loss, to "
+            "compare predictions with at three points of the curve.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw predicted loss against size into this picture.")
     ] = None,
@@ -126,7 +134,6 @@ def allocate(
     """Choose bits for every tensor within a target size, and write a configuration."""
     from palette_core.cli import allocating, work
     from palette_core.cli.exporting import read_options
-    from palette_core.cli.factories import load_factory
 
     settings = load_config(config)
     work.check_picture_name(plot)
@@ -145,12 +152,14 @@ def allocate(
         "num_workers": num_workers,
     }
     allocating.run(
-        load_factory(factory, inputs or ()),
+        factory,
+        inputs or (),
         settings,
         output,
         candidates=candidates,
         granularities=granularity or (),
         data=data,
+        measure=measure,
         plot=plot,
         as_json=as_json,
         **how,
