@@ -136,14 +136,7 @@ def without_moments(plan: TensorPlan) -> TensorPlan:
 def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> InputMoments:
     """Return moments for points of the plan's layout, whose channels were divided by ``scale``."""
     moments = replace(moments.laid_out(plan.layout), target=None)
-    if scale is None or plan.axis != moments.output_axis:
-        return moments
-    groups = moments.hessian.shape[0]
-    rows = scale.detach().cpu().float().reshape(-1).square()
-    if moments.transposed:
-        rows = rows.repeat(groups)
-    share = rows if moments.share is None else rows * moments.share
-    return replace(moments, share=share)
+    return moments if scale is None else moments.divided_by(scale)
 
 
 def check_finite(name: str, weight: Tensor) -> None:
