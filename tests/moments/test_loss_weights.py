@@ -75,7 +75,7 @@ def test_a_call_without_gradient_counts_nothing(first):
         (lambda out, x: out[0].sum() * (math.nan if x[0].sum() > 99 else 1), "not finite on .* 1"),
         (
             lambda out, x: out[0].abs().sum() / (x[0].sum() < 99),
-            "not finite on calibration batch 1: inf",
+            "not finite on .* 1: inf",
         ),
         (lambda out, x: 1.0, "returned float on calibration batch 0, expected a scalar tensor"),
         (

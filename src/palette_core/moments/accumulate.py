@@ -12,6 +12,7 @@ from torch import Tensor
 
 from palette_core.input_moments import InputMoments
 from palette_core.moments.consumers import Consumption
+from palette_core.moments.matrix_files import MatrixFiles
 from palette_core.moments.views import View
 from palette_core.planning import TensorPlan
 
@@ -64,16 +65,16 @@ class Accumulator:
     Weights that were always multiplied with the same inputs share one result.
 
     Args:
-        folder: keep sums and results in files there rather than in memory.
+        folder: keep sums and results in files in a fresh folder inside this one, rather than in
+            memory; see `MatrixFiles`.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self._files = MatrixFiles(folder)
         self._sums: dict[tuple[str, View], _Sum] = {}
         self._latest: list[_Product] = []
         self._made: dict[int, Tensor] = {}
         self._serial = itertools.count()
-        self._file = itertools.count()
 
     def add(
         self,
@@ -125,15 +126,7 @@ class Accumulator:
         self._latest = []
 
     def _zeros(self, like: Tensor) -> Tensor:
-        return self._place(tuple(like.shape), np.float64)
-
-    def _place(self, shape: tuple[int, ...], dtype: type) -> Tensor:
-        if self._folder is None:
-            return torch.from_numpy(np.zeros(shape, dtype))
-        path = self._folder / f"moments-{next(self._file):05d}.npy"
-        return torch.from_numpy(
-            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
-        )
+        return self._files.zeros(tuple(like.shape), np.float64)
 
     def result(self, plan: TensorPlan) -> InputMoments | None:
         """Return the moments of a weight, ``cross`` aside; None where none came."""
@@ -162,7 +155,7 @@ class Accumulator:
                     return shared
         found = self._made.get(id(sums))
         if found is None:
-            found = self._place(tuple(sums.total.shape), np.float32)
+            found = self._files.zeros(tuple(sums.total.shape), np.float32)
             found.copy_(sums.total / max(1, sums.count))
             self._made[id(sums)] = found
         return found

@@ -56,15 +56,15 @@ def loss_weights(
         with torch.enable_grad():
             gradients = _gradients(loss, made, batch, [out for _, out in outputs.values()], number)
         for (key, (view, out)), gradient in zip(outputs.items(), gradients, strict=True):
-            if gradient is None:  # a call that the loss does not depend on
-                gradient = torch.zeros_like(out)
-            elif not bool(torch.isfinite(gradient).all()):
+            # None is of a call that the loss does not depend on.
+            slopes = torch.zeros_like(out) if gradient is None else gradient
+            if not bool(torch.isfinite(slopes).all()):
                 raise CalibrationError(
                     f"the loss has NaN or infinite gradients on calibration batch {number}, the "
                     f"first of them at the outputs of {key[0]}; leave the batch out, or mend the "
                     "loss"
                 )
-            found[key] = _squares(view, gradient, output_groups)
+            found[key] = _squares(view, slopes, output_groups)
     return _of_mean_one(found)
 
 

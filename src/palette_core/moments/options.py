@@ -32,7 +32,7 @@ class InputCalibration:
         held_out: model inputs by which each block is judged; empty trusts every result.
         loss: ``loss(output, batch)`` whose squared gradient weighs the moments; None is plain.
         output_groups: groups of output channels with a weighting of their own.
-        folder: where matrices are kept instead of in memory.
+        folder: an existing one; matrices are kept in a fresh folder inside instead of in memory.
     """
 
     batches: tuple[ExampleInputs, ...]
@@ -49,6 +49,10 @@ class InputCalibration:
             raise CalibrationError("calibration needs at least one batch, got none")
         if self.output_groups < 1:
             raise CalibrationError(f"output_groups must be at least 1, got {self.output_groups}")
+        if self.folder is not None and not self.folder.is_dir():
+            raise CalibrationError(
+                f"folder: {self.folder} is not an existing folder; make it first"
+            )
 
 
 def batches_of(items: Iterable[Any]) -> tuple[ExampleInputs, ...]:
