@@ -147,7 +147,7 @@ class KMeansPalettizer:
             sequential=sequential,
             compensate=compensate,
             blocks=None if blocks is None else tuple(blocks),
-            held_out=batches_of(held_out),
+            held_out=batches_of(held_out, "held-out"),
             loss=loss,
             output_groups=output_groups,
             folder=None if folder is None else Path(folder),

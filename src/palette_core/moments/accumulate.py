@@ -95,15 +95,13 @@ class Accumulator:
         product = self._product(what, weights, before)
         key = (name, what.view)
         if key not in self._sums:
-            self._sums[key] = _Sum(
-                what.view,
-                self._zeros(product.total),
-                None if product.cross is None else self._zeros(product.cross),
-            )
+            self._sums[key] = _Sum(what.view, self._zeros(product.total), None)
         sums = self._sums[key]
-        sums.total += product.total
-        if sums.cross is not None and product.cross is not None:
-            sums.cross += product.cross
+        sums.total = self._plus(sums.total, product.total)
+        if product.cross is not None:
+            # What has no input in the unchanged model has not changed, as far as is known.
+            cross = self._zeros(product.cross) if sums.cross is None else sums.cross
+            sums.cross = self._plus(cross, product.cross)
         sums.count += product.count
         sums.history.append(product.serial)
 
@@ -124,6 +122,12 @@ class Accumulator:
     def forget_inputs(self) -> None:
         """Let go of the inputs of the last run."""
         self._latest = []
+
+    def _plus(self, total: Tensor, more: Tensor) -> Tensor:
+        """Add; what came without weights is the same for every group of outputs."""
+        if total.shape[0] == 1 and more.shape[0] > 1:
+            total = self._zeros(more).add_(total)
+        return total.add_(more)
 
     def _zeros(self, like: Tensor) -> Tensor:
         return self._files.zeros(tuple(like.shape), np.float64)
