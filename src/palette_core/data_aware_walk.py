@@ -95,7 +95,7 @@ class Walk:
         structure = self._structure(range(len(self.runner.batches)))
         for block, stages in _by_block(structure.stages):
             names = _names(stages)
-            before = self._inputs_before(names, structure) if compensate else None
+            before = self._inputs_before(block, names, structure) if compensate else None
             for stage in stages:
                 self._stage(stage, before, structure)
             if judge:
@@ -133,7 +133,7 @@ class Walk:
                 self._first[batch][block] = outputs[block]
 
     def _inputs_before(
-        self, names: Sequence[str], structure: Structure
+        self, block: str | None, names: Sequence[str], structure: Structure
     ) -> dict[CallKey, tuple[Tensor, ...]]:
         """Return what the unchanged model multiplies some weights with."""
         found: dict[CallKey, tuple[Tensor, ...]] = {}
@@ -153,7 +153,12 @@ class Walk:
                     key = (seen.name, batch, seen.call)
                     found[key] = tuple(copy(x) for x in seen.what.raw)
 
-            self.runner.run(batch, structure.until(names, see), answers=self._first[batch])
+            self.runner.run(
+                batch,
+                structure.until(names, see),
+                answers=self._first[batch],
+                keep=_stop_after(block),
+            )
         return found
 
     def _stage(
@@ -186,6 +191,7 @@ class Walk:
                 structure.until(stage.names, see),
                 weights=self._decoded,
                 answers=self._now[batch],
+                keep=_stop_after(stage.block),
             )
             sums.forget_inputs()
         plans = [self._jobs[name].plan for name in wanted]
@@ -290,6 +296,15 @@ class Walk:
         for job, result in zip(jobs, results, strict=True):
             self._results[job.plan.name] = result
             self._decoded[job.plan.name] = result.palettized.decode().to(job.weight.device)
+
+
+def _stop_after(block: str | None) -> Callable[[str, Any], None] | None:
+    def stop(name: str, output: Any) -> None:
+        del output
+        if name == block:
+            raise Stop
+
+    return None if block is None else stop
 
 
 def _by_block(stages: Iterable[Stage]) -> Iterator[tuple[str | None, list[Stage]]]:

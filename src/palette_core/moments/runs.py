@@ -81,7 +81,7 @@ def as_batch(item: Any, what: str = "a calibration batch") -> ExampleInputs:
             f"{what} must be a tuple of positional inputs, as in model(*batch), a dictionary of "
             f"keyword inputs, or one tensor, got {type(item).__name__}"
         )
-    return item  # type: ignore[return-value]
+    return item
 
 
 @dataclass

@@ -46,8 +46,7 @@ class Structure:
     def until(self, names: Sequence[str], see: Callable[[Seen], None]) -> Callable[[Seen], None]:
         """Return a callback for some weights that ends the run after the last of their calls.
 
-        Where their number depends on the batch, the run goes on to its end: palettized weights
-        may change it.
+        Where their number depends on the batch it does not: palettized weights may change it.
         """
         counts = [self.calls.get(name) for name in names]
         left = -1 if None in counts else sum(count or 0 for count in counts)
