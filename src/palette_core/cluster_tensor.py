@@ -67,7 +67,8 @@ def cluster_tensor(
     Args:
         plan: the decisions.
         weight: of ``plan.shape``; read only.
-        importance: non-negative, of the weight's shape; None means ones.
+        importance: non-negative, of the weight's shape; None means ones. Of no account to an
+            algorithm that goes by moments and does not take it.
         catalog: the installed plug-ins; discovered when None.
         moments: second moments of the layer's inputs, usable ones.
         checked: `check_finite` has passed already.
@@ -75,7 +76,7 @@ def cluster_tensor(
     Raises:
         WeightError: NaN or infinite weights.
         ClusteringError: the algorithm failed, or returned something that is no codebook.
-        PlanError: importance was given to an algorithm that does not take it.
+        PlanError: importance was given to an algorithm that takes neither it nor moments.
     """
     start = time.perf_counter()
     catalog = catalog or get_catalog()
@@ -88,6 +89,8 @@ def cluster_tensor(
     elif moments is None:
         plan = without_moments(plan)
         item = catalog.clusterers.find(plan.algorithm)
+    elif not item.entry.supports_importance:
+        importance = None  # moments say more; what importance there is serves the fallback
     with torch.no_grad():
         aim = weight
         if moments is not None and moments.target is not None:
@@ -136,14 +139,7 @@ def without_moments(plan: TensorPlan) -> TensorPlan:
 def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> InputMoments:
     """Return moments for points of the plan's layout, whose channels were divided by ``scale``."""
     moments = replace(moments.laid_out(plan.layout), target=None)
-    if scale is None or plan.axis != moments.output_axis:
-        return moments
-    groups = moments.hessian.shape[0]
-    rows = scale.detach().cpu().float().reshape(-1).square()
-    if moments.transposed:
-        rows = rows.repeat(groups)
-    share = rows if moments.share is None else rows * moments.share
-    return replace(moments, share=share)
+    return moments if scale is None else moments.divided_by(scale)
 
 
 def check_finite(name: str, weight: Tensor) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from palette_core.cluster_tensor import Clustered
 from palette_core.data_aware_walk import Walk
-from palette_core.errors import PaletteWarning
+from palette_core.errors import PaletteWarning, PlanError
 from palette_core.execution import Job, OnDone, run_with_bar
 from palette_core.moments import Findings, InputCalibration, Runner, collect, loss_weights
 from palette_core.planning import TensorPlan
@@ -24,7 +24,7 @@ def look(model: nn.Module, plans: Sequence[TensorPlan], calibration: InputCalibr
         CalibrationError: the model, or the loss, failed on a batch.
     """
     runner = Runner(model, plans, calibration.batches)
-    found = Findings()
+    found = Findings(names=frozenset(plan.name for plan in plans))
     with runner:
         if calibration.loss is not None:
             found.weights = loss_weights(runner, calibration.loss, calibration.output_groups)
@@ -49,11 +49,62 @@ def run_calibrated(
 
     Returns:
         results in the order of ``jobs``, and by name why a weight that needs moments had none.
+
+    Raises:
+        PlanError: there are sensitivities, and every weight goes by moments instead.
     """
+    findings = _completed(model, jobs, calibration, findings, catalog)
+    if not calibration.sequential and not calibration.held_out:
+        useless = _ignoring([j for j in jobs if j.plan.name in findings.moments], catalog)
+        if useless and len(useless) == len(jobs):
+            raise PlanError(
+                f"algorithm {useless[0].plan.algorithm!r} does not take sensitivities, and all "
+                "weights have moments; prepare without sensitivity_path"
+            )
     walk = Walk(model, jobs, calibration, findings, num_workers, catalog, on_done)
     with walk.runner:
         results = walk.sequentially() if calibration.sequential else walk.at_once()
     return [results[job.plan.name] for job in jobs], walk.missing
+
+
+def _completed(
+    model: nn.Module,
+    jobs: Sequence[Job],
+    calibration: InputCalibration,
+    findings: Findings,
+    catalog: Catalog,
+) -> Findings:
+    """Return findings for all weights that need moments.
+
+    Calibration has looked at weights that its first batch uses, and `prepare` may find others.
+    """
+    plans = [
+        job.plan
+        for job in jobs
+        if catalog.clusterers.get(job.plan.algorithm).needs_moments
+        and job.plan.name not in findings.names
+    ]
+    if not plans:
+        return findings
+    more = look(model, plans, calibration)
+    return Findings(
+        {**findings.moments, **more.moments},
+        {**findings.missing, **more.missing},
+        {**(findings.weights or {}), **(more.weights or {})} or None,
+        findings.names | more.names,
+    )
+
+
+def _ignoring(jobs: Iterable[Job], catalog: Catalog) -> list[Job]:
+    """Return the jobs with sensitivities whose algorithm looks at moments alone."""
+    entries = catalog.clusterers
+    return [
+        job
+        for job in jobs
+        if job.importance is not None
+        and entries.get(job.plan.algorithm).needs_moments
+        and not entries.get(job.plan.algorithm).supports_importance
+    ]
 
 
 def run_aware(
@@ -83,6 +134,13 @@ def run_aware(
                 on_done=lambda job, _: advance(job.plan.name, 1),
             )
     warn_about(missing)
+    by_moments = [j for j, r in zip(jobs, results, strict=True) if r.algorithm == j.plan.algorithm]
+    if jobs and len(_ignoring(by_moments, catalog)) == len(jobs):
+        warnings.warn(
+            "sensitivity_path was of no use: all weights were palettized by moments instead",
+            PaletteWarning,
+            stacklevel=4,  # whoever called prepare()
+        )
     return results
 
 

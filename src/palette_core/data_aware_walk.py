@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from palette_core.cluster_tensor import Clustered, without_moments
+from palette_core.errors import CalibrationError
 from palette_core.execution import Job, OnDone, run_jobs
 from palette_core.moments import (
     Accumulator,
@@ -20,22 +20,16 @@ from palette_core.moments import (
     Runner,
     Seen,
     Stop,
-    block_of,
     compensated,
     copied,
     find_blocks,
+    find_structure,
     moments_of,
 )
+from palette_core.moments.comparing import distance, has_values
+from palette_core.moments.structure import Stage, Structure
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Catalog
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """Weights that are palettized together: of one block, with one input."""
-
-    block: str | None
-    names: tuple[str, ...]
 
 
 class Walk:
@@ -68,9 +62,7 @@ class Walk:
         self._n = len(calibration.batches)
         self._blocks = find_blocks(model, plans, calibration.blocks)
         batches = (*calibration.batches, *calibration.held_out)
-        self.runner = Runner(model, plans, batches, self._blocks)
-        self._calls: dict[str, int] = {}
-        self._once: set[str] = set()
+        self.runner = Runner(model, plans, batches, self._blocks, self._n)
         self._decoded: dict[str, Tensor] = {}
         self._results: dict[str, Clustered] = {}
         # Outputs of finished blocks by batch: of the unchanged model, and as it is by now.
@@ -83,79 +75,66 @@ class Walk:
     def at_once(self) -> dict[str, Clustered]:
         """Cluster with the moments of the unchanged model."""
         known = self._findings.moments
-        jobs = [replace(job, moments=known.get(name)) for name, job in self._jobs.items()]
-        for job in jobs:
-            if job.moments is None and self._needs(job.plan):
-                self.missing.setdefault(job.plan.name, "it was not calibrated")
-        self._cluster(jobs)
-        if self._calibration.held_out:
-            for block, names in self._by_block():
-                self._judge(block, names, {}, self._first)
-                self._keep_outputs(block, self._first, {})
+        n, end = self._n, len(self.runner.batches)
+        judged = self._structure(range(n, end)) if n < end else None
+        self._cluster([replace(job, moments=known.get(name)) for name, job in self._jobs.items()])
+        if judged is not None:
+            for block, stages in _by_block(judged.stages):
+                # What is in no block is judged one by one, by the model's output.
+                each = [_names(stages)] if block is not None else [[n] for n in _names(stages)]
+                for names in each:
+                    self._judge(block, names, {}, self._first)
+                self._finish(block, judged)
         return self._results
 
     # --- block after block ----------------------------------------------------------------------
 
     def sequentially(self) -> dict[str, Clustered]:
         """Cluster block after block, each fed by those before it as they have become."""
-        stages = self._stages()
-        seen = {name for stage in stages for name in stage.names}
-        at = 0
-        while at < len(stages):
-            block = stages[at].block
-            end = at + 1
-            while end < len(stages) and block is not None and stages[end].block == block:
-                end += 1
-            group = stages[at:end]
-            names = [name for stage in group for name in stage.names]
-            before = self._inputs_before(names) if self._calibration.compensate else None
-            for stage in group:
-                self._stage(stage, before)
-            if self._calibration.held_out:
+        compensate, judge = self._calibration.compensate, bool(self._calibration.held_out)
+        structure = self._structure(range(len(self.runner.batches)))
+        for block, stages in _by_block(structure.stages):
+            names = _names(stages)
+            before = self._inputs_before(block, names, structure) if compensate else None
+            for stage in stages:
+                self._stage(stage, before, structure)
+            if judge:
                 self._judge(block, names, self._decoded, self._now)
-            if self._calibration.compensate or self._calibration.held_out:
-                self._keep_outputs(block, self._first, {})
-            self._keep_outputs(block, self._now, self._decoded)
-            at = end
-        rest = [job for name, job in self._jobs.items() if name not in seen]
+            self._finish(block, structure)
+            if block is not None:
+                self._keep_outputs(block)
+        rest = [job for name, job in self._jobs.items() if name not in structure.calls]
         for job in rest:
             if self._needs(job.plan):
                 self.missing.setdefault(job.plan.name, "no input came to it")
         self._cluster(rest)
         return self._results
 
-    def _stages(self) -> list[_Stage]:
-        """Run one batch and return what is consumed in which order."""
-        order: dict[str, tuple[Any, ...]] = {}
-        held: list[Any] = []
-        runs: dict[str, int] = {}
+    def _structure(self, batches: Iterable[int]) -> Structure:
+        """Return what the unchanged model does on some batches.
 
-        def see(seen: Seen) -> None:
-            self._calls[seen.name] = self._calls.get(seen.name, 0) + 1
-            raw = () if seen.what is None else seen.what.raw
-            held.append(raw)
-            order.setdefault(seen.name, tuple(id(x) for x in raw))
+        Raises:
+            CalibrationError: it fails on one, or gives nothing to judge by on a held-out one.
+        """
+        keep = self._calibration.compensate or bool(self._calibration.held_out)
+        return find_structure(self.runner, batches, keep=keep, check=self._check_held_out)
 
-        def keep(name: str, output: Any) -> None:
-            del output
-            runs[name] = runs.get(name, 0) + 1
+    def _check_held_out(self, batch: int, output: Any) -> None:
+        if batch >= self._n and not has_values(output):
+            raise CalibrationError(
+                f"nothing can be judged by {self.runner.label(batch)}: what the unchanged model "
+                "returns on it is empty, or NaN or infinite throughout"
+            )
 
-        self.runner.run(0, see, keep=keep)
-        # A block that runs twice may depend on what comes between: it never answers from memory.
-        self._once = {name for name, count in runs.items() if count == 1}
-        stages: list[_Stage] = []
-        last: tuple[Any, ...] | None = None
-        for name, raw in order.items():
-            block = block_of(self._jobs[name].plan.owners[0].module, list(self._blocks))
-            block = block if block in self._once else None
-            if stages and raw and raw == last and stages[-1].block == block:
-                stages[-1] = replace(stages[-1], names=(*stages[-1].names, name))
-            else:
-                stages.append(_Stage(block, (name,)))
-            last = raw
-        return stages
+    def _finish(self, block: str | None, structure: Structure) -> None:
+        """Let a block of the unchanged model answer from memory from now on."""
+        for batch, outputs in structure.outputs.items():
+            if block is not None and block in outputs:
+                self._first[batch][block] = outputs[block]
 
-    def _inputs_before(self, names: Sequence[str]) -> dict[CallKey, tuple[Tensor, ...]]:
+    def _inputs_before(
+        self, block: str | None, names: Sequence[str], structure: Structure
+    ) -> dict[CallKey, tuple[Tensor, ...]]:
         """Return what the unchanged model multiplies some weights with."""
         found: dict[CallKey, tuple[Tensor, ...]] = {}
         for batch in range(self._n):
@@ -174,11 +153,20 @@ class Walk:
                     key = (seen.name, batch, seen.call)
                     found[key] = tuple(copy(x) for x in seen.what.raw)
 
-            see_all = _until(self._calls, names, see)
-            self.runner.run(batch, see_all, answers=self._first[batch])
+            self.runner.run(
+                batch,
+                structure.until(names, see),
+                answers=self._first[batch],
+                keep=_stop_after(block),
+            )
         return found
 
-    def _stage(self, stage: _Stage, before: Mapping[CallKey, tuple[Tensor, ...]] | None) -> None:
+    def _stage(
+        self,
+        stage: Stage,
+        before: Mapping[CallKey, tuple[Tensor, ...]] | None,
+        structure: Structure,
+    ) -> None:
         sums = Accumulator(self._calibration.folder)
         reasons: dict[str, str] = {}
         wanted = [name for name in stage.names if self._needs(self._jobs[name].plan)]
@@ -194,13 +182,16 @@ class Walk:
                     earlier = None if before is None else before.get(key)
                     if earlier is not None and not _alike(earlier, seen.what.raw):
                         earlier = None
-                    sums.add(seen.name, seen.what, weights.get(key), earlier)
+                    # Palettized blocks before it may send it other inputs, or more of them.
+                    same = structure.shapes.get(key) == tuple(x.shape for x in seen.what.raw)
+                    sums.add(seen.name, seen.what, weights.get(key) if same else None, earlier)
 
             self.runner.run(
                 batch,
-                _until(self._calls, stage.names, see),
+                structure.until(stage.names, see),
                 weights=self._decoded,
                 answers=self._now[batch],
+                keep=_stop_after(stage.block),
             )
             sums.forget_inputs()
         plans = [self._jobs[name].plan for name in wanted]
@@ -217,19 +208,17 @@ class Walk:
             jobs.append(replace(job, moments=own))
         self._cluster(jobs)
 
-    def _keep_outputs(
-        self, block: str | None, answers: list[dict[str, Any]], weights: Mapping[str, Tensor]
-    ) -> None:
-        """Run a block on every batch and keep what it returns."""
-        if block is None or block not in self._once:
-            return
-        for batch, known in enumerate(answers):
-            known[block] = self._output(block, batch, known, weights)
+    def _keep_outputs(self, block: str) -> None:
+        """Run a palettized block on every batch and keep what it returns."""
+        for batch, known in enumerate(self._now):
+            ran, output = self._output(block, batch, known, self._decoded)
+            if ran:
+                known[block] = output
 
     def _output(
         self, block: str | None, batch: int, answers: Mapping[str, Any], weights: Mapping[str, Any]
-    ) -> Any:
-        """Return what a block, or the model where it is None, returns."""
+    ) -> tuple[bool, Any]:
+        """Return what a block returns; where it is None, or does not run, what the model does."""
         kept: list[Any] = []
 
         def keep(name: str, output: Any) -> None:
@@ -240,17 +229,9 @@ class Walk:
         whole = self.runner.run(
             batch, weights=weights, answers=answers, keep=None if block is None else keep
         )
-        return kept[0] if kept else whole
+        return (True, kept[0]) if kept else (False, whole)
 
     # --- judging --------------------------------------------------------------------------------
-
-    def _by_block(self) -> list[tuple[str | None, list[str]]]:
-        found: dict[str | None, list[str]] = {}
-        for stage in self._stages():
-            found.setdefault(stage.block, []).extend(stage.names)
-        # What is in no block is judged one by one, by the model's output.
-        loose = [(None, [name]) for name in found.pop(None, [])]
-        return [*found.items(), *loose]
 
     def _judge(
         self,
@@ -275,13 +256,33 @@ class Walk:
         with_aware = {**others, **{n: self._decoded[n] for n in plain}}
         error_plain = error_aware = 0.0
         for batch in range(self._n, len(self.runner.batches)):
-            truth = self._output(block, batch, self._first[batch], {})
-            error_plain += _distance(truth, self._output(block, batch, answers[batch], with_plain))
-            error_aware += _distance(truth, self._output(block, batch, answers[batch], with_aware))
+            plain_error, aware_error = self._errors(block, batch, answers, with_plain, with_aware)
+            error_plain += plain_error
+            error_aware += aware_error
         if error_plain < error_aware:
             for name, result in plain.items():
                 self._results[name] = result
                 self._decoded[name] = with_plain[name]
+
+    def _errors(
+        self,
+        block: str | None,
+        batch: int,
+        answers: Sequence[Mapping[str, Any]],
+        *weights: Mapping[str, Tensor],
+    ) -> list[float]:
+        """Return how far a block's outputs are from the unchanged model's, by weights."""
+        ran, truth = self._output(block, batch, self._first[batch], {})
+        others = [self._output(block, batch, answers[batch], w) for w in weights]
+        if any(also != ran for also, _ in others):
+            # Its weights decide whether it runs: only the model's own outputs can be compared.
+            return self._errors(None, batch, answers, *weights)
+        if not has_values(truth):
+            raise CalibrationError(
+                f"{block or 'the model'} cannot be judged by {self.runner.label(batch)}: what "
+                "the unchanged one returns on it is empty, or NaN or infinite throughout"
+            )
+        return [distance(truth, other) for _, other in others]
 
     # --- clustering -----------------------------------------------------------------------------
 
@@ -297,34 +298,24 @@ class Walk:
             self._decoded[job.plan.name] = result.palettized.decode().to(job.weight.device)
 
 
-def _until(
-    calls: Mapping[str, int], names: Sequence[str], see: Callable[[Seen], None]
-) -> Callable[[Seen], None]:
-    """Return a callback for some weights that ends the run after the last of their calls."""
-    left = sum(calls.get(name, 0) for name in names)
-
-    def counting(seen: Seen) -> None:
-        nonlocal left
-        if seen.name not in names:
-            return
-        see(seen)
-        left -= 1
-        if left == 0:
+def _stop_after(block: str | None) -> Callable[[str, Any], None] | None:
+    def stop(name: str, output: Any) -> None:
+        del output
+        if name == block:
             raise Stop
 
-    return counting
+    return None if block is None else stop
+
+
+def _by_block(stages: Iterable[Stage]) -> Iterator[tuple[str | None, list[Stage]]]:
+    """Yield what is palettized before the next is fed: a block, or a stage outside of blocks."""
+    for key, group in itertools.groupby(enumerate(stages), lambda s: s[1].block or s[0]):
+        yield key if isinstance(key, str) else None, [stage for _, stage in group]
+
+
+def _names(stages: Iterable[Stage]) -> list[str]:
+    return [name for stage in stages for name in stage.names]
 
 
 def _alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
     return len(a) == len(b) and all(x.shape == y.shape for x, y in zip(a, b, strict=True))
-
-
-def _distance(truth: Any, other: Any) -> float:
-    """Return Σ (a − b)² over floating outputs, each relative to its own Σ a²; NaN is infinite."""
-    total = 0.0
-    for a, b in zip(tree_leaves(truth), tree_leaves(other), strict=True):
-        if isinstance(a, Tensor) and a.is_floating_point():
-            size = float(a.double().square().sum()) or 1.0
-            error = float((a.double() - b.double()).square().sum()) / size
-            total += float("inf") if math.isnan(error) else error
-    return total

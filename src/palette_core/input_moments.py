@@ -31,6 +31,8 @@ class InputMoments:
             ones.
         target: of the weight's shape: what the palettized weight should come near to in place
             of the weight, because its inputs have changed meanwhile; None means the weight.
+        ridge: ``[G, C]`` float64, positive: what a damping of 1 adds to the diagonal; None means
+            `scales` for every coordinate.
     """
 
     hessian: Tensor
@@ -39,6 +41,7 @@ class InputMoments:
     transposed: bool = False
     share: Tensor | None = None
     target: Tensor | None = None
+    ridge: Tensor | None = None
 
     @property
     def is_diagonal(self) -> bool:
@@ -110,6 +113,43 @@ class InputMoments:
         if math.prod(self.layout.shape) % self.diagonal().numel():
             return f"inputs of {self.hessian.shape[-1]} coordinates do not fit its shape"
         return None
+
+    def ridges(self) -> Tensor:
+        """Return ``[G, C]`` float64: what a damping of 1 adds to the diagonal."""
+        if self.ridge is not None:
+            return self.ridge
+        return self.scales()[:, None].expand(-1, self.hessian.shape[-1])
+
+    def divided_by(self, scale: Tensor) -> InputMoments:
+        """Return moments for the weight divided by ``scale``, which has one value per channel.
+
+        Of W = S V, S on the output axis, the error tr(ΔW H ΔWᵀ) is that of V with its rows
+        shared by S²; of W = V S, S along the inputs, that of V under S H S. Damping is that of
+        W in both cases. Of a weight that a scale of 0 has made vanish, nothing counts.
+
+        Args:
+            scale: broadcasts to the weight's shape; not negative, and the same either for all
+                inputs of an output channel, or for all output channels of a group.
+        """
+        groups, shape, axis = self.hessian.shape[0], list(self.layout.shape), self.output_axis
+        scale = scale.detach().cpu().float()
+        if scale.shape[axis] == shape[axis]:
+            rows = scale.reshape(-1).square()
+            if self.transposed:
+                rows = rows.repeat(groups)
+            return replace(self, share=rows if self.share is None else rows * self.share)
+        shape[axis] = 1 if self.transposed else groups
+        columns = self.to_matrices(scale.expand(shape))[:, 0].double()
+        most = columns.max()
+        columns = columns / (most if most > 0 else 1.0)  # so that squares stay in range
+        both = columns.square() if self.is_diagonal else columns[:, :, None] * columns[:, None, :]
+        hessian = (self.hessian.double() * both).float()
+        if not bool((hessian != 0).any()):
+            return self  # only weights of zero have inputs: nothing to choose
+        share = torch.ones(math.prod(self.layout.shape) // self.diagonal().numel() * groups)
+        share = (share if self.share is None else self.share) * most.float().square()
+        ridge = self.ridges() * columns.square().clamp(min=1e-12)
+        return replace(self, hessian=hessian, share=share, ridge=ridge)
 
     def laid_out(self, layout: BlockLayout) -> InputMoments:
         """Return the same moments for points cut by another layout."""

@@ -131,13 +131,14 @@ class KMeansPalettizer:
             loss: ``loss(output, batch)``, a scalar; its squared gradient with respect to a
                 layer's outputs then weighs the moments (GuidedQuant). Needs a backward pass.
             output_groups: groups of output channels with moments of their own, with ``loss``.
-            folder: an existing folder in which matrices are kept instead of in memory.
+            folder: an existing folder. Matrices are kept in a fresh folder inside it instead of
+                in memory, until `prepare` has used them or the palettizer is gone.
 
         Raises:
             StateError: the model is palettized already.
             TypeError: a batch is neither a tensor, a tuple nor a mapping.
-            CalibrationError: there are no batches, the model or the loss failed on one, or
-                ``blocks`` names no module.
+            CalibrationError: there are no batches, the model or the loss failed on one,
+                ``blocks`` names no module, or ``folder`` is none.
             TracingError, PlanError: see `make_plan`; the first batch is the example.
         """
         life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
@@ -146,7 +147,7 @@ class KMeansPalettizer:
             sequential=sequential,
             compensate=compensate,
             blocks=None if blocks is None else tuple(blocks),
-            held_out=batches_of(held_out),
+            held_out=batches_of(held_out, "held-out"),
             loss=loss,
             output_groups=output_groups,
             folder=None if folder is None else Path(folder),
@@ -223,6 +224,7 @@ class KMeansPalettizer:
         )
         life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
+        self._looked = None  # moments are large, and not needed any more
         return self._model
 
     def finalize(

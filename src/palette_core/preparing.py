@@ -44,7 +44,7 @@ def palettize(
         model: the model that the plan is of.
         plan: what to do with which weight.
         looked: what calibration found for algorithms that need moments, if there was one.
-        sensitivity_path: a file of sensitivities, or None.
+        sensitivity_path: a file of sensitivities, or None. Weights with moments go by these.
         catalog: the installed plug-ins.
         num_workers: how many processes cluster.
         trust_sensitivities: take sensitivities of other weights.
@@ -53,6 +53,7 @@ def palettize(
     Raises:
         WeightError: a weight is NaN or infinite.
         SensitivityError: the file does not fit.
+        PlanError: all weights have moments, and none is left for the sensitivities.
         ClusteringError: an algorithm failed.
         CalibrationError: the model failed on a calibration batch.
     """

@@ -196,7 +196,7 @@ def test_matrices_can_be_kept_on_disk(tmp_path):
     plan = plan_of(model, batches[0])
     in_memory, _ = collected(model, plan, batches)
     on_disk, _ = collected(model, plan, batches, folder=tmp_path)
-    assert list(tmp_path.glob("*.npy"))
+    assert list(tmp_path.rglob("*.npy"))
     for name, moments in in_memory.items():
         assert torch.equal(moments.hessian, on_disk[name].hessian)
 

@@ -207,8 +207,12 @@ def test_mistakes_are_explained(net, batches):
     palettizer = KMeansPalettizer(net, config("lnq"))
     with pytest.raises(CalibrationError, match="at least one batch"):
         palettizer.calibrate([])
-    with pytest.raises(TypeError, match="dictionary of keyword inputs, got int"):
-        palettizer.calibrate([3])
+    with pytest.raises(TypeError, match=r"^calibration batch 1 must be .* or one tensor, got int"):
+        palettizer.calibrate([batches[0], 3])
+    with pytest.raises(TypeError, match=r"^held-out batch 0 must be .* got str"):
+        palettizer.calibrate(batches, held_out=["abc"])
+    with pytest.raises(TypeError, match=r"^calibration batches must be an iterable .* NoneType"):
+        palettizer.calibrate(None)
     with pytest.raises(
         CalibrationError, match="the loss failed on calibration batch 0: ValueError"
     ):
@@ -222,13 +226,50 @@ def test_mistakes_are_explained(net, batches):
         palettizer.calibrate(batches)
 
 
-def test_sensitivities_and_moments_do_not_mix(net, batches, tmp_path):
+@pytest.fixture
+def sensitivities(net, tmp_path):
     path = tmp_path / "s.pt"
-    torch.save({n: torch.ones_like(p) for n, p in net.named_parameters()}, path)
+    torch.manual_seed(3)
+    torch.save({n: torch.rand_like(p) ** 4 for n, p in net.named_parameters()}, path)
+    return path
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_sensitivities_weigh_what_has_no_moments(net, batches, sensitivities, sequential):
+    with torch.no_grad():
+        net.blocks[1].q.weight.zero_()
+        net.blocks[1].q.bias.zero_()  # what reaches o is zero
+    made = {}
+    for algorithm, path in (("lnq", None), ("lnq", sensitivities), ("kmeans1d", sensitivities)):
+        palettizer = KMeansPalettizer(copy.deepcopy(net), config(algorithm))
+        if algorithm == "lnq":
+            palettizer.calibrate(batches, sequential=sequential)
+            with pytest.warns(PaletteWarning, match="^blocks.1.o.weight: palettized by k-means"):
+                made[algorithm, path] = palettizer.prepare(batches[0], path)
+        else:
+            made[algorithm, path] = palettizer.prepare(batches[0], path)
+
+    def weights(key, name):
+        return made[key].get_submodule(name).weight
+
+    aware, both, plain = ("lnq", None), ("lnq", sensitivities), ("kmeans1d", sensitivities)
+    assert torch.equal(weights(both, "blocks.1.o"), weights(plain, "blocks.1.o"))
+    assert not torch.equal(weights(both, "blocks.1.o"), weights(aware, "blocks.1.o"))
+    for name in ("stem", "blocks.0.o", "head"):
+        if not sequential or name != "head":  # whose input depends on the fallback
+            assert torch.equal(weights(both, name), weights(aware, name))
+
+
+def test_sensitivities_that_nothing_can_use_are_refused(net, batches, sensitivities):
     palettizer = KMeansPalettizer(net, config("gptq"))
     palettizer.calibrate(batches)
-    with pytest.raises(PlanError, match="'gptq' does not take sensitivities"):
-        palettizer.prepare(batches[0], path)
+    with pytest.raises(PlanError, match="'gptq' does not take sensitivities, and all weights"):
+        palettizer.prepare(batches[0], sensitivities)
+    in_turn = KMeansPalettizer(net, config("gptq"))
+    in_turn.calibrate(batches, sequential=True)
+    with pytest.warns(PaletteWarning, match="^sensitivity_path was of no use") as warned:
+        in_turn.prepare(batches[0], sensitivities)
+    assert [w.filename for w in warned] == [__file__]
 
 
 @pytest.mark.parametrize("spec", [{}, {"enable_per_channel_scale": True}, {"n_bits": 3}])

@@ -179,11 +179,11 @@ def _zero_entry(lut: Array, codes: Tensor, zeros: Tensor) -> Array:
 
 
 def _damped(moments: InputMoments, mean: float, damping: float) -> Array:
-    """Return H / ``mean``, float32, symmetric, with ``damping`` · its scale on each diagonal."""
+    """Return H / ``mean``, float32, symmetric, ``damping`` times its ridge on each diagonal."""
     h = (moments.hessian.double() / mean).to(torch.float32)
     h = (h + h.transpose(1, 2)) / 2
-    ridge = max(damping, 1e-6) * (moments.scales() / mean).to(torch.float32)
-    h.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    ridge = max(damping, 1e-6) * (moments.ridges() / mean).to(torch.float32)
+    h.diagonal(dim1=1, dim2=2).add_(ridge)
     return h.contiguous().numpy()
 
 

@@ -6,6 +6,7 @@ from palette_core.moments.collect import CallKey, collect, compensated, moments_
 from palette_core.moments.guided import loss_weights
 from palette_core.moments.options import Findings, InputCalibration, Loss, batches_of
 from palette_core.moments.runs import Runner, Seen, Stop, as_batch, copied
+from palette_core.moments.structure import Structure, find_structure
 
 __all__ = [
     "Accumulator",
@@ -16,6 +17,7 @@ __all__ = [
     "Runner",
     "Seen",
     "Stop",
+    "Structure",
     "as_batch",
     "batches_of",
     "block_of",
@@ -23,6 +25,7 @@ __all__ = [
     "compensated",
     "copied",
     "find_blocks",
+    "find_structure",
     "loss_weights",
     "moments_of",
 ]

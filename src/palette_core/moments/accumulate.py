@@ -12,6 +12,7 @@ from torch import Tensor
 
 from palette_core.input_moments import InputMoments
 from palette_core.moments.consumers import Consumption
+from palette_core.moments.matrix_files import MatrixFiles
 from palette_core.moments.views import View
 from palette_core.planning import TensorPlan
 
@@ -64,16 +65,16 @@ class Accumulator:
     Weights that were always multiplied with the same inputs share one result.
 
     Args:
-        folder: keep sums and results in files there rather than in memory.
+        folder: keep sums and results in files in a fresh folder inside this one, rather than in
+            memory; see `MatrixFiles`.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self._files = MatrixFiles(folder)
         self._sums: dict[tuple[str, View], _Sum] = {}
         self._latest: list[_Product] = []
         self._made: dict[int, Tensor] = {}
         self._serial = itertools.count()
-        self._file = itertools.count()
 
     def add(
         self,
@@ -94,15 +95,13 @@ class Accumulator:
         product = self._product(what, weights, before)
         key = (name, what.view)
         if key not in self._sums:
-            self._sums[key] = _Sum(
-                what.view,
-                self._zeros(product.total),
-                None if product.cross is None else self._zeros(product.cross),
-            )
+            self._sums[key] = _Sum(what.view, self._zeros(product.total), None)
         sums = self._sums[key]
-        sums.total += product.total
-        if sums.cross is not None and product.cross is not None:
-            sums.cross += product.cross
+        sums.total = self._plus(sums.total, product.total)
+        if product.cross is not None:
+            # What has no input in the unchanged model has not changed, as far as is known.
+            cross = self._zeros(product.cross) if sums.cross is None else sums.cross
+            sums.cross = self._plus(cross, product.cross)
         sums.count += product.count
         sums.history.append(product.serial)
 
@@ -124,16 +123,14 @@ class Accumulator:
         """Let go of the inputs of the last run."""
         self._latest = []
 
-    def _zeros(self, like: Tensor) -> Tensor:
-        return self._place(tuple(like.shape), np.float64)
+    def _plus(self, total: Tensor, more: Tensor) -> Tensor:
+        """Add; what came without weights is the same for every group of outputs."""
+        if total.shape[0] == 1 and more.shape[0] > 1:
+            total = self._zeros(more).add_(total)
+        return total.add_(more)
 
-    def _place(self, shape: tuple[int, ...], dtype: type) -> Tensor:
-        if self._folder is None:
-            return torch.from_numpy(np.zeros(shape, dtype))
-        path = self._folder / f"moments-{next(self._file):05d}.npy"
-        return torch.from_numpy(
-            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
-        )
+    def _zeros(self, like: Tensor) -> Tensor:
+        return self._files.zeros(tuple(like.shape), np.float64)
 
     def result(self, plan: TensorPlan) -> InputMoments | None:
         """Return the moments of a weight, ``cross`` aside; None where none came."""
@@ -162,7 +159,7 @@ class Accumulator:
                     return shared
         found = self._made.get(id(sums))
         if found is None:
-            found = self._place(tuple(sums.total.shape), np.float32)
+            found = self._files.zeros(tuple(sums.total.shape), np.float32)
             found.copy_(sums.total / max(1, sums.count))
             self._made[id(sums)] = found
         return found

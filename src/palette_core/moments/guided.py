@@ -23,7 +23,7 @@ def loss_weights(
     squared gradient of the loss with respect to the outputs (Kim et al. 2025, GuidedQuant,
     arXiv 2505.07004, section 3). Weights have mean 1 for each group and tensor. Operations whose
     outputs do not belong to one input vector each (transposed convolutions, embeddings, grouped
-    convolutions, the projections of ``MultiheadAttention``) get none.
+    convolutions, the projections of ``MultiheadAttention``) get none, nor do products ``x @ W``.
 
     Args:
         runner: model, plans and batches.
@@ -31,7 +31,7 @@ def loss_weights(
         output_groups: how many groups; fewer where they do not divide the outputs.
 
     Raises:
-        CalibrationError: the model or the loss failed, or the loss has no gradient.
+        CalibrationError: the model or the loss failed, the loss is not finite, or has no gradient.
     """
     found: dict[CallKey, Tensor] = {}
     for number, batch in enumerate(runner.batches):
@@ -43,7 +43,9 @@ def loss_weights(
             if seen.what is None or not isinstance(out, Tensor):
                 return out
             view = seen.what.view
-            if view.groups() != 1 or view.is_diagonal or view.outputs(out) is None:
+            if view.groups() != 1 or view.transposed or view.is_diagonal:
+                return out
+            if view.outputs(out) is None:
                 return out
             if not out.requires_grad:
                 out = out.detach().requires_grad_()
@@ -52,20 +54,52 @@ def loss_weights(
 
         made = runner.run(number, on_output=see, gradients=True)
         with torch.enable_grad():
-            try:
-                value = loss(made, batch)
-                gradients = torch.autograd.grad(
-                    value, [out for _, out in outputs.values()], allow_unused=True
-                )
-            except Exception as error:
+            gradients = _gradients(loss, made, batch, [out for _, out in outputs.values()], number)
+        for (key, (view, out)), gradient in zip(outputs.items(), gradients, strict=True):
+            # None is of a call that the loss does not depend on.
+            slopes = torch.zeros_like(out) if gradient is None else gradient
+            if not bool(torch.isfinite(slopes).all()):
                 raise CalibrationError(
-                    f"the loss failed on calibration batch {number}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-        for (key, (view, _)), gradient in zip(outputs.items(), gradients, strict=True):
-            if gradient is not None:
-                found[key] = _squares(view, gradient, output_groups)
+                    f"the loss has NaN or infinite gradients on calibration batch {number}, the "
+                    f"first of them at the outputs of {key[0]}; leave the batch out, or mend the "
+                    "loss"
+                )
+            found[key] = _squares(view, slopes, output_groups)
     return _of_mean_one(found)
+
+
+def _gradients(
+    loss: Callable[[Any, Any], Tensor], made: Any, batch: Any, outputs: list[Tensor], number: int
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the loss by outputs, None where it does not depend on one.
+
+    Raises:
+        CalibrationError: the loss failed, is not finite, or depends on none of the outputs.
+    """
+    where = f"calibration batch {number}"
+    try:
+        value = loss(made, batch)
+    except Exception as error:
+        raise CalibrationError(
+            f"the loss failed on {where}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, Tensor):
+        raise CalibrationError(
+            f"the loss returned {type(value).__name__} on {where}, expected a scalar tensor"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise CalibrationError(
+            f"the loss is not finite on {where}: {value.detach().flatten()[0].item()}; leave the "
+            "batch out, or mend the loss"
+        )
+    if not outputs:
+        return ()
+    try:
+        return torch.autograd.grad(value, outputs, allow_unused=True)
+    except Exception as error:
+        raise CalibrationError(
+            f"the loss failed on {where}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _squares(view: View, gradient: Tensor, output_groups: int) -> Tensor:
@@ -77,7 +111,7 @@ def _squares(view: View, gradient: Tensor, output_groups: int) -> Tensor:
 
 
 def _of_mean_one(found: dict[CallKey, Tensor]) -> dict[CallKey, Tensor]:
-    """Scale to mean 1 by tensor and group; a group without any gradient counts equally."""
+    """Scale to mean 1 by tensor and group; without any gradient, inputs count equally."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     for (name, _, _), value in found.items():
@@ -86,6 +120,8 @@ def _of_mean_one(found: dict[CallKey, Tensor]) -> dict[CallKey, Tensor]:
     out = {}
     for key, value in found.items():
         mean = sums[key[0]] / counts[key[0]]
+        if not bool((mean > 0).any()):
+            continue
         safe = torch.where(mean > 0, mean, 1.0)[:, None]
         out[key] = torch.where(mean[:, None] > 0, value / safe, 1.0).float()
     return out

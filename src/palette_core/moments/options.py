@@ -32,7 +32,7 @@ class InputCalibration:
         held_out: model inputs by which each block is judged; empty trusts every result.
         loss: ``loss(output, batch)`` whose squared gradient weighs the moments; None is plain.
         output_groups: groups of output channels with a weighting of their own.
-        folder: where matrices are kept instead of in memory.
+        folder: an existing one; matrices are kept in a fresh folder inside instead of in memory.
     """
 
     batches: tuple[ExampleInputs, ...]
@@ -49,11 +49,25 @@ class InputCalibration:
             raise CalibrationError("calibration needs at least one batch, got none")
         if self.output_groups < 1:
             raise CalibrationError(f"output_groups must be at least 1, got {self.output_groups}")
+        if self.folder is not None and not self.folder.is_dir():
+            raise CalibrationError(f"folder: {self.folder} is no existing folder; make it first")
 
 
-def batches_of(items: Iterable[Any]) -> tuple[ExampleInputs, ...]:
-    """Return all batches as model inputs; see `moments.as_batch`."""
-    return tuple(as_batch(item) for item in items)
+def batches_of(items: Iterable[Any], what: str = "calibration") -> tuple[ExampleInputs, ...]:
+    """Return all batches as model inputs; see `moments.as_batch`.
+
+    Args:
+        items: the batches.
+        what: which ones they are, for messages.
+
+    Raises:
+        TypeError: they cannot be iterated over, or one of them is none.
+    """
+    if not isinstance(items, Iterable):
+        raise TypeError(
+            f"{what} batches must be an iterable of model inputs, got {type(items).__name__}"
+        )
+    return tuple(as_batch(item, f"{what} batch {n}") for n, item in enumerate(items))
 
 
 @dataclass
@@ -64,8 +78,10 @@ class Findings:
         moments: by name of the plan.
         missing: why a weight has none.
         weights: how much input vectors count, by call; None is equally.
+        names: of all plans that were looked at.
     """
 
     moments: dict[str, InputMoments] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     weights: dict[CallKey, Tensor] | None = None
+    names: frozenset[str] = frozenset()

@@ -56,16 +56,32 @@ class Stop(BaseException):
     """Ends a run that has shown what it was for."""
 
 
-def as_batch(item: Any) -> ExampleInputs:
+class _NotTaken(BaseException):
+    """What looks at a weight has failed: that is not the model's doing."""
+
+    def __init__(self, seen: Seen, error: Exception) -> None:
+        super().__init__()
+        self.seen, self.error = seen, error
+
+
+def as_batch(item: Any, what: str = "a calibration batch") -> ExampleInputs:
     """Return one calibration batch as model inputs; a lone tensor is the only input.
+
+    Args:
+        item: the batch.
+        what: what to call it in an error.
 
     Raises:
         TypeError: it is neither a tensor, a tuple of positional nor a mapping of keyword inputs.
     """
     if isinstance(item, Tensor):
         return (item,)
-    check_example_inputs(item)
-    return item  # type: ignore[no-any-return]
+    if not isinstance(item, (Mapping, tuple, list)):
+        raise TypeError(
+            f"{what} must be a tuple of positional inputs, as in model(*batch), a dictionary of "
+            f"keyword inputs, or one tensor, got {type(item).__name__}"
+        )
+    return item
 
 
 @dataclass
@@ -80,12 +96,15 @@ class Runner:
         plans: the weights to watch.
         batches: model inputs.
         blocks: modules that may answer from memory, by name.
+        n_calibration: how many of the batches are for calibration; those after them are held
+            out. None is all of them.
     """
 
     model: nn.Module
     plans: Sequence[TensorPlan]
     batches: Sequence[ExampleInputs]
     blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+    n_calibration: int | None = None
 
     def __post_init__(self) -> None:
         self._depth = 0
@@ -114,6 +133,12 @@ class Runner:
             self._own = {}
             self._stay.close()
 
+    def label(self, batch: int) -> str:
+        """Return what to call a batch in a message."""
+        if self.n_calibration is None or batch < self.n_calibration:
+            return f"calibration batch {batch}"
+        return f"held-out batch {batch - self.n_calibration}"
+
     def run(
         self,
         batch: int,
@@ -137,7 +162,7 @@ class Runner:
             gradients: record a graph.
 
         Raises:
-            CalibrationError: the model failed.
+            CalibrationError: the model failed, or what looks at its weights.
         """
         args, kwargs = check_example_inputs(self.batches[batch])
         recording = torch.enable_grad() if gradients else torch.no_grad()
@@ -148,9 +173,15 @@ class Runner:
                     return self.model(*args, **kwargs)
             except Stop:
                 return None
+            except _NotTaken as failed:
+                raise CalibrationError(
+                    f"what {failed.seen.op_type!r} multiplies {failed.seen.name} with could not "
+                    f"be looked at on {self.label(batch)}: {type(failed.error).__name__}: "
+                    f"{failed.error}"
+                ) from failed.error
             except (Exception, SystemExit) as error:
                 raise CalibrationError(
-                    f"{type(self.model).__name__} failed on calibration batch {batch}: "
+                    f"{type(self.model).__name__} failed on {self.label(batch)}: "
                     f"{type(error).__name__}: {error}"
                 ) from error
 
@@ -244,7 +275,12 @@ class _Watch(TorchFunctionMode):
             seen = self._describe(op_type, func, args, kwargs, names)
         if self._on_seen is not None:
             for item in seen:
-                self._on_seen(item)
+                try:
+                    self._on_seen(item)
+                except Exception as error:
+                    # Where the inputs do not fit, the operation's own complaint says it better.
+                    func(*self._exchange(args), **self._exchange(kwargs))
+                    raise _NotTaken(item, error) from error
         out = func(*self._exchange(args), **self._exchange(kwargs))
         if self._on_output is not None:
             for item in seen:

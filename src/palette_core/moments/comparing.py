@@ -1,0 +1,36 @@
+"""How far outputs of a model are from those of the unchanged one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def _floats(value: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(value) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def has_values(output: Any) -> bool:
+    """Whether one of the floating values is finite, or there are no floating tensors."""
+    floats = _floats(output)
+    return not floats or any(bool(torch.isfinite(x).any()) for x in floats)
+
+
+def distance(truth: Any, other: Any) -> float:
+    """Return Σ (a − b)² over floating outputs, each relative to its own Σ a².
+
+    Where the truth is NaN or infinite, nothing is asked of the other; elsewhere NaN is infinite.
+    """
+    total = 0.0
+    for a, b in zip(_floats(truth), _floats(other), strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        counts = torch.isfinite(a)
+        right, got = a[counts].double(), b[counts].double()
+        error = float((right - got).square().sum()) / (float(right.square().sum()) or 1.0)
+        total += float("inf") if math.isnan(error) else error
+    return total
