@@ -147,7 +147,7 @@ def run_aware(
 def not_calibrated(jobs: Sequence[Job], catalog: Catalog) -> dict[str, str]:
     """Return, for weights whose algorithm needs moments, that there was no calibration."""
     return {
-        job.plan.name: "calibrate() was not called before prepare()"
+        job.plan.name: "no calibration batches were given"
         for job in jobs
         if catalog.clusterers.get(job.plan.algorithm).needs_moments
     }
