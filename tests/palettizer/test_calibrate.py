@@ -159,7 +159,7 @@ def test_workers_give_the_same_result(net, batches, sequential, monkeypatch):
 
 def test_without_calibration_kmeans_takes_over_and_says_so(net, batches):
     palettizer = KMeansPalettizer(copy.deepcopy(net), config("lnq"))
-    with pytest.warns(PaletteWarning, match=r"stem.weight, .*calibrate\(\) was not called"):
+    with pytest.warns(PaletteWarning, match=r"stem.weight, .*no calibration batches were given"):
         palettizer.prepare(batches[0])
     assert {row.algorithm for row in palettizer.report.tensors} == {"kmeans1d"}
     plain = palettized(net, [], "kmeans1d")
