@@ -68,7 +68,7 @@ def spend(case: Case, task: Task, folder: Path) -> Spent:
     started = time.perf_counter()
     allocation = allocated(case, task, folder)
     allocating = time.perf_counter() - started
-    how = "" if case.together else "-apart"
+    how = ("" if case.together else "-apart") + (f"-{case.tuned}" if case.tuned else "")
     name = f"{case.model}-{case.group}-{case.metric}-{case.target:g}-{case.seed}{how}.yaml"
     path = folder / name
     config = with_lnq(allocation.config, bool(case.tuned)) if case.together else allocation.config
@@ -89,8 +89,7 @@ def allocated(case: Case, task: Task, folder: Path) -> Allocation:
     )
     target = case.target
     if target == LEAST:
-        # All with the fewest bits; the little more keeps rounding from making it less than that.
-        target = methods.planned_bits(like, task)[0] + 1e-9
+        target = methods.planned_bits(like, task)[0]
     options = {"divergence": "kl" if task.lower_is_better else "mse"}
     with methods.expected_warnings():
         return allocate(

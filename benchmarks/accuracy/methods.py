@@ -78,8 +78,7 @@ def _by_budget(
         budget.Case(
             model=case.model,
             group=case.group,
-            # What is a little more keeps rounding from making it less.
-            target=planned_bits(case, task)[0] + 1e-9,
+            target=planned_bits(case, task)[0],
             metric="fisher",
             candidates=(2, 3, 4, 6, 8),
             judged_by="kmeans1d",

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for method in list(args.methods):
+    for method in args.methods:
         if reason := missing(method):
             print(f"only kept figures of {method}: {reason}")
     rows = []
@@ -64,7 +64,10 @@ def _cases(args: argparse.Namespace) -> list[Case]:
 
 def _measured(case: Case, args: argparse.Namespace) -> dict[str, Any] | None:
     how = METHODS[case.method] or {}
-    if missing(case.method) or (how.get("tuned") == "labels" and case.model not in LABELLED):
+    if missing(case.method):
+        return None
+    if how.get("tuned") == "labels" and case.model not in LABELLED:
+        print(f"{case.model}: has no labels for {case.method!r}")
         return None
     return {**asdict(case), **measure(case, args.threads, args.results.with_suffix(""))}
 

@@ -71,7 +71,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer turns some interrupts into this code itself
-        Console(stderr=True).print("palette: interrupted; no file was written")
+        Console(stderr=True).print("palette: interrupted; no file was left half written")
     sys.exit(code)
 
 
