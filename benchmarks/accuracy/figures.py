@@ -61,9 +61,12 @@ class Cell:
     def value(self) -> float:
         return mean(self.values)
 
-    def __str__(self) -> str:
+    def said(self, seeds: int) -> str:
+        """Return the mean and its range, and of how many seeds it is where ``seeds`` are usual."""
         least, most = _number(min(self.values)), _number(max(self.values))
-        return _number(self.value) + (f" ({least}–{most})" if least != most else "")
+        text = _number(self.value) + (f" ({least}–{most})" if least != most else "")
+        own = len(self.values)
+        return text if own == seeds else f"{text}, {own} seed{'s' * (own > 1)}"
 
 
 def _number(value: float) -> str:
@@ -92,7 +95,8 @@ def cells(rows: list[Row]) -> dict[tuple[str, int, str, int], Cell]:
 def table(rows: list[Row], markdown: Path | None = None) -> None:
     """Print one table: blocks of models and granularities, a line per method, a column per bits.
 
-    A cell is the mean over seeds, with the least and the largest; the best of a block is marked.
+    A cell is the mean over seeds, with the least and the largest, and says when it is of fewer
+    seeds than others of its model. The best of several methods is marked.
     """
     from rich.console import Console
     from rich.table import Table
@@ -122,31 +126,45 @@ def _blocks(rows: list[Row]) -> tuple[list[str], list[list[list[str]]]]:
     blocks = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
+        seeds = max(len(cell.values) for key, cell in found.items() if key[0] == model)
         dense = found.get((model, 0, "dense", 32))
-        name = f"{model}, {own[0]['measure']}" + (f" (dense {dense})" if dense else "")
+        name = f"{model}, {own[0]['measure']}" + (f" (dense {dense.said(seeds)})" if dense else "")
         for group in dict.fromkeys(row["group"] for row in own if row["method"] != "dense"):
             inside = {
                 (key[2], key[3]): cell for key, cell in found.items() if key[:2] == (model, group)
             }
-            blocks.append(_block(name, group, bits, inside, own[0]["lower_is_better"]))
+            lower = own[0]["lower_is_better"]
+            blocks.append([_sizes(name, group, bits, inside), *_lines(bits, inside, lower, seeds)])
     return head, blocks
 
 
-def _block(
-    name: str, group: int, bits: list[int], inside: dict[tuple[str, int], Cell], lower: bool
-) -> list[list[str]]:
-    methods = [m for m in dict.fromkeys(method for method, _ in inside) if m != "dense"]
+Inside = dict[tuple[str, int], Cell]
+
+
+def _methods(inside: Inside) -> list[str]:
+    return [m for m in dict.fromkeys(method for method, _ in inside) if m != "dense"]
+
+
+def _sizes(name: str, group: int, bits: list[int], inside: Inside) -> list[str]:
+    most = [
+        max((inside[m, width].bpw for m in _methods(inside) if (m, width) in inside), default=None)
+        for width in bits
+    ]
+    said = ["" if bpw is None else f"{bpw:.3f}" for bpw in most]
+    return [name, where(group), "bits per weight, at most", *said, ""]
+
+
+def _lines(bits: list[int], inside: Inside, lower: bool, seeds: int) -> list[list[str]]:
+    methods = _methods(inside)
     best = {}
-    sizes = []
     for width in bits:
-        column = [inside[method, width] for method in methods if (method, width) in inside]
-        best[width] = (min if lower else max)((cell.value for cell in column), default=None)
-        sizes.append(f"{max(cell.bpw for cell in column):.3f}" if column else "")
-    lines = [[name, where(group), "bits per weight, at most", *sizes, ""]]
+        column = [inside[m, width].value for m in methods if (m, width) in inside]
+        best[width] = (min if lower else max)(column) if len(column) > 1 else None
+    lines = []
     for method in methods:
         own = [inside.get((method, width)) for width in bits]
         shown = [
-            "" if cell is None else f"{cell}{' *' if cell.value == best[width] else ''}"
+            "" if cell is None else cell.said(seeds) + " *" * (cell.value == best[width])
             for cell, width in zip(own, bits, strict=True)
         ]
         seconds = [cell.seconds for cell in own if cell is not None]
