@@ -9,7 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from palette_core import life_cycle, parametrization
 from palette_core.boundary import make_backend
@@ -124,7 +126,23 @@ def export(
     for _, _, _, item in palette_modules(model):
         if isinstance(item, PackedWeight):
             item.check_file()
-    return target.backend.export(model, example_inputs, path, dynamic_shapes)
+    return target.backend.export(model, _row_major(example_inputs), path, dynamic_shapes)
+
+
+def _row_major(
+    inputs: Sequence[Any] | Mapping[str, Any] | None,
+) -> Sequence[Any] | Mapping[str, Any] | None:
+    """Return inputs laid out in the order of their dimensions; some converters take no other."""
+    if isinstance(inputs, Mapping):
+        return {name: tree_map(_contiguous, value) for name, value in inputs.items()}
+    if isinstance(inputs, Sequence):
+        return tuple(tree_map(_contiguous, value) for value in inputs)
+    return inputs
+
+
+def _contiguous(value: Any) -> Any:
+    strided = isinstance(value, Tensor) and value.layout is torch.strided
+    return value.contiguous() if strided else value
 
 
 def _name(backend: str | ExportBackend) -> str:

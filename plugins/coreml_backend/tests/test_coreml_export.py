@@ -49,6 +49,19 @@ def test_from_palettizer_to_package(tmp_path) -> None:
         np.testing.assert_allclose(weights[name], made.decode(), rtol=2**-11)
 
 
+def test_example_inputs_may_be_channels_last(tmp_path) -> None:
+    """coremltools takes the order of dimensions only."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 16, 3), nn.Flatten(), nn.Linear(16 * 36, 4)).eval()
+    x = torch.randn(1, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    palettizer = KMeansPalettizer(model)
+    palettizer.prepare((x,))
+    for form, inputs in (("tuple", (x,)), ("dict", {"input": x})):
+        path = palettizer.export(tmp_path / f"{form}.mlpackage", inputs, backend="coreml")
+        assert set(coreml_backend.read_weights(path)) == {"0.weight", "2.weight"}
+    assert not x.is_contiguous()
+
+
 def test_whoever_imports_the_package_may_convert_alone(tmp_path) -> None:
     """In a process of its own, in which nothing else has registered anything."""
     script = f"""
