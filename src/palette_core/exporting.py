@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from palette_core import life_cycle, parametrization
 from palette_core.boundary import make_backend
@@ -19,6 +18,7 @@ from palette_core.errors import BackendError
 from palette_core.finalizing import pack_model
 from palette_core.interfaces import Backend, ExportBackendEntry
 from palette_core.life_cycle import Action, State
+from palette_core.nested import mapped
 from palette_core.packed_weight import PackedWeight, palette_modules
 from palette_core.palette_modules import PalettizedWeight
 from palette_core.planning import refusals
@@ -126,23 +126,15 @@ def export(
     for _, _, _, item in palette_modules(model):
         if isinstance(item, PackedWeight):
             item.check_file()
-    return target.backend.export(model, _row_major(example_inputs), path, dynamic_shapes)
+    if isinstance(example_inputs, Mapping):
+        example_inputs = dict(example_inputs)
+    inputs = mapped(_row_major, example_inputs)
+    return target.backend.export(model, inputs, path, dynamic_shapes)
 
 
-def _row_major(
-    inputs: Sequence[Any] | Mapping[str, Any] | None,
-) -> Sequence[Any] | Mapping[str, Any] | None:
-    """Return inputs laid out in the order of their dimensions; some converters take no other."""
-    if isinstance(inputs, Mapping):
-        return {name: tree_map(_contiguous, value) for name, value in inputs.items()}
-    if isinstance(inputs, Sequence):
-        return tuple(tree_map(_contiguous, value) for value in inputs)
-    return inputs
-
-
-def _contiguous(value: Any) -> Any:
-    strided = isinstance(value, Tensor) and value.layout is torch.strided
-    return value.contiguous() if strided else value
+def _row_major(tensor: Tensor) -> Tensor:
+    """Return a tensor laid out in the order of its dimensions; some converters take no other."""
+    return tensor.contiguous() if tensor.layout is torch.strided else tensor
 
 
 def _name(backend: str | ExportBackend) -> str:

@@ -23,6 +23,7 @@ from palette_core.interfaces import (
     SensitivityMetricEntry,
 )
 from palette_core.moments import Runner, as_batch, collect
+from palette_core.nested import floating
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import get_catalog
 from palette_core.preparing import planned_weights, read_sensitivities
@@ -247,9 +248,7 @@ def _outputs(runner: Runner) -> Callable[[str, Tensor | None], ModelOutputs]:
             if not reference:
                 reference.extend(_said(runner, i) for i in range(len(runner.batches)))
             return reference
-        return [
-            _floating(runner.run(i, weights={name: weight})) for i in range(len(runner.batches))
-        ]
+        return [floating(runner.run(i, weights={name: weight})) for i in range(len(runner.batches))]
 
     return run
 
@@ -260,21 +259,10 @@ def _said(runner: Runner, batch: int) -> list[Tensor]:
     Raises:
         CalibrationError: nothing, as the batch is empty.
     """
-    found = _floating(runner.run(batch))
+    found = floating(runner.run(batch))
     if found and not any(tensor.numel() for tensor in found):
         raise CalibrationError(
             f"calibration batch {batch} is empty: the model's outputs of it have no elements "
             f"(shape {tuple(found[0].shape)}), so nothing can be compared; leave the batch out"
         )
     return found
-
-
-def _floating(value: Any) -> list[Tensor]:
-    """Return the floating tensors of a model's output, in order."""
-    if isinstance(value, Tensor):
-        return [value.detach()] if value.is_floating_point() else []
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _floating(item)]
-    return []

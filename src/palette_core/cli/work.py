@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from palette_core.bits import bits_per_weight, model_bits
 from palette_core.checkpoint import load_checkpoint
@@ -22,6 +22,7 @@ from palette_core.config import (
     OpKMeansPalettizerConfig,
 )
 from palette_core.errors import CheckpointError
+from palette_core.nested import floating
 from palette_core.palettizer import KMeansPalettizer
 
 
@@ -179,27 +180,16 @@ def _report(
     show.totals(in_words(totals))
 
 
-def _outputs(value: Any) -> list[Tensor]:
-    """Return the floating tensors of a model's output, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _outputs(item)]
-    return []
-
-
 def _cosine(a: Any, b: Any) -> float | None:
     """Return the mean cosine between rows of corresponding outputs."""
     cosines = [
         F.cosine_similarity(x.float().flatten(1), y.float().flatten(1))
-        for x, y in zip(_outputs(a), _outputs(b), strict=True)
+        for x, y in zip(floating(a), floating(b), strict=True)
         if x.dim() > 1
     ]
     return float(torch.cat(cosines).mean()) if cosines else None
 
 
 def _equal(a: Any, b: Any) -> bool:
-    pairs = list(zip(_outputs(a), _outputs(b), strict=True))
+    pairs = list(zip(floating(a), floating(b), strict=True))
     return bool(pairs) and all(torch.equal(x, y) for x, y in pairs)

@@ -6,17 +6,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-
-def _floats(value: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(value) if isinstance(x, Tensor) and x.is_floating_point()]
+from palette_core.nested import floating
 
 
 def has_values(output: Any) -> bool:
     """Whether one of the floating values is finite, or there are no floating tensors."""
-    floats = _floats(output)
+    floats = floating(output)
     return not floats or any(bool(torch.isfinite(x).any()) for x in floats)
 
 
@@ -26,7 +22,7 @@ def distance(truth: Any, other: Any) -> float:
     Where the truth is NaN or infinite, nothing is asked of the other; elsewhere NaN is infinite.
     """
     total = 0.0
-    for a, b in zip(_floats(truth), _floats(other), strict=True):
+    for a, b in zip(floating(truth), floating(other), strict=True):
         if a.shape != b.shape:
             return float("inf")
         counts = torch.isfinite(a)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from palette_core.errors import CalibrationError
 from palette_core.moments.consumers import Consumption, consumptions
+from palette_core.nested import mapped
 from palette_core.planning import TensorPlan
 from palette_core.rng import untouched_global_rng
 from palette_core.tracing import (
@@ -239,7 +239,7 @@ def _keeping(name: str, forward: Any, keep: Callable[[str, Any], None] | None) -
 
 def copied(value: Any) -> Any:
     """Copy all tensors of a nested value: what follows may write to them."""
-    return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, value)
+    return mapped(lambda x: x.detach().clone(), value)
 
 
 class _Watch(TorchFunctionMode):
