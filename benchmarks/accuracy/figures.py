@@ -96,7 +96,7 @@ def table(rows: list[Row], markdown: Path | None = None) -> None:
     """Print one table: blocks of models and granularities, a line per method, a column per bits.
 
     A cell is the mean over seeds, with the least and the largest, and says when it is of fewer
-    seeds than others of its model. The best of several methods is marked.
+    seeds than others of its model. The best of several cells with the most seeds is marked.
     """
     from rich.console import Console
     from rich.table import Table
@@ -158,8 +158,10 @@ def _lines(bits: list[int], inside: Inside, lower: bool, seeds: int) -> list[lis
     methods = _methods(inside)
     best = {}
     for width in bits:
-        column = [inside[m, width].value for m in methods if (m, width) in inside]
-        best[width] = (min if lower else max)(column) if len(column) > 1 else None
+        column = [inside[m, width] for m in methods if (m, width) in inside]
+        most = max((len(cell.values) for cell in column), default=0)
+        rivals = [cell.value for cell in column if len(cell.values) == most]
+        best[width] = (min if lower else max)(rivals) if len(rivals) > 1 else None
     lines = []
     for method in methods:
         own = [inside.get((method, width)) for width in bits]
@@ -186,7 +188,9 @@ def plot(rows: list[Row], path: Path) -> None:
     models = list(dict.fromkeys(row["model"] for row in rows))
     groups = list(dict.fromkeys(row["group"] for row in rows if row["method"] != "dense"))
     size = (5 * len(models), 4 * len(groups))
-    figure, panels = plt.subplots(len(groups), len(models), figsize=size, squeeze=False)
+    figure, panels = plt.subplots(
+        len(groups), len(models), figsize=size, squeeze=False, layout="constrained"
+    )
     colors = {m: f"C{n}" for n, m in enumerate(dict.fromkeys(r["method"] for r in rows))}
     for line, group in zip(panels, groups, strict=True):
         for panel, model in zip(line, models, strict=True):
@@ -196,7 +200,7 @@ def plot(rows: list[Row], path: Path) -> None:
                     panel, method, color, [c for k, c in own.items() if k[1:3] == (group, method)]
                 )
             if dense := own.get((model, 0, "dense", 32)):
-                panel.axhline(dense.value, color="grey", linestyle=":", label="dense")
+                panel.axhline(dense.value, color="black", linestyle=":", label="dense")
             about = next(row for row in rows if row["model"] == model)
             panel.set(
                 title=f"{model}, {where(group)}",
@@ -204,8 +208,12 @@ def plot(rows: list[Row], path: Path) -> None:
                 ylabel=about["measure"],
                 yscale="log" if about["lower_is_better"] else "linear",
             )
-            panel.legend(fontsize=7)
-    figure.tight_layout()
+    # One legend for all panels, where it hides nothing.
+    shown = [panel.get_legend_handles_labels() for line in panels for panel in line]
+    lines = {
+        name: drawn for drawns, names in shown for drawn, name in zip(drawns, names, strict=True)
+    }
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=120)
 
 
