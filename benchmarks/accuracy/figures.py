@@ -104,7 +104,8 @@ def table(rows: list[Row], markdown: Path | None = None) -> None:
     head, blocks = _blocks(rows)
     if not blocks:
         return
-    drawn = Table(*head, title="mean over seeds (least to largest); * is the best of a block")
+    title = "mean over seeds (least to largest); * is the best of those with the most seeds"
+    drawn = Table(*head, title=title)
     for block in blocks:
         for line in block:
             drawn.add_row(*line, end_section=line is block[-1])
