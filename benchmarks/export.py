@@ -35,8 +35,8 @@ from palette_core import (
     PerGroupedChannelGranularity,
     PerTensorGranularity,
 )
-from palette_core.bits import model_bits
-from palette_core.packed_weight import palette_modules
+from palette_core.storage.bits import model_bits
+from palette_core.storage.packed_weight import palette_modules
 
 MODELS = ("minilm", "effnet", "whisper_encoder", "smollm2")
 SUFFIXES = {"coreai": ".aimodel", "coreml": ".mlpackage"}

@@ -86,7 +86,7 @@ def api(library: str) -> SimpleNamespace:
     """Return the names that both libraries have."""
     if library == "ours":
         import palette_core as module
-        import palette_core.granularity as granularity
+        import palette_core.config.granularity as granularity
     else:
         import coreai_opt.palettization as module
         import coreai_opt.palettization.spec as granularity
@@ -187,10 +187,10 @@ def run_prepare(library: str, case: Case, budget: float) -> dict[str, Any]:
 
 def algorithm_alone(case: Case, model: nn.Module) -> float:
     """Return seconds of the algorithm without all that ``prepare`` does around it."""
-    from palette_core.clustering.kmeans1d import KMeans1d
-    from palette_core.clustering.kmeans_vector import KMeansVector
-    from palette_core.interfaces import ClusterProblem
-    from palette_core.layout import BlockLayout
+    from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+    from palette_core.builtins.clusterers.kmeans_vector.clusterer import KMeansVector
+    from palette_core.plugins import ClusterProblem
+    from palette_core.tensors.layout import BlockLayout
 
     rows, columns = case.shape
     layout = BlockLayout(case.shape, (case.group or rows, columns), case.dim, 0)

@@ -19,9 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from palette_core.clustering.kmeans_vector import KMeansVector, KMeansVectorOptions
-from palette_core.interfaces import ClusterProblem
-from palette_core.layout import BlockLayout
+from palette_core.builtins.clusterers.kmeans_vector.clusterer import (
+    KMeansVector,
+    KMeansVectorOptions,
+)
+from palette_core.plugins import ClusterProblem
+from palette_core.tensors.layout import BlockLayout
 
 # name, shape, bits, cluster_dim
 CASES = [

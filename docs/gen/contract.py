@@ -11,7 +11,9 @@ import re
 from types import ModuleType
 from typing import Any
 
-from palette_core import granularity, hookspecs, interfaces
+from palette_core import plugins as interfaces
+from palette_core.config import granularity
+from palette_core.plugins import hookspecs
 from palette_core.testing import all_checks
 
 MARKER = re.compile(r"^<!-- (hook|interface|contract): (.+) -->$", re.MULTILINE)

@@ -280,8 +280,8 @@ def test_candidates_of_other_kinds_and_shapes() -> None:
 
 
 def test_a_backends_refusals_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from palette_core.backends.packed import PackedBackend
-    from palette_core.interfaces import Refusal
+    from palette_core.builtins.backends.packed import PackedBackend
+    from palette_core.plugins import Refusal
 
     monkeypatch.setattr(
         PackedBackend,

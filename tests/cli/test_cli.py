@@ -138,7 +138,7 @@ def test_plugins_shows_what_is_quarantined(palette, tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sick\nVersion: 1.2\n")
     (info / "entry_points.txt").write_text("[palette_core]\nsick = sick_hooks\n")
-    from palette_core.plugins import get_catalog
+    from palette_core.plugins.catalog import get_catalog
 
     sys.path.insert(0, str(tmp_path))
     get_catalog.cache_clear()
@@ -399,7 +399,7 @@ def test_interrupt_ends_with_130_and_no_file(palette, tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("palette_core.execution.run_jobs", stop)
+    monkeypatch.setattr("palette_core.engine.executor.run_jobs", stop)
     code, _, err = palette("palettize", "fac.py", "-o", "m.safetensors")
     assert code == 130
     assert "interrupted" in err

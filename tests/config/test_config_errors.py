@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
-from palette_core import granularity
-from palette_core.config import KMeansPalettizerConfig
+from palette_core.config import KMeansPalettizerConfig, granularity
+from palette_core.config.granularity import Granularity
 from palette_core.errors import ConfigError
-from palette_core.granularity import Granularity
 
 ROOT = "kmeans_palettization_config"
 

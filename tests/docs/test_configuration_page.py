@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 import palette_core
-from palette_core.plugins import get_catalog
+from palette_core.plugins.catalog import get_catalog
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS = (

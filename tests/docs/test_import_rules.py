@@ -9,26 +9,11 @@ import re
 from pathlib import Path
 
 import palette_core
-from palette_core import interfaces
-from palette_core.granularity import Granularity
+from palette_core import plugins as interfaces
+from palette_core.config.granularity import Granularity
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = {
-    "checkpoint",
-    "packed_weight",
-    "version",
-    "errors",
-    "granularity",
-    "hookspecs",
-    "interfaces",
-    "layout",
-    "ops",
-    "packing",
-    "palettized",
-    "spec",
-    "testing",
-    "training_problem",
-}
+PUBLIC = {"errors", "plugins", "spec", "storage", "tensors", "testing", "version"}
 
 
 def modules() -> set[str]:

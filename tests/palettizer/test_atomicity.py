@@ -19,18 +19,14 @@ from palettizer_models import (
 from torch import nn
 from torch.nn.utils import parametrize
 
-from palette_core import (
-    KMeansPalettizer,
-    execution,
-    finalizing,
-    palettizer,
-    parametrization,
-    preparing,
-)
-from palette_core.clustering.kmeans1d import KMeans1d
+from palette_core import KMeansPalettizer
+from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+from palette_core.engine import executor as execution
 from palette_core.errors import ClusteringError, PluginOptionsError
-from palette_core.packed_weight import PackedWeight, palette_modules
-from palette_core.palette_modules import PalettizedWeight
+from palette_core.model import parametrization
+from palette_core.palettizer import finalizing, palettizer, preparing
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.storage.packed_weight import PackedWeight, palette_modules
 
 FAILURES = [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(3), MemoryError()]
 failures = pytest.mark.parametrize("failure", FAILURES, ids=lambda f: type(f).__name__)

@@ -17,13 +17,14 @@ from palettizer_models import (
 )
 from torch import Tensor, nn
 
-from palette_core import KMeansPalettizer, execution
-from palette_core.calibration import mode
-from palette_core.calibration.gauge import Gauge
-from palette_core.calibration.session import Calibration
-from palette_core.calibration.squares import SquareSum
+from palette_core import KMeansPalettizer
+from palette_core.engine import executor as execution
 from palette_core.errors import ClusteringError
-from palette_core.palette_modules import PalettizedWeight
+from palette_core.palettizer import calibration as mode
+from palette_core.palettizer.calibration_session import Calibration
+from palette_core.palettizer.gauge import Gauge
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.statistics.gradients.squares import SquareSum
 
 FAILURES = [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(3), MemoryError()]
 failures = pytest.mark.parametrize("failure", FAILURES, ids=lambda f: type(f).__name__)
@@ -308,7 +309,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
 def test_ctrl_c_while_saving_leaves_the_model_and_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from palette_core import sensitivity_files
+    from palette_core.storage import sensitivity_files
 
     def act(palettizer: KMeansPalettizer, model: nn.Module) -> None:
         with monkeypatch.context() as patch:

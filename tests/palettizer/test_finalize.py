@@ -35,7 +35,7 @@ from palette_core.errors import (
     StateError,
     UnknownPluginError,
 )
-from palette_core.packed_weight import PackedWeight, palette_modules
+from palette_core.storage.packed_weight import PackedWeight, palette_modules
 
 SPECS = {
     **{f"{n} bits": {"n_bits": n} for n in (1, 2, 3, 4, 6, 8)},

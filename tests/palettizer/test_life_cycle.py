@@ -17,9 +17,9 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, save_checkpoint
 from palette_core.errors import StateError
-from palette_core.life_cycle import TRANSITIONS, Action, State, state_of
-from palette_core.packed_weight import palette_modules
-from palette_core.palette_modules import PalettizedWeight
+from palette_core.palettizer.life_cycle import TRANSITIONS, Action, State, state_of
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.storage.packed_weight import palette_modules
 
 INPUTS = (torch.linspace(-1, 1, 8).reshape(2, 4),)
 
@@ -304,7 +304,7 @@ def test_a_model_of_which_nothing_is_palettized() -> None:
 
 
 def test_a_backend_that_leaves_no_palettes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from palette_core.backends.packed import PackedBackend
+    from palette_core.builtins.backends.packed import PackedBackend
 
     def dense(self: PackedBackend, model: nn.Module, palettized: Any) -> nn.Module:
         nn.utils.parametrize.remove_parametrizations(model[0], "weight")

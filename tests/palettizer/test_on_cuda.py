@@ -21,7 +21,7 @@ from palettizer_models import (
 )
 
 from palette_core import KMeansPalettizer, load_checkpoint, save_checkpoint
-from palette_core.packed_weight import palette_modules
+from palette_core.storage.packed_weight import palette_modules
 
 pytestmark = pytest.mark.cuda
 INPUTS = (EVERYTHING_INPUTS[0].cuda(),) if torch.cuda.is_available() else ()

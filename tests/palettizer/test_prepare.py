@@ -37,7 +37,7 @@ from palette_core.errors import (
     TracingError,
     WeightError,
 )
-from palette_core.packed_weight import palette_modules
+from palette_core.storage.packed_weight import palette_modules
 
 
 def test_returns_the_same_object_in_place() -> None:

@@ -29,9 +29,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from palette_core import KMeansPalettizer, PerGroupedChannelGranularity
-from palette_core.packed_weight import palette_modules
-from palette_core.palette_modules import PalettizedWeight
-from palette_core.palettized import PalettizedTensor
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.storage.packed_weight import palette_modules
+from palette_core.tensors.palettized import PalettizedTensor
 
 SPECS = {
     "plain": {},

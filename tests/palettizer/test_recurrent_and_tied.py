@@ -20,9 +20,9 @@ from palette_core import (
     load_checkpoint,
     save_checkpoint,
 )
-from palette_core.clustering.kmeans1d import KMeans1d
-from palette_core.packed_weight import palette_modules
-from palette_core.palettized import PalettizedTensor
+from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+from palette_core.storage.packed_weight import palette_modules
+from palette_core.tensors.palettized import PalettizedTensor
 
 RECURRENT: dict[str, Callable[[], nn.Module]] = {
     "LSTM": lambda: nn.LSTM(6, 4),

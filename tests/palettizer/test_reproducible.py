@@ -19,9 +19,9 @@ from palette_core import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
-    execution,
 )
-from palette_core.plugins import get_catalog
+from palette_core.engine import executor as execution
+from palette_core.plugins.catalog import get_catalog
 
 CATALOG = get_catalog()
 CORE = "palette_core"

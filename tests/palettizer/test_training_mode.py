@@ -20,7 +20,7 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, PATSchedule, bits_per_weight, save_checkpoint
 from palette_core.errors import StateError, WeightError
-from palette_core.packed_weight import palette_modules
+from palette_core.storage.packed_weight import palette_modules
 
 
 def scheduled(start: int) -> tuple[KMeansPalettizer, nn.Module]:

@@ -34,13 +34,13 @@ from palette_core import (
     PalettizationSpec,
     PerGroupedChannelGranularity,
     bits_per_weight,
-    execution,
     load_checkpoint,
     save_checkpoint,
 )
+from palette_core.engine import executor as execution
 from palette_core.errors import PaletteWarning, SensitivityError, WeightError
-from palette_core.packed_weight import palette_modules
-from palette_core.palettized import PalettizedTensor
+from palette_core.storage.packed_weight import palette_modules
+from palette_core.tensors.palettized import PalettizedTensor
 
 
 @pytest.mark.parametrize("make", [nn.Conv2d, nn.ConvTranspose2d])

@@ -13,9 +13,9 @@ from palette_core import (
     PalettizationSpec,
     PerGroupedChannelGranularity,
 )
+from palette_core.model import trace
 from palette_core.planning import Plan, make_plan
-from palette_core.plugins import get_catalog
-from palette_core.tracing import trace
+from palette_core.plugins.catalog import get_catalog
 
 OURS = Library(
     K=KMeansPalettizerConfig,

@@ -8,10 +8,10 @@ from plan_models import Deep, inputs
 
 from palette_core import PalettizationSpec, QuantizationSpec
 from palette_core.errors import PaletteError, PlanError, PluginOptionsError, UnknownPluginError
-from palette_core.interfaces import Backend, Refusal
+from palette_core.model import trace
 from palette_core.planning import check_names, make_plan, specs_of
-from palette_core.plugins import get_catalog
-from palette_core.tracing import trace
+from palette_core.plugins import Backend, Refusal
+from palette_core.plugins.catalog import get_catalog
 
 
 def places(spec: PalettizationSpec) -> dict[str, object]:

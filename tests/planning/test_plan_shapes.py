@@ -15,9 +15,9 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, PalettizationSpec, PerGroupedChannelGranularity
 from palette_core.errors import PaletteWarning, PlanError
-from palette_core.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
+from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.planning import Plan, TensorPlan, make_plan, warn_about
-from palette_core.plugins import get_catalog
+from palette_core.plugins.catalog import get_catalog
 
 G = PerGroupedChannelGranularity
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from registering import register as register  # noqa: PLC0414 - a fixture for this folder
 
-from palette_core.plugins import get_catalog
+from palette_core.plugins.catalog import get_catalog
 
 # A clusterer that needs nothing: entries evenly spread over each block's range.
 GOOD = """
 from pydantic import BaseModel, ConfigDict, Field
-from palette_core.hookspecs import hookimpl
-from palette_core.interfaces import ClustererEntry
+from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import ClustererEntry
 
 
 class Options(BaseModel):
@@ -45,8 +46,8 @@ def palette_core_clusterers():
 
 WORK = """
 import torch
-from palette_core.interfaces import Clusterer
-from palette_core.palettized import Codebook
+from palette_core.plugins import Clusterer
+from palette_core.tensors.palettized import Codebook
 
 
 class Spread(Clusterer):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from palette_core.errors import UnknownPluginError
-from palette_core.plugins import CORE, Quarantined, discover
+from palette_core.plugins.catalog import CORE, Quarantined, discover
 from palette_core.version import __version__
 
 BUILT_IN = {
@@ -21,10 +21,10 @@ BUILT_IN = {
 
 HEAD = """
 from pydantic import BaseModel, ConfigDict
-from palette_core.granularity import Granularity
-from palette_core.hookspecs import hookimpl
-from palette_core.interfaces import *
-from palette_core.interfaces import ClustererEntry, GranularityEntry, NoOptions
+from palette_core.config.granularity import Granularity
+from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import *
+from palette_core.plugins import ClustererEntry, GranularityEntry, NoOptions
 
 
 def entry(**changes):
@@ -275,7 +275,7 @@ def test_a_fresh_process_discovers_and_loads_only_hooks(site):
     site.install_good()
     printed = site.run("""
         import sys
-        from palette_core.plugins import discover
+        from palette_core.plugins.catalog import discover
         catalog = discover()
         catalog.clusterers.get("spread")
         heavy = ("sklearn", "coremltools", "coreai", "onnx", "fake_good.work")
@@ -301,8 +301,8 @@ def test_another_interface_version_is_set_aside_with_what_works(site):
     site.install(
         "fake-future",
         """
-        from palette_core.hookspecs import hookimpl
-        from palette_core.interfaces import ClustererEntry
+        from palette_core.plugins.hookspecs import hookimpl
+        from palette_core.plugins import ClustererEntry
 
         @hookimpl
         def palette_core_clusterers():
@@ -333,8 +333,8 @@ def test_timings_name_the_slow_import(site, monkeypatch, capsys):
 
 GOOD_HOOK = """
 {before}
-from palette_core.hookspecs import hookimpl
-from palette_core.interfaces import ClustererEntry
+from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import ClustererEntry
 
 
 @hookimpl

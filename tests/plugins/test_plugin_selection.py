@@ -20,16 +20,16 @@ from palette_core.errors import (
     PluginOptionsError,
     UnknownPluginError,
 )
-from palette_core.plugins import discover, validate_options
+from palette_core.plugins.catalog import discover, validate_options
 
 GRANULARITIES = '''
 from typing import Literal
 
 from pydantic import Field
 from palette_core.errors import IncompatibleShapeError
-from palette_core.granularity import Granularity
-from palette_core.hookspecs import hookimpl
-from palette_core.interfaces import GranularityEntry
+from palette_core.config.granularity import Granularity
+from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import GranularityEntry
 
 
 class Tiles(Granularity):
@@ -211,8 +211,8 @@ def test_a_required_option_is_asked_for(site):
 def test_a_validator_that_breaks_is_the_plug_ins_fault(site):
     hooks = """
         from pydantic import BaseModel, field_validator
-        from palette_core.hookspecs import hookimpl
-        from palette_core.interfaces import ClustererEntry
+        from palette_core.plugins.hookspecs import hookimpl
+        from palette_core.plugins import ClustererEntry
 
         class Options(BaseModel, frozen=True, extra="forbid"):
             n: int = 1
@@ -325,8 +325,8 @@ def test_a_wrong_choice_is_refused_in_planning_and_the_model_is_unchanged(site, 
 
 def test_a_clusterer_that_raises_is_named_with_version_and_tensor(site):
     hooks = """
-        from palette_core.hookspecs import hookimpl
-        from palette_core.interfaces import ClustererEntry
+        from palette_core.plugins.hookspecs import hookimpl
+        from palette_core.plugins import ClustererEntry
 
         def make(options):
             raise LookupError("no licence")

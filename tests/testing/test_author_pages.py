@@ -11,9 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from palette_core import hookspecs
-from palette_core.entry_checks import collect_entries
-from palette_core.plugins import KINDS, Distribution
+from palette_core.plugins import hookspecs
+from palette_core.plugins.catalog import KINDS, Distribution
+from palette_core.plugins.validation import collect_entries
 from palette_core.testing import ContractTest, all_checks
 from palette_core.testing._kit import Subject
 

@@ -13,7 +13,7 @@ from wrong_runtimes import BACKENDS, TRAINING, backend, settles, strategy
 from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
 
 from palette_core.errors import ContractError
-from palette_core.plugins import Distribution
+from palette_core.plugins.catalog import Distribution
 from palette_core.testing import Check, ContractTest, all_checks
 from palette_core.testing._kit import Subject
 
@@ -52,8 +52,8 @@ ANY = [
 ]
 
 HOOKS = """
-from palette_core.hookspecs import hookimpl
-from palette_core.interfaces import ClustererEntry
+from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import ClustererEntry
 {more}
 
 @hookimpl

@@ -38,12 +38,12 @@ from palette_core import (
     PerTensorGranularity,
     QuantizationSpec,
 )
+from palette_core.config.granularity import Granularity
 from palette_core.errors import IncompatibleShapeError
-from palette_core.granularity import Granularity
-from palette_core.interfaces import TensorFacts
-from palette_core.packed_weight import PackedWeight
-from palette_core.palettized import PalettizedTensor
 from palette_core.planning.choose import channel_axis, lay_out
+from palette_core.plugins import TensorFacts
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.tensors.palettized import PalettizedTensor
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins" / "coreai-matrix.md"
 BITS = (1, 2, 3, 4, 6, 8)

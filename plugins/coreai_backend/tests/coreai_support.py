@@ -21,8 +21,8 @@ from palette_core import (
     OpKMeansPalettizerConfig,
     PalettizationSpec,
 )
-from palette_core.packed_weight import palette_modules
-from palette_core.palettized import PalettizedTensor
+from palette_core.storage.packed_weight import palette_modules
+from palette_core.tensors.palettized import PalettizedTensor
 
 
 def run_file(path: Path, *inputs: Tensor) -> list[np.ndarray]:

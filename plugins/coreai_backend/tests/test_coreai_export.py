@@ -19,8 +19,8 @@ from coreai_backend.ir import quiet
 from coreai_backend.options import CoreAIOptions
 from palette_core import KMeansPalettizer, PalettizationSpec, QuantizationSpec
 from palette_core.errors import BackendError, PluginOptionsError
-from palette_core.ops import depalettize
-from palette_core.plugins import get_catalog
+from palette_core.plugins.catalog import get_catalog
+from palette_core.tensors.operators import depalettize
 
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)
 
@@ -42,7 +42,7 @@ def test_it_is_discovered_with_its_distribution():
 
 def test_importing_the_hooks_loads_nothing_but_the_hooks():
     script = (
-        "import sys, palette_core.hookspecs; before = set(sys.modules);"
+        "import sys, palette_core.plugins.hookspecs; before = set(sys.modules);"
         "import coreai_backend.hooks as hooks; hooks.palette_core_export_backends();"
         "print(sorted(set(sys.modules) - before))"
     )

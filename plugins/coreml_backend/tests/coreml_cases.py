@@ -11,12 +11,16 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from palette_core.granularity import Granularity, PerGroupedChannelGranularity, PerTensorGranularity
-from palette_core.interfaces import TensorFacts
-from palette_core.layout import BlockLayout
-from palette_core.packed_weight import PackedWeight, install_packed
-from palette_core.palettized import PalettizedTensor
+from palette_core.config.granularity import (
+    Granularity,
+    PerGroupedChannelGranularity,
+    PerTensorGranularity,
+)
+from palette_core.plugins import TensorFacts
 from palette_core.spec import PalettizationSpec, QuantizationSpec
+from palette_core.storage.packed_weight import PackedWeight, install_packed
+from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.palettized import PalettizedTensor
 
 BITS = (1, 2, 3, 4, 6, 8)
 INT8 = QuantizationSpec(dtype="int8")

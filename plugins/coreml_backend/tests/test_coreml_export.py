@@ -20,7 +20,7 @@ from coreml_backend.exporting import trace
 from coreml_backend_hooks import CoreMLOptions
 from palette_core import ExportBackend, KMeansPalettizer, PalettizationSpec
 from palette_core.errors import BackendError
-from palette_core.plugins import get_catalog
+from palette_core.plugins.catalog import get_catalog
 
 FLOATS = PalettizationSpec(n_bits=4, lut_qspec=E4M3)
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)
@@ -101,7 +101,7 @@ def test_converting_tables_of_8_bit_floats_alone_says_what_there_is() -> None:
 
 def test_listing_plugins_imports_no_coremltools() -> None:
     script = (
-        "import sys; from palette_core.plugins import get_catalog; "
+        "import sys; from palette_core.plugins.catalog import get_catalog; "
         "assert get_catalog().backend('coreml').suffix == '.mlpackage'; "
         "assert not {'coremltools', 'coreml_backend'} & set(sys.modules)"
     )

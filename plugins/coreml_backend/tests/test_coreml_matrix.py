@@ -34,8 +34,8 @@ from coreml_backend.reading import constant_expressions, open_package, read_weig
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import IncompatibleShapeError
-from palette_core.packed_weight import PackedWeight, palette_modules
 from palette_core.spec import PalettizationSpec
+from palette_core.storage.packed_weight import PackedWeight, palette_modules
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins" / "coreml-matrix.md"
 TARGETS = ("iOS16", "iOS18", "iOS26")

@@ -24,9 +24,9 @@ from palette_core import (
     PalettizationSpec,
 )
 from palette_core.errors import BackendError, IncompatibleShapeError, PlanError
-from palette_core.interfaces import Refusal, TensorFacts
 from palette_core.planning.choose import lay_out
-from palette_core.plugins import get_catalog, validate_options
+from palette_core.plugins import Refusal, TensorFacts
+from palette_core.plugins.catalog import get_catalog, validate_options
 
 SPECS = st.builds(
     PalettizationSpec,

@@ -25,15 +25,15 @@ from palette_core.allocation.judging import Evidence, judge
 from palette_core.allocation.metrics import make_metric
 from palette_core.allocation.solver import Choices, Solution, curve, solve
 from palette_core.allocation.writing import config_of
-from palette_core.bits import model_bits
-from palette_core.boundary import make_backend
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.engine.executor import check_num_workers
 from palette_core.errors import AllocationError
-from palette_core.execution import check_num_workers
-from palette_core.packed_weight import palette_modules
+from palette_core.model import ExampleInputs, trace
 from palette_core.planning import Plan, make_plan, warn_about
-from palette_core.plugins import get_catalog
-from palette_core.tracing import ExampleInputs, trace
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.guards import make_backend
+from palette_core.storage.bits import model_bits
+from palette_core.storage.packed_weight import palette_modules
 
 Over = Literal["palettized", "model"]
 

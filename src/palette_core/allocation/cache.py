@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.files import atomic_path
 from palette_core.errors import AllocationError
-from palette_core.files import atomic_path
 from palette_core.planning import TensorPlan
-from palette_core.plugins import get_catalog
+from palette_core.plugins.catalog import get_catalog
 
 _VERSION = 1
 _CHUNK = 1 << 24  # elements that are brought from a device at once

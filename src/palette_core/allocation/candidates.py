@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from palette_core.allocation.constraints import Limits
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import AllocationError, IncompatibleShapeError, PlanError
-from palette_core.interfaces import Backend
 from palette_core.planning import Plan, TensorPlan
 from palette_core.planning.choose import clusterer_for, lay_out, lut_quantizer_name
-from palette_core.plugins import Catalog, validate_options
-from palette_core.spec import PalettizationSpec
+from palette_core.plugins import Backend
+from palette_core.plugins.catalog import Catalog, validate_options
 
 CandidateSpec = int | Mapping[str, Any]
 """Bits, or fields of a spec, such as ``{"n_bits": 4, "cluster_dim": 2}``."""

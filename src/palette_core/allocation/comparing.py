@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from palette_core._common.progress import progress_bar
+from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.allocate import Allocation
 from palette_core.allocation.judging import Evidence, job_of
+from palette_core.engine.executor import check_num_workers, run_jobs
 from palette_core.errors import AllocationError
-from palette_core.execution import check_num_workers, run_jobs
-from palette_core.packed_weight import palette_modules
+from palette_core.palettizer.preparing import attach_palettes
 from palette_core.planning import Plan, TensorPlan
-from palette_core.plugins import get_catalog
-from palette_core.preparing import attach_palettes
-from palette_core.progress import progress_bar
-from palette_core.rng import untouched_global_rng
+from palette_core.plugins.catalog import get_catalog
+from palette_core.storage.packed_weight import palette_modules
 
 Measure = Callable[[nn.Module], Any]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import AllocationError
 from palette_core.planning import Plan
-from palette_core.spec import PalettizationSpec
 
 BITS: tuple[int, ...] = get_args(PalettizationSpec.model_fields["n_bits"].annotation)
 """What a palette may have."""

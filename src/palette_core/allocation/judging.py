@@ -10,26 +10,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from palette_core._common.progress import progress_bar
+from palette_core._common.pytrees import floating
+from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
-from palette_core.data_aware import warn_about
+from palette_core.engine.data_aware import warn_about
+from palette_core.engine.executor import Job, run_jobs
 from palette_core.errors import AllocationError, CalibrationError
-from palette_core.execution import Job, run_jobs
-from palette_core.input_moments import InputMoments
-from palette_core.interfaces import (
+from palette_core.palettizer.preparing import planned_weights, read_sensitivities
+from palette_core.planning import Plan, TensorPlan
+from palette_core.plugins import (
     Candidate,
     ModelOutputs,
     SensitivityMetric,
     SensitivityMetricEntry,
 )
-from palette_core.moments import Runner, as_batch, collect
-from palette_core.nested import floating
-from palette_core.planning import Plan, TensorPlan
-from palette_core.plugins import get_catalog
-from palette_core.preparing import planned_weights, read_sensitivities
-from palette_core.progress import progress_bar
-from palette_core.rng import untouched_global_rng
-from palette_core.sensitivities import Sensitivity, fingerprint
+from palette_core.plugins.catalog import get_catalog
+from palette_core.statistics.activations import Runner, as_batch, collect
+from palette_core.tensors.moments import InputMoments
+from palette_core.tensors.sensitivities import Sensitivity, fingerprint
 
 
 @dataclass

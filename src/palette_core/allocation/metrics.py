@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from palette_core.boundary import guarded
 from palette_core.errors import AllocationError, ClusteringError
-from palette_core.interfaces import Candidate, SensitivityMetric
-from palette_core.plugins import Catalog, validate_options
+from palette_core.plugins import Candidate, SensitivityMetric
+from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.plugins.guards import guarded
 
 
 def make_metric(catalog: Catalog, name: str, options: Mapping[str, Any]) -> SensitivityMetric:

@@ -9,11 +9,11 @@ from palette_core.config import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
 )
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import AllocationError
-from palette_core.graph import ModelGraph
+from palette_core.model.graph import ModelGraph
 from palette_core.planning import TensorPlan, make_plan
-from palette_core.plugins import Catalog
-from palette_core.spec import PalettizationSpec
+from palette_core.plugins.catalog import Catalog
 
 _FAST_DIGITS = 4
 

@@ -13,12 +13,12 @@ import yaml
 from rich.markup import escape
 
 from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
-from palette_core.cli import show
 from palette_core.cli.factories import FactoryError, load_callable, load_factory
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.engine.report import granularity_text
 from palette_core.errors import AllocationError
 from palette_core.planning import TensorPlan
-from palette_core.report import granularity_text
+from palette_core.reporting import console as show
 
 
 def run(
@@ -66,7 +66,7 @@ def run(
                 num_workers=how["num_workers"],
             )
     if plot is not None:
-        from palette_core.plot import plot_curve
+        from palette_core.reporting.pictures import plot_curve
 
         plot_curve(allocation, plot, compared)
     if as_json:

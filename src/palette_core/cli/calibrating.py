@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palette_core.cli import show
 from palette_core.cli.factories import FactoryError, Loaded, load_callable
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import SensitivityError, did_you_mean
 from palette_core.palettizer import KMeansPalettizer
+from palette_core.reporting import console as show
 
 LossFn = Callable[[Any, Any], Tensor]
 

@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 from torch.export import Dim
 
-from palette_core.bits import bits_per_weight
-from palette_core.checkpoint import load_checkpoint
-from palette_core.cli import show
 from palette_core.cli.factories import FactoryError, Loaded
 from palette_core.errors import did_you_mean
 from palette_core.palettizer import KMeansPalettizer
-from palette_core.plugins import get_catalog, validate_options
+from palette_core.plugins.catalog import get_catalog, validate_options
+from palette_core.reporting import console as show
+from palette_core.storage.bits import bits_per_weight
+from palette_core.storage.checkpoint import load_checkpoint
 
 
 @dataclass(frozen=True)

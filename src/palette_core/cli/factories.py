@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.errors import PaletteError, did_you_mean
-from palette_core.spec import parse_dtype
+from palette_core.tensors.dtypes import parse_dtype
 
 DEFAULT_CALLABLE = "load"
 

@@ -9,7 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from palette_core.errors import ConfigError, MissingExtraError
-from palette_core.interfaces import INTERFACE_VERSION
+from palette_core.plugins import INTERFACE_VERSION
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _COMMON = "common"
@@ -125,7 +125,7 @@ def make_plugin(name: str, kind: Kind, into: Path) -> Path:
             "palette new-plugin needs copier: pip install palette-core[new-plugin]"
         ) from error
     data = _answers(name, kind)
-    with as_file(files("palette_core") / "templates") as templates:
+    with as_file(files("palette_core.cli") / "templates") as templates:
         for part in (_COMMON, kind.value):
             # A kind's own files replace those that all have.
             run_copy(str(templates / part), folder, data=data, quiet=True, overwrite=True)

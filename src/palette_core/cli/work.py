@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from palette_core.bits import bits_per_weight, model_bits
-from palette_core.checkpoint import load_checkpoint
-from palette_core.cli import show
+from palette_core._common.pytrees import floating
 from palette_core.cli.exporting import Target, in_words, size_on_disk
 from palette_core.cli.factories import FactoryError, Loaded, load_factory
 from palette_core.config import (
@@ -22,8 +20,10 @@ from palette_core.config import (
     OpKMeansPalettizerConfig,
 )
 from palette_core.errors import CheckpointError
-from palette_core.nested import floating
 from palette_core.palettizer import KMeansPalettizer
+from palette_core.reporting import console as show
+from palette_core.storage.bits import bits_per_weight, model_bits
+from palette_core.storage.checkpoint import load_checkpoint
 
 
 def check_picture_name(plot: Path | None) -> None:
@@ -33,7 +33,7 @@ def check_picture_name(plot: Path | None) -> None:
         PaletteError: it cannot.
     """
     if plot is not None:
-        from palette_core.plot import check_picture
+        from palette_core.reporting.pictures import check_picture
 
         check_picture(plot)
 
@@ -169,7 +169,7 @@ def _report(
         raise AssertionError("a prepared palettizer has a report")
     totals = {"bits_per_palettized_weight": report.bits_per_palettized_weight, **totals}
     if plot is not None:
-        from palette_core.plot import plot_report
+        from palette_core.reporting.pictures import plot_report
 
         plot_report(report, plot)
         totals["plot"] = str(plot)

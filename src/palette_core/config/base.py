@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, ModelWrapValidatorHandler, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-from palette_core.strict import StrictModel
+from palette_core._common.strict import StrictModel
 
 
 class EditableConfig(StrictModel):

@@ -17,7 +17,7 @@ from palette_core.config.op import (
     default_states,
 )
 from palette_core.config.presets import Presets
-from palette_core.spec import PalettizationSpec
+from palette_core.config.spec import PalettizationSpec
 
 
 @final

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from palette_core.config.base import EditableConfig
 from palette_core.config.names import canonical_op_type
-from palette_core.spec import PalettizationSpec, default_weight_palettization_spec
+from palette_core.config.spec import PalettizationSpec, default_weight_palettization_spec
 
 EVERY_STATE = "*"
 """The state key that stands for every state without a key of its own."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, Literal, TypeVar
 
 from palette_core.config.op import states_of
-from palette_core.spec import PalettizationSpec, PerGroupedChannelGranularity
+from palette_core.config.spec import PalettizationSpec, PerGroupedChannelGranularity
 
 ConfigT = TypeVar("ConfigT")
 

@@ -15,10 +15,10 @@ from typing import IO, Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from palette_core._common.files import atomic_path
 from palette_core.config import problems
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ConfigError, did_you_mean
-from palette_core.files import atomic_path
-from palette_core.spec import PalettizationSpec
 
 CONFIG_KEY = "kmeans_palettization_config"
 ANCHORS_KEY = "palettization_spec"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import PaletteError
 from palette_core.planning.choose import clusterer_for, lut_quantizer_name
-from palette_core.plugins import Catalog, validate_options
-from palette_core.spec import PalettizationSpec
+from palette_core.plugins.catalog import Catalog, validate_options
 
 ConfigPath = tuple[str, ...]
 Locate = Callable[[ConfigPath], str]

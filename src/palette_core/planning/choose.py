@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from palette_core.boundary import block_shape
+from palette_core.config.spec import PalettizationSpec, QuantizationSpec
 from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
-from palette_core.interfaces import ClustererEntry
-from palette_core.layout import BlockLayout
-from palette_core.plugins import Catalog, validate_options
-from palette_core.spec import PalettizationSpec, QuantizationSpec, dtype_name
+from palette_core.plugins import ClustererEntry
+from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.plugins.guards import block_shape
+from palette_core.tensors.dtypes import dtype_name
+from palette_core.tensors.layout import BlockLayout
 
 
 def channel_axis(op_type: str | None, shape: tuple[int, ...]) -> int:

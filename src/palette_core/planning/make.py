@@ -6,18 +6,19 @@ import math
 import warnings
 from typing import Literal
 
+from palette_core._common.rng import derive_seed
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanError
-from palette_core.graph import ModelGraph, TensorRecord
-from palette_core.interfaces import Backend
+from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.planning.check import check_names
 from palette_core.planning.choose import channel_axis, clusterer_for, lay_out, lut_quantizer_name
 from palette_core.planning.notes import ineffective_rules
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
-from palette_core.plugins import Catalog, validate_options
-from palette_core.rng import derive_seed
-from palette_core.spec import PalettizationSpec, dtype_name
+from palette_core.plugins import Backend
+from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.tensors.dtypes import dtype_name
 
 OnIncompatible = Literal["skip", "error"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
 from palette_core.errors import did_you_mean
-from palette_core.graph import ModelGraph, TensorRecord
+from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.planning.rules import RuleBook
 
 _ANYWHERE = ("*", "weight", "in_proj_weight")  # the defaults have these for models without them

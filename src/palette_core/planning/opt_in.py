@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from palette_core.config.names import DEFAULT_OP_TYPES, KNOWN_OP_TYPES
-from palette_core.graph import TensorRecord
+from palette_core.model.graph import TensorRecord
 
 _DEFAULT_STATES = ("weight", "in_proj_weight")
 

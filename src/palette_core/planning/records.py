@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from palette_core.config import PATSchedule
-from palette_core.granularity import Shape
-from palette_core.graph import Owner
-from palette_core.interfaces import TensorFacts
-from palette_core.layout import BlockLayout
-from palette_core.spec import PalettizationSpec
+from palette_core.config.spec import PalettizationSpec
+from palette_core.model.graph import Owner
+from palette_core.plugins import TensorFacts
+from palette_core.tensors.layout import BlockLayout, Shape
 
 
 @dataclass(frozen=True)

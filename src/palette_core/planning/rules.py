@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
-from palette_core.graph import ModelGraph, ModuleRecord, TensorRecord, Use
+from palette_core.config.spec import PalettizationSpec
+from palette_core.model.graph import ModelGraph, ModuleRecord, TensorRecord, Use
 from palette_core.planning import opt_in
-from palette_core.spec import PalettizationSpec
 
 _T = TypeVar("_T")
 

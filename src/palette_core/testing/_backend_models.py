@@ -15,7 +15,7 @@ from palette_core import (
     PerGroupedChannelGranularity,
     QuantizationSpec,
 )
-from palette_core.spec import QuantizationScheme
+from palette_core.config.spec import QuantizationScheme
 from palette_core.testing._probes import draw
 
 _IN, _OUT = 64, 32

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ContractError, MissingExtraError
-from palette_core.plugins import KINDS, Distribution
-from palette_core.spec import PalettizationSpec
+from palette_core.plugins.catalog import KINDS, Distribution
 
 Reader = Callable[[Path], Mapping[str, Any]]
 Applies = Callable[[Any], bool]

@@ -12,9 +12,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from palette_core.interfaces import ClusterProblem, InputMoments
-from palette_core.layout import BlockLayout
-from palette_core.palettized import Codebook
+from palette_core.plugins import ClusterProblem, InputMoments
+from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.palettized import Codebook
 from palette_core.testing._kit import Subject, demand
 
 ENTRIES = 4

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palette_core.interfaces import LutQuantizer
-from palette_core.layout import BlockLayout
-from palette_core.palettized import Codebook, PalettizedTensor
-from palette_core.plugins import get_catalog
-from palette_core.spec import QuantizationSpec
+from palette_core.config.spec import QuantizationSpec
+from palette_core.plugins import LutQuantizer
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.training_problem import TrainingProblem
+from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.nearest import nearest_codes
+from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.testing._probes import draw
-from palette_core.training_problem import TrainingProblem, nearest_codes
 
 BITS = 2
 STEP = 5

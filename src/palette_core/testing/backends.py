@@ -16,9 +16,9 @@ from torch import Tensor
 
 from palette_core import KMeansPalettizer, PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteError
-from palette_core.finalizing import pack_model
-from palette_core.interfaces import Refusal, TensorFacts
+from palette_core.palettizer.finalizing import pack_model
 from palette_core.planning.choose import channel_axis, lay_out
+from palette_core.plugins import Refusal, TensorFacts
 from palette_core.testing._backend_models import Layers, config_of, inputs_of, known_specs
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits

@@ -8,8 +8,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from palette_core.interfaces import ClusterProblem
-from palette_core.palettized import Codebook, gather_entries
+from palette_core.plugins import ClusterProblem
+from palette_core.tensors.palettized import Codebook, gather_entries
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import (
     DTYPES,

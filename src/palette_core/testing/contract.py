@@ -10,9 +10,9 @@ from typing import Any, TypeVar, final
 
 from pydantic import BaseModel
 
+from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ConfigError, ContractError, PluginOptionsError, did_you_mean
-from palette_core.plugins import Distribution, get_catalog, validate_options
-from palette_core.spec import PalettizationSpec
+from palette_core.plugins.catalog import Distribution, get_catalog, validate_options
 from palette_core.testing._kit import (
     ANY,
     CHECKS,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from palette_core.interfaces import ClusterProblem, LutQuantizer
-from palette_core.plugins import get_catalog
-from palette_core.spec import QuantizationSpec
+from palette_core.config.spec import QuantizationSpec
+from palette_core.plugins import ClusterProblem, LutQuantizer
+from palette_core.plugins.catalog import get_catalog
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import fit, importance_of, problems
 

@@ -18,9 +18,9 @@ from palette_core import (
     PalettizationSpec,
     load_checkpoint,
 )
+from palette_core.config.granularity import Granularity
 from palette_core.errors import IncompatibleShapeError
-from palette_core.granularity import Granularity, Shape
-from palette_core.layout import BlockLayout
+from palette_core.tensors.layout import BlockLayout, Shape
 from palette_core.testing._kit import Subject, check, demand, fail, import_tool
 from palette_core.testing._probes import bits, draw
 

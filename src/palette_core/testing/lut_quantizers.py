@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from palette_core.palettized import QuantizedLut
-from palette_core.spec import FP8_DTYPES, QuantizationScheme, QuantizationSpec
+from palette_core.config.spec import QuantizationScheme, QuantizationSpec
+from palette_core.tensors.dtypes import FP8_DTYPES
+from palette_core.tensors.palettized import QuantizedLut
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits, draw, global_rng_untouched, other_global_rng
 

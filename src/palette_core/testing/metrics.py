@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from palette_core.granularity import PerTensorGranularity
-from palette_core.interfaces import Candidate, InputMoments
-from palette_core.layout import BlockLayout
+from palette_core.config.granularity import PerTensorGranularity
+from palette_core.plugins import Candidate, InputMoments
+from palette_core.tensors.layout import BlockLayout
 from palette_core.testing._kit import Subject, check, demand
 from palette_core.testing._probes import bits, draw, global_rng_untouched, other_global_rng
 

@@ -8,23 +8,23 @@ import subprocess
 import sys
 from typing import Any
 
-from palette_core.interfaces import (
+from palette_core.config.spec import QuantizationSpec
+from palette_core.plugins import (
     Backend,
     Clusterer,
     LutQuantizer,
     SensitivityMetric,
     TrainingStrategy,
 )
-from palette_core.plugins import CORE, ENTRY_POINT_GROUP, get_catalog
-from palette_core.spec import QuantizationSpec
+from palette_core.plugins.catalog import CORE, ENTRY_POINT_GROUP, get_catalog
 from palette_core.testing._kit import ANY, DISTRIBUTION, Subject, check, demand, fail
 
 _TIMEOUT = 300  # seconds; a fresh process imports torch
 
 _LOOK = """
 import importlib.metadata, json, sys
-import palette_core.builtin
-from palette_core.plugins import discover
+import palette_core.builtins.hooks
+from palette_core.plugins.catalog import discover
 before = set(sys.modules)
 for point in importlib.metadata.distribution({name!r}).entry_points:
     if point.group == {group!r}:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palette_core.interfaces import TrainingStrategy
+from palette_core.plugins import TrainingStrategy
+from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.testing._kit import Subject, check, demand
 from palette_core.testing._probes import bits, global_rng_untouched, other_global_rng
 from palette_core.testing._training_problems import BITS, parts_of, training_problems, with_codes
-from palette_core.training_problem import TrainingProblem
 
 _KIND = "training strategy"
 Call = Callable[[TrainingProblem], Any]

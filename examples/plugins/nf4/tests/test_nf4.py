@@ -11,7 +11,7 @@ from palette_core import (
     PalettizationSpec,
     PerGroupedChannelGranularity,
 )
-from palette_core.interfaces import ClusterProblem
+from palette_core.plugins import ClusterProblem
 from palette_core.testing import parametrize_contract
 from palette_nf4.clusterer import NormalFloat, quantiles
 

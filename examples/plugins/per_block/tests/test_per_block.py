@@ -13,10 +13,10 @@ from palette_core import (
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
 )
-from palette_core.checkpoint import load_checkpoint
+from palette_core.config.granularity import parse_granularity
 from palette_core.errors import IncompatibleShapeError
-from palette_core.granularity import parse_granularity
-from palette_core.packed_weight import palette_modules
+from palette_core.storage.checkpoint import load_checkpoint
+from palette_core.storage.packed_weight import palette_modules
 from palette_core.testing import parametrize_contract
 
 X = (torch.linspace(-1, 1, 2 * 4 * 64).reshape(2, 4, 8, 8),)

@@ -16,8 +16,8 @@ from coreai_backend.options import CoreAIOptions
 from coreai_backend.refusals import refusal
 from coreai_backend.writing import replaced_folder
 from palette_core.errors import BackendError
-from palette_core.interfaces import Backend, Refusal, TensorFacts
-from palette_core.palettized import PalettizedTensor
+from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.tensors.palettized import PalettizedTensor
 
 if TYPE_CHECKING:
     from coreai.authoring import AIProgram

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx
 
 from coreai_backend import ir
-from palette_core import ops
 from palette_core.errors import BackendError
+from palette_core.tensors import operators as ops
 
 if TYPE_CHECKING:
     from coreai_torch import TorchConverter

@@ -11,8 +11,8 @@ from torch import nn
 from coreml_backend.exporting import export_package
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
-from palette_core.interfaces import Backend, Refusal, TensorFacts
-from palette_core.palettized import PalettizedTensor
+from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.tensors.palettized import PalettizedTensor
 
 
 @final

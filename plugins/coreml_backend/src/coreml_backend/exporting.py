@@ -23,7 +23,7 @@ from coreml_backend.refusals import generation
 from coreml_backend.rewriting import spread_grouped_heads
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import BackendError
-from palette_core.packed_weight import palette_modules
+from palette_core.storage.packed_weight import palette_modules
 
 _LARGEST = 1 << 30  # torch writes sizes without a maximum as infinite, or nearly so
 

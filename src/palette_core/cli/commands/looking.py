@@ -24,8 +24,8 @@ def plugins(
     ] = False,
 ) -> None:
     """List everything that can be picked by name, and what is set aside as broken."""
-    from palette_core.cli import show
-    from palette_core.plugins import get_catalog
+    from palette_core.plugins.catalog import get_catalog
+    from palette_core.reporting import console as show
 
     show.plugins(get_catalog(), as_json=as_json, timings=timings)
 
@@ -34,7 +34,7 @@ def validate(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")], as_json: AsJson = False
 ) -> None:
     """Check a configuration, resolve its names, and print it with all defaults."""
-    from palette_core.cli import show
+    from palette_core.reporting import console as show
 
     show.config(load_config(config), as_json=as_json)
 
@@ -51,9 +51,9 @@ def plan(
 ) -> None:
     """Show which tensor gets which spec, and the rule that decided. Changes nothing."""
     from palette_core import KMeansPalettizer
-    from palette_core.cli import show
     from palette_core.cli.exporting import read_options
     from palette_core.cli.factories import load_factory
+    from palette_core.reporting import console as show
 
     settings = load_config(config)
     options = read_options(option or ())
@@ -71,7 +71,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a packed checkpoint holds."""
-    from palette_core.checkpoint import read_checkpoint
-    from palette_core.cli import show
+    from palette_core.reporting import console as show
+    from palette_core.storage.checkpoint import read_checkpoint
 
     show.checkpoint(checkpoint, read_checkpoint(checkpoint), as_json=as_json)

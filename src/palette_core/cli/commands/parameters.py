@@ -10,7 +10,7 @@ import typer
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.config.yaml_io import locator
 from palette_core.planning import check_names
-from palette_core.plugins import get_catalog
+from palette_core.plugins.catalog import get_catalog
 
 Factory = Annotated[
     str,

@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from palette_core.interfaces import Clusterer, ClusterProblem
-from palette_core.palettized import Codebook
+from palette_core.plugins import Clusterer, ClusterProblem
+from palette_core.tensors.palettized import Codebook
 
 
 @final

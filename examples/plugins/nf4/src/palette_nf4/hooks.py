@@ -1,7 +1,7 @@
 """Registers the algorithm; torch is imported when it is picked."""
 
-from palette_core.hookspecs import hookimpl
-from palette_core.interfaces import Clusterer, ClustererEntry, NoOptions
+from palette_core.plugins import Clusterer, ClustererEntry, NoOptions
+from palette_core.plugins.hookspecs import hookimpl
 
 
 def _make(options: NoOptions) -> Clusterer:

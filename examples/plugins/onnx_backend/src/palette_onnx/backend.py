@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.errors import BackendError
-from palette_core.interfaces import Backend, Refusal, TensorFacts
-from palette_core.packed_weight import palette_modules
-from palette_core.palettized import PalettizedTensor
+from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.storage.packed_weight import palette_modules
+from palette_core.tensors.palettized import PalettizedTensor
 
 
 @final

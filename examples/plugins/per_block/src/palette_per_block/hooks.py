@@ -7,9 +7,9 @@ from typing import Literal, final
 from pydantic import Field
 
 from palette_core.errors import IncompatibleShapeError
-from palette_core.granularity import Granularity
-from palette_core.hookspecs import hookimpl
-from palette_core.interfaces import GranularityEntry
+from palette_core.plugins import GranularityEntry
+from palette_core.plugins.hookspecs import hookimpl
+from palette_core.spec import Granularity
 
 
 @final

@@ -1,0 +1,1 @@
+"""Plug-ins that come along: each registers through the same hooks as anybody's."""

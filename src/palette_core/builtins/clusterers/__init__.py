@@ -1,0 +1,1 @@
+"""Built-in clustering algorithms, a folder each."""

@@ -1,0 +1,167 @@
+"""Scalar k-means of float32 points without sorting them.
+
+The problem is solved with whole cells of a grid as atoms; cells that a boundary cuts, and cells
+coarse enough to hide a cluster, are opened into their distinct points, and the problem is solved
+again. In exact mode every cell that may hold a boundary of the optimum is opened; see
+`_scalar_proof`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from palette_core._common.compiled import is_compiled
+from palette_core._common.threads import map_threads
+from palette_core.builtins.clusterers.kmeans1d.block import middle_of, open_more
+from palette_core.builtins.clusterers.kmeans1d.costs import segment_means
+from palette_core.builtins.clusterers.kmeans1d.grid import (
+    PART,
+    Float32s,
+    Grid,
+    HostSource,
+    Source,
+    choose_grid,
+    make_atoms,
+    sample_step,
+)
+from palette_core.builtins.clusterers.kmeans1d.proof import may_hold_a_cut
+from palette_core.builtins.clusterers.kmeans1d.solver import Floats, solve_atoms
+from palette_core.builtins.clusterers.kmeans1d.sorted_fit import fit_sorted, spread
+from palette_core.builtins.clusterers.kmeans1d.whole import fit_block
+
+_BIG = 1 << 21  # blocks of more points than this are taken one by one, with threads inside
+_SHORT = 1 << 17  # blocks of fewer points than this are over too soon for threads to take turns
+MANY = 32  # blocks from which it pays to have compiled what does a block at once
+_SPACE = 8192  # least number of atoms that there is room for, besides the cells
+
+
+def fit_floats(
+    points: Tensor, importance: Tensor | None, k: int, resolution: int | None
+) -> tuple[Tensor, Tensor]:
+    """Cluster each row of float32 ``points`` ``[B, N]``; see `KMeans1d.fit`.
+
+    Returns:
+        ``lut`` ``[B, K]`` float32; ``codes`` ``[B, N]`` uint8.
+    """
+    blocks, count = points.shape
+    rows = points.contiguous()
+    weights = None if importance is None else importance.contiguous()
+    lut = np.empty((blocks, k), np.float32)
+    codes = np.empty((blocks, count), np.uint8)
+
+    def one(b: int, run: Callable[..., list[Any]] = _in_turn) -> None:
+        row = rows[b].numpy()
+        weight = None if weights is None else weights[b].numpy()
+        if weight is not None and not weight.any():
+            weight = None
+        grid = choose_grid(row[:: sample_step(count)], count, k, resolution)
+        if grid is None:
+            some = None if weight is None else torch.from_numpy(weight)[None]
+            its_lut, its_codes = fit_sorted(rows[b : b + 1], some, k)
+            lut[b], codes[b] = its_lut[0].numpy(), its_codes[0].numpy()
+            return
+        if at_once and _fit_at_once(row, weight, grid, lut[b], codes[b]):
+            return
+        source = HostSource(row, weight, grid, run)
+        lut[b] = solve_source(source, k, exact=resolution is None)
+        source.assign(lut[b], codes[b])
+
+    # Sums over several parts are rounded otherwise.
+    at_once = resolution is not None and count <= PART and k > 1
+    # For few blocks compiling it would take longer than it saves.
+    at_once = at_once and (blocks >= MANY or is_compiled(fit_block))
+    if count > _BIG:
+        for b in range(blocks):
+            one(b, map_threads)
+    elif at_once or count >= _SHORT:
+        map_threads(one, range(blocks))
+    else:
+        for b in range(blocks):
+            one(b)
+    return torch.from_numpy(lut), torch.from_numpy(codes)
+
+
+def _fit_at_once(
+    row: Float32s, weight: Float32s | None, grid: Grid, lut: Float32s, codes: NDArray[np.uint8]
+) -> bool:
+    """Cluster a block without the interpreter; return whether that could be done."""
+    size, cells = row.size + 1, grid.top + 1
+    atoms = cells + max(_SPACE, row.size // 8)
+    # What is not written to takes no memory.
+    points = np.empty((2, size), np.float32)
+    done = fit_block(
+        row,
+        np.empty(0, np.float32) if weight is None else weight,
+        grid.low,
+        grid.per_unit,
+        grid.width,
+        np.zeros((cells, 2 if weight is None else 3)),
+        np.zeros(cells, np.uint8),
+        points,
+        points.view(np.uint32),
+        np.empty((2, 0 if weight is None else size), np.float32),
+        np.empty((5, atoms)),
+        np.empty((atoms + 1, 3)),
+        np.empty((7, atoms + 1), np.int32),
+        lut,
+        codes,
+    )
+    return bool(done)
+
+
+def _in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [function(item) for item in items]
+
+
+Asking = Generator[NDArray[np.uint8], tuple[Float32s, Float32s], Float32s]
+
+
+def solve_source(source: Source, k: int, *, exact: bool) -> Float32s:
+    """Return the ``[K]`` LUT of a block given by the sums of its cells; see `solving`."""
+    steps = solving(source.cells, source.grid, k, exact=exact)
+    asked = next(steps)
+    while True:
+        try:
+            asked = steps.send(source.gather(asked))
+        except StopIteration as done:
+            lut: Float32s = done.value
+            return lut
+
+
+def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
+    """Solve a block step by step, so that many can be looked at together.
+
+    Yields flags of the cells whose points are needed, ``[cells]`` uint8; expects these points,
+    sorted, and their weights (empty for ones). Returns the ``[K]`` LUT.
+
+    Args:
+        cells: sums of each cell; see `fill_cells`.
+        grid: the cells.
+        k: entries.
+        exact: open every cell that the optimum might cut, rather than those that are cut.
+    """
+    is_open = np.zeros(cells.shape[0], np.uint8)
+    is_open[[0, -1]] = cells[[0, -1], 0] > 0.0
+    about = middle_of(cells)
+    charge, rounds = 0.0, 0
+    while True:
+        atoms = make_atoms(cells, is_open, *(yield is_open), about)
+        best = solve_atoms(atoms.w, atoms.x, k, charge)
+        charge = best.charge
+        rounds = open_more(atoms.w, atoms.cell, best.cuts, charge, grid.width, rounds, is_open)
+        if rounds < 0:
+            break
+    if exact:
+        found = may_hold_a_cut(atoms.w, atoms.x, atoms.cell, best, k, grid.width)
+        if found.size:
+            is_open[found] = 1
+            atoms = make_atoms(cells, is_open, *(yield is_open), about)
+            best = solve_atoms(atoms.w, atoms.x, k, charge)
+    entries = segment_means(atoms.w, atoms.x, best.cuts) + atoms.about
+    return spread(entries, k).astype(np.float32)

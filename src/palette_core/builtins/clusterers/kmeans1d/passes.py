@@ -1,0 +1,171 @@
+"""Passes over all points of a block: numba kernels that count, gather and assign."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from palette_core._common.compiled import inlined, kernel, short_kernel
+
+_CHUNK = 512  # points whose cells are worked out together, so that the compiler can vectorise
+
+
+@kernel
+def count_patterns(bits: Any, out: Any) -> None:
+    """Add to ``out`` ``[65536]`` int64 how often each 16-bit pattern occurs in ``bits``."""
+    for i in range(bits.size):
+        out[bits[i]] += 1
+
+
+@kernel
+def weigh_patterns(bits: Any, weights: Any, out: Any) -> None:
+    """Add to ``out`` ``[65536]`` float64 the weight of each 16-bit pattern."""
+    for i in range(bits.size):
+        out[bits[i]] += weights[i]
+
+
+@kernel
+def look_up(bits: Any, table: Any, out: Any) -> None:
+    """Write ``table[bits]`` to ``out``."""
+    for i in range(bits.size):
+        out[i] = table[bits[i]]
+
+
+@inlined
+def cells_of(x: Any, low: Any, per_unit: Any, top: Any, out: Any) -> None:
+    """Write the cell of each float32 value to int32 ``out``.
+
+    Cells 1 … top-1 are ``1 / per_unit`` wide and start at ``low``; 0 and ``top`` take what lies
+    below and above. The map is monotone: no arithmetic on it rounds x past a larger one.
+    """
+    one, most, least = np.float32(1.0), np.float32(top), np.float32(0.0)
+    for i in range(x.size):
+        t = (x[i] - low) * per_unit + one
+        t = t if t > least else least
+        t = t if t < most else most
+        out[i] = np.int32(t)
+
+
+@kernel
+def fill_cells(x: Any, w: Any, low: Any, per_unit: Any, out: Any) -> None:
+    """Add points to cells: ``out`` ``[cells, 2]`` float64 of Σw, Σwx.
+
+    With weights (``w`` not empty) ``out`` has a third column, the number of points.
+    """
+    at = np.empty(_CHUNK, np.int32)
+    top = out.shape[0] - 1
+    # Unsigned indices in one dimension: signed ones are looked at for being negative.
+    flat, one, two, three = out.reshape(-1), np.uint64(1), np.uint64(2), np.uint64(3)
+    for first in range(0, x.size, _CHUNK):
+        part = x[first : first + _CHUNK]
+        cells_of(part, low, per_unit, top, at)
+        if w.size == 0:
+            for i in range(np.uint64(part.size)):
+                c = np.uint64(at[i]) * two
+                flat[c] += 1.0
+                flat[c + one] += np.float64(part[i])
+        else:
+            weights = w[first : first + _CHUNK]
+            for i in range(np.uint64(part.size)):
+                c = np.uint64(at[i]) * three
+                v = np.float64(weights[i])
+                flat[c] += v
+                flat[c + one] += v * np.float64(part[i])
+                flat[c + two] += 1.0
+
+
+@kernel
+def gather_open(
+    x: Any, w: Any, low: Any, per_unit: Any, is_open: Any, out_x: Any, out_w: Any
+) -> int:
+    """Collect the points in open cells, in order; returns how many.
+
+    Args:
+        x: points.
+        w: their weights, empty for none.
+        low: see `cells_of`.
+        per_unit: see `cells_of`.
+        is_open: ``[cells]`` uint8.
+        out_x: float32 out, one longer than what it receives.
+        out_w: the same for weights, empty for none.
+    """
+    at = np.empty(_CHUNK, np.int32)
+    top = is_open.size - 1
+    n = 0
+    for first in range(0, x.size, _CHUNK):
+        part = x[first : first + _CHUNK]
+        cells_of(part, low, per_unit, top, at)
+        for i in range(part.size):
+            out_x[n] = part[i]
+            if w.size > 0:
+                out_w[n] = w[first + i]
+            n += is_open[at[i]]
+    return n
+
+
+@kernel
+def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: Any) -> None:
+    """Write to uint8 ``out`` the number of ``limits`` below each point.
+
+    Args:
+        x: points.
+        low: see `cells_of`.
+        per_unit: see `cells_of`.
+        base: ``[cells]`` uint8, limits in lower cells.
+        limits: ascending float32, ending with infinity.
+        out: codes.
+    """
+    at = np.empty(_CHUNK, np.int32)
+    top = base.size - 1
+    for first in range(0, x.size, _CHUNK):
+        part, codes = x[first : first + _CHUNK], out[first : first + _CHUNK]
+        cells_of(part, low, per_unit, top, at)
+        for i in range(np.uint64(part.size)):
+            code = np.uint64(base[np.uint64(at[i])])
+            code += np.uint64(part[i] > limits[code])
+            while part[i] > limits[code]:
+                code += np.uint64(1)
+            codes[i] = np.uint8(code)
+
+
+@short_kernel
+def merge_atoms(
+    cells: Any, is_open: Any, x: Any, w: Any, about: float, out_w: Any, out_x: Any, out_cell: Any
+) -> int:
+    """Merge closed cells, at their means, with the sorted points of open ones into atoms.
+
+    Args:
+        cells: see `fill_cells`.
+        is_open: ``[cells]`` uint8.
+        x: sorted points of open cells.
+        w: their weights, empty for ones.
+        about: subtracted from every value.
+        out_w: weights of atoms out.
+        out_x: values of atoms out.
+        out_cell: cells of atoms out, −1 for points of open ones.
+
+    Returns:
+        The number of atoms. Points of no weight make none.
+    """
+    n, p = 0, 0
+    for c in range(cells.shape[0]):
+        if is_open[c] == 0:
+            if cells[c, 0] > 0.0:
+                out_w[n] = cells[c, 0]
+                out_x[n] = cells[c, 1] / cells[c, 0] - about
+                out_cell[n] = c
+                n += 1
+            continue
+        count = cells[c, 0] if cells.shape[1] == 2 else cells[c, 2]
+        end = p + np.int64(count)
+        while p < end:
+            value = x[p]
+            weight = 0.0
+            while p < end and x[p] == value:
+                weight += 1.0 if w.size == 0 else np.float64(w[p])
+                p += 1
+            if weight > 0.0:
+                out_w[n], out_x[n], out_cell[n] = weight, np.float64(value) - about, -1
+                n += 1
+    return n

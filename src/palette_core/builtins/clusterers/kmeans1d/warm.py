@@ -1,0 +1,58 @@
+"""Whether the kernels of scalar k-means are compiled, and how to compile them ahead of use.
+
+Every kernel has one signature here, so one small problem of each kind compiles them all, except
+the slower form of costs for ill-conditioned data, which waits until such data comes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from palette_core._common.compiled import is_compiled
+from palette_core.builtins.clusterers.kmeans1d import block, costs, passes, rounding, search, whole
+from palette_core.tensors import _distortion_kernel as squares
+
+_KERNELS: tuple[Any, ...] = (
+    block.middle_of,
+    block.open_more,
+    block.set_limits,
+    costs.rounding_error,
+    costs.running_sums,
+    costs.segment_means,
+    costs.thin,
+    passes.assign_cells,
+    passes.count_patterns,
+    passes.fill_cells,
+    passes.gather_open,
+    passes.look_up,
+    passes.merge_atoms,
+    passes.weigh_patterns,
+    rounding.settle,
+    search.search,
+    squares.add_squares,
+    whole.fit_block,
+)
+
+
+def kernels_are_cached() -> bool:
+    """Say whether all kernels are compiled already, in this process or in numba's file cache."""
+    return all(is_compiled(kernel) for kernel in _KERNELS)
+
+
+def warm_up() -> None:
+    """Compile, or load from the cache, everything an ordinary weight needs."""
+    from palette_core.builtins.clusterers.kmeans1d.floats import MANY, fit_floats
+    from palette_core.builtins.clusterers.kmeans1d.halves import fit_halves
+    from palette_core.tensors.distortion import square_sums
+    from palette_core.tensors.palettized import PalettizedTensor
+
+    points = torch.linspace(-1.0, 1.0, 1 << 13).square()[None]
+    for weights in (None, torch.ones_like(points)):
+        fit_floats(points, weights, 16, 4)
+        fit_halves(points.half(), weights, 16)
+    fit_floats(points.expand(MANY, -1), None, 16, 4)
+    codes = torch.zeros((1, points.numel()), dtype=torch.uint8)
+    palettized = PalettizedTensor(codes, torch.zeros(1, 1, 2, 1), 1, 0, points.dtype)
+    square_sums(points, palettized)

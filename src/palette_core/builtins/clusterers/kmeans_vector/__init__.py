@@ -1,0 +1,1 @@
+"""K-means for vectors."""

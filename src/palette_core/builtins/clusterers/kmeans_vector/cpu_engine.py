@@ -1,0 +1,278 @@
+"""Vector k-means on the CPU: many blocks, few threads, the same result for any number of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palette_core.builtins.clusterers.kmeans_vector import kernels, sampling, search, seeding
+from palette_core.builtins.clusterers.kmeans_vector.blocks import Block, Workers
+from palette_core.builtins.clusterers.kmeans_vector.cells import as_cells
+from palette_core.builtins.clusterers.kmeans_vector.options import (
+    CELLS_TOL,
+    START_TOL,
+    SWAP_TOL,
+    KMeansVectorOptions,
+    sample_size,
+    tries,
+)
+
+Floats = NDArray[Any]
+
+
+def fit_blocks(
+    blocks: list[Block], n_entries: int, seed: int, options: KMeansVectorOptions
+) -> list[tuple[Floats, NDArray[np.uint8] | None]]:
+    """Return, for every block, a table ``[K', D]`` float64 with K' ≤ K, and codes ``[N]``.
+
+    The codes were the nearest entries before these last moved; None where nothing moved.
+    """
+    with Workers() as workers:
+        tables = workers.map(lambda block: _distinct(block, n_entries), blocks)
+        open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
+        sampled = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
+        samples = [levels[0] for levels in sampled]
+        seedings = [
+            tries(options.restarts, len(few[0].points), n_entries, cells=len(few) > 1)
+            for few in sampled
+        ]
+        tasks = [
+            (sample, sample is not block, r)
+            for sample, block, count in zip(samples, open_blocks, seedings, strict=True)
+            for r in range(count)
+        ]
+        started = iter(workers.map(lambda task: _start(*task, n_entries, seed, options), tasks))
+        best: dict[int, Floats] = {}
+        for block, count in zip(open_blocks, seedings, strict=True):
+            best[block.index] = min(itertools.islice(started, count), key=lambda one: one[0])[1]
+        better = workers.map(lambda of: _better(of, best[of[0].index], options), sampled)
+        best = {b.index: table for b, table in zip(open_blocks, better, strict=True)}
+        polished = workers.each(
+            open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers)
+        )
+    codes = {b.index: its_codes for b, its_codes in zip(open_blocks, polished, strict=True)}
+    return [
+        (best[block.index], codes[block.index]) if table is None else (table, None)
+        for block, table in zip(blocks, tables, strict=True)
+    ]
+
+
+def assign_blocks(
+    blocks: list[Block], tables: list[Floats], guesses: list[NDArray[np.uint8] | None]
+) -> list[NDArray[np.uint8]]:
+    """Return codes ``[N]`` of the nearest entry for every block; the lowest among equals.
+
+    Args:
+        blocks: what to assign.
+        tables: ``[K', D]`` for each.
+        guesses: codes that are nearly right, overwritten; or None.
+    """
+
+    def assign(block: Block, workers: Workers | None) -> NDArray[np.uint8]:
+        guess = guesses[block.index]
+        job = _Pass(block, tables[block.index], guess)
+        job.run(tables[block.index], known=guess is not None, workers=workers)
+        return job.codes
+
+    with Workers() as workers:
+        return workers.each(blocks, assign)
+
+
+def pass_over(
+    blocks: list[Block],
+    tables: Floats,
+    codes: NDArray[np.uint8],
+    sums: Floats,
+    mass: Floats,
+    cost: Floats,
+    workers: Workers,
+) -> None:
+    """Assign every point of every block to its nearest entry, and add up.
+
+    Args:
+        blocks: B blocks.
+        tables: ``[B, K, D]`` float64.
+        codes: ``[B, N]``, a guess on entry; the nearest on return.
+        sums: ``[B, K, D]`` float64, overwritten by Σ w x.
+        mass: ``[B, K, D]`` float64, overwritten by Σ w.
+        cost: ``[B]`` float64, overwritten.
+        workers: who does it.
+    """
+
+    def one(block: Block, helpers: Workers | None) -> None:
+        b = block.index
+        job = _Pass(block, tables[b], codes[b])
+        cost[b] = job.run(tables[b], known=True, workers=helpers)
+        # The chunks are added in order, so that any number of threads gives the same sums.
+        sums[b] = np.add.reduce(job.sums, axis=0)
+        mass[b] = np.add.reduce(job.mass, axis=0)
+
+    workers.each(blocks, one)
+
+
+def _distinct(block: Block, n_entries: int) -> Floats | None:
+    table = np.empty((n_entries, block.points.shape[1]))
+    found = sampling.distinct(block.points, block.weights, table)
+    return table[:found] if found <= n_entries else None
+
+
+def _start(
+    sample: Block,
+    is_part: bool,
+    restart: int,
+    n_entries: int,
+    seed: int,
+    options: KMeansVectorOptions,
+) -> tuple[float, Floats]:
+    """Seed and run Lloyd's iteration on a sample; return the cost there and the table.
+
+    On a part of the block it need not run to the end: it is to tell which start is the best.
+    """
+    points, weights = sample.points, sample.weights
+    dim = points.shape[1]
+    trials = 2 + int(math.log(n_entries))
+    draws = np.random.default_rng([seed, sample.index, 1 + restart]).random((n_entries, trials))
+    table = np.empty((n_entries, dim))
+    placed = seeding.seed(points, weights, draws, table)
+    table = table[:placed]
+    tol = max(options.tol, START_TOL) if is_part else options.tol
+    total = _Pass(sample, table).lloyd(table, options.max_iter, tol)
+    full = np.empty((n_entries, dim))
+    full[:placed] = table
+    # Spare entries are given places when the whole block is seen.
+    full[placed:] = table[-1]
+    return total, full
+
+
+def _sample(block: Block, n_entries: int, seed: int) -> list[Block]:
+    """Return few points that stand for a block, then, where that helps, ever more of them."""
+    size = sample_size(n_entries)
+    if block.points.shape[0] <= size:
+        return [block]
+    cells = as_cells(block.points, block.weights, n_entries)
+    if cells:
+        return [Block(block.index, *level) for level in cells]
+    draws = np.sort(np.random.default_rng([seed, block.index, 0]).random(size))
+    chosen = np.empty(size, dtype=np.int64)
+    scale = np.empty(size)
+    sampling.coreset(block.points, block.weights, draws, chosen, scale)
+    weights = scale[:, None]
+    if block.weights.shape[1]:
+        weights = weights * block.weights[chosen]
+    weights = (weights / weights.max()).astype(np.float32)
+    return [Block(block.index, block.points[chosen], np.ascontiguousarray(weights))]
+
+
+def _better(levels: list[Block], table: Floats, options: KMeansVectorOptions) -> Floats:
+    """Improve a table on few points that stand for a block, then on more of them."""
+    table = _swap(levels[0], table, options)
+    for level in levels[1:]:
+        # Here the last bit of the way costs little.
+        _Pass(level, table).lloyd(table, options.max_iter, CELLS_TOL * options.tol)
+    return table
+
+
+def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
+    """Swap entries to better places of a sample while that lowers the cost."""
+    job = _Pass(block, table)
+    total = job.lloyd(table, options.max_iter, options.tol)
+    job.run(table, known=False)
+    wanted = table.shape[0] // 4
+    for _ in range(options.swaps):
+        if wanted < 1:
+            break
+        trial = _Pass(block, table)
+        moved = table.copy()
+        made = seeding.swap_entries(
+            block.points, block.weights, moved, job.codes, job.lower, job.order, wanted
+        )
+        if not made:
+            break
+        found = trial.lloyd(moved, options.max_iter, max(options.tol, SWAP_TOL))
+        if found < total * (1 - SWAP_TOL):
+            job, table, total = trial, moved, found
+            job.run(table, known=False)
+        else:
+            wanted = min(wanted, made) // 2
+    return table
+
+
+def _polish(
+    block: Block, table: Floats, options: KMeansVectorOptions, workers: Workers | None
+) -> NDArray[np.uint8]:
+    """Run Lloyd's iteration on the whole block; return the codes before its last move."""
+    job = _Pass(block, table)
+    if workers is None:
+        job.lloyd(table, options.max_iter, options.tol)
+        return job.codes
+    for turn in range(options.max_iter):
+        total = job.run(table, known=turn > 0, workers=workers)
+        if job.advance(table, total, options.tol):
+            break
+    return job.codes
+
+
+class _Pass:
+    """Room for one pass over a block, kept from iteration to iteration."""
+
+    def __init__(self, block: Block, table: Floats, codes: NDArray[np.uint8] | None = None) -> None:
+        entries, dim = table.shape
+        count = block.points.shape[0]
+        self.block = block
+        self.codes = np.zeros(count, dtype=np.uint8) if codes is None else codes
+        self.sums = np.empty((block.chunks, entries, dim))
+        self.mass = np.empty((block.chunks, entries, dim))
+        self.worst = np.empty((block.chunks, 2))
+        self.totals = np.empty(block.chunks)
+        self.order = np.tile(np.arange(entries, dtype=np.uint8), (entries, 1))
+        self.gaps = np.empty((entries, entries))
+        self.drift = np.zeros(entries)
+        self.means = table.copy()
+        self.state = np.array([np.inf, 0.0])
+        self.lower = np.zeros(count, dtype=np.float32)
+
+    def run(self, table: Floats, *, known: bool, workers: Workers | None = None) -> float:
+        """Assign every point; return the cost."""
+        if known:
+            search.rank_neighbours(table, self.order, self.gaps)
+        shares = 1 if workers is None else min(workers.count, self.block.chunks)
+        edges = [self.block.chunks * i // shares for i in range(shares + 1)]
+
+        def part(i: int) -> None:
+            self._iterate(table, known, edges[i], edges[i + 1], 0, 0.0)
+
+        if workers is None:
+            part(0)
+        else:
+            workers.map(part, range(shares))
+        # Added in order, so that any number of threads gives the same sum.
+        return float(sum(self.totals))
+
+    def lloyd(self, table: Floats, max_iter: int, tol: float) -> float:
+        """Run Lloyd's iteration on ``table`` by one thread; return the cost."""
+        return self._iterate(table, False, 0, self.block.chunks, max_iter, tol)
+
+    def advance(self, table: Floats, total: float, tol: float) -> bool:
+        """Move the entries of ``table``; return whether they are as good as they get."""
+        return bool(
+            kernels.advance(
+                self.block.points, table, self.means, self.state, self.sums, self.mass,
+                self.worst, self.drift, total, tol,
+            )
+        )  # fmt: skip
+
+    def _iterate(
+        self, table: Floats, known: bool, first: int, last: int, max_iter: int, tol: float
+    ) -> float:
+        return float(
+            kernels.iterate(
+                self.block.points, self.block.weights, table, self.order, self.gaps, self.drift,
+                self.codes, self.lower, known, first, last,
+                self.sums, self.mass, self.worst, self.totals,
+                self.means, self.state, max_iter, tol,
+            )
+        )  # fmt: skip

@@ -1,0 +1,105 @@
+"""One pass over all blocks, wherever they live: nearest entries, and what moves them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass finds.
+
+    Attributes:
+        codes: ``[B, N]`` uint8, nearest entries, the lowest among equals.
+        sums: ``[B, K, D]`` float64, Σ w x of the points of each entry.
+        mass: ``[B, K, D]`` float64, Σ w of the points of each entry.
+        cost: ``[B]`` float64, Σ w (x − c)².
+    """
+
+    codes: Tensor
+    sums: Tensor
+    mass: Tensor
+    cost: Tensor
+
+    def where(self, first: Tensor, other: PassResult) -> PassResult:
+        """Return blocks of this where ``first`` ``[B]`` bool holds, and of ``other`` elsewhere."""
+        wide = first[:, None, None]
+        return PassResult(
+            torch.where(first[:, None], self.codes, other.codes),
+            torch.where(wide, self.sums, other.sums),
+            torch.where(wide, self.mass, other.mass),
+            torch.where(first, self.cost, other.cost),
+        )
+
+
+def assign_and_sum(
+    points: Tensor, importance: Tensor | None, entries: Tensor, codes: Tensor
+) -> PassResult:
+    """Assign every point to its nearest entry.
+
+    Args:
+        points: ``[B, N, D]`` floating.
+        importance: ``[B, N, D]`` elementwise, or None.
+        entries: ``[B, K, D]`` float64, as they will decode.
+        codes: ``[B, N]`` uint8, a good guess; not written to.
+    """
+    if points.device.type != "cpu":
+        from palette_core.builtins.clusterers.kmeans_vector import torch_engine as _vector_torch
+
+        return PassResult(*_vector_torch.assign_and_sum(points, importance, entries))
+    from palette_core.builtins.clusterers.kmeans_vector import cpu_engine as cpu
+    from palette_core.builtins.clusterers.kmeans_vector.blocks import Workers, make_blocks
+
+    blocks = make_blocks(points, importance)
+    guess = codes.cpu().numpy().copy()
+    table = entries.cpu().numpy()
+    sums, mass = np.empty_like(table), np.empty_like(table)
+    cost = np.empty(len(blocks))
+    with Workers() as workers:
+        cpu.pass_over(blocks, table, guess, sums, mass, cost, workers)
+    return PassResult(*(torch.from_numpy(part) for part in (guess, sums, mass, cost)))
+
+
+def metric(importance: Tensor | None) -> Tensor | None:
+    """Return importance by which to tell near from far: points without any get ones.
+
+    They pull no entry, but are still to be given the one nearest to them.
+    """
+    if importance is None:
+        return None
+    blank = (importance == 0).all(dim=2, keepdim=True)
+    return importance.masked_fill(blank, 1.0) if bool(blank.any()) else importance
+
+
+def tidy_entries(entries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put used entries in the order of their coordinates, and spare ones last as repeats.
+
+    Args:
+        entries: ``[B, K, D]``.
+        codes: ``[B, N]`` uint8; entries without a code are spare.
+
+    Returns:
+        the entries ordered by first coordinate, then second, …; ``[B, K]`` which entry each of
+        them was; the codes to match.
+    """
+    blocks, count, dim = entries.shape
+    used = torch.zeros((blocks, count), dtype=torch.uint8, device=codes.device)
+    for b in range(blocks):
+        used[b] = torch.bincount(codes[b], minlength=count) > 0
+    order = torch.arange(count, device=codes.device).expand(blocks, -1)
+    for d in reversed(range(dim)):
+        order = order.gather(1, entries[..., d].gather(1, order).argsort(dim=1, stable=True))
+    order = order.gather(1, (1 - used.gather(1, order)).argsort(dim=1, stable=True))
+    last = used.sum(dim=1, keepdim=True, dtype=torch.int64) - 1
+    at = torch.arange(count, device=codes.device).expand(blocks, -1)
+    source = order.gather(1, torch.minimum(at, last))
+    rank = torch.empty_like(order).scatter_(1, order, at).to(torch.uint8)
+    new_codes = torch.empty_like(codes)
+    for b in range(blocks):
+        # One block at a time: look-ups take wide indices.
+        new_codes[b] = rank[b][codes[b].int()]
+    return entries.gather(1, source[..., None].expand(-1, -1, dim)), source, new_codes

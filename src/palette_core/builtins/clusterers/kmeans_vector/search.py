@@ -1,0 +1,263 @@
+"""Compiled kernels of vector k-means: the nearest entry of each point.
+
+All arithmetic is in float64 on the points as they are, so neither a large mean nor a wide range
+of magnitudes costs accuracy.
+
+Points are ``[N, D]`` float32 or float64. Weights are ``[N, 0]`` (none), ``[N, 1]`` (one weight
+per point) or ``[N, D]`` float32 (one per coordinate; a distance is then Σ_d w_d (x_d − c_d)²).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from palette_core._common.compiled import kernel, kernel_with
+
+SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
+_SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
+_MANY = 64  # entries from which it may pay to search outwards from a good guess
+
+_jit = kernel
+# Called by kernels alone: without a way in for the interpreter these compile faster.
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_jit_inner = kernel_with(**_INNER)
+# No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
+_jit_min = kernel_with(fastmath={"nnan", "nsz"}, **_INNER)
+
+
+@_jit
+def rank_neighbours(table: Any, order: Any, gaps: Any) -> Any:
+    """Sort, for every entry, all entries by their distance to it.
+
+    The order of the last call is taken as a start: entries move little between two iterations,
+    and insertion sort is linear on what is nearly sorted.
+    """
+    count = table.shape[0]
+    for a in range(count):
+        for at in range(count):
+            j = order[a, at]
+            total = 0.0
+            for d in range(table.shape[1]):
+                gap = table[a, d] - table[j, d]
+                total += gap * gap
+            distance = math.sqrt(total)
+            to = at
+            while to > 0 and gaps[a, to - 1] > distance:
+                gaps[a, to] = gaps[a, to - 1]
+                order[a, to] = order[a, to - 1]
+                to -= 1
+            gaps[a, to] = distance
+            order[a, to] = j
+
+
+@_jit_inner
+def search_near(  # noqa: PLR0912
+    points: Any, weights: Any, i: Any, table: Any, order: Any, gaps: Any, start: Any, out: Any
+) -> Any:
+    """Find the entry nearest to point i, searching outwards from ``start``.
+
+    Entries are met by growing distance from ``start``; by the triangle inequality none beyond
+    (distance to start + distance to the best so far) can be nearer (sort-means; Phillips,
+    Acceleration of k-means and related clustering algorithms, 2002). With weights per
+    coordinate the distance to the best is bounded through the smallest weight.
+
+    Arrays and bounds:
+        out: ``[2]``: overwritten by the squared distance to the nearest entry, and by a lower
+            bound of the distance to every other.
+
+    Returns:
+        the entry; the lowest index among equals.
+    """
+    count, dim = table.shape
+    elementwise = weights.shape[1] == dim and dim > 1
+    total = 0.0
+    weighted = 0.0
+    least = 1.0
+    if elementwise:
+        least = np.float64(weights[i, 0])
+    for d in range(dim):
+        gap = points[i, d] - table[start, d]
+        total += gap * gap
+        if elementwise:
+            weighted += weights[i, d] * (gap * gap)
+            least = min(least, np.float64(weights[i, d]))
+    here = math.sqrt(total)
+    first = weighted if elementwise else total
+    second = np.inf
+    best = start
+    reach = np.inf if least <= 0 else math.sqrt(first / least)
+    beyond = np.inf
+    for at in range(count):
+        gap = gaps[start, at]
+        if gap > (here + reach) * SLACK:
+            beyond = (gap - here) * math.sqrt(least)
+            break
+        j = np.int64(order[start, at])
+        if j == start:
+            continue
+        total = 0.0
+        if elementwise:
+            for d in range(dim):
+                gap = points[i, d] - table[j, d]
+                total += weights[i, d] * (gap * gap)
+        else:
+            for d in range(dim):
+                gap = points[i, d] - table[j, d]
+                total += gap * gap
+        if total < first or (total == first and j < best):
+            if total < first:
+                reach = np.inf if least <= 0 else math.sqrt(total / least)
+            second = first
+            first = total
+            best = j
+        elif total < second:
+            second = total
+    out[0] = first
+    out[1] = min(math.sqrt(second), beyond)
+    return best
+
+
+@_jit_inner
+def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out: Any) -> Any:
+    """Find the entry nearest to point i by trying all; otherwise as `search_near`.
+
+    ``columns`` is the table ``[D, K]``, so that the inner loops run over entries and vectorise;
+    ``costs`` is room for K numbers.
+    """
+    dim, count = columns.shape
+    elementwise = weights.shape[1] == dim and dim > 1
+    for d in range(dim):
+        x = np.float64(points[i, d])
+        w = np.float64(weights[i, d]) if elementwise else 1.0
+        if d == 0:
+            for k in range(count):
+                gap = x - columns[d, k]
+                costs[k] = w * (gap * gap)
+        else:
+            for k in range(count):
+                gap = x - columns[d, k]
+                costs[k] += w * (gap * gap)
+    first = _smallest(costs)
+    best = 0
+    while costs[best] != first:
+        best += 1
+    costs[best] = np.inf
+    out[0] = first
+    out[1] = math.sqrt(_smallest(costs))
+    return best
+
+
+@_jit_min
+def _smallest(numbers: Any) -> Any:
+    low = np.inf
+    for number in numbers:
+        low = min(low, number)
+    return low
+
+
+@_jit_inner
+def assign_chunk(  # noqa: PLR0912, PLR0915
+    points: Any,
+    weights: Any,
+    table: Any,
+    order: Any,
+    gaps: Any,
+    drift: Any,
+    codes: Any,
+    lower: Any,
+    known: Any,
+    lo: Any,
+    hi: Any,
+    sums: Any,
+    mass: Any,
+    worst: Any,
+) -> Any:
+    """Assign points lo … hi to their nearest entries and add up what the next table needs.
+
+    A point keeps its entry unseen by the others while it is nearer than a lower bound of its
+    distance to them, which shrinks with their moves (Hamerly, Making k-means even faster, 2010).
+
+    Arrays and bounds:
+        drift: ``[K]`` distances by which the entries moved since the last pass.
+        codes: ``[N]`` uint8; where ``known``, a good guess on entry; the nearest on return.
+        lower: ``[N]`` float32 bounds; meaningful on entry where ``known``.
+        sums: ``[K, D]`` float64, Σ w x of the points of each entry, overwritten.
+        mass: ``[K, D]`` float64, Σ w, overwritten.
+        worst: ``[2]`` float64, overwritten by the largest cost and the point that has it.
+
+    Returns:
+        the summed cost.
+    """
+    count, dim = table.shape
+    width = weights.shape[1]
+    elementwise = width == dim and dim > 1
+    # With few entries, also for their number of directions, trying all is quicker.
+    near = known and count >= max(_MANY, 4**dim)
+    columns = np.empty((dim, count))
+    most = 0
+    for k in range(count):
+        if drift[k] > drift[most]:
+            most = k
+        for d in range(dim):
+            columns[d, k] = table[k, d]
+            sums[k, d] = 0.0
+            mass[k, d] = 0.0
+    next_drift = 0.0
+    for k in range(count):
+        if k != most:
+            next_drift = max(next_drift, drift[k])
+    costs = np.empty(count)
+    out = np.empty(2)
+    worst[0] = -1.0
+    worst[1] = lo
+    total = 0.0
+    for i in range(lo, hi):
+        k = np.int64(codes[i])  # type: ignore[assignment]  # numba has one kind of int
+        search = True
+        if known:
+            low = 0.0
+            stretch = 1.0
+            if elementwise:
+                stretch = 0.0
+            for d in range(dim):
+                gap = points[i, d] - table[k, d]
+                if elementwise:
+                    low += weights[i, d] * (gap * gap)
+                    stretch = max(stretch, np.float64(weights[i, d]))
+                else:
+                    low += gap * gap
+            moved = next_drift if k == most else drift[most]
+            if elementwise:
+                moved *= math.sqrt(stretch)
+            bound = (lower[i] - moved) * _SHRINK
+            lower[i] = bound
+            if not elementwise and count > 1:
+                bound = max(bound, 0.5 * gaps[k, 1])
+            search = not (bound > 0 and low < bound * bound)
+        if search:
+            if near:
+                k = search_near(points, weights, i, table, order, gaps, k, out)
+            else:
+                k = search_all(points, weights, i, columns, costs, out)
+            low = out[0]
+            lower[i] = out[1] * _SHRINK
+            codes[i] = k
+        if width == 0:
+            for d in range(dim):
+                sums[k, d] += points[i, d]
+                mass[k, d] += 1.0
+        else:
+            if not elementwise:
+                low *= weights[i, 0]
+            for d in range(dim):
+                w = np.float64(weights[i, d if elementwise else 0])
+                sums[k, d] += w * points[i, d]
+                mass[k, d] += w
+        total += low
+        if low > worst[0]:
+            worst[0] = low
+            worst[1] = i
+    return total

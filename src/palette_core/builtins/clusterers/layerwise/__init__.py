@@ -1,0 +1,1 @@
+"""Palettes chosen by what a layer computes: gptq and lnq."""

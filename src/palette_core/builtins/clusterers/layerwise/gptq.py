@@ -1,0 +1,74 @@
+"""``gptq``: error feedback column by column onto look-up tables."""
+
+from __future__ import annotations
+
+from typing import final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from palette_core.builtins.clusterers.layerwise.options import Damping
+from palette_core.plugins import Clusterer, ClusterProblem
+from palette_core.tensors.palettized import Codebook
+
+__all__ = ["Gptq", "GptqOptions"]
+
+
+class GptqOptions(BaseModel):
+    """Options of ``gptq``.
+
+    Attributes:
+        damping: added to the diagonal of the second moments, as a share of its mean; None is
+            more the fewer calibration inputs there are, see `InputMoments.damping`.
+        act_order: input coordinates with the largest mean squares are chosen first.
+        refits: how often the tables are fitted to the codes by least squares and the codes
+            chosen anew.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    damping: Damping = None
+    act_order: bool = Field(default=True, description="largest inputs first")
+    refits: int = Field(
+        default=2, ge=0, le=100, description="least-squares fits of the tables to the codes"
+    )
+
+
+@final
+class Gptq(Clusterer):
+    """Chooses codes so that the layer's squared output error tr(ΔW H ΔWᵀ) is small.
+
+    1. Tables from k-means weighted by the mean squares of the inputs, diag(H).
+    2. Column by column, every element takes the entry nearest to itself plus what the errors of
+       the columns before it call for (Frantar et al. 2022, GPTQ, arXiv 2210.17323, section 3,
+       with look-up tables in place of a grid; the feedback from the Cholesky factor of H as in
+       Chee et al. 2023, arXiv 2307.13304, section 3).
+    3. Entries fitted to the codes by least squares under H, as they can be stored; and again.
+
+    Of all solutions met, the best is returned, table by table: never worse than 1.
+    """
+
+    def __init__(self, options: GptqOptions | None = None) -> None:
+        self.options = GptqOptions() if options is None else options
+
+    def fit(self, problem: ClusterProblem) -> Codebook:
+        """Cluster every block, all blocks of a row together.
+
+        Returns:
+            ``lut`` ``[B, K, D]`` float32 as it decodes, ``codes`` ``[B, N]`` uint8, and the
+            objective before (after step 1) and after: mean squared output error, with damping.
+
+        Raises:
+            ClusteringError: no moments, or moments that cannot be used.
+        """
+        from palette_core._common.compiling import announce_compiling
+        from palette_core.builtins.clusterers.layerwise import methods as steps
+        from palette_core.builtins.clusterers.layerwise.problem import fit_with
+
+        announce_compiling()
+        o = self.options
+        return fit_with(
+            "gptq",
+            problem,
+            o.damping,
+            lambda matrix, start: steps.gptq(matrix, start, act_order=o.act_order, refits=o.refits),
+        )

@@ -1,0 +1,76 @@
+"""The algorithms ``gptq`` and ``lnq``, put together from the steps of `_second_order`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from palette_core.builtins.clusterers.layerwise.steps import (
+    Matrix,
+    State,
+    descend,
+    evaluate,
+    factorize,
+    feed_back,
+    refit,
+)
+
+
+def better_of(matrix: Matrix, a: State, b: State) -> State:
+    """Return, component by component, the cheaper of two states; ``a`` where they are equal."""
+    row_component = np.repeat(matrix.component[matrix.table[:, 0]], matrix.dim)
+    count = int(matrix.component.max()) + 1
+    cost_a = np.bincount(row_component, a.costs, count)
+    cost_b = np.bincount(row_component, b.costs, count)
+    take = cost_b < cost_a
+    if not take.any():
+        return a
+    if take.all():
+        return b
+    rows = take[row_component]
+    strips = rows[:: matrix.dim]
+    return State(
+        a.tables.where(take[matrix.component], b.tables),
+        np.where(strips[:, None], b.codes, a.codes),
+        np.where(rows[:, None], b.error, a.error),
+        np.where(rows[:, None], b.grad, a.grad),
+        np.where(rows, b.costs, a.costs),
+    )
+
+
+def gptq(matrix: Matrix, start: State, *, act_order: bool, refits: int) -> State:
+    """Return the best of ``start`` and error feedback, its tables refitted ``refits`` times."""
+    strip_in_one_group = bool(
+        (matrix.group[:: matrix.dim] == matrix.group[matrix.dim - 1 :: matrix.dim]).all()
+    )
+    factors = factorize(matrix.h, act_order=act_order and strip_in_one_group)
+    best, tables = start, start.tables
+    for turn in range(refits + 1):
+        state = feed_back(matrix, factors, tables)
+        best = better_of(matrix, best, state)
+        if turn < refits:
+            state = refit(matrix, state)
+            tables = state.tables
+            best = better_of(matrix, best, state)
+    return best
+
+
+def lnq(matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: float) -> State:
+    """Return what coordinate descent and least squares in turns make of ``start``."""
+    state = replace(
+        start,
+        codes=start.codes.copy(),
+        error=start.error.copy(),
+        grad=start.grad.copy(),
+        costs=start.costs.copy(),
+    )
+    for _ in range(rounds):
+        before = state.cost
+        descend(matrix, state, sweeps)
+        state = refit(matrix, state)
+        if not before - state.cost > tolerance * before:
+            break
+    descend(matrix, state, sweeps)
+    # Computed anew: the running sums have lost some digits.
+    return better_of(matrix, start, evaluate(matrix, state.tables, state.codes))

@@ -1,0 +1,269 @@
+"""Codes and entries of look-up tables that make tr(ΔW H ΔWᵀ) small.
+
+The steps that ``gptq`` and ``lnq`` are made of: error feedback column by column, coordinate
+descent over codes, and least squares over entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from palette_core._common.threads import map_threads
+from palette_core.builtins.clusterers.layerwise import entries as entries_of
+from palette_core.builtins.clusterers.layerwise import kernels
+from palette_core.builtins.clusterers.layerwise.tables import Tables, refitted, sort_entries
+from palette_core.plugins import LutQuantizer
+
+Array = NDArray[Any]
+_ROWS = 16  # of the weight in one piece of work
+_SUMS_BYTES = 1 << 28  # of normal equations held at once
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight as a matrix, and who shares what in it; see the kernels for shapes.
+
+    Attributes:
+        w: the weight, ``[M, C]`` float32.
+        group: which matrix of H a row uses.
+        share: how much a row counts.
+        h: symmetric and positive definite.
+        table: which table an element looks into, ``[M / D, C]`` int32.
+        colours: ``[B]``: of the tables of one colour, every row has at most one.
+        component: ``[B]``: tables with one number depend on each other through rows they share.
+        pinned: ``[M / D, C]`` bool: elements whose code stays at the entry that stays zero.
+        dtype: of the entries when they are stored.
+        quantizer: how they are stored, or None.
+    """
+
+    w: Array
+    group: Array
+    share: Array
+    h: Array
+    table: Array
+    colours: Array
+    component: Array
+    pinned: Array
+    dtype: torch.dtype
+    quantizer: LutQuantizer | None
+
+    @property
+    def dim(self) -> int:
+        """D, rows that share a code."""
+        return int(self.w.shape[0] // self.table.shape[0])
+
+    def each(self, work: Callable[[int, int], Any]) -> list[Any]:
+        """Run ``work(low, high)`` for fixed ranges of strips, on threads; results in order."""
+        strips, step = self.table.shape[0], max(1, _ROWS // self.dim)
+        pieces = [(at, min(strips, at + step)) for at in range(0, strips, step)]
+        return map_threads(lambda piece: work(*piece), pieces)
+
+
+@dataclass(frozen=True)
+class State:
+    """A solution: tables and codes, ``error = w − ŵ``, ``grad = error · H``, cost by row."""
+
+    tables: Tables
+    codes: Array
+    error: Array
+    grad: Array
+    costs: Array
+
+    @property
+    def cost(self) -> float:
+        """tr(ΔW H ΔWᵀ), rows weighted by their share."""
+        return float(self.costs.sum())
+
+
+def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
+    """Return the state that tables and codes make."""
+    error, grad = np.empty_like(matrix.w), np.empty_like(matrix.w)
+    state = State(tables, codes, error, grad, np.empty(matrix.w.shape[0]))
+    dim = matrix.dim
+
+    def one(low: int, high: int) -> None:
+        kernels.subtract_decoded(matrix.w, matrix.table, tables.lut, codes, error, low, high)
+        kernels.multiply(error, matrix.group, matrix.h, grad, low * dim, high * dim)
+        kernels.row_costs(error, grad, matrix.share, state.costs, low * dim, high * dim)
+
+    matrix.each(one)
+    return state
+
+
+def descend(matrix: Matrix, state: State, sweeps: int) -> int:
+    """Improve the codes of ``state`` one by one, in place; returns how many changed."""
+    dim = matrix.dim
+
+    def one(low: int, high: int) -> int:
+        error, grad = state.error, state.grad
+        changed = kernels.descend(
+            matrix.w,
+            error,
+            grad,
+            matrix.group,
+            matrix.share,
+            matrix.h,
+            matrix.table,
+            state.tables.lut,
+            matrix.pinned,
+            state.codes,
+            sweeps,
+            low,
+            high,
+        )
+        kernels.row_costs(error, grad, matrix.share, state.costs, low * dim, high * dim)
+        return int(changed)
+
+    return sum(matrix.each(one))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """H = (I + U) diag(d) (I + U)ᵀ, columns in the order in which they are to be done.
+
+    Attributes:
+        order: ``[G, C]`` int32; ``feedback``: ``[G, C, C]`` float32, U; ``pivot``: ``[G, C]``, d.
+    """
+
+    order: Array
+    feedback: Array
+    pivot: Array
+
+
+def factorize(h: Array, *, act_order: bool) -> Factors:
+    """Factorize each matrix, columns with the largest inputs first if ``act_order``."""
+    groups, columns, _ = h.shape
+    order = np.empty((groups, columns), np.int32)
+    feedback = np.zeros(h.shape, np.float32)
+    pivot = np.empty((groups, columns), np.float32)
+
+    def one(g: int) -> None:
+        diagonal = h[g].diagonal()
+        order[g] = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
+        # The factor of the reversed matrix is the upper triangular one of the matrix, reversed.
+        back = order[g][::-1]
+        a = h[g][np.ix_(back, back)].astype(np.float64)
+        ridge = 1e-6 * float(diagonal.mean(dtype=np.float64))
+        while not kernels.factorize(a):
+            a = h[g][np.ix_(back, back)].astype(np.float64)
+            a[np.diag_indices(columns)] += ridge
+            ridge *= 10.0
+        scale = a.diagonal().copy()
+        feedback[g] = np.triu((np.tril(a) / scale)[::-1, ::-1], 1)
+        pivot[g] = (scale * scale)[::-1]
+
+    map_threads(one, range(groups))
+    return Factors(order, feedback, pivot)
+
+
+def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
+    """Choose all codes for given tables, column by column; see the kernel."""
+    codes = np.zeros(matrix.table.shape, np.uint8)
+    if tables.zero is not None:
+        codes[matrix.pinned] = tables.zero[matrix.table[matrix.pinned]]
+
+    def one(low: int, high: int) -> None:
+        kernels.feed_back(
+            matrix.w,
+            matrix.group,
+            matrix.share,
+            factors.order,
+            factors.feedback,
+            factors.pivot,
+            matrix.table,
+            tables.lut,
+            matrix.pinned,
+            codes,
+            low,
+            high,
+        )
+
+    matrix.each(one)
+    return evaluate(matrix, tables, codes)
+
+
+def refit(matrix: Matrix, state: State) -> State:
+    """Give every table the entries that are best for the codes, as they can be stored.
+
+    Tables that share rows are solved one after the other. Error, gradient and cost of the
+    result are brought up to date, not computed anew.
+    """
+    tables = state.tables
+    lut = tables.lut
+    per_batch = max(1, _SUMS_BYTES // (lut.shape[1] ** 2 * lut.shape[2] * 8))
+    error, grad = state.error.copy(), state.grad.copy()
+    for colour in range(int(matrix.colours.max()) + 1):
+        before = tables.lut
+        members = np.flatnonzero(matrix.colours == colour)
+        for at in range(0, len(members), per_batch):
+            batch = members[at : at + per_batch]
+            square, right = _normal_equations(matrix, grad, state.codes, batch, lut.shape)
+            tables = refitted(tables, batch, square, right, matrix.dtype, matrix.quantizer)
+        step = tables.lut - before
+        moved = (step != 0).any(axis=(1, 2))
+        _move(matrix, state.codes, step, moved, error, grad)
+    costs = np.empty_like(state.costs)
+    matrix.each(
+        lambda low, high: kernels.row_costs(
+            error, grad, matrix.share, costs, low * matrix.dim, high * matrix.dim
+        )
+    )
+    tables, codes = sort_entries(tables, state.codes, matrix.table)
+    return State(tables, codes, error, grad, costs)
+
+
+def _move(
+    matrix: Matrix, codes: Array, step: Array, moved: Array, error: Array, grad: Array
+) -> None:
+    matrix.each(
+        lambda low, high: entries_of.move_entries(
+            matrix.table, codes, step, moved, matrix.group, matrix.h, error, grad, low, high
+        )
+    )
+
+
+def _normal_equations(
+    matrix: Matrix, grad: Array, codes: Array, batch: Array, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Return ``[n, D, K, K]`` and ``[n, D, K]`` for the tables in ``batch``."""
+    n_tables, entries, dim = shape
+    wanted = np.zeros(n_tables, np.bool_)
+    wanted[batch] = True
+
+    def one(low: int, high: int) -> tuple[Array, Array, Array]:
+        own = np.unique(matrix.table[low:high])
+        own = own[wanted[own]]
+        slot = np.zeros(n_tables, np.int32)
+        slot[own] = np.arange(len(own))
+        square = np.zeros((len(own), dim, entries, entries))
+        right = np.zeros((len(own), dim, entries))
+        if len(own):
+            entries_of.normal_equations(
+                grad,
+                matrix.group,
+                matrix.share,
+                matrix.h,
+                matrix.table,
+                codes,
+                wanted,
+                slot,
+                square,
+                right,
+                low,
+                high,
+            )
+        return own, square, right
+
+    total = np.zeros((len(batch), dim, entries, entries))
+    sums = np.zeros((len(batch), dim, entries))
+    for own, square, right in matrix.each(one):
+        at = np.searchsorted(batch, own)
+        total[at] += square
+        sums[at] += right
+    return total, sums

@@ -1,0 +1,180 @@
+"""Joint refinement of a codebook whose entries are stored quantized."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palette_core.builtins.clusterers.kmeans_vector.passes import (
+    PassResult,
+    assign_and_sum,
+    metric,
+    tidy_entries,
+)
+from palette_core.errors import ClusteringError
+from palette_core.plugins import LutQuantizer
+from palette_core.tensors.palettized import Codebook, QuantizedLut
+
+_MOST_ROUNDS = 20
+_LEAST_GAIN = 1e-6  # of the cost of every block: with less, refinement ends
+# Scales tried, as factors of the present one: widely at first, then nearby.
+_WIDE = tuple(0.5 + 0.04 * i for i in range(21))
+_NEARBY = (0.98, 0.99, 1.0, 1.01, 1.02)
+_REFITS = 2
+
+
+def quantize_codebook(
+    points: Tensor, importance: Tensor | None, codebook: Codebook, quantizer: LutQuantizer
+) -> Codebook:
+    """Quantize a codebook's entries and refit entries, scale and assignment to each other.
+
+    Starts from the quantized entries with every point assigned anew, then alternates: entries
+    towards the means of their points under several proposals (the quantizer's own, and scales
+    that weigh each entry by its points), points to their nearest entries. Only steps that lower
+    Σ w (x − c)² of a block are taken, until none does. Distances are to the entries as they
+    decode: ``(values − zero point) · scale`` in float32, cast to the dtype of the points.
+
+    Args:
+        points: ``[B, N, D]`` floating.
+        importance: ``[B, N, D]`` elementwise and not negative, or None.
+        codebook: the result of clustering the points; not written to.
+        quantizer: makes the quantized entries; all results come out of it.
+
+    Returns:
+        a codebook with ``quantized`` set and ``lut`` equal to its ``dequantize()``; entries that
+        no point uses repeat the last one, the others are in the order of their coordinates.
+
+    Raises:
+        ClusteringError: the quantizer returned something that does not fit the LUT.
+    """
+    start = codebook.lut.detach()
+    best = _quantize(quantizer, start)
+    state = _evaluate(points, importance, best, codebook.codes)
+    for turn in range(_MOST_ROUNDS):
+        stretches = _NEARBY if turn else _WIDE
+        proposal = _propose(state, best, quantizer, points.dtype, stretches)
+        found = _evaluate(points, importance, proposal, state.codes)
+        better = found.cost < state.cost
+        enough = found.cost < state.cost * (1 - _LEAST_GAIN)
+        best = _choose(better, proposal, best)
+        state = found.where(better, state)
+        if not bool(enough.any()):
+            break
+    near = metric(importance)
+    if near is not importance:
+        state = _evaluate(points, near, best, state.codes)
+    return tidy_quantized(best, state.codes)
+
+
+def _quantize(quantizer: LutQuantizer, lut: Tensor) -> QuantizedLut:
+    made = quantizer.quantize(lut)
+    blocks = lut.shape[0]
+    if made.values.shape != lut.shape or made.scale.shape != (blocks, 1, 1):
+        raise ClusteringError(
+            f"{type(quantizer).__name__} returned values {tuple(made.values.shape)} and scale "
+            f"{tuple(made.scale.shape)} for a LUT {tuple(lut.shape)}; expected the LUT's shape and "
+            f"{(blocks, 1, 1)}"
+        )
+    return made
+
+
+def _decoded(quantized: QuantizedLut, dtype: torch.dtype) -> Tensor:
+    return quantized.dequantize().to(dtype).double()
+
+
+def _evaluate(
+    points: Tensor, importance: Tensor | None, quantized: QuantizedLut, codes: Tensor
+) -> PassResult:
+    return assign_and_sum(points, importance, _decoded(quantized, points.dtype), codes)
+
+
+def _propose(
+    state: PassResult,
+    best: QuantizedLut,
+    quantizer: LutQuantizer,
+    dtype: torch.dtype,
+    stretches: tuple[float, ...],
+) -> QuantizedLut:
+    """Return quantized entries nearer to the means of the points, block by block the best found."""
+    present = best.dequantize().double()
+    mass = state.mass
+    means = torch.where(mass > 0, state.sums / torch.where(mass > 0, mass, 1.0), present)
+    scale = best.scale.double()
+    targets = [
+        means,
+        _levels(means, scale, best) * scale,
+        _weighted_fit(means, mass, best, stretches),
+    ]
+    chosen = best
+    error = torch.full_like(state.cost, torch.inf)
+    for target in targets:
+        made = _quantize(quantizer, target)
+        gap = _decoded(made, dtype) - means
+        made_error = (mass * gap.square()).flatten(1).sum(dim=1).nan_to_num(torch.inf)
+        nearer = made_error < error
+        chosen = _choose(nearer, made, chosen)
+        error = torch.where(nearer, made_error, error)
+    return chosen
+
+
+def _weighted_fit(
+    means: Tensor, mass: Tensor, best: QuantizedLut, stretches: tuple[float, ...]
+) -> Tensor:
+    """Return levels times the scale that suits entries weighted by their points.
+
+    The levels may be such that the quantizer cannot store them; it then makes its best of them.
+    """
+    fit = torch.full(means.shape[:1], torch.inf, dtype=means.dtype, device=means.device)
+    out = means
+    for stretch in stretches:
+        scale = best.scale.double() * stretch
+        for _ in range(_REFITS):
+            levels = _levels(means, scale, best)
+            square = (mass * levels.square()).flatten(1).sum(dim=1)
+            refit = (mass * means * levels).flatten(1).sum(dim=1) / torch.where(
+                square > 0, square, 1.0
+            )
+            scale = torch.where(refit > 0, refit, scale[:, 0, 0])[:, None, None]
+        target = levels * scale
+        error = (mass * (means - target).square()).flatten(1).sum(dim=1)
+        nearer = error < fit
+        fit = torch.where(nearer, error, fit)
+        out = torch.where(nearer[:, None, None], target, out)
+    return out
+
+
+def _levels(means: Tensor, scale: Tensor, best: QuantizedLut) -> Tensor:
+    """Return the levels (values less zero point, float64) nearest to ``means / scale``."""
+    dtype = best.values.dtype
+    zero = torch.zeros_like(scale) if best.zero_point is None else best.zero_point.double()
+    levels = means / scale
+    if dtype.is_floating_point:
+        largest = torch.finfo(dtype).max
+        return levels.clamp(-largest, largest).float().to(dtype).double() - zero
+    info = torch.iinfo(dtype)
+    return (levels.round() + zero).clamp(info.min, info.max) - zero
+
+
+def _choose(first: Tensor, a: QuantizedLut, b: QuantizedLut) -> QuantizedLut:
+    """Return tables of ``a`` where ``first`` ``[B]`` bool holds, and of ``b`` elsewhere."""
+    zero = None
+    if a.zero_point is not None and b.zero_point is not None:
+        zero = _merge(first, a.zero_point, b.zero_point)
+    return QuantizedLut(_merge(first, a.values, b.values), _merge(first, a.scale, b.scale), zero)
+
+
+def _merge(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    keep = first.reshape(-1, *[1] * (a.ndim - 1))
+    if a.element_size() > 1:
+        return torch.where(keep, a, b)
+    # Not every device selects or gathers 8-bit floats; all do so with their bytes.
+    return torch.where(keep, a.view(torch.uint8), b.view(torch.uint8)).view(a.dtype)
+
+
+def tidy_quantized(quantized: QuantizedLut, codes: Tensor) -> Codebook:
+    """Put used entries in the order of their coordinates, spare ones last as repeats."""
+    _, source, codes = tidy_entries(quantized.dequantize(), codes)
+    wide = source[..., None].expand(-1, -1, quantized.values.shape[2])
+    raw = quantized.values.view(torch.uint8).gather(1, wide).view(quantized.values.dtype)
+    tidy = QuantizedLut(raw, quantized.scale, quantized.zero_point)
+    return Codebook(tidy.dequantize(), codes, tidy)

@@ -1,0 +1,1 @@
+"""Built-in quantizers of look-up tables."""

@@ -1,0 +1,62 @@
+"""The metric that runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from palette_core.errors import AllocationError
+from palette_core.plugins import Candidate, SensitivityMetric
+
+
+class OutputOptions(BaseModel):
+    """Options of the metric ``output``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    divergence: Literal["mse", "kl"] = Field(
+        default="mse",
+        description="mse: squared error of the outputs relative to their square; kl: "
+        "Kullback-Leibler divergence of the softmax over the last axis, for logits.",
+    )
+
+
+@final
+class OutputDivergence(SensitivityMetric):
+    """How far the model's outputs on calibration batches move when one weight is palettized."""
+
+    def __init__(self, options: OutputOptions) -> None:
+        self._divergence = _kl if options.divergence == "kl" else _mse
+
+    def loss(self, candidate: Candidate) -> float:
+        """Return the mean divergence over the batches.
+
+        Raises:
+            AllocationError: without calibration batches, or the model returns no floating tensor.
+        """
+        if candidate.outputs is None:
+            raise AllocationError(f"{candidate.name}: metric 'output' needs calibration batches")
+        before, after = candidate.outputs(None), candidate.outputs(candidate.decoded)
+        if not before or not all(before):
+            raise AllocationError("metric 'output': the model returns no floating tensors")
+        each = [self._divergence(a, b) for a, b in zip(before, after, strict=True)]
+        return max(sum(each) / len(each), 0.0)
+
+
+def _mse(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    norm = sum(float(a.double().square().sum()) for a in before)
+    error = sum(
+        float((b.double() - a.double()).square().sum()) for a, b in zip(before, after, strict=True)
+    )
+    return error / norm if norm else error
+
+
+def _kl(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Return the mean over positions of the divergence of the first output, the logits."""
+    p = F.log_softmax(before[0].double(), dim=-1)
+    q = F.log_softmax(after[0].double(), dim=-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())

@@ -1,0 +1,1 @@
+"""Built-in strategies for palettization-aware training."""

@@ -1,0 +1,186 @@
+"""What to do with one weight: :class:`PalettizationSpec`, and the spec of its LUT's entries."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self, final
+
+import torch
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializeAsAny,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from palette_core._common.strict import FrozenModel, Options
+from palette_core.config.granularity import (
+    Granularity,
+    PerGroupedChannelGranularity,
+    PerTensorGranularity,
+    parse_granularity,
+)
+from palette_core.tensors.dtypes import FP8_DTYPES, LUT_DTYPES, dtype_name, parse_dtype
+
+__all__ = [
+    "Granularity",
+    "PalettizationGranularity",
+    "PalettizationSpec",
+    "PerGroupedChannelGranularity",
+    "PerTensorGranularity",
+    "QuantizationScheme",
+    "QuantizationSpec",
+    "default_weight_palettization_spec",
+]
+
+PalettizationGranularity = Granularity
+
+
+def _check_dtype(value: Any) -> torch.dtype:
+    value = parse_dtype(value)
+    if not isinstance(value, torch.dtype):
+        raise ValueError(f"expected a torch dtype or its name such as 'int8', got {value!r}")
+    return value
+
+
+TorchDtype = Annotated[
+    Any,
+    BeforeValidator(_check_dtype),
+    PlainSerializer(dtype_name, return_type=str, when_used="unless-none"),
+    WithJsonSchema({"type": "string", "examples": ["int8", "uint8", "float8_e4m3fn"]}),
+]
+
+
+class QuantizationScheme(StrEnum):
+    """How the entries of a LUT are mapped to integers or 8-bit floats.
+
+    * ``symmetric``: the zero point is fixed (0 for signed, 128 for unsigned integers).
+    * ``asymmetric``: integers only; scale and zero point cover the range of the entries.
+    * ``symmetric_with_clipping``: as symmetric, with the lowest integer code left unused.
+    """
+
+    SYMMETRIC = "symmetric"
+    ASYMMETRIC = "asymmetric"
+    SYMMETRIC_WITH_CLIPPING = "symmetric_with_clipping"
+
+
+@final
+class QuantizationSpec(FrozenModel):
+    """How the entries of each look-up table are quantized: one scale per LUT.
+
+    Attributes:
+        dtype: a torch dtype or its name. ``PalettizationSpec.lut_qspec`` takes ``int8``,
+            ``uint8``, ``float8_e4m3fn`` and ``float8_e5m2``.
+        qscheme: see :class:`QuantizationScheme`. 8-bit floats are symmetric only.
+        granularity: one scale per LUT is ``PerTensorGranularity()``, the only one for LUTs.
+        scale_dtype: ``None`` keeps the scale in float32; ``float8_e8m0fnu`` (8-bit float
+            entries only) restricts it to powers of two.
+        quantizer: name of a registered LUT quantizer; ``None`` picks the built-in for ``dtype``.
+        quantizer_options: options of that quantizer.
+    """
+
+    dtype: TorchDtype = torch.int8
+    qscheme: QuantizationScheme = QuantizationScheme.SYMMETRIC
+    granularity: SerializeAsAny[Granularity] = Field(default_factory=PerTensorGranularity)
+    scale_dtype: TorchDtype | None = None
+    quantizer: str | None = None
+    quantizer_options: Options = Field(default_factory=dict)
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _parse_granularity(cls, value: Any) -> Granularity:
+        return parse_granularity(value)
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> Self:
+        if self.dtype in FP8_DTYPES and self.qscheme is not QuantizationScheme.SYMMETRIC:
+            raise ValueError(
+                f"dtype {dtype_name(self.dtype)} requires symmetric quantization, "
+                f"got qscheme={self.qscheme.value!r}"
+            )
+        if self.scale_dtype is not None and (
+            self.scale_dtype is not torch.float8_e8m0fnu or self.dtype not in FP8_DTYPES
+        ):
+            raise ValueError(
+                f"scale_dtype {dtype_name(self.scale_dtype)} with dtype {dtype_name(self.dtype)} "
+                "is not supported; scale_dtype is None, or float8_e8m0fnu with an 8-bit float dtype"
+            )
+        return self
+
+
+@final
+class PalettizationSpec(FrozenModel):
+    """How one weight is palettized. Frozen, hashable, compared by value.
+
+    Attributes:
+        n_bits: bits per index, so a LUT has ``2 ** n_bits`` entries.
+        lut_qspec: how the entries themselves are quantized; ``None`` keeps the weight's dtype.
+        granularity: which elements share a LUT.
+        cluster_dim: length of an entry. Above 1, runs of that many elements along the output
+            channel axis share one index.
+        enable_per_channel_scale: divide every output channel by its largest magnitude before
+            clustering, and multiply back when decoding.
+        algorithm: name of a registered clusterer; ``None`` picks the built-in for the case
+            (``kmeans1d`` for ``cluster_dim == 1``, ``kmeans_vector`` otherwise).
+        algorithm_options: options of that clusterer.
+        preserve_zero: weights that are exactly zero, such as pruned ones, decode to exactly zero
+            and stay zero in training: one entry of every LUT is zero. With ``cluster_dim`` above
+            1, zeros must come in whole vectors.
+        training_strategy: name of a registered strategy for palettization-aware training.
+        training_strategy_options: options of that strategy.
+    """
+
+    n_bits: Literal[1, 2, 3, 4, 6, 8] = 4
+    lut_qspec: QuantizationSpec | None = None
+    granularity: SerializeAsAny[Granularity] = Field(default_factory=PerTensorGranularity)
+    cluster_dim: int = Field(default=1, gt=0)
+    enable_per_channel_scale: bool = False
+    algorithm: str | None = None
+    algorithm_options: Options = Field(default_factory=dict)
+    preserve_zero: bool = False
+    training_strategy: str = "frozen"
+    training_strategy_options: Options = Field(default_factory=dict)
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _parse_granularity(cls, value: Any) -> Granularity:
+        return parse_granularity(value)
+
+    @field_validator("lut_qspec")
+    @classmethod
+    def _check_lut_qspec(cls, value: QuantizationSpec | None) -> QuantizationSpec | None:
+        if value is None:
+            return None
+        if value.dtype not in LUT_DTYPES:
+            allowed = ", ".join(dtype_name(d) for d in LUT_DTYPES)
+            raise ValueError(
+                f"lut_qspec.dtype must be one of {allowed}, got {dtype_name(value.dtype)}"
+            )
+        if not isinstance(value.granularity, PerTensorGranularity):
+            raise ValueError(
+                "lut_qspec.granularity must be PerTensorGranularity (one scale per LUT), "
+                f"got {type(value.granularity).__name__}"
+            )
+        return value
+
+    @property
+    def n_entries(self) -> int:
+        """Entries of one LUT: ``2 ** n_bits``."""
+        return 1 << self.n_bits
+
+    def model_dump_preserve_objects(self) -> dict[str, Any]:
+        """Dump the fields with nested pydantic models kept as the objects they are."""
+        dumped = self.model_dump()
+        return {
+            name: value if isinstance(value := getattr(self, name), BaseModel) else dumped[name]
+            for name in type(self).model_fields
+        }
+
+
+def default_weight_palettization_spec() -> PalettizationSpec:
+    """Return the documented default: 4 bits, per tensor, scalar entries."""
+    return PalettizationSpec()

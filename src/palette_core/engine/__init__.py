@@ -1,0 +1,1 @@
+"""From plans and weights to palettes: cluster one weight, many, or a model block by block."""

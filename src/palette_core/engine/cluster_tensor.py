@@ -1,0 +1,324 @@
+"""One weight and its plan in, one palettized tensor out. Knows no model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palette_core.builtins.clusterers.quantized_fit import quantize_codebook
+from palette_core.errors import ClusteringError, PlanError, WeightError
+from palette_core.planning import TensorPlan
+from palette_core.plugins import (
+    ClustererEntry,
+    ClusterProblem,
+    InputMoments,
+    LutQuantizer,
+)
+from palette_core.plugins import guards as boundary
+from palette_core.plugins.catalog import Catalog, Registered, get_catalog, validate_options
+from palette_core.tensors.palettized import Codebook, PalettizedTensor
+from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """A palettized tensor, how well it stands for the weight, and what it took.
+
+    Attributes:
+        palettized: the result.
+        squared_error: Σ (decoded − weight)², in float64.
+        squared_norm: Σ weight².
+        seconds: wall time.
+        algorithm: name of the clusterer that ran: not the plan's where that needs moments and
+            there were none.
+        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
+        objective_after: the same at the result.
+    """
+
+    palettized: PalettizedTensor
+    squared_error: float
+    squared_norm: float
+    seconds: float
+    algorithm: str = ""
+    objective_before: float | None = None
+    objective_after: float | None = None
+
+
+def cluster_tensor(
+    plan: TensorPlan,
+    weight: Tensor,
+    importance: Tensor | None = None,
+    catalog: Catalog | None = None,
+    moments: InputMoments | None = None,
+    *,
+    checked: bool = False,
+) -> Clustered:
+    """Palettize ``weight`` as ``plan`` says.
+
+    Where the algorithm needs moments and there are none, the built-in k-means takes its place.
+
+    Args:
+        plan: the decisions.
+        weight: of ``plan.shape``; read only.
+        importance: non-negative, of the weight's shape; None means ones. Of no account to an
+            algorithm that goes by moments and does not take it.
+        catalog: the installed plug-ins; discovered when None.
+        moments: second moments of the layer's inputs, usable ones.
+        checked: `check_finite` has passed already.
+
+    Raises:
+        WeightError: NaN or infinite weights.
+        ClusteringError: the algorithm failed, or returned something that is no codebook.
+        PlanError: importance was given to an algorithm that takes neither it nor moments.
+    """
+    start = time.perf_counter()
+    catalog = catalog or get_catalog()
+    weight = weight.detach()
+    if not checked:
+        check_finite(plan.name, weight)
+    item = catalog.clusterers.find(plan.algorithm)
+    if not item.entry.needs_moments:
+        moments = None
+    elif moments is None:
+        plan = without_moments(plan)
+        item = catalog.clusterers.find(plan.algorithm)
+    elif not item.entry.supports_importance:
+        importance = None  # moments say more; what importance there is serves the fallback
+    with torch.no_grad():
+        aim = weight
+        if moments is not None and moments.target is not None:
+            aim = moments.target.to(weight.device, weight.dtype)
+            check_finite(plan.name, aim)
+        zeros = None
+        if plan.spec.preserve_zero:
+            # Of the weight: an aim has values where the weight was pruned.
+            zeros = zero_points(plan.name, plan.layout.split(weight))
+        scale = None
+        if plan.spec.enable_per_channel_scale:
+            kept = aim if zeros is None else aim.masked_fill(zero_mask(weight, plan.layout), 0.0)
+            scale = _channel_scale(kept, plan.axis)
+        problem = _problem(plan, aim, importance, scale, item.entry, catalog)
+        if moments is not None:
+            problem = replace(problem, moments=_scaled(moments, plan, scale))
+        if zeros is not None:
+            zeros = zeros.to(problem.points.device)
+            problem = replace(problem, zeros=zeros if item.entry.keeps_zeros else None)
+        codebook = _fit(plan, item, problem)
+        # What the core has quantized is no longer what the algorithm made.
+        fitted = item.entry.fits_quantized or problem.lut_quantizer is None
+        if zeros is not None and not (item.entry.keeps_zeros and fitted):
+            codebook = keep_zeros(
+                fill_points(problem.points, zeros),
+                problem.importance,
+                codebook,
+                weight.dtype,
+                reassign=not item.entry.needs_moments,
+            )
+        palettized = PalettizedTensor.from_codebook(
+            codebook, plan.layout, n_bits=plan.spec.n_bits, dtype=weight.dtype, scale=scale
+        ).to(weight.device)
+        error, norm = _squares(weight, palettized)
+    seconds = time.perf_counter() - start
+    before, after = codebook.objective_before, codebook.objective_after
+    return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after)
+
+
+def without_moments(plan: TensorPlan) -> TensorPlan:
+    """Return the plan with the built-in k-means for its points, which needs no moments."""
+    name = "kmeans1d" if plan.spec.cluster_dim == 1 else "kmeans_vector"
+    return replace(plan, algorithm=name, algorithm_options={})
+
+
+def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> InputMoments:
+    """Return moments for points of the plan's layout, whose channels were divided by ``scale``."""
+    moments = replace(moments.laid_out(plan.layout), target=None)
+    return moments if scale is None else moments.divided_by(scale)
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """Raise a `WeightError` that names the tensor and its first bad element."""
+    if weight.is_meta:
+        raise WeightError(f"{name} is on the meta device and has no values; load weights first")
+    if weight.numel() == 0 or all(math.isfinite(float(end)) for end in torch.aminmax(weight)):
+        return
+    bad = (~torch.isfinite(weight)).nonzero()
+    where = tuple(int(i) for i in bad[0])
+    raise WeightError(
+        f"{name}: {len(bad)} of {weight.numel()} weights are NaN or infinite, the first "
+        f"{weight[where].item()} at {where}; repair the model, or leave this tensor out with None"
+    )
+
+
+def _channel_scale(weight: Tensor, axis: int) -> Tensor:
+    """Return the largest magnitude per output channel; 0 makes a channel decode to exact zeros."""
+    others = [d for d in range(weight.dim()) if d != axis]
+    return weight.abs().amax(dim=others, keepdim=True)
+
+
+def _problem(
+    plan: TensorPlan,
+    weight: Tensor,
+    importance: Tensor | None,
+    scale: Tensor | None,
+    entry: ClustererEntry,
+    catalog: Catalog,
+) -> ClusterProblem:
+    layout = plan.layout
+    normal = weight
+    if scale is not None:
+        normal = weight / torch.where(scale == 0, torch.ones_like(scale), scale)
+        if importance is None and entry.supports_importance and bool((scale == 0).any()):
+            # What stands for a channel of zeros does not matter: it must not pull an entry.
+            importance = (scale != 0).to(torch.float32).expand_as(weight)
+        elif importance is not None:
+            # What an error of the normalised weight does to the weight itself.
+            importance = importance.to(weight.device, torch.float32) * scale.float().square()
+    if importance is not None:
+        if not entry.supports_importance:
+            raise PlanError(
+                f"{plan.name}: algorithm {entry.name!r} does not take sensitivities; choose one "
+                "that does, or prepare without sensitivity_path"
+            )
+        importance = layout.split(importance.to(weight.device, torch.float32))
+        if layout.cluster_dim > 1 and not entry.supports_vector_importance:
+            importance = importance.sum(-1, keepdim=True).expand_as(importance)
+    points = layout.split(normal)
+    if not entry.supports_cuda and points.device.type != "cpu":
+        points = points.cpu()
+        importance = None if importance is None else importance.cpu()
+    return ClusterProblem(
+        points=points,
+        n_entries=plan.spec.n_entries,
+        importance=importance,
+        lut_quantizer=make_lut_quantizer(plan, catalog),
+        seed=plan.seed,
+        resolution=plan.resolution,
+    )
+
+
+def make_lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | None:
+    """Return the quantizer of a plan's tables, or None where they stay floats."""
+    if plan.spec.lut_qspec is None or plan.lut_quantizer is None:
+        return None
+    return boundary.make_lut_quantizer(catalog, plan.lut_quantizer, plan.spec.lut_qspec, plan.name)
+
+
+def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterProblem) -> Codebook:
+    entry = item.entry
+    who = f"{plan.name}: algorithm {entry.name!r} ({item.distribution})"
+    version = _version(problem.points)
+    codebook = _guarded(who, lambda: _run(plan, entry, problem))
+    if _version(problem.points) != version:
+        raise ClusteringError(
+            f"{who} has written to the points it was given, which are the model's own weights; "
+            "load the model again"
+        )
+    _check_codebook(who, codebook, problem)
+    quantizer = problem.lut_quantizer
+    if quantizer is None or codebook.quantized is not None:
+        return codebook
+    who = f"{plan.name}: LUT quantizer {plan.lut_quantizer!r}"
+    return _guarded(
+        who,
+        lambda: quantize_codebook(problem.points, problem.importance, codebook, quantizer),
+    )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _run(plan: TensorPlan, entry: ClustererEntry, problem: ClusterProblem) -> Codebook:
+    options = validate_options(entry, "clusterer", plan.algorithm_options)
+    return entry.factory(options).fit(problem)
+
+
+def _guarded(who: str, call: Callable[[], Codebook]) -> Codebook:
+    """Run a plug-in's code; its failures become errors that name it."""
+    try:
+        return call()
+    # SystemExit too: a plug-in must not end the user's program.
+    except (Exception, SystemExit) as error:
+        raise ClusteringError(f"{who} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
+    """Refuse what is not a codebook of the problem, before it reaches a model."""
+    if not isinstance(codebook, Codebook):
+        raise ClusteringError(f"{who} returned {type(codebook).__name__}, not a Codebook")
+    blocks, count, dim = problem.points.shape
+    lut: object = codebook.lut
+    codes: object = codebook.codes
+    if not isinstance(lut, Tensor) or not isinstance(codes, Tensor):
+        what = f"{type(lut).__name__} and {type(codes).__name__}"
+        raise ClusteringError(f"{who} returned lut and codes of {what}, expected tensors")
+    for what, got, right in (
+        ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
+        ("codes shape", tuple(codes.shape), (blocks, count)),
+        ("codes dtype", codes.dtype, torch.uint8),
+        ("a lut on", lut.device, problem.points.device),
+        ("codes on", codes.device, problem.points.device),
+    ):
+        if got != right:
+            raise ClusteringError(f"{who} returned {what} {got}, expected {right}")
+    if not lut.dtype.is_floating_point:
+        raise ClusteringError(f"{who} returned a lut of {lut.dtype}, expected a floating dtype")
+    if not bool(torch.isfinite(lut.to(problem.points.dtype)).all()):
+        raise ClusteringError(
+            f"{who} returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
+        )
+    if codes.numel() and int(codes.max()) >= problem.n_entries:
+        raise ClusteringError(
+            f"{who} returned code {int(codes.max())}, expected codes below {problem.n_entries}"
+        )
+    if codebook.quantized is not None:
+        boundary.check_quantized(who, codebook.quantized, lut)
+    if problem.zeros is not None:
+        _check_zeros(who, codebook, problem.points.dtype, problem.zeros)
+
+
+def _check_zeros(who: str, codebook: Codebook, dtype: torch.dtype, zeros: Tensor) -> None:
+    """Refuse tables without a zero, and zeros that do not decode to it."""
+    empty = (codebook.lut.to(dtype) == 0).all(-1)
+    lost = int((~empty.gather(1, codebook.codes.long()) & zeros).sum())
+    if lost or not bool(empty.any(1).all()):
+        raise ClusteringError(
+            f"{who} declares keeps_zeros, and {lost} of {int(zeros.sum())} zeros decode to "
+            f"something else, {int((~empty.any(1)).sum())} of {len(empty)} tables have no zero"
+        )
+
+
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SQUARES_CHUNK = 1 << 22  # elements decoded at once on a device
+
+
+def _squares(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
+    """Return Σ (decoded − weight)² and Σ weight²."""
+    scale, axis = palettized.scale, palettized.axis
+    usual = scale is None or scale.numel() == scale.shape[axis] == weight.shape[axis]
+    if usual and weight.device.type == "cpu" and weight.dtype in _WEIGHT_DTYPES:
+        from palette_core.tensors.distortion import square_sums  # numba loads slowly
+
+        return square_sums(weight, palettized)
+    flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
+    unit = _unit(weight)
+    error = norm = 0.0
+    for at in range(0, flat.numel(), _SQUARES_CHUNK):
+        x = flat[at : at + _SQUARES_CHUNK].double() / unit
+        gap = decoded[at : at + _SQUARES_CHUNK].double() / unit - x
+        error += float(gap.square().sum())
+        norm += float(x.square().sum())
+    # Not unit**2: that raises where a product becomes infinite.
+    return error * unit * unit, norm * unit * unit
+
+
+def _unit(weight: Tensor) -> float:
+    """Return a power of two that brings the weight to magnitude 1."""
+    low, high = (float(end) for end in torch.aminmax(weight))
+    return float(2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000))

@@ -1,0 +1,117 @@
+"""What happened to each weight: as records, as JSON, as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from palette_core.config.granularity import PerGroupedChannelGranularity
+from palette_core.config.spec import PalettizationSpec
+from palette_core.engine.cluster_tensor import Clustered
+from palette_core.planning import Plan, SkippedTensor, TensorPlan
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One palettized weight.
+
+    Attributes:
+        name: fully qualified name of the first owner.
+        shape: of the weight.
+        n_bits: bits per index.
+        granularity: in short, such as ``"16 × axis 0"``.
+        algorithm: name of the clusterer.
+        dense_bytes: size before.
+        palettized_bytes: size after: packed indices, tables, scales.
+        snr_db: signal-to-noise ratio, 10·log10(Σ w² / Σ (w − ŵ)²); infinite where exact.
+        seconds: clustering time.
+        rule: the config entry that decided.
+        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
+        objective_after: the same at the result.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    n_bits: int
+    granularity: str
+    algorithm: str
+    dense_bytes: int
+    palettized_bytes: int
+    snr_db: float
+    seconds: float
+    rule: str
+    objective_before: float | None = None
+    objective_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All palettized weights, and what was asked for but stays dense."""
+
+    tensors: tuple[TensorReport, ...]
+    skipped: tuple[SkippedTensor, ...]
+
+    @property
+    def bits_per_palettized_weight(self) -> float:
+        """Bits of indices, tables and scales, per palettized element."""
+        elements = sum(math.prod(tensor.shape) for tensor in self.tensors)
+        return 8 * sum(t.palettized_bytes for t in self.tensors) / elements if elements else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; an infinite ratio becomes None."""
+        rows = []
+        for tensor in self.tensors:
+            row = asdict(tensor)
+            row["snr_db"] = tensor.snr_db if math.isfinite(tensor.snr_db) else None
+            rows.append(row)
+        return {"tensors": rows, "skipped": [asdict(s) for s in self.skipped]}
+
+
+def make_report(plan: Plan, results: Sequence[Clustered]) -> Report:
+    """Combine a plan with its results, in the plan's order."""
+    return Report(
+        tuple(_tensor_report(p, r) for p, r in zip(plan, results, strict=True)), plan.skipped
+    )
+
+
+def updated_report(report: Report, results: Iterable[tuple[TensorPlan, Clustered]]) -> Report:
+    """Put new rows in the place of old ones of the same names."""
+    rows = {row.name: row for row in (_tensor_report(p, r) for p, r in results)}
+    return Report(tuple(rows.get(row.name, row) for row in report.tensors), report.skipped)
+
+
+def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
+    return TensorReport(
+        name=plan.name,
+        shape=plan.shape,
+        n_bits=plan.spec.n_bits,
+        granularity=granularity_text(plan.spec, plan.axis),
+        algorithm=result.algorithm or plan.algorithm,
+        dense_bytes=result.palettized.dense_size_in_bits() // 8,
+        palettized_bytes=math.ceil(result.palettized.size_in_bits() / 8),
+        snr_db=snr_db(result.squared_norm, result.squared_error),
+        seconds=result.seconds,
+        rule=plan.rule,
+        objective_before=result.objective_before,
+        objective_after=result.objective_after,
+    )
+
+
+def snr_db(signal: float, noise: float) -> float:
+    """Return 10·log10(signal / noise); infinite without noise."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def granularity_text(spec: PalettizationSpec, axis: int) -> str:
+    """Return a granularity in a few characters."""
+    granularity = spec.granularity
+    if isinstance(granularity, PerGroupedChannelGranularity):
+        at = axis if granularity.axis is None else granularity.axis
+        return f"{granularity.group_size} × axis {at}"
+    options = granularity.model_dump(exclude={"type"}, exclude_none=True)
+    text = ", ".join(f"{key}={value}" for key, value in options.items())
+    return granularity.type.replace("_", " ") + (f" ({text})" if text else "")

@@ -1,1 +1,0 @@
-"""Built-in sensitivity metrics: what a palettized weight is predicted to cost the model."""

@@ -1,0 +1,209 @@
+"""Put a palettized weight in the place of a dense one in a live module, and take it out again.
+
+Built on ``torch.nn.utils.parametrize``: ``module.weight`` decodes, the dense original stays under
+``module.parametrizations.weight.original``. What torch's mechanism leaves out is added here:
+modules pickle, copies do not share a class, and recurrent layers, which keep a private list of
+their weights, read it through the parametrization.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any, cast, final
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from palette_core.model.graph import Owner
+
+_REGISTRIES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_forward_pre_hooks",
+    "_load_state_dict_pre_hooks",
+)
+
+
+def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
+    """Compute ``module.<name>`` through ``parametrization`` from now on."""
+    recurrent = isinstance(module, nn.RNNBase)
+    if parametrize.is_parametrized(module):
+        # Copies that torch made of a parametrized module share its class.
+        module.__class__ = _copied_class(type(module))
+    parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+    _adopt_class(type(module), recurrent)
+    vars(module).pop("_flat_weights", None)
+
+
+def replace_chain(
+    module: nn.Module, name: str, parametrization: nn.Module, placeholder: nn.Parameter
+) -> None:
+    """Make ``parametrization`` the whole chain of ``module.<name>``, and free the original.
+
+    Args:
+        module: parametrized already.
+        name: of its weight.
+        parametrization: makes the weight, without reading the original.
+        placeholder: an empty parameter to stand where the original was.
+    """
+    chain = parametrize.ParametrizationList([parametrization], placeholder, unsafe=True)
+    chain.train(module.training)
+    parametrizations(module)[name] = chain
+
+
+def parametrizations(module: nn.Module) -> nn.ModuleDict:
+    """Return the chains of a parametrized module by local name."""
+    return cast("nn.ModuleDict", module.parametrizations)
+
+
+@final
+class Kept:
+    """What `attach` and `replace_chain` change in modules, kept to be put back.
+
+    Classes, attributes and registries come back as they were: the same tensors, in the same
+    order. The values of tensors are not kept.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        parts: dict[int, nn.Module] = {}
+        for module in modules:
+            parts[id(module)] = module
+            if parametrize.is_parametrized(module):
+                parts |= {id(part): part for part in parametrizations(module).modules()}
+        self._kept = [
+            (part, type(part), dict(vars(part)), {n: vars(part)[n].copy() for n in _REGISTRIES})
+            for part in parts.values()
+        ]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, cls, attributes, registries in self._kept:
+            module.__class__ = cls
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in registries.items():
+                registry = attributes[name]
+                registry.clear()
+                registry.update(content)
+
+
+def is_trained(module: nn.Module, name: str) -> bool:
+    """Whether ``module.<name>``, or any parameter that it is computed from, takes gradients."""
+    if parametrize.is_parametrized(module, name):
+        return any(p.requires_grad for p in parametrizations(module)[name].parameters())
+    return bool(getattr(module, name).requires_grad)
+
+
+def chain_input(module: nn.Module, name: str, parametrization: nn.Module) -> Tensor:
+    """Return what ``parametrization`` receives in the chain of ``module.<name>``.
+
+    The dense original where it is the first of the chain, else what those before it compute.
+    """
+    chain = cast("parametrize.ParametrizationList", parametrizations(module)[name])
+    count = 1 if chain.is_tensor else chain.ntensors
+    originals = [
+        getattr(chain, "original" if chain.is_tensor else f"original{i}") for i in range(count)
+    ]
+    value, *rest = originals
+    for at, item in enumerate(chain):
+        if item is parametrization:
+            return cast("Tensor", value)
+        value = item(value, *rest) if at == 0 else item(value)
+    raise ValueError(f"{name} is not computed through this {type(parametrization).__name__}")
+
+
+def places(model: nn.Module, owners: tuple[Owner, ...]) -> Iterator[tuple[nn.Module, str]]:
+    """Yield module and local name of every place where a tensor hangs."""
+    for owner in owners:
+        yield model.get_submodule(owner.module), owner.state
+
+
+# --- classes ------------------------------------------------------------------------------------
+
+
+def _copied_class(cls: type) -> type:
+    members = {n: v for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, cls.__bases__, members)
+
+
+def _adopt_class(cls: type, recurrent: bool) -> None:
+    """Make the class that torch has injected for one module picklable."""
+    for blocked in ("__getstate__", "__deepcopy__"):
+        if blocked in vars(cls):
+            delattr(cls, blocked)
+    cls.__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
+    if recurrent:
+        for name, member in _recurrent_members(cls.__bases__[0]).items():
+            setattr(cls, name, member)
+
+
+def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
+    del protocol
+    base = type(module).__bases__[0]
+    names = tuple(module.parametrizations)
+    return _rebuild, (base, names), module.__getstate__()
+
+
+def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """Make an empty module of a fresh class on top of ``base`` with ``names`` parametrized."""
+    cls = type(f"Parametrized{base.__name__}", (base,), {n: _weight_property(n) for n in names})
+    _adopt_class(cls, issubclass(base, nn.RNNBase))
+    module: nn.Module = copyreg.__newobj__(cls)  # type: ignore[attr-defined]
+    return module
+
+
+def _weight_property(name: str) -> property:
+    def read(module: Any) -> Tensor:
+        chain = module.parametrizations[name]
+        return chain()  # type: ignore[no-any-return]
+
+    def write(module: Any, value: Tensor) -> None:
+        module.parametrizations[name].right_inverse(value)
+
+    return property(read, write)
+
+
+# --- recurrent layers ---------------------------------------------------------------------------
+
+
+def _recurrent_members(base: type[nn.RNNBase]) -> dict[str, Any]:
+    """Return what makes a recurrent layer read its weights through the parametrization."""
+
+    @functools.wraps(base.forward)
+    def forward(module: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:
+        # The layer reads its list several times in a call; the weights are decoded once.
+        vars(module)[_HELD] = _read_weights(module)
+        try:
+            return base.forward(module, *args, **kwargs)
+        finally:
+            vars(module).pop(_HELD, None)
+
+    return {
+        "_flat_weights": property(_flat_weights, _keep_nothing),
+        "_update_flat_weights": _nothing_to_update,
+        "forward": forward,
+    }
+
+
+_HELD = "_held_flat_weights"
+
+
+def _read_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    held: list[Tensor | None] | None = vars(module).get(_HELD)
+    return _read_weights(module) if held is None else held
+
+
+def _keep_nothing(module: nn.RNNBase, value: object) -> None:
+    """Take a list and forget it: the true one is derived from the weights."""
+
+
+def _nothing_to_update(module: nn.RNNBase) -> None:
+    """Do nothing: the list is never out of date."""

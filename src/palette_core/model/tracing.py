@@ -1,0 +1,206 @@
+"""Find which operation consumes which tensor of a model, by running it once.
+
+Operations are watched at the level of ``torch.nn.functional``, so each carries its functional
+name (``linear``, ``conv2d``, ``multi_head_attention_forward``); a tensor counts as consumed when
+the operation receives it itself, not something computed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from palette_core._common.rng import untouched_global_rng
+from palette_core.config.names import type_name
+from palette_core.errors import TracingError
+from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
+from palette_core.model.isolation import evaluation_mode, restored_values, uncompiled
+from palette_core.model.op_types import op_type_of
+from palette_core.model.states import is_parametrization, states_of, tensors_of
+
+_SCALARS = frozenset({bool, int, float, str, type(None)})  # most arguments that are no tensors
+
+ExampleInputs = Sequence[Any] | Mapping[str, Any]
+
+
+def check_example_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword inputs.
+
+    Raises:
+        TypeError: neither a tuple or list of positional nor a mapping of keyword inputs.
+    """
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise TypeError(
+        "example_inputs must be a tuple of positional inputs, as in model(*example_inputs), or a "
+        f"dictionary of keyword inputs, got {type(example_inputs).__name__}"
+    )
+
+
+def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
+    """Run ``model`` once on ``example_inputs`` and record who consumes what.
+
+    The run is in evaluation mode, without gradients and without ``torch.compile``. Afterwards
+    training flags, buffers and global random states are as before, whether it failed or not;
+    only lazy modules keep the shapes that it gave them.
+
+    Raises:
+        TypeError: ``example_inputs`` is neither a sequence nor a mapping.
+        TracingError: the model fails on the inputs.
+    """
+    args, kwargs = check_example_inputs(example_inputs)
+    with (
+        evaluation_mode(model),
+        untouched_global_rng(),
+        torch.no_grad(),
+        restored_values(model.modules()),
+        parametrize.cached(),
+        uncompiled(),
+        _Recorder(model) as recorder,
+    ):
+        try:
+            model(*args, **kwargs)
+        except (Exception, SystemExit) as error:
+            raise TracingError(
+                f"{type(model).__name__} failed on example_inputs: {type(error).__name__}: {error}"
+            ) from error
+        return recorder.graph()
+
+
+@dataclass
+class _Frame:
+    module: nn.Module
+    name: str
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class _Recorder(TorchFunctionMode):
+    """Watches operations while hooks keep track of the module that runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._names = {id(m): n for n, m in model.named_modules()}
+        self._frames: list[_Frame] = []
+        self._handles: list[Any] = []
+        self._uses: dict[int, dict[Use, None]] = {}
+        self._ran: set[str] = set()
+        # Holding the states themselves keeps their ids from being given to other tensors.
+        self._states: dict[int, Tensor] = {}
+
+    def __enter__(self) -> _Recorder:
+        # TorchScript runs outside Python, where nothing can be watched.
+        modules = [m for m in self._model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        for module in modules:
+            self._learn_states(module)
+        try:
+            for module in modules:
+                self._handles += [
+                    module.register_forward_pre_hook(self._enter_module),
+                    module.register_forward_hook(self._leave_module, always_call=True),
+                ]
+            super().__enter__()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._remove_hooks()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            super().__exit__(*exc)  # type: ignore[no-untyped-call]
+        finally:
+            self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        del args
+        name = self._names[id(module)]
+        self._frames.append(_Frame(module, name))
+        self._ran.add(name)
+        self._learn_states(module)  # again: hooks and lazy modules may just have made them
+
+    def _learn_states(self, module: nn.Module) -> None:
+        if not isinstance(module, parametrize.ParametrizationList):
+            for tensor in tensors_of(module):
+                self._states[id(tensor)] = tensor
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        del args, output
+        if self._frames and self._frames[-1].module is module:  # its pre-hooks may have failed
+            self._frames.pop()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op_type = op_type_of(func)
+        if self._frames and op_type is not None:
+            self._record(op_type, args, kwargs)
+        # Inside a composite such as multi_head_attention_forward this mode is off, so its inner
+        # linear calls are not seen: the composite is the operation.
+        return func(*args, **kwargs)
+
+    def _record(self, op_type: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        frame = self._frames[-1]
+        count = frame.counts.get(op_type, 0)
+        frame.counts[op_type] = count + 1
+        local = op_type if count == 0 else f"{op_type}_{count}"
+        use = Use(frame.name, op_type, f"{frame.name}.{local}" if frame.name else local)
+        for tensor in _tensors((args, kwargs)):
+            if id(tensor) in self._states:
+                self._uses.setdefault(id(tensor), {})[use] = None
+
+    def graph(self) -> ModelGraph:
+        """Return the records; call before the mode is left, while cached values live."""
+        names: dict[int, list[str]] = {}
+        modules: dict[int, nn.Module] = {}
+        for name, module in self._model.named_modules(remove_duplicate=False):
+            names.setdefault(id(module), []).append(name)
+            modules[id(module)] = module
+        records = tuple(
+            ModuleRecord(tuple(names[key]), type_name(parametrize.type_before_parametrizations(m)))
+            for key, m in modules.items()
+            if not is_parametrization(names[key][0])
+        )
+        return ModelGraph(records, tuple(self._tensor_records()))
+
+    def _tensor_records(self) -> Iterator[TensorRecord]:
+        owners: dict[int, list[Owner]] = {}
+        found: dict[int, tuple[Tensor, str, str | None]] = {}
+        for name, module in self._model.named_modules():
+            if is_parametrization(name):
+                continue
+            for state, tensor, kind, obstacle in states_of(module):
+                owners.setdefault(id(tensor), []).append(Owner(name, state))
+                _, first_kind, first = found.get(id(tensor), (tensor, kind, obstacle))
+                found[id(tensor)] = (tensor, first_kind, first or obstacle)
+        for key, (tensor, kind, obstacle) in found.items():
+            uses = tuple(self._uses.get(key, {}))
+            reached = bool(uses) or any(owner.module in self._ran for owner in owners[key])
+            yield TensorRecord(
+                tuple(owners[key]), tuple(tensor.shape), tensor.dtype, kind, uses, reached, obstacle
+            )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    items: Iterable[Any] = ()
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        items = value
+    elif isinstance(value, Mapping):
+        items = value.values()
+    for item in items:
+        if type(item) not in _SCALARS:
+            yield from _tensors(item)

@@ -1,0 +1,256 @@
+"""Calibration mode from entering to leaving: measure, save, cluster again."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from palette_core._common.rng import untouched_global_rng
+from palette_core.engine.cluster_tensor import Clustered
+from palette_core.engine.executor import Job, check_num_workers, run_with_bar
+from palette_core.errors import PaletteWarning, PlanError, StateError
+from palette_core.model.parametrization import Kept, chain_input, parametrizations
+from palette_core.palettizer.calibration_session import Calibration, LossFn
+from palette_core.palettizer.gauge import Gauge
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.palettizer.surroundings import (
+    differentiable_recurrence,
+    left_as_it_was,
+    no_gradients_of_others,
+)
+from palette_core.plugins.catalog import Catalog
+from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sensitivity_files import check_writable, save_sensitivities
+from palette_core.tensors.sensitivities import Sensitivity, fingerprint, from_squares
+
+
+@dataclass(frozen=True)
+class Place:
+    """A palettized weight where it hangs first."""
+
+    name: str
+    module: nn.Module
+    state: str
+    item: PalettizedWeight
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How to calibrate; see `KMeansPalettizer.calibration_mode`."""
+
+    loss_fn: LossFn
+    sensitivity_path: str | Path | None = None
+    offload: bool = False
+    num_workers: int = 1
+    show_progress: bool | None = None
+
+
+Results = dict[PalettizedWeight, Clustered]
+
+
+@contextlib.contextmanager
+def calibration(
+    model: nn.Module, options: CalibrationOptions, catalog: Catalog, results: Results
+) -> Iterator[Calibration]:
+    """Measure inside of the block, and cluster anew on the way out.
+
+    Args:
+        model: a prepared one.
+        options: how.
+        catalog: the installed plug-ins.
+        results: filled with what has become of each weight.
+
+    Raises:
+        StateError: nothing is palettized, or there was no step.
+        PlanError: an algorithm takes no sensitivities.
+        SensitivityError: see `Calibration.step`.
+        OSError: ``sensitivity_path`` cannot be written. Where this is found out at the end only,
+            the model is calibrated all the same.
+    """
+    places = _places(model)
+    _check(places, options, catalog)
+    with left_as_it_was(model), _dense(places):
+        with (
+            differentiable_recurrence(model),
+            no_gradients_of_others(model, {id(_original(place)) for place in places}),
+            _gauges(places, options.offload) as gauges,
+        ):
+            session = Calibration(gauges, options.loss_fn)
+            try:
+                yield session
+            finally:
+                session.close()
+            session.check_complete()
+        measured = _sensitivities(places, gauges, session.steps)
+        unsaved = _save(options.sensitivity_path, measured)
+        clustered = _cluster(places, measured, options, catalog)
+    _take_over(places, measured, clustered)
+    results.update({place.item: c for place, c in zip(places, clustered, strict=True)})
+    if unsaved is not None:
+        raise unsaved
+
+
+# --- before -------------------------------------------------------------------------------------
+
+
+def _places(model: nn.Module) -> list[Place]:
+    found: dict[int, Place] = {}
+    for name, module, state, item in palette_modules(model):
+        if isinstance(item, PalettizedWeight):
+            found.setdefault(id(item), Place(name, module, state, item))
+    return list(found.values())
+
+
+def _check(places: Sequence[Place], options: CalibrationOptions, catalog: Catalog) -> None:
+    """Refuse what would fail at the end."""
+    if not callable(options.loss_fn):
+        raise TypeError(f"loss_fn must be callable, got {type(options.loss_fn).__name__}")
+    check_num_workers(options.num_workers)
+    if not places:
+        raise StateError("no weight of the model is palettized, so there is none to calibrate")
+    blind: dict[str, list[str]] = {}
+    for place in places:
+        algorithm = place.item.plan.algorithm
+        if not catalog.clusterers.get(algorithm).supports_importance:
+            blind.setdefault(algorithm, []).append(place.name)
+    if blind:
+        which = "; ".join(f"{name!r} of {', '.join(names)}" for name, names in blind.items())
+        raise PlanError(f"algorithms that do not take sensitivities: {which}; choose ones that do")
+    if options.sensitivity_path is not None:
+        check_writable(options.sensitivity_path)
+
+
+def _original(place: Place) -> object:
+    return getattr(parametrizations(place.module)[place.state], "original", None)
+
+
+# --- inside -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _dense(places: Sequence[Place]) -> Iterator[None]:
+    """Let the dense weights through."""
+    before = [(place.item, place.item.is_enabled) for place in places]
+    try:
+        for item, _ in before:
+            item.enable(False)
+        yield
+    finally:
+        for item, on in before:
+            item.enable(on)
+
+
+@contextlib.contextmanager
+def _gauges(places: Sequence[Place], offload: bool) -> Iterator[list[Gauge]]:
+    device = torch.device("cpu") if offload else None
+    gauges = [
+        Gauge(place.name, place.item, written=_writes_to(place), device=device) for place in places
+    ]
+    handles = []
+    torch.clear_autocast_cache()  # it may hold weights cast before they were measured
+    try:
+        for gauge, place in zip(gauges, places, strict=True):
+            if not _is_statistic(place):
+                handles.append(gauge.item.register_forward_hook(gauge.hook()))
+        yield gauges
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _writes_to(place: Place) -> bool:
+    """Embeddings with ``max_norm`` renormalise the rows that they look up."""
+    return getattr(place.module, "max_norm", None) is not None
+
+
+def _is_statistic(place: Place) -> bool:
+    """Torch computes no gradients of running means and variances, and refuses to be asked."""
+    return isinstance(place.module, nn.modules.batchnorm._NormBase) and place.state.startswith(
+        "running_"
+    )
+
+
+# --- after --------------------------------------------------------------------------------------
+
+
+def _sensitivities(
+    places: Sequence[Place], gauges: Sequence[Gauge], steps: int
+) -> dict[str, Sensitivity]:
+    measured: dict[str, Sensitivity] = {}
+    unreached: list[str] = []
+    for place, gauge in zip(places, gauges, strict=True):
+        weight = _weight(place)
+        squares = gauge.squares.take()
+        if squares is None:
+            unreached.append(place.name)
+            squares = torch.zeros(weight.shape)
+        scale = float(squares.max()) * gauge.squares.unit / steps
+        values = from_squares(squares.cpu())
+        known = scale if math.isfinite(scale) else None
+        measured[place.name] = Sensitivity(values, fingerprint(weight), known)
+    if unreached:
+        warnings.warn(
+            f"no gradient but zero reached {', '.join(unreached)}; plain k-means there",
+            PaletteWarning,
+            stacklevel=2,
+        )
+    return measured
+
+
+def _save(path: str | Path | None, measured: Mapping[str, Sensitivity]) -> OSError | None:
+    """Write the file; a failure is returned, for it must not cost the calibration."""
+    if path is not None:
+        try:
+            save_sensitivities(path, measured)
+        except OSError as error:
+            return error
+    return None
+
+
+def _cluster(
+    places: Sequence[Place],
+    measured: Mapping[str, Sensitivity],
+    options: CalibrationOptions,
+    catalog: Catalog,
+) -> list[Clustered]:
+    jobs = [Job(p.item.plan, _weight(p), measured[p.name].values) for p in places]
+    with untouched_global_rng():
+        return run_with_bar(
+            jobs,
+            num_workers=options.num_workers,
+            catalog=catalog,
+            show=options.show_progress,
+        )
+
+
+def _take_over(
+    places: Sequence[Place], measured: Mapping[str, Sensitivity], clustered: Sequence[Clustered]
+) -> None:
+    """Install every palette, or none."""
+    kept = Kept(place.item for place in places)
+    # What is written in place: tables that an optimizer holds, and single values.
+    parts = [t for p in places for t in (*p.item.parameters(), *p.item.buffers())]
+    values = [(t, t.detach().clone()) for t in parts if isinstance(t, nn.Parameter) or t.dim() == 0]
+    try:
+        for place, result in zip(places, clustered, strict=True):
+            place.item.set_palettized(result.palettized)
+            place.item.sensitivity = measured[place.name]
+    except BaseException:
+        kept.restore()
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        raise
+
+
+@torch.no_grad()
+def _weight(place: Place) -> Tensor:
+    """Return the dense weight of a place."""
+    return chain_input(place.module, place.state, place.item).detach()

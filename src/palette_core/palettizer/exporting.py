@@ -1,0 +1,148 @@
+"""From a prepared model to the packed weights that a backend takes, and to its file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palette_core._common.pytrees import mapped
+from palette_core.errors import BackendError
+from palette_core.model import parametrization
+from palette_core.palettizer import life_cycle
+from palette_core.palettizer.finalizing import pack_model
+from palette_core.palettizer.life_cycle import Action, State
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.palettizer.training_session import palettize_current, settle_trained
+from palette_core.planning import refusals
+from palette_core.plugins import Backend, ExportBackendEntry
+from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.guards import make_backend
+from palette_core.storage.mapped_files import WeightFolder
+from palette_core.storage.packed_weight import PackedWeight, palette_modules
+
+
+class ExportBackend(Enum):
+    """The documented export targets; any registered backend's name works in their place."""
+
+    CoreAI = "coreai"
+    CoreML = "coreml"
+    Torch = "torch"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend, and what it is registered as.
+
+    Attributes:
+        name: as users write it.
+        entry: its registration.
+        backend: made with the user's options.
+    """
+
+    name: str
+    entry: ExportBackendEntry
+    backend: Backend
+
+
+def find_target(
+    catalog: Catalog, backend: str | ExportBackend, options: Mapping[str, Any] | None = None
+) -> Target:
+    """Make the backend that is meant.
+
+    Raises:
+        BackendError: ``backend`` is no name, or making it fails.
+        MissingBackendError: the backend's plug-in is not installed.
+        UnknownPluginError: nobody knows it.
+        PluginOptionsError: an option is unknown, or its value wrong.
+    """
+    name = _name(backend)
+    made = make_backend(catalog, name, options or {})
+    return Target(name, catalog.backend(name), made)
+
+
+def finalize(
+    model: nn.Module, target: Target, catalog: Catalog, *, mmap_dir: Path | None = None
+) -> nn.Module:
+    """Pack a prepared model's weights in place, and let the backend give them its form.
+
+    Raises:
+        StateError: the model is not prepared, or in training or calibration mode.
+        BackendError: the backend cannot take a tensor, or ``mmap_dir``; the model is as before.
+        OSError: a file cannot be written in ``mmap_dir``; the model is as before.
+    """
+    if mmap_dir is not None and not target.entry.supports_mmap:
+        raise BackendError(f"mmap_dir is not supported by backend {target.name!r}; leave it out")
+    life_cycle.check(Action.FINALIZE, life_cycle.state_of(model))
+    items = palette_modules(model)
+    prepared = [(m, s, item) for _, m, s, item in items if isinstance(item, PalettizedWeight)]
+    plans = {item.plan.name: item.plan for _, _, item in prepared}
+    sentences = refusals(list(plans.values()), target.backend)
+    if sentences:
+        raise BackendError(f"backend {target.name!r} cannot take: " + "; ".join(sentences))
+    settle_trained(prepared)
+    palettize_current(prepared, catalog)
+    kept = parametrization.Kept(module for module, _, _ in prepared)
+    folder = None if mmap_dir is None else WeightFolder(mmap_dir)
+    with folder or contextlib.nullcontext():
+        palettized = pack_model(model, folder)
+        try:
+            finalized = target.backend.finalize(model, palettized)
+        except BaseException:
+            kept.restore()
+            raise
+    life_cycle.mark(finalized, State.FINALIZED)
+    return finalized
+
+
+def export(
+    model: nn.Module,
+    target: Target,
+    catalog: Catalog,
+    path: Path,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> Path:
+    """Finalize where that is still to be done, and write the backend's file.
+
+    Raises:
+        StateError: the model is neither prepared nor finalized.
+        BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
+        WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
+        OSError: the folder of ``path`` cannot be made; the model is as before.
+    """
+    if path.suffix != target.entry.suffix:
+        raise BackendError(f"backend {target.name!r} writes {target.entry.suffix}, got {path}")
+    life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
+    # Before the dense weights are freed.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if any(isinstance(item, PalettizedWeight) for _, _, _, item in palette_modules(model)):
+        model = finalize(model, target, catalog)
+    for _, _, _, item in palette_modules(model):
+        if isinstance(item, PackedWeight):
+            item.check_file()
+    if isinstance(example_inputs, Mapping):
+        example_inputs = dict(example_inputs)
+    inputs = mapped(_row_major, example_inputs)
+    return target.backend.export(model, inputs, path, dynamic_shapes)
+
+
+def _row_major(tensor: Tensor) -> Tensor:
+    """Return a tensor laid out in the order of its dimensions; some converters take no other."""
+    return tensor.contiguous() if tensor.layout is torch.strided else tensor
+
+
+def _name(backend: str | ExportBackend) -> str:
+    if isinstance(backend, ExportBackend):
+        return backend.value
+    if isinstance(backend, str):
+        return backend
+    raise BackendError(
+        f"backend must be an ExportBackend or the name of a registered one, got {backend!r}"
+    )

@@ -1,0 +1,438 @@
+"""The palettizer: prepare a model, train it, finalize and export it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, final
+
+from torch import Tensor, nn
+
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.engine.data_aware import look
+from palette_core.engine.executor import check_num_workers
+from palette_core.engine.report import Report, updated_report
+from palette_core.model import ExampleInputs, trace
+from palette_core.palettizer import life_cycle
+from palette_core.palettizer.calibration import CalibrationOptions, Results, calibration
+from palette_core.palettizer.calibration_session import Calibration
+from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
+from palette_core.palettizer.exporting import export, finalize, find_target
+from palette_core.palettizer.life_cycle import Action, State
+from palette_core.palettizer.preparing import palettize, sensitivities_of
+from palette_core.palettizer.training_session import TrainingSession
+from palette_core.planning import OnIncompatible, Plan, make_plan, warn_about
+from palette_core.plugins.catalog import Catalog, get_catalog
+from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of
+from palette_core.storage.sensitivity_files import save_sensitivities
+
+
+@final
+class KMeansPalettizer:
+    """Palettizes a model's weights as a config says.
+
+    Args:
+        model: the model; `prepare` changes it in place.
+        config: the rules; None is the documented default, 4 bits per tensor.
+
+    Attributes:
+        plan: after `prepare`: what was decided about every tensor.
+        report: after `prepare`: sizes, signal-to-noise and seconds by tensor.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``config`` not a `KMeansPalettizerConfig`.
+    """
+
+    def __init__(self, model: nn.Module, config: KMeansPalettizerConfig | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Model must be a torch.nn.Module, got {type(model).__name__}")
+        if config is not None and not isinstance(config, KMeansPalettizerConfig):
+            raise TypeError(
+                f"config must be a KMeansPalettizerConfig, got {type(config).__name__}; "
+                "KMeansPalettizerConfig.from_yaml and from_dict make one"
+            )
+        self._model = model
+        self._config = KMeansPalettizerConfig() if config is None else config
+        self._catalog: Catalog = get_catalog()
+        self._session: TrainingSession | None = None
+        self._doing: State | None = None
+        self._looked: tuple[InputCalibration, Findings] | None = None
+        self.plan: Plan | None = None
+        self.report: Report | None = None
+
+    @staticmethod
+    def supported_modules() -> tuple[type[nn.Module], ...]:
+        """Return the module types whose weights are palettized by default.
+
+        Others are reached by asking: by operation type, by module type, or by
+        ``module_state_spec``.
+        """
+        return _SUPPORTED_MODULES
+
+    def make_plan(
+        self,
+        example_inputs: ExampleInputs,
+        *,
+        on_incompatible: OnIncompatible = "skip",
+        backend: str | ExportBackend | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Trace the model and decide about every tensor, changing nothing.
+
+        Args:
+            example_inputs: a tuple of positional or a dictionary of keyword inputs.
+            on_incompatible: see `prepare`.
+            backend: refuse what this export backend cannot take.
+            backend_options: the options it would export with.
+
+        Raises:
+            TracingError: the model fails on the inputs.
+            PlanError: see `planning.make_plan`.
+        """
+        target = None if backend is None else find_target(self._catalog, backend, backend_options)
+        graph = trace(self._model, example_inputs)
+        return make_plan(
+            graph,
+            self._config,
+            self._catalog,
+            on_incompatible=on_incompatible,
+            backend=None if target is None else target.backend,
+        )
+
+    def calibrate(
+        self,
+        batches: Iterable[Any],
+        *,
+        sequential: bool = False,
+        compensate: bool = True,
+        blocks: Sequence[str] | None = None,
+        held_out: Iterable[Any] = (),
+        loss: Loss | None = None,
+        output_groups: int = 4,
+        folder: str | Path | None = None,
+    ) -> None:
+        """Give `prepare` inputs to look at, for algorithms that need second moments.
+
+        Runs the model forward on every batch, in evaluation mode, and sums x xᵀ of what each
+        planned weight is multiplied with. Call it before `prepare`; calling it again replaces
+        what it found. See the page on data-aware palettes for what each option costs.
+
+        Args:
+            batches: model inputs: each a tuple of positional or a dictionary of keyword inputs,
+                or a lone tensor. No labels.
+            sequential: take the moments block by block in `prepare`, from a model whose earlier
+                blocks are palettized already. The batches are kept until then.
+            compensate: in sequential mode, let every weight aim at the outputs of the unchanged
+                model, so that it makes good for errors of its inputs too.
+            blocks: names of the modules that are palettized one after the other; None takes the
+                elements of the model's outermost module lists, and layers outside of them.
+            held_out: batches by which each block is judged: where plain k-means gives the block
+                outputs nearer to the unchanged model's, it replaces the data-aware result.
+            loss: ``loss(output, batch)``, a scalar; its squared gradient with respect to a
+                layer's outputs then weighs the moments (GuidedQuant). Needs a backward pass.
+            output_groups: groups of output channels with moments of their own, with ``loss``.
+            folder: an existing folder. Matrices are kept in a fresh folder inside it instead of
+                in memory, until `prepare` has used them or the palettizer is gone.
+
+        Raises:
+            StateError: the model is palettized already.
+            TypeError: a batch is neither a tensor, a tuple nor a mapping.
+            CalibrationError: there are no batches, the model or the loss failed on one,
+                ``blocks`` names no module, or ``folder`` is none.
+            TracingError, PlanError: see `make_plan`; the first batch is the example.
+        """
+        life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
+        options = InputCalibration(
+            batches_of(batches),
+            sequential=sequential,
+            compensate=compensate,
+            blocks=None if blocks is None else tuple(blocks),
+            held_out=batches_of(held_out, "held-out"),
+            loss=loss,
+            output_groups=output_groups,
+            folder=None if folder is None else Path(folder),
+        )
+        plan = self.make_plan(options.batches[0])
+        needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
+        self._looked = options, look(self._model, needy, options)
+
+    def prepare(
+        self,
+        example_inputs: ExampleInputs,
+        sensitivity_path: str | Path | None = None,
+        num_workers: int = 1,
+        *,
+        on_incompatible: OnIncompatible = "skip",
+        backend: str | ExportBackend | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+        trust_sensitivities: bool = False,
+        show_progress: bool | None = None,
+    ) -> nn.Module:
+        """Palettize the model in place and return it.
+
+        Every palettized weight then decodes through a parametrization; the dense originals stay
+        beside it until `finalize`. When anything fails, or the user interrupts, the model is as
+        it was before: its weights, buffers, flags and hooks. What ``forward`` itself does to
+        plain Python attributes in the one traced run stays.
+
+        Args:
+            example_inputs: a tuple of positional inputs, as in ``model(*example_inputs)``, or a
+                dictionary of keyword inputs. Run once, in evaluation mode.
+            sensitivity_path: a file of sensitivities for weighted clustering, as
+                `calibration_mode` and `save_sensitivities` write it: safetensors, or a
+                ``torch.save`` dictionary, with a tensor under the name of each palettized weight,
+                of its shape, finite and not negative.
+            num_workers: 1 clusters in this process, more in that many joblib workers. The
+                result is the same.
+            on_incompatible: ``"skip"`` leaves tensors whose shape does not fit their spec dense,
+                with a warning each; ``"error"`` raises.
+            backend: refuse, before the work, what this export backend cannot take.
+            backend_options: the options it will export with.
+            trust_sensitivities: take sensitivities that were measured on other weights of the
+                same shapes, such as those of another precision.
+            show_progress: None shows a bar on a terminal.
+
+        Raises:
+            StateError: the model is palettized already.
+            TypeError: wrong kinds of arguments.
+            ValueError: ``num_workers`` is less than 1.
+            TracingError: the model fails on the inputs.
+            PlanError: see `planning.make_plan`.
+            WeightError: a weight to be palettized is NaN or infinite.
+            SensitivityError: the file does not fit.
+            ClusteringError: an algorithm failed; the message names the tensor.
+            CalibrationError: the model failed on a calibration batch.
+        """
+        num_workers = check_num_workers(num_workers)
+        life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
+        plan = self.make_plan(
+            example_inputs,
+            on_incompatible=on_incompatible,
+            backend=backend,
+            backend_options=backend_options,
+        )
+        warn_about(plan)
+        report = palettize(
+            self._model,
+            plan,
+            self._looked,
+            sensitivity_path,
+            catalog=self._catalog,
+            num_workers=num_workers,
+            trust_sensitivities=trust_sensitivities,
+            show=show_progress,
+        )
+        life_cycle.mark(self._model, State.PREPARED)
+        self.plan, self.report = plan, report
+        self._looked = None  # moments are large, and not needed any more
+        return self._model
+
+    def finalize(
+        self,
+        model: nn.Module | None = None,
+        backend: str | ExportBackend = ExportBackend.CoreAI,
+        *,
+        mmap_dir: str | Path | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+    ) -> nn.Module:
+        """Turn a prepared model's weights into packed indices and tables, in place.
+
+        The dense originals are freed: ``parametrizations[...].original`` becomes a zero-size
+        placeholder. Outputs equal the prepared model's. Weights that still train dense, their
+        `PATSchedule` not having come, are clustered as they are now.
+
+        Args:
+            model: a prepared model; None is the palettizer's own.
+            backend: an `ExportBackend`, or the name of a registered backend.
+            mmap_dir: a folder in which to keep the packed weights, one file each, mapped into
+                memory: pages come when they are used, and go when memory is short. Existing
+                files of the same names are replaced; nothing changes when this fails. The files
+                must stay as long as the model; when one is missing or cut off, using the weight
+                raises `WeightFileError`. Copies of the model are held in memory.
+            backend_options: options of the backend, by name; see ``palette plugins``.
+
+        Raises:
+            StateError: the model is not prepared, or in training or calibration mode.
+            MissingBackendError: the backend's plug-in is not installed.
+            BackendError: the backend cannot take a tensor, or ``mmap_dir``; the model is as
+                before.
+            OSError: a file cannot be written in ``mmap_dir``; the model is as before.
+        """
+        model = self._chosen(model)
+        target = find_target(self._catalog, backend, backend_options)
+        return finalize(
+            model, target, self._catalog, mmap_dir=None if mmap_dir is None else Path(mmap_dir)
+        )
+
+    def export(
+        self,
+        path: str | Path,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        backend: str | ExportBackend = ExportBackend.CoreAI,
+        dynamic_shapes: Any = None,
+        backend_options: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Finalize where that is still to be done, and write the backend's file.
+
+        Args:
+            path: what to write.
+            example_inputs: inputs for backends that trace the model.
+            model: a prepared or finalized model; None is the palettizer's own.
+            backend: an `ExportBackend`, or the name of a registered backend.
+            dynamic_shapes: as in ``torch.export.export``, for backends that take them.
+            backend_options: options of the backend, by name; see ``palette plugins``.
+
+        Returns:
+            The path written.
+
+        Raises:
+            StateError: the model is neither prepared nor finalized.
+            BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
+            PluginOptionsError: an option is unknown, or its value wrong.
+            WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
+            OSError: the folder of ``path`` cannot be made; the model is as before.
+        """
+        model = self._chosen(model)
+        target = find_target(self._catalog, backend, backend_options)
+        return export(model, target, self._catalog, Path(path), example_inputs, dynamic_shapes)
+
+    @contextlib.contextmanager
+    def calibration_mode(
+        self,
+        model: nn.Module | None = None,
+        *,
+        loss_fn: Callable[[Any, Any], Tensor],
+        sensitivity_path: str | Path | None = None,
+        offload: bool = False,
+        num_workers: int = 1,
+        show_progress: bool | None = None,
+    ) -> Iterator[Calibration]:
+        """Measure how much each weight matters, and cluster again with that in mind.
+
+        Inside, the model computes with its dense weights, in the mode it is in. Run it on a
+        batch and call ``step(output, target)`` of the object that the ``with`` statement gives;
+        the squares of the gradients of ``loss_fn(output, target)`` add up to the sensitivities
+        (SqueezeLLM, https://arxiv.org/abs/2306.07629, section 4.1). On the way out palettes are
+        found by k-means weighted with them, and `report` tells the new figures. Everything else
+        of the model is as before: buffers, gradients, flags; after an exception the palettes too.
+
+        It takes the memory of one float32 tensor per palettized weight and of one gradient.
+        Frozen weights are measured like others.
+
+        Args:
+            model: a prepared model; None is the palettizer's own.
+            loss_fn: takes output and target and returns a scalar tensor.
+            sensitivity_path: a file to write the sensitivities to, see `save_sensitivities`.
+            offload: keep the sums of squares in the memory of the CPU.
+            num_workers: as in `prepare`.
+            show_progress: as in `prepare`.
+
+        Raises:
+            StateError: the model is not prepared, this is nested, or there was no step.
+            PlanError: the algorithm of a weight does not take sensitivities.
+            SensitivityError: a gradient is NaN or infinite; the message names tensor and step.
+            OSError: ``sensitivity_path`` cannot be written. When that shows at the end only,
+                the model is calibrated all the same, and `save_sensitivities` works.
+
+        Warns:
+            PaletteWarning: no gradient but zero reached a weight, which gets plain k-means.
+        """
+        model = self._chosen(model)
+        life_cycle.check(Action.CALIBRATE, self._doing or life_cycle.state_of(model))
+        options = CalibrationOptions(loss_fn, sensitivity_path, offload, num_workers, show_progress)
+        results: Results = {}
+        with (
+            self._occupied(model, State.CALIBRATING),
+            calibration(model, options, self._catalog, results) as session,
+        ):
+            yield session
+        if model is self._model and self.report is not None:
+            rows = [(item.plan, result) for item, result in results.items()]
+            self.report = updated_report(self.report, rows)
+
+    def save_sensitivities(self, path: str | Path, *, model: nn.Module | None = None) -> None:
+        """Write the sensitivities that the palettes were found with, for a later `prepare`.
+
+        Args:
+            path: of a safetensors file; names that end in .pt or .pth get the dictionary that
+                coreai-opt writes and reads, without the fingerprints of the weights.
+            model: a prepared model; None is the palettizer's own.
+
+        Raises:
+            StateError: the model is not prepared.
+            SensitivityError: its palettes were found without sensitivities.
+            OSError: the file cannot be written; what stood there still does.
+        """
+        model = self._chosen(model)
+        life_cycle.check(Action.SAVE, life_cycle.state_of(model))
+        save_sensitivities(path, sensitivities_of(model))
+
+    @contextlib.contextmanager
+    def training_mode(self, model: nn.Module | None = None) -> Iterator[Self]:
+        """Train with palettized weights; call `step` after every optimizer step.
+
+        Inside, the model is in training mode and each weight is what its training strategy makes
+        of it. Weights whose module config has a `PATSchedule` train dense until its step, and
+        are clustered then. On exit training flags are as before, and every palette is what
+        training has come to: evaluation, `finalize` and checkpoints agree on it.
+
+        The count of steps is the model's: it goes on in a later stay, and after
+        ``load_state_dict``.
+
+        Raises:
+            StateError: the model is not prepared, or this is nested.
+            WeightError: on exit, a weight or its tables have become NaN or infinite.
+            TrainingError: on exit, a strategy returned what is no assignment.
+        """
+        model = self._chosen(model)
+        life_cycle.check(Action.TRAIN, self._doing or life_cycle.state_of(model))
+        session = TrainingSession(model, self._catalog)
+        self._session = session
+        try:
+            with self._occupied(model, State.TRAINING), session:
+                yield self
+        finally:
+            self._session = None
+
+    def step(self) -> None:
+        """Count one training step, and palettize the weights whose schedule has come to it.
+
+        Raises:
+            StateError: called outside `training_mode`.
+        """
+        life_cycle.check(Action.STEP, self._doing or life_cycle.state_of(self._model))
+        assert self._session is not None
+        self._session.step()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _chosen(self, model: nn.Module | None) -> nn.Module:
+        model = self._model if model is None else model
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        return model
+
+    @contextlib.contextmanager
+    def _occupied(self, model: nn.Module, state: State) -> Iterator[None]:
+        """Do one thing at a time: this palettizer, and whoever else works on the model."""
+        self._doing = state
+        try:
+            with life_cycle.occupied(model, state):
+                yield
+        finally:
+            self._doing = None
+
+
+_SUPPORTED_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.MultiheadAttention,
+)

@@ -1,0 +1,74 @@
+"""What export backends implement."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from palette_core.config.spec import PalettizationSpec
+from palette_core.tensors.layout import BlockLayout, Shape
+from palette_core.tensors.palettized import PalettizedTensor
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a backend cannot take a tensor, and what it could take instead."""
+
+    reason: str
+    instead: PalettizationSpec | None = None
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What planning knows about a tensor; enough to decide, and made without a live module.
+
+    Attributes:
+        name: fully qualified name of the first owner.
+        shape: shape of the weight.
+        dtype: dtype of the weight.
+        op_type: functional name of the operation that consumes it (``"linear"``), or None.
+        layout: the blocks that the spec's granularity makes of it.
+        spec: the resolved spec.
+    """
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+    op_type: str | None
+    layout: BlockLayout
+    spec: PalettizationSpec
+
+
+class Backend(ABC):
+    """Turns a prepared model into what one runtime loads."""
+
+    @abstractmethod
+    def refuses(self, facts: TensorFacts) -> Refusal | None:
+        """Say in planning whether this tensor cannot be exported; None means it can."""
+
+    @abstractmethod
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
+        """Replace palettized weights by the runtime's form, in place, and return the model.
+
+        Args:
+            model: a model whose weights already decode through ``palette_core::depalettize``,
+                the dense originals freed. Most backends have nothing to add.
+            palettized: the same weights by fully qualified name of their first owner; each is
+                unpacked when it is looked up.
+        """
+
+    @abstractmethod
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+        path: Path,
+        dynamic_shapes: Any = None,
+    ) -> Path:
+        """Write a finalized model to ``path`` (or as the runtime names it) and return the path."""

@@ -1,0 +1,143 @@
+"""Calls of a training strategy, its results checked before they reach a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from palette_core._common.autocast import autocast_off
+from palette_core.errors import TrainingError, WeightError
+from palette_core.plugins import TrainingStrategy
+from palette_core.plugins.catalog import Catalog, get_catalog, validate_options
+from palette_core.plugins.guards import guarded
+from palette_core.plugins.training_problem import TrainingProblem
+
+
+def make_strategy(
+    catalog: Catalog, name: str, options: Mapping[str, Any], tensor: str
+) -> TrainingStrategy:
+    """Make the training strategy ``name`` for one tensor.
+
+    Raises:
+        UnknownPluginError: nobody knows it.
+        PluginOptionsError: its options do not validate.
+        TrainingError: making it fails, or makes something else.
+    """
+    entry = catalog.training_strategies.get(name)
+    valid = validate_options(entry, "training strategy", dict(options))
+    who = _named(catalog, tensor, name)
+    made: object = guarded(who, TrainingError, lambda: entry.factory(valid))
+    if isinstance(made, TrainingStrategy):
+        return made
+    raise TrainingError(f"{who}: its factory made {made!r}, which is no TrainingStrategy")
+
+
+def _named(catalog: Catalog, tensor: str, name: str) -> str:
+    owners = [
+        f" ({item.distribution})" for item in catalog.training_strategies if item.entry.name == name
+    ]
+    return f"{tensor}: training strategy {name!r}{''.join(owners[:1])}"
+
+
+@dataclass(frozen=True)
+class StrategyCalls:
+    """A training strategy and the weight that it works on, for messages.
+
+    The methods raise:
+
+    * WeightError: the dense weight or its tables have become NaN or infinite;
+    * TrainingError: the strategy failed, or returned what cannot be used.
+
+    Attributes:
+        strategy: the plug-in's object.
+        tensor: name of the weight.
+        name: of the strategy.
+    """
+
+    strategy: TrainingStrategy
+    tensor: str
+    name: str
+
+    @property
+    def _who(self) -> str:
+        return _named(get_catalog(), self.tensor, self.name)
+
+    def forward(self, problem: TrainingProblem, *, checked: bool = True) -> Tensor:
+        """Return the weight in training mode; its values are looked at where ``checked``."""
+        weight = problem.weight
+        if checked:
+            self.check_problem(problem)
+        with autocast_off(weight.device.type):
+            made = self._called(lambda: self.strategy.forward(problem))
+        self._check_shape("a weight", made, weight.shape)
+        if made.dtype is not weight.dtype:
+            raise TrainingError(f"{self._who} returned {made.dtype}, expected {weight.dtype}")
+        if checked and not _finite(made):
+            raise TrainingError(f"{self._who} returned a weight with NaN or infinite values")
+        return problem.zeros_kept_dense(made)
+
+    def harden(self, problem: TrainingProblem) -> Tensor | None:
+        """Return the codes that stand for the weight, or None where they stay."""
+        self.check_problem(problem)
+        codes = self._called(lambda: self.strategy.harden(problem))
+        if codes is None:
+            return None
+        layout = problem.palettized.layout
+        self._check_shape("codes", codes, (layout.n_blocks, layout.points_per_block))
+        if codes.dtype is not torch.uint8:
+            raise TrainingError(f"{self._who} returned codes of {codes.dtype}, expected uint8")
+        entries = 1 << problem.palettized.n_bits
+        if int(codes.max()) >= entries:
+            raise TrainingError(
+                f"{self._who} returned code {int(codes.max())}, expected codes below {entries}"
+            )
+        return problem.zeros_kept(problem.points(), codes)
+
+    def advance(self, problem: TrainingProblem) -> Tensor | None:
+        """Return the tables for the next step, or None where they stay."""
+        self.check_problem(problem)
+        with autocast_off(problem.weight.device.type):
+            lut = self._called(lambda: self.strategy.advance(problem))
+        if lut is None:
+            return None
+        self._check_shape("tables", lut, problem.lut.shape)
+        if not lut.dtype.is_floating_point or not _finite(lut):
+            raise TrainingError(f"{self._who} returned tables with values that are not finite")
+        if problem.zero_entries is not None:
+            lut = lut.masked_fill(problem.zero_entries[..., None], 0.0)
+        return cast("Tensor", lut)
+
+    def check_problem(self, problem: TrainingProblem) -> None:
+        """Raise a `WeightError` where the weight or its tables are not finite."""
+        for what, tensor in (("the weight", problem.weight), ("its look-up table", problem.lut)):
+            if not _finite(tensor):
+                raise WeightError(
+                    f"{self.tensor}: {what} has become NaN or infinite in training; lower the "
+                    "learning rate, or clip the gradients"
+                )
+
+    def _called(self, call: Callable[[], Any]) -> Any:
+        """Run a plug-in's code; its failures become errors that name it."""
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            raise
+        # SystemExit too: a plug-in must not end the user's program.
+        except (Exception, SystemExit) as error:
+            raise TrainingError(f"{self._who} failed: {type(error).__name__}: {error}") from error
+
+    def _check_shape(self, what: str, made: Any, shape: tuple[int, ...]) -> None:
+        if not isinstance(made, Tensor):
+            raise TrainingError(f"{self._who} returned {type(made).__name__}, expected {what}")
+        if tuple(made.shape) != tuple(shape):
+            raise TrainingError(
+                f"{self._who} returned {what} of shape {tuple(made.shape)}, expected {tuple(shape)}"
+            )
+
+
+def _finite(tensor: Tensor) -> bool:
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))

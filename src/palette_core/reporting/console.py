@@ -1,0 +1,318 @@
+"""Print results: as tables for people, as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.engine.report import Report, granularity_text
+from palette_core.planning import Plan, TensorPlan
+from palette_core.plugins import PluginEntry
+from palette_core.plugins.catalog import Catalog
+from palette_core.storage.checkpoint import Checkpoint
+
+# Piped output has no width of its own; wide enough that names are not folded.
+_PIPED_WIDTH = 160
+console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+def print_json(value: Any) -> None:
+    """Print plain values as JSON; nothing else goes to stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Make a table; ``right`` names the columns of numbers."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    made.padding = (0, 1, 0, 0)
+    for column in columns:
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column in right,
+        )
+    return made
+
+
+_SLOW = 1.0  # seconds
+
+
+def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
+    """Show what is installed."""
+    rows, broken = _installed(catalog), _quarantined(catalog)
+    seconds = import_seconds(catalog)
+    if as_json:
+        printed: dict[str, Any] = {"plugins": rows, "quarantined": broken}
+        print_json(printed | ({"seconds": seconds} if timings else {}))
+        return
+    shown = table("Plug-ins", "kind", "name", "summary", "distribution", "options")
+    for row in rows:
+        options = ", ".join(f"{k}={v['default']}" for k, v in row["options"].items())
+        shown.add_row(
+            row["kind"],
+            row["name"],
+            escape(row["summary"]),
+            f"{row['distribution']} {row['version']}",
+            escape(options),
+        )
+    console.print(shown)
+    if broken:
+        bad = table("Quarantined: installed but not usable", "distribution", "error")
+        for item in broken:
+            bad.add_row(f"{item['distribution']} {item['version']}", escape(item["error"]))
+        console.print(bad)
+    if timings:
+        times = table("Imports", "distribution", "seconds", "", right=("seconds",))
+        for name, taken in seconds.items():
+            slow = f"slow, over {_SLOW:g} s: import heavy modules inside the factories"
+            times.add_row(name, f"{taken:.2f}", slow if taken > _SLOW else "")
+        console.print(times)
+
+
+def _installed(catalog: Catalog) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": shelf.kind,
+            "name": item.entry.name,
+            "summary": item.entry.summary,
+            "distribution": item.distribution.name,
+            "version": item.distribution.version,
+            "options": _options(item.entry),
+        }
+        for shelf in catalog.shelves()
+        for item in shelf
+    ]
+
+
+def _quarantined(catalog: Catalog) -> list[dict[str, Any]]:
+    return [
+        {
+            "distribution": q.distribution.name,
+            "version": q.distribution.version,
+            "entry_point": q.entry_point,
+            "error": q.error,
+        }
+        for q in catalog.quarantined
+    ]
+
+
+def import_seconds(catalog: Catalog) -> dict[str, float]:
+    """Return how long the entry points of each distribution took to import, slowest first."""
+    items = {item.distribution for shelf in catalog.shelves() for item in shelf}
+    found: dict[str, float] = {}
+    for dist in items | {q.distribution for q in catalog.quarantined}:
+        found[str(dist)] = found.get(str(dist), 0.0) + dist.seconds
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _options(entry: PluginEntry) -> dict[str, dict[str, Any]]:
+    schema = entry.options.model_json_schema()
+    required = schema.get("required", [])
+    return {
+        name: {
+            "default": "required" if name in required else field.get("default"),
+            "description": field.get("description", ""),
+        }
+        for name, field in schema.get("properties", {}).items()
+        if name != "type"
+    }
+
+
+def config(value: KMeansPalettizerConfig, *, as_json: bool) -> None:
+    """Show a config with all its defaults."""
+    if as_json:
+        print_json(value.to_dict())
+    else:
+        print(value.to_yaml(), end="")
+
+
+def plan(value: Plan, *, as_json: bool) -> None:
+    """Show what would happen to every tensor, and why."""
+    if as_json:
+        print_json(
+            {
+                "tensors": [_plan_row(p) for p in value],
+                "skipped": [asdict(s) for s in value.skipped],
+                "dense": [asdict(d) for d in value.dense],
+                "notes": list(value.notes),
+            }
+        )
+        return
+    shown = table(
+        f"{len(value)} tensors to palettize",
+        "tensor", "shape", "op", "bits", "granularity", "LUTs", "algorithm", "rule",
+        right=("bits", "LUTs"),
+    )  # fmt: skip
+    for row in (_plan_row(p) for p in value):
+        shown.add_row(
+            " = ".join(row["names"]),
+            _shape(row["shape"]),
+            row["op_type"] or "",
+            str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
+            row["granularity"],
+            str(row["luts"]),
+            row["algorithm"],
+            escape(row["rule"]),
+        )
+    console.print(shown)
+    skipped(value.skipped)
+    if value.dense:
+        rest = table("Not asked for: stay dense", "tensor", "shape", "why")
+        for dense in value.dense:
+            rest.add_row(dense.name, _shape(dense.shape), escape(dense.reason))
+        console.print(rest)
+    for note in value.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+
+
+def _plan_row(item: TensorPlan) -> dict[str, Any]:
+    return {
+        "names": [owner.name for owner in item.owners],
+        "shape": list(item.shape),
+        "op_type": item.op_type,
+        "n_bits": item.spec.n_bits,
+        "cluster_dim": item.spec.cluster_dim,
+        "granularity": granularity_text(item.spec, item.axis),
+        "luts": item.layout.n_blocks,
+        "algorithm": item.algorithm,
+        "rule": item.rule,
+        "spec": item.spec.model_dump(mode="json"),
+    }
+
+
+def skipped(items: Any) -> None:
+    """Show what was asked for and stays dense."""
+    if not items:
+        return
+    shown = table("Asked for, but stay dense", "tensor", "shape", "why", "rule")
+    for item in items:
+        shown.add_row(item.name, _shape(item.shape), escape(item.reason), escape(item.rule))
+    console.print(shown)
+
+
+def report(value: Report) -> None:
+    """Show what happened to each tensor."""
+    aware = any(row.objective_before is not None for row in value.tensors)
+    objective = ("objective from", "to") if aware else ()
+    shown = table(
+        "Palettized weights",
+        "tensor", "shape", "bits", "granularity", "algorithm", "before", "after", "SNR dB",
+        *objective, "seconds",
+        right=("bits", "before", "after", "SNR dB", *objective, "seconds"),
+    )  # fmt: skip
+    for row in value.tensors:
+        shown.add_row(
+            row.name,
+            _shape(row.shape),
+            str(row.n_bits),
+            row.granularity,
+            row.algorithm,
+            size(row.dense_bytes),
+            size(row.palettized_bytes),
+            "exact" if math.isinf(row.snr_db) else f"{row.snr_db:.1f}",
+            *(map(_objective, (row.objective_before, row.objective_after)) if aware else ()),
+            f"{row.seconds:.2f}",
+        )
+    console.print(shown)
+    if aware:
+        console.print(
+            "objective: what the algorithm lowers, at its plain start and at the end; of gptq and "
+            "lnq the squared error of a layer's outputs on the calibration batches. That takes "
+            "from the SNR, which is of the weights alone.\n"
+        )
+    skipped(value.skipped)
+
+
+def _objective(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def totals(rows: dict[str, Any]) -> None:
+    """Show a handful of totals, one a line."""
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        console.print(f"[bold]{name:<{width}}[/]  {escape(str(value))}", highlight=False)
+
+
+def checkpoint(path: Path, value: Checkpoint, *, as_json: bool) -> None:
+    """Show what a packed checkpoint holds."""
+    rows = _palettized(value)
+    dense = {name: list(tensor.shape) for name, tensor in value.dense.items()}
+    total = {
+        "file_bytes": path.stat().st_size,
+        "palettized_bytes": sum(row["bytes"] for row in rows),
+        "dense_bytes": sum(t.numel() * t.element_size() for t in value.dense.values()),
+    }
+    if as_json:
+        print_json({"version": value.version, "palettized": rows, "dense": dense, "totals": total})
+        return
+    shown = table(
+        str(path),
+        "tensor", "shape", "bits", "LUT grid", "LUT dtype", "dtype", "dense", "packed",
+        right=("bits", "dense", "packed"),
+    )  # fmt: skip
+    for row in rows:
+        shown.add_row(
+            " = ".join([row["name"], *row["tied"]]),
+            _shape(row["shape"]),
+            str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
+            _shape(row["grid"]),
+            row["lut_dtype"],
+            row["dtype"],
+            size(row["dense_bytes"]),
+            size(row["bytes"]),
+        )
+    console.print(shown)
+    totals(
+        {
+            "dense tensors": f"{len(dense)}, {size(total['dense_bytes'])}",
+            "file": size(total["file_bytes"]),
+        }
+    )
+
+
+def _palettized(value: Checkpoint) -> list[dict[str, Any]]:
+    aliases: dict[str, list[str]] = {}
+    for alias, first in value.aliases.items():
+        aliases.setdefault(first, []).append(alias)
+    return [
+        {
+            "name": name,
+            "tied": aliases.get(name, []),
+            "shape": list(tensor.shape),
+            "n_bits": tensor.n_bits,
+            "cluster_dim": tensor.cluster_dim,
+            "grid": list(tensor.grid),
+            "lut_dtype": str(tensor.lut.dtype).removeprefix("torch."),
+            "per_channel_scale": tensor.scale is not None,
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "bytes": math.ceil(tensor.size_in_bits() / 8),
+            "dense_bytes": tensor.dense_size_in_bits() // 8,
+        }
+        for name, tensor in value.palettized.items()
+    ]
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in words."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def _shape(shape: Any) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,1 @@
+"""What calibration batches say about weights: second moments of inputs, squared gradients."""

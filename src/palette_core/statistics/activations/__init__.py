@@ -1,0 +1,31 @@
+"""Second moments of what layers multiply their weights with, from calibration batches."""
+
+from palette_core.statistics.activations.accumulate import Accumulator
+from palette_core.statistics.activations.blocks import block_of, find_blocks
+from palette_core.statistics.activations.collect import CallKey, collect, compensated, moments_of
+from palette_core.statistics.activations.guided import loss_weights
+from palette_core.statistics.activations.options import Findings, InputCalibration, Loss, batches_of
+from palette_core.statistics.activations.runs import Runner, Seen, Stop, as_batch, copied
+from palette_core.statistics.activations.structure import Structure, find_structure
+
+__all__ = [
+    "Accumulator",
+    "CallKey",
+    "Findings",
+    "InputCalibration",
+    "Loss",
+    "Runner",
+    "Seen",
+    "Stop",
+    "Structure",
+    "as_batch",
+    "batches_of",
+    "block_of",
+    "collect",
+    "compensated",
+    "copied",
+    "find_blocks",
+    "find_structure",
+    "loss_weights",
+    "moments_of",
+]

@@ -1,0 +1,103 @@
+"""Second moments of a model's inputs to its planned weights, from calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from palette_core._common.progress import Advance
+from palette_core.planning import TensorPlan
+from palette_core.statistics.activations.accumulate import Accumulator
+from palette_core.statistics.activations.runs import Runner, Seen
+from palette_core.tensors.moments import InputMoments
+
+CallKey = tuple[str, int, int]
+"""A call: name of the weight, number of the batch, number of the call in its run."""
+
+
+def collect(
+    runner: Runner,
+    *,
+    folder: Path | None = None,
+    weights: Mapping[CallKey, Tensor] | None = None,
+    advance: Advance | None = None,
+) -> tuple[dict[str, InputMoments], dict[str, str]]:
+    """Run every batch once and return moments by name of the plan, usable or not.
+
+    Args:
+        runner: model, plans and batches.
+        folder: where to keep matrices on disk instead of in memory.
+        weights: by call, how much an input vector counts; see `Accumulator.add`.
+        advance: called after each batch.
+
+    Returns:
+        moments by name, and for the others a reason why there are none.
+
+    Raises:
+        CalibrationError: the model failed on a batch.
+    """
+    sums = Accumulator(folder)
+    reasons: dict[str, str] = {}
+
+    def see(seen: Seen) -> None:
+        if seen.what is None:
+            reasons[seen.name] = (
+                f"it is consumed by {seen.op_type!r}, whose inputs are not understood"
+            )
+            return
+        given = None if weights is None else weights.get((seen.name, number, seen.call))
+        sums.add(seen.name, seen.what, given)
+
+    for number in range(len(runner.batches)):
+        runner.run(number, see)
+        sums.forget_inputs()
+        if advance is not None:
+            advance(f"batch {number + 1}", 1)
+    return moments_of(runner.plans, sums, reasons)
+
+
+def moments_of(
+    plans: Sequence[TensorPlan], sums: Accumulator, reasons: Mapping[str, str]
+) -> tuple[dict[str, InputMoments], dict[str, str]]:
+    """Return usable moments by name, and for the others the reason why they are not."""
+    found: dict[str, InputMoments] = {}
+    missing: dict[str, str] = {}
+    for plan in plans:
+        moments = sums.result(plan)
+        if moments is None:
+            missing[plan.name] = reasons.get(plan.name, "no input came to it")
+            continue
+        obstacle = moments.obstacle()
+        if obstacle is None:
+            found[plan.name] = moments
+        else:
+            missing[plan.name] = obstacle
+    return found, missing
+
+
+def compensated(weight: Tensor, moments: InputMoments, cross: Tensor, damping: float) -> Tensor:
+    """Return the weight whose outputs on present inputs come nearest to the original outputs.
+
+    With X the inputs of the unchanged model and Y the present ones, that is
+    W + W (X − Y) Yᵀ (Y Yᵀ + λ I)⁻¹ (as GPTAQ does, Li et al. 2025, arXiv 2504.02692).
+
+    Args:
+        weight: the original weight.
+        moments: of Y.
+        cross: ``[G, C, C]`` float64, (X − Y) Yᵀ / count.
+        damping: λ, as a share of the mean diagonal of a group.
+    """
+    h = moments.hessian.double()
+    size = h.shape[-1]
+    ridge = max(damping, 1e-6) * moments.scales()
+    h = h + ridge[:, None, None] * torch.eye(size, dtype=torch.float64)
+    matrices = moments.to_matrices(weight.detach().cpu().double())
+    factor, failed = torch.linalg.cholesky_ex(h)
+    if failed.any():
+        return weight.detach().cpu().double()
+    moved = torch.cholesky_solve((matrices @ cross).transpose(1, 2), factor).transpose(1, 2)
+    out = moments.from_matrices(matrices + moved)
+    return out if bool(torch.isfinite(out).all()) else weight.detach().cpu().double()

@@ -1,0 +1,184 @@
+"""What a model uses in which order, over all batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from palette_core.statistics.activations.blocks import block_of
+from palette_core.statistics.activations.collect import CallKey
+from palette_core.statistics.activations.runs import Runner, Seen, Stop, copied
+
+_Item = TypeVar("_Item", bound=Hashable)
+_Inputs = tuple[int, ...]  # identities of what an operation got
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Weights that are palettized together: of one block, with one input."""
+
+    block: str | None
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the unchanged model does on some batches.
+
+    Attributes:
+        stages: all weights that are used, in an order in which every batch uses them.
+        calls: how often a weight is used in a run; None where that depends on the batch.
+        once: blocks that run at most once in a run: these may answer from memory.
+        outputs: by batch what each of these returns, where that was asked for.
+        shapes: by call, of what weights are multiplied with.
+    """
+
+    stages: tuple[Stage, ...]
+    calls: Mapping[str, int | None]
+    once: frozenset[str]
+    outputs: Mapping[int, Mapping[str, Any]]
+    shapes: Mapping[CallKey, tuple[torch.Size, ...]]
+
+    def until(self, names: Sequence[str], see: Callable[[Seen], None]) -> Callable[[Seen], None]:
+        """Return a callback for some weights that ends the run after the last of their calls.
+
+        Where their number depends on the batch it does not: palettized weights may change it.
+        """
+        counts = [self.calls.get(name) for name in names]
+        left = -1 if None in counts else sum(count or 0 for count in counts)
+
+        def counting(seen: Seen) -> None:
+            nonlocal left
+            if seen.name not in names:
+                return
+            see(seen)
+            left -= 1
+            if left == 0:
+                raise Stop
+
+        return counting
+
+
+@dataclass
+class _Run:
+    """One run: what was used first with which inputs, how often, and what blocks returned."""
+
+    first: dict[str, _Inputs] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+    shapes: dict[tuple[str, int], tuple[torch.Size, ...]] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+
+def find_structure(
+    runner: Runner,
+    batches: Iterable[int],
+    *,
+    keep: bool,
+    check: Callable[[int, Any], None] | None = None,
+) -> Structure:
+    """Run the unchanged model on some of its batches, and return what it does.
+
+    Args:
+        runner: model, weights, blocks and batches.
+        batches: numbers of the batches.
+        keep: remember what blocks return.
+        check: gets the number of each batch and what the model returned.
+
+    Raises:
+        CalibrationError: the model failed.
+    """
+    found: dict[int, _Run] = {}
+    for batch in batches:
+        found[batch] = run = _Run()
+        result = _record(runner, batch, run, keep=keep)
+        if check is not None:
+            check(batch, result)
+    runs = list(found.values())
+    names = {name for run in runs for name in run.first}
+    ran = {name for run in runs for name in run.runs}
+    # A block that runs twice may depend on what comes between: it never answers from memory.
+    once = frozenset(name for name in ran if all(run.runs.get(name, 0) < 2 for run in runs))
+    counts = {name: {run.calls.get(name, 0) for run in runs} for name in names}
+    return Structure(
+        tuple(_stages(runner, runs, once)),
+        {name: next(iter(c)) if len(c) == 1 else None for name, c in counts.items()},
+        once,
+        {b: {n: o for n, o in run.outputs.items() if n in once} for b, run in found.items()},
+        {(n, b, c): shapes for b, run in found.items() for (n, c), shapes in run.shapes.items()},
+    )
+
+
+def _record(runner: Runner, batch: int, run: _Run, *, keep: bool) -> Any:
+    held: list[tuple[Tensor, ...]] = []  # so that identities are not given to others
+
+    def see(seen: Seen) -> None:
+        run.calls[seen.name] = run.calls.get(seen.name, 0) + 1
+        raw = () if seen.what is None else seen.what.raw
+        held.append(raw)
+        run.shapes[seen.name, seen.call] = tuple(x.shape for x in raw)
+        run.first.setdefault(seen.name, tuple(id(x) for x in raw))
+
+    def returned(name: str, output: Any) -> None:
+        run.runs[name] = run.runs.get(name, 0) + 1
+        if keep:
+            run.outputs[name] = copied(output)
+
+    return runner.run(batch, see, keep=returned)
+
+
+def _stages(runner: Runner, runs: Sequence[_Run], once: frozenset[str]) -> list[Stage]:
+    owners = {plan.name: plan.owners[0].module for plan in runner.plans}
+    block: dict[str, str | None] = {}
+    for name in {name for run in runs for name in run.first}:
+        inside = block_of(owners[name], list(runner.blocks))
+        block[name] = inside if inside in once else None
+    # Blocks, and weights in none, in order; then weights in order inside of blocks.
+    units = merged([[(block[n], None if block[n] else n) for n in run.first] for run in runs])
+    stages: list[Stage] = []
+    for inside, lone in units:
+        if lone is not None:
+            order = [lone]
+        else:
+            order = merged([[n for n in run.first if block[n] == inside] for run in runs])
+        for name in order:
+            last = stages[-1] if stages else None
+            if last is not None and last.block == inside and _one_input(last.names[-1], name, runs):
+                stages[-1] = Stage(inside, (*last.names, name))
+            else:
+                stages.append(Stage(inside, (name,)))
+    return stages
+
+
+def _one_input(a: str, b: str, runs: Sequence[_Run]) -> bool:
+    """Whether two weights are multiplied with the same tensors wherever one of them is used."""
+    return all(
+        bool(run.first.get(a)) and run.first.get(a) == run.first.get(b)
+        for run in runs
+        if a in run.first or b in run.first
+    )
+
+
+def merged(orders: Iterable[Iterable[_Item]]) -> list[_Item]:
+    """Return what is in any of the orders, once, such that all orders are kept where possible.
+
+    Of what may come next, the one met first does.
+    """
+    needs: dict[_Item, set[_Item]] = {}
+    for order in orders:
+        items = list(dict.fromkeys(order))
+        for before, item in zip([None, *items], items, strict=False):
+            needs.setdefault(item, set()).update(() if before is None else (before,))
+    out: list[_Item] = []
+    while needs:
+        usual = next(iter(needs))  # of a circle, where nothing is free
+        item = next((item for item, missing in needs.items() if not missing), usual)
+        out.append(item)
+        del needs[item]
+        for missing in needs.values():
+            missing.discard(item)
+    return out

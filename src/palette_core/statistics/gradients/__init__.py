@@ -1,0 +1,1 @@
+"""Sensitivities: squared gradients of the loss, summed by weight."""

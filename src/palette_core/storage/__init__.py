@@ -1,0 +1,1 @@
+"""A palettized weight at rest: packed modules, checkpoints, mapped files, sizes."""

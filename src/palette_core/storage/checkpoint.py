@@ -1,0 +1,210 @@
+"""Save a palettized model's tensors to a packed checkpoint, and load one into a model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from palette_core._common.files import atomic_path
+from palette_core.errors import CheckpointError, PaletteWarning, StateError, did_you_mean
+from palette_core.model.parametrization import chain_input
+from palette_core.storage.checkpoint_file import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    PARTS,
+    Checkpoint,
+    read_checkpoint,
+)
+from palette_core.storage.packed_weight import PackedWeight, install_packed, palette_modules
+from palette_core.tensors.dtypes import dtype_name
+
+__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
+    """Write a prepared or finalized model's tensors to ``path``, whole or not at all.
+
+    Extra state that is no tensor (``nn.Module.get_extra_state``) is left out, with a warning.
+
+    Raises:
+        StateError: no weight of the model is palettized, or one still trains dense.
+        WeightFileError: a file that a weight is mapped from is missing or damaged.
+    """
+    path = Path(path)
+    packed_weights, aliases = _packed_weights(model)
+    tensors: dict[str, Tensor] = {}
+    records: dict[str, Any] = {}
+    for name, packed in packed_weights.items():
+        packed.check_file()
+        tensors[f"{name}.indices"] = packed.indices
+        for part, tensor in zip(PARTS, (*packed.entries(), packed.scale), strict=True):
+            if tensor is not None:
+                tensors[f"{name}.{part}"] = tensor
+        records[name] = {
+            "index_shape": packed.index_shape,
+            "axis": packed.axis,
+            "n_bits": packed.n_bits,
+            "dtype": dtype_name(packed.weight_dtype),
+        }
+    tensors |= _dense_tensors(model, aliases)
+    header = {"version": FORMAT_VERSION, "palettized": records, "aliases": aliases}
+    with atomic_path(path) as temporary:
+        save_file(_on_host(tensors), temporary, metadata={METADATA_KEY: json.dumps(header)})
+    return path
+
+
+def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
+    """Load a packed checkpoint into a dense model of the same architecture, in place.
+
+    The weights become packed ones, as after ``finalize(backend="torch")``; the rest is copied.
+    The model is not touched before everything has been found to fit.
+
+    Raises:
+        CheckpointError: the file or a tensor in it does not fit; the message lists what.
+        StateError: the model is palettized already.
+    """
+    if next(palette_modules(model), None) is not None:
+        raise StateError("the model is palettized already; load into a fresh dense one")
+    checkpoint = read_checkpoint(path)
+    names = {
+        name: [name, *(a for a, first in checkpoint.aliases.items() if first == name)]
+        for name in checkpoint.palettized
+    }
+    own = _own_tensors(model, [name for group in names.values() for name in group])
+    problems = _mismatches(checkpoint, names, own)
+    if problems:
+        raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
+    dense = dict(checkpoint.dense)
+    for alias, first in checkpoint.aliases.items():
+        if first in dense:
+            dense[alias] = dense[first]
+    model.load_state_dict(dense, strict=False)
+    for name, tensor in checkpoint.palettized.items():
+        device = own[name].device
+        install_packed(model, names[name], PackedWeight(tensor.to(device)))
+    return model
+
+
+def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str, str]]:
+    """Return packed weights by name, and the further names of tied ones."""
+    packed: dict[str, PackedWeight] = {}
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, module, state, item in palette_modules(model):
+        if id(item) in first:
+            aliases[name] = first[id(item)]
+            continue
+        first[id(item)] = name
+        if isinstance(item, PackedWeight):
+            packed[name] = item
+        elif item.is_enabled:
+            item.settle(chain_input(module, state, item))
+            packed[name] = PackedWeight(item.palettized())
+        else:
+            raise StateError(
+                f"{name} still trains dense, its PATSchedule has not come; finish training, or "
+                "call finalize(), which clusters it as it is now"
+            )
+    if not packed:
+        raise StateError("no weight of the model is palettized; call prepare() first")
+    return packed, aliases
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors, none of which shares memory with another."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        host = tensor.detach().cpu().contiguous()
+        storage = host.untyped_storage().data_ptr()
+        out[name] = host.clone() if storage in seen else host
+        seen.add(storage)
+    return out
+
+
+def _dense_tensors(model: nn.Module, aliases: dict[str, str]) -> dict[str, Tensor]:
+    """Return what is not palettized, each tied tensor once; its other names go to ``aliases``."""
+    palettized = tuple(_chain_prefix(name) for name, _, _, _ in palette_modules(model))
+    first: dict[tuple[Any, ...], str] = {}
+    dense: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name.startswith(palettized):
+            continue
+        if not isinstance(tensor, Tensor):
+            warnings.warn(
+                f"{name} is a {type(tensor).__name__}, not a tensor; the checkpoint leaves it out",
+                PaletteWarning,
+                stacklevel=3,
+            )
+            continue
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            dense[name] = tensor
+    return dense
+
+
+def _chain_prefix(name: str) -> str:
+    """Return how the names of everything behind a parametrized tensor begin."""
+    module, _, state = name.rpartition(".")
+    return f"{module}.parametrizations.{state}." if module else f"parametrizations.{state}."
+
+
+def _own_tensors(model: nn.Module, palettized: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors that a file must fit, by plain name.
+
+    Of ``palettized``, those that are computed (parametrized in some other way) or that a state
+    dictionary leaves out are in it too.
+    """
+    state_dict = model.state_dict(keep_vars=True)
+    own = {name: t for name, t in state_dict.items() if isinstance(t, Tensor)}
+    for name in palettized:
+        prefix, _, state = name.rpartition(".")
+        try:
+            value = getattr(model.get_submodule(prefix), state)
+        except AttributeError:
+            continue
+        if isinstance(value, Tensor) and name not in own:
+            chain = _chain_prefix(name)
+            own = {key: t for key, t in own.items() if not key.startswith(chain)}
+            own[name] = value
+    return own
+
+
+def _mismatches(
+    checkpoint: Checkpoint, names: Mapping[str, list[str]], own: Mapping[str, Tensor]
+) -> list[str]:
+    problems = []
+    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, tensor in checkpoint.palettized.items():
+        wanted |= dict.fromkeys(names[name], (tensor.shape, tensor.dtype))
+    for name, dense in checkpoint.dense.items():
+        wanted[name] = (tuple(dense.shape), dense.dtype)
+    for alias, first in checkpoint.aliases.items():
+        if first in wanted:
+            wanted[alias] = wanted[first]
+    for name, (shape, dtype) in wanted.items():
+        if name not in own:
+            problems.append(f"the model has no {name}{did_you_mean(name, own)}")
+        elif torch.nn.parameter.is_lazy(own[name]):
+            problems.append(f"{name} has no shape yet; run the model once before loading")
+        elif tuple(own[name].shape) != shape:
+            problems.append(
+                f"{name} has shape {tuple(own[name].shape)} in the model, {shape} in the file"
+            )
+        elif own[name].dtype is not dtype:
+            problems.append(
+                f"{name} is {dtype_name(own[name].dtype)} in the model, {dtype_name(dtype)} in "
+                "the file; cast the model before loading, or the loaded one afterwards"
+            )
+    problems += [f"the file lacks {name}" for name in own if name not in wanted]
+    return problems

@@ -1,0 +1,219 @@
+"""The module that stands for a palettized weight in a finalized model.
+
+Export backends find the weights of a model with `palette_modules`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from palette_core.model.parametrization import attach, parametrizations, replace_chain
+from palette_core.storage.mapped_files import WeightFile, write_mapped
+from palette_core.tensors import operators as ops
+from palette_core.tensors.packing import unpack_indices
+from palette_core.tensors.palettized import PalettizedTensor
+
+
+class PaletteModule(nn.Module, ABC):
+    """Holds look-up tables as buffers; subclasses hold the indices in their own way."""
+
+    indices: Tensor
+    lut: Tensor
+    lut_scale: Tensor | None
+    lut_zero_point: Tensor | None
+    scale: Tensor | None
+
+    def __init__(self, palettized: PalettizedTensor, indices: Tensor) -> None:
+        super().__init__()
+        self.n_bits = palettized.n_bits
+        self.axis = palettized.axis
+        self.index_shape = list(palettized.indices.shape)
+        # Quantized entries are kept as bytes: moving a model to half precision must not turn
+        # 8-bit floats into 16-bit ones.
+        quantized = palettized.lut_scale is not None
+        self.lut_dtype = palettized.lut.dtype if quantized else None
+        self.register_buffer("indices", indices)
+        self.register_buffer(
+            "lut", palettized.lut.view(torch.uint8) if quantized else palettized.lut
+        )
+        zero = palettized.lut_zero_point
+        self.register_buffer("lut_scale", palettized.lut_scale)
+        self.register_buffer("lut_zero_point", None if zero is None else zero.view(torch.uint8))
+        self.register_buffer("scale", palettized.scale)
+        self._float = palettized.dtype
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Dtype of the decoded weight; follows the model where the model is cast."""
+        return self._float if self.lut_dtype is not None else self.lut.dtype
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        lut_scale = self.lut_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if lut_scale is not None:
+            # Quantized tables do not show what dtype the model is cast to; a probe does. Their
+            # scale stays in float32.
+            self._float = fn(torch.empty(0, dtype=self._float, device=lut_scale.device)).dtype
+            self.lut_scale = lut_scale.to(self.lut.device)
+        return self
+
+    def palettized_shape(self) -> torch.Size:
+        """Shape of the decoded weight."""
+        dim = self.lut.shape[-1]
+        return torch.Size(s * dim if i == self.axis else s for i, s in enumerate(self.index_shape))
+
+    def entries(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return LUT, its scale and zero point, in the dtypes of `PalettizedTensor`."""
+        if self.lut_dtype is None:
+            return self.lut, None, None
+        zero = self.lut_zero_point
+        return (
+            self.lut.view(self.lut_dtype),
+            self.lut_scale,
+            None if zero is None else zero.view(self.lut_dtype),
+        )
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the palette stands for the weight."""
+        return True
+
+    @abstractmethod
+    def palettized(self) -> PalettizedTensor:
+        """Return the weight as unpacked indices and tables."""
+
+    def settle(self, weight: Tensor) -> None:
+        """Make indices and tables what training has come to; by default they always are.
+
+        Args:
+            weight: the dense weight, `parametrization.chain_input` of this module.
+        """
+
+
+@final
+class PackedWeight(PaletteModule):
+    """A weight of a finalized model: packed indices and tables behind one operator."""
+
+    def __init__(self, palettized: PalettizedTensor, packed: Tensor | None = None) -> None:
+        super().__init__(palettized, palettized.packed_indices() if packed is None else packed)
+        self._file: WeightFile | None = None
+
+    def map_to(self, path: Path) -> None:
+        """Move indices and tables to a file, and map them from there.
+
+        The file must stay; `check_file` tells when it has not.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        parts = {name: part.detach().cpu() for name, part in self.named_buffers()}
+        mapped, self._file = write_mapped(parts, path)
+        for name, part in mapped.items():
+            setattr(self, name, part)
+
+    def check_file(self) -> None:
+        """Check the file that the weight is mapped from, where there is one.
+
+        Raises:
+            WeightFileError: it is missing, or its size has changed.
+        """
+        if self._file is not None:
+            self._file.check()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.check_file()
+        before = self.indices
+        super()._apply(fn, recurse)
+        if self.indices is not before and self.indices.data_ptr() != before.data_ptr():
+            self._file = None  # everything has been copied
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_file()
+        return {**vars(self), "_file": None}  # a copy is in memory
+
+    def palettized(self) -> PalettizedTensor:
+        """Return the weight with its indices unpacked.
+
+        Raises:
+            WeightFileError: the file it is mapped from is missing or damaged.
+        """
+        self.check_file()
+        count = torch.Size(self.index_shape).numel()
+        lut, lut_scale, zero = self.entries()
+        indices = unpack_indices(self.indices, self.n_bits, count).reshape(self.index_shape)
+        return PalettizedTensor(
+            indices, lut, self.n_bits, self.axis, self.weight_dtype, lut_scale, zero, self.scale
+        )
+
+    def placeholder(self) -> nn.Parameter:
+        """Return an empty parameter of the weight's dtype and device, to stand for the original."""
+        empty = torch.empty(0, dtype=self.weight_dtype, device=self.indices.device)
+        return nn.Parameter(empty, requires_grad=False)
+
+    def size_in_bits(self) -> int:
+        """Bits of indices, tables and scales as stored."""
+        bits = self.index_count() * self.n_bits
+        tables = (self.lut, self.lut_scale, self.lut_zero_point, self.scale)
+        return bits + sum(t.numel() * t.element_size() * 8 for t in tables if t is not None)
+
+    def index_count(self) -> int:
+        """How many indices there are."""
+        return torch.Size(self.index_shape).numel()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Decode; the placeholder that stands where the dense weight was is not read."""
+        del weight
+        if self._file is not None and not torch.compiler.is_compiling():
+            self._file.check()
+        return ops.depalettize(  # type: ignore[no-any-return]
+            self.indices,
+            self.lut,
+            self.index_shape,
+            self.n_bits,
+            self.axis,
+            self.weight_dtype,
+            self.lut_scale,
+            self.lut_zero_point,
+            self.scale,
+            self.lut_dtype,
+        )
+
+    def extra_repr(self) -> str:
+        """Return what ``repr`` shows in brackets."""
+        return f"n_bits={self.n_bits}, index_shape={tuple(self.index_shape)}"
+
+
+def palette_modules(
+    model: nn.Module,
+) -> Iterator[tuple[str, nn.Module, str, PaletteModule]]:
+    """Yield name, owning module, local name and palette of every palettized weight.
+
+    A tied weight comes once for each place where it hangs, a module that hangs in several places
+    once for each.
+    """
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if not parametrize.is_parametrized(module):
+            continue
+        for state, chain in parametrizations(module).items():
+            for item in cast("parametrize.ParametrizationList", chain):
+                if isinstance(item, PaletteModule):
+                    yield f"{prefix}.{state}" if prefix else state, module, state, item
+
+
+def install_packed(model: nn.Module, names: Sequence[str], packed: PackedWeight) -> None:
+    """Put one packed weight at every place of ``names`` in a dense model."""
+    placeholder = packed.placeholder()
+    for name in names:
+        prefix, _, state = name.rpartition(".")
+        module = model.get_submodule(prefix)
+        if not parametrize.is_parametrized(module, state):
+            attach(module, state, packed)
+        replace_chain(module, state, packed, placeholder)

@@ -1,0 +1,234 @@
+"""Files of sensitivities: written whole or not at all, read with every problem listed.
+
+A safetensors file holds one float32 tensor under the name of each palettized weight, and in its
+metadata, under ``palette_core_sensitivities``, JSON with the version of the format and of each
+weight the shape, the fingerprint and the scale (the largest mean squared gradient). Files named
+``.pt`` or ``.pth`` hold the dictionary that coreai-opt writes with ``torch.save``, keyed by the
+names that parametrized models give to dense originals
+(``layer.parametrizations.weight.original``), without metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from palette_core._common.files import atomic_path
+from palette_core.errors import SensitivityError, did_you_mean
+from palette_core.planning import TensorPlan
+from palette_core.tensors.dtypes import dtype_name
+from palette_core.tensors.sensitivities import Sensitivity, fingerprint, normalized
+
+FORMAT_VERSION = 1
+METADATA_KEY = "palette_core_sensitivities"
+_TORCH_SUFFIXES = (".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file holds, by plain tensor names."""
+
+    values: dict[str, Tensor]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def save_sensitivities(path: str | Path, sensitivities: Mapping[str, Sensitivity]) -> None:
+    """Write sensitivities by tensor name: safetensors, or ``torch.save`` for .pt and .pth.
+
+    Raises:
+        OSError: the file cannot be written; what stood there still does.
+    """
+    path = check_writable(path)
+    with atomic_path(path) as temporary:
+        if path.suffix in _TORCH_SUFFIXES:
+            values = {_parametrized_name(n): s.values for n, s in sensitivities.items()}
+            torch.save(values, temporary)
+            return
+        records = {
+            name: {
+                "shape": list(item.values.shape),
+                "fingerprint": item.fingerprint,
+                "scale": item.scale,
+            }
+            for name, item in sensitivities.items()
+        }
+        header = {"version": FORMAT_VERSION, "tensors": records}
+        tensors = {name: item.values.contiguous() for name, item in sensitivities.items()}
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(header)})
+
+
+def check_writable(path: str | Path) -> Path:
+    """Make the folder of ``path``, before any work.
+
+    Raises:
+        OSError: the folder cannot be made, or ``path`` is one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file for the sensitivities")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def load_sensitivities(
+    path: str | Path,
+    plans: Iterable[TensorPlan],
+    weights: Mapping[str, Tensor],
+    *,
+    trust: bool = False,
+) -> dict[str, Sensitivity]:
+    """Read the sensitivities of planned tensors, by name, normalized, on the CPU.
+
+    Entries for other tensors are not looked at.
+
+    Args:
+        path: of a safetensors file, or of a ``torch.save`` dictionary, which is read with
+            ``weights_only``. Keys are tensor names, or the names that parametrized models give
+            them. A tied weight is found under any of its names.
+        plans: the tensors wanted.
+        weights: the values of these tensors, by the plans' names.
+        trust: take what was measured on other weights of the same shapes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        SensitivityError: unreadable, entries missing, of the wrong shape, NaN, infinite or
+            negative, or measured on other weights; the message lists every problem.
+    """
+    path = Path(path)
+    stored = _read(path)
+    problems: list[str] = []
+    others: list[str] = []
+    found: dict[str, Sensitivity] = {}
+    for plan in plans:
+        name = next((o.name for o in plan.owners if o.name in stored.values), None)
+        problem = _problem(plan, name, stored.values)
+        if problem or name is None:
+            problems.append(problem)
+            continue
+        own = fingerprint(weights[plan.name])
+        if not trust and stored.fingerprints.get(name, own) != own:
+            others.append(plan.name)
+        values = normalized(stored.values.pop(name))
+        found[plan.name] = Sensitivity(values, own, stored.scales.get(name))
+    if others:
+        problems.append(_of_other_weights(others, len(found)))
+    if problems:
+        raise SensitivityError(f"{path} does not fit the model: {'; '.join(problems)}")
+    return found
+
+
+def _of_other_weights(names: list[str], of: int) -> str:
+    which = "every weight" if len(names) == of else ", ".join(names)
+    return (
+        f"measured on other values of {which}; calibrate the model as it is now, or take them "
+        "all the same with prepare(..., trust_sensitivities=True)"
+    )
+
+
+def _problem(plan: TensorPlan, name: str | None, stored: Mapping[str, Tensor]) -> str:
+    if name is None:
+        return f"no entry for {plan.name}{did_you_mean(plan.name, stored)}"
+    value = stored[name]
+    if tuple(value.shape) != plan.shape:
+        return f"{plan.name} has shape {tuple(value.shape)}, expected {plan.shape}"
+    if value.dtype.is_complex or value.dtype is torch.bool or value.dtype.itemsize == 1:
+        return f"{plan.name} has dtype {dtype_name(value.dtype)}, expected a floating dtype"
+    if not bool(torch.isfinite(value).all()):
+        return f"{plan.name} has NaN or infinite values"
+    if bool((value < 0).any()):
+        return f"{plan.name} has negative values, the smallest {value.min().item()}"
+    return ""
+
+
+def _read(path: Path) -> _File:
+    if not path.exists():
+        raise FileNotFoundError(f"no file of sensitivities at {path}")
+    if _is_safetensors(path):
+        return _read_safetensors(path)
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    # torch.load raises whatever its unpickler meets in a damaged file.
+    except Exception as error:
+        raise SensitivityError(
+            f"{path} is damaged, or neither a safetensors file (suffix .safetensors) nor a "
+            f"dictionary of tensors written by torch.save ({type(error).__name__})"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise SensitivityError(f"{path} must hold a dictionary from tensor names to tensors")
+    return _File({_plain_name(str(key)): value for key, value in loaded.items()})
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix in (".safetensors", *_TORCH_SUFFIXES):
+        return path.suffix == ".safetensors"
+    if path.is_dir():
+        raise SensitivityError(f"{path} is a folder, expected a file of sensitivities")
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:2] != b"PK" and start[:1] != b"\x80"  # a zip archive, a pickle
+
+
+def _read_safetensors(path: Path) -> _File:
+    try:
+        with safe_open(path, framework="pt") as file:
+            fingerprints, scales = _records(path, file.metadata() or {})
+            values = {_plain_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise SensitivityError(f"{path} is not a whole safetensors file: {error}") from error
+    return _File(values, fingerprints, scales)
+
+
+def _records(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, float]]:
+    """Return fingerprints and scales; none where another program has written the file."""
+    if METADATA_KEY not in metadata:
+        return {}, {}
+    damaged = f"{path}: its {METADATA_KEY!r} metadata is damaged"
+    try:
+        header: Any = json.loads(metadata[METADATA_KEY])
+        version = header["version"]
+        if version != FORMAT_VERSION:
+            raise SensitivityError(
+                f"{path} has format version {version!r}; this palette_core reads {FORMAT_VERSION}"
+            )
+        records = {_plain_name(name): record for name, record in header["tensors"].items()}
+        return (
+            {name: str(record["fingerprint"]) for name, record in records.items()},
+            {n: float(r["scale"]) for n, r in records.items() if r.get("scale") is not None},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SensitivityError):
+            raise
+        raise SensitivityError(f"{damaged}: {type(error).__name__}: {error}") from None
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def _plain_name(key: str) -> str:
+    """Turn ``a.parametrizations.weight.original`` into ``a.weight``."""
+    parts = key.split(".")
+    if "parametrizations" in parts and parts[-1].startswith("original"):
+        at = parts.index("parametrizations")
+        return ".".join([*parts[:at], parts[at + 1]])
+    return key
+
+
+def _parametrized_name(name: str) -> str:
+    """Turn ``a.weight`` into ``a.parametrizations.weight.original``."""
+    module, _, state = name.rpartition(".")
+    return ".".join([*([module] if module else []), "parametrizations", state, "original"])

@@ -1,0 +1,132 @@
+"""The compiled pass of `square_sums`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from palette_core._common.compiled import kernel
+
+
+@kernel
+def add_squares(
+    x: Any,
+    start: int,
+    per_unit: float,
+    codes: Any,
+    table: Any,
+    scale: Any,
+    digits: int,
+    least: int,
+    outer: Any,
+    along: Any,
+    inner: Any,
+    width: int,
+    dim: int,
+    out: Any,
+) -> None:
+    """Add the squares of a stretch of a weight ``[outer, along, inner]``.
+
+    Args:
+        x: the elements of the stretch, float32 or float64.
+        start: the place of the first one in the weight.
+        per_unit: a power of two that all elements are multiplied by.
+        codes: ``[outer · along / dim · width]`` uint8, all codes of the weight.
+        table: float64, the entries of all LUTs in a row, multiplied by ``per_unit``.
+        scale: ``[along]`` float64 factors of entries; not looked at where ``digits`` is 0.
+        digits: significant bits of a product of entry and factor, 0 for no factors.
+        least: exponent of the smallest step of such a product.
+        outer: what the outer index adds to the place of an element's LUT.
+        along: what the middle index adds.
+        inner: what the inner index adds, ``[1]`` where it is always the same.
+        width: size of the inner index.
+        dim: D, neighbours along the middle index that share a code.
+        out: ``[8]`` float64 out: four running sums of (entry − x)², four of x².
+    """
+    done = 0
+    while done < x.size:
+        row = (start + done) // width
+        first = start + done - row * width
+        count = min(width - first, x.size - done)
+        o = row // along.size
+        a = row - o * along.size
+        code_at = (o * (along.size // dim) + a // dim) * width + first
+        own = table[outer[o] + along[a] + a % dim :]
+        part, picks = x[done : done + count], codes[code_at : code_at + count]
+        if digits == 0 and inner.size == 1:
+            _add_plain(part, per_unit, picks, own, dim, out)
+        else:
+            factor = scale[a] if digits > 0 else 1.0
+            _add_scaled(part, first, per_unit, picks, own, dim, inner, factor, digits, least, out)
+        done += count
+
+
+@kernel
+def _add_plain(x: Any, per_unit: float, codes: Any, table: Any, dim: int, out: Any) -> None:
+    """Add elements of one LUT; four sums at once, as one would wait for the other."""
+    # Unsigned indices: signed ones are looked at for being negative.
+    step, one, four = np.uint64(dim), np.uint64(1), np.uint64(4)
+    whole = np.uint64(x.size // 4 * 4)
+    e0, e1, e2, e3 = out[0], out[1], out[2], out[3]
+    n0, n1, n2, n3 = out[4], out[5], out[6], out[7]
+    for i in range(np.uint64(0), whole, four):
+        x0 = np.float64(x[i]) * per_unit
+        x1 = np.float64(x[i + one]) * per_unit
+        x2 = np.float64(x[i + one + one]) * per_unit
+        x3 = np.float64(x[i + four - one]) * per_unit
+        g0 = table[np.uint64(codes[i]) * step] - x0
+        g1 = table[np.uint64(codes[i + one]) * step] - x1
+        g2 = table[np.uint64(codes[i + one + one]) * step] - x2
+        g3 = table[np.uint64(codes[i + four - one]) * step] - x3
+        e0 += g0 * g0
+        e1 += g1 * g1
+        e2 += g2 * g2
+        e3 += g3 * g3
+        n0 += x0 * x0
+        n1 += x1 * x1
+        n2 += x2 * x2
+        n3 += x3 * x3
+    for i in range(whole, np.uint64(x.size)):
+        value = np.float64(x[i]) * per_unit
+        gap = table[np.uint64(codes[i]) * step] - value
+        e0 += gap * gap
+        n0 += value * value
+    out[0], out[1], out[2], out[3] = e0, e1, e2, e3
+    out[4], out[5], out[6], out[7] = n0, n1, n2, n3
+
+
+@kernel
+def _add_scaled(
+    x: Any,
+    first: int,
+    per_unit: float,
+    codes: Any,
+    table: Any,
+    dim: int,
+    inner: Any,
+    factor: float,
+    digits: int,
+    least: int,
+    out: Any,
+) -> None:
+    """Add elements whose entries have a factor, or that each have a LUT of their own."""
+    for i in range(x.size):
+        value = np.float64(x[i]) * per_unit
+        entry = table[codes[i] * dim + (inner[first + i] if inner.size > 1 else 0)]
+        if digits > 0:
+            entry *= factor
+            if digits < 53:
+                entry = _rounded(entry, digits, least)
+        gap = entry - value
+        out[0] += gap * gap
+        out[4] += value * value
+
+
+@kernel
+def _rounded(value: float, digits: int, least: int) -> float:
+    """Round to ``digits`` significant bits, to even, with no step below 2^least."""
+    exponent = math.frexp(value)[1]
+    step = math.ldexp(1.0, max(exponent - digits, least))
+    return float(np.rint(value / step) * step)

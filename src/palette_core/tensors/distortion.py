@@ -1,0 +1,150 @@
+"""How far a palettized weight is from the weight: sums of squares, without decoding it.
+
+One compiled pass over the weight as it lies in memory. Sums are taken over fixed stretches and
+added in order, so that they are the same for any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from palette_core._common.compiling import announce_compiling
+from palette_core._common.threads import map_threads
+from palette_core.tensors._distortion_kernel import add_squares
+from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.palettized import PalettizedTensor, dequantize_lut
+
+_STRETCH = 1 << 18  # elements one thread takes at a time
+# Significant bits of a float, and the exponent of its smallest step.
+_FORMATS = {
+    torch.float16: (11, -24),
+    torch.bfloat16: (8, -133),
+    torch.float32: (24, -149),
+    torch.float64: (53, -1074),
+}
+
+
+def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
+    """Return Σ (decoded − weight)² and Σ weight², added in float64.
+
+    Args:
+        weight: in host memory; float16, bfloat16, float32 or float64.
+        palettized: what stands for it, in host memory; a scale is one factor for each place
+            along its vector axis.
+    """
+    announce_compiling()
+    place = _Place(palettized)
+    raw = _raw(weight)
+    codes = palettized.indices.contiguous().numpy().reshape(-1)
+    unit = _unit(weight)
+    entries = dequantize_lut(palettized.lut, palettized.lut_scale, palettized.lut_zero_point)
+    table = entries.to(palettized.dtype).double().numpy().reshape(-1) * (1.0 / unit)
+    scale, (digits, least) = np.ones(1), (0, 0)  # nothing is rounded: entries decode as they are
+    if palettized.scale is not None:
+        scale = palettized.scale.double().numpy().reshape(-1)
+        digits, least = _FORMATS[palettized.dtype]
+        least -= round(math.log2(unit))
+
+    def sums(stretch: slice) -> NDArray[np.float64]:
+        out = np.zeros(8)
+        x = raw[stretch]
+        if x.dtype == np.uint16:
+            x = _values(weight.dtype).take(x)
+        add_squares(
+            x, stretch.start, 1.0 / unit, codes, table, scale, digits, least,
+            place.outer, place.along, place.inner, place.width, place.dim, out,
+        )  # fmt: skip
+        return out
+
+    count = weight.numel()
+    stretches = [slice(at, min(count, at + _STRETCH)) for at in range(0, count, _STRETCH)]
+    error = norm = 0.0
+    for out in map_threads(sums, stretches):
+        error += float(out[:4].sum())
+        norm += float(out[4:].sum())
+    # Not unit**2: that raises where a product becomes infinite.
+    return error * unit * unit, norm * unit * unit
+
+
+class _Place:
+    """Where the elements of a contiguous weight find their LUT.
+
+    The weight is seen as ``[outer, along, inner]`` around its vector axis. The first entry of an
+    element's LUT is the sum of what each of its three indices adds.
+
+    Attributes:
+        outer: ``[outer]`` int64.
+        along: ``[along]`` int64.
+        inner: ``[width]`` int64, or ``[1]`` where all add the same.
+        width: size of the inner index.
+        dim: D, the values of an entry.
+    """
+
+    def __init__(self, palettized: PalettizedTensor) -> None:
+        layout = palettized.layout
+        axis = layout.vector_axis
+        self.dim = layout.cluster_dim
+        if layout.n_blocks == layout.cluster_dim == 1 and palettized.scale is None:
+            # One LUT for all: a single row.
+            self.outer = self.along = self.inner = np.zeros(1, np.int64)
+            self.width = math.prod(layout.shape)
+            return
+        if layout.cluster_dim == 1 and palettized.scale is None:
+            axis = 0  # whichever is the same; this one has the longest rows
+        offsets = _offsets(layout, math.prod(palettized.lut.shape[-2:]))
+        self.outer = _sums_of(offsets[:axis])
+        self.along = offsets[axis]
+        self.inner = _sums_of(offsets[axis + 1 :])
+        self.width = self.inner.size
+        if not self.inner.any():
+            self.inner = self.inner[:1]
+
+
+def _offsets(layout: BlockLayout, per_table: int) -> list[NDArray[np.int64]]:
+    """Return what an index along each axis adds to the place of an element's LUT."""
+    out, stride = [], per_table
+    for extent, block, grid in zip(
+        reversed(layout.shape), reversed(layout.block), reversed(layout.grid), strict=True
+    ):
+        out.append(np.arange(extent, dtype=np.int64) // block * stride)
+        stride *= grid
+    return out[::-1]
+
+
+def _sums_of(offsets: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    total = np.zeros(1, np.int64)
+    for each in offsets:
+        total = (total[:, None] + each).reshape(-1)
+    return total
+
+
+def _raw(weight: Tensor) -> NDArray[Any]:
+    """Return the weight's values, or the bits of 16-bit ones, in a row."""
+    flat = weight.detach().contiguous().view(-1)
+    if flat.element_size() == 2:
+        return flat.view(torch.int16).numpy().view(np.uint16)
+    array: NDArray[Any] = flat.numpy()
+    return array
+
+
+@lru_cache(maxsize=2)
+def _values(dtype: torch.dtype) -> NDArray[np.float32]:
+    """Return the value of every pattern of a 16-bit float."""
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    values: NDArray[np.float32] = patterns.view(dtype).float().numpy()
+    return values
+
+
+def _unit(weight: Tensor) -> float:
+    """Return a power of two by which squares of float64 weights stay in range; else 1."""
+    if weight.dtype != torch.float64 or weight.numel() == 0:
+        return 1.0
+    low, high = (float(end) for end in torch.aminmax(weight))
+    return float(2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000))

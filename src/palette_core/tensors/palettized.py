@@ -1,0 +1,286 @@
+"""What clustering makes: codebooks of points, and the palettized tensor they become."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from palette_core.errors import IncompatibleShapeError
+from palette_core.tensors.layout import BlockLayout, Shape
+from palette_core.tensors.packing import pack_indices
+
+_DECODE_CHUNK = 1 << 24  # indices widened at once while decoding
+_GATHER_CHUNK = 1 << 17
+
+
+@dataclass(frozen=True)
+class QuantizedLut:
+    """Look-up tables with integer or 8-bit float entries.
+
+    The value of an entry is ``(values - zero_point) * scale``, computed in float32.
+
+    Attributes:
+        values: ``[…, K, D]`` of int8, uint8, float8_e4m3fn or float8_e5m2.
+        scale: ``[…, 1, 1]`` float32, one per LUT.
+        zero_point: ``[…, 1, 1]`` in the dtype of ``values``, or None (always for 8-bit floats).
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+    def dequantize(self) -> Tensor:
+        """Return the entries as float32 ``[…, K, D]``."""
+        return dequantize_lut(self.values, self.scale, self.zero_point)
+
+
+def dequantize_lut(values: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
+    """Return LUT entries as floats: unchanged without a scale, float32 with one."""
+    if scale is None:
+        return values
+    entries = values.to(torch.float32)
+    if zero_point is not None:
+        entries = entries - zero_point.to(torch.float32)
+    return entries * scale.to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The result of clustering B blocks of N points with D coordinates.
+
+    Attributes:
+        lut: ``[B, K, D]`` floating, the centroids. Scalar ones (D = 1) in ascending order; spare
+            entries repeat the last one.
+        codes: ``[B, N]`` uint8, the entry that stands for each point.
+        quantized: the entries in quantized form, from algorithms that fit under the quantizer;
+            then ``lut`` is ``quantized.dequantize()``.
+        objective_before: what an algorithm set out to lower, at its own plain start, and
+        objective_after: at the result; None from algorithms that do not say.
+    """
+
+    lut: Tensor
+    codes: Tensor
+    quantized: QuantizedLut | None = None
+    objective_before: float | None = None
+    objective_after: float | None = None
+
+    def decode(self) -> Tensor:
+        """Return the points ``[B, N, D]`` that the codes stand for."""
+        return gather_entries(self.lut, self.codes)
+
+
+def gather_entries(lut: Tensor, codes: Tensor) -> Tensor:
+    """Look up codes ``[B, N]`` in tables ``[B, K, D]``; returns ``[B, N, D]``."""
+    if _on_host(lut) and _on_host(codes):
+        return _gather_on_host(lut, codes)
+    blocks, entries, dim = lut.shape
+    # A 1-D table is looked up twice as fast as one of single columns.
+    table = lut.reshape(-1) if dim == 1 else lut.reshape(blocks * entries, dim)
+    first = torch.arange(blocks, device=codes.device, dtype=torch.int32)[:, None] * entries
+    step = max(1, _DECODE_CHUNK // max(1, codes.shape[1]))
+    parts = []
+    for at in range(0, blocks, step):
+        rows = codes[at : at + step].to(torch.int32) + first[at : at + step]
+        parts.append(table.index_select(0, rows.reshape(-1)))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(*codes.shape, dim)
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Whether numpy may read a tensor: plain values in memory, of which no graph is recorded."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not tensor.requires_grad
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )
+
+
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _gather_on_host(lut: Tensor, codes: Tensor) -> Tensor:
+    """Look up by numpy, which takes one-byte indices as they are: three times as fast."""
+    tables = lut.contiguous().view(_SAME_SIZE[lut.element_size()]).numpy()
+    index = codes.numpy()
+    out = np.empty((*index.shape, lut.shape[-1]), tables.dtype)
+    for block, (table, row) in enumerate(zip(tables, index, strict=True)):
+        # In pieces: numpy makes 64-bit indices of what it is given. Anything but "raise" as mode
+        # lets it write where it should; no index is out of range.
+        for at in range(0, len(row), _GATHER_CHUNK):
+            piece = slice(at, at + _GATHER_CHUNK)
+            if table.shape[1] == 1:
+                table[:, 0].take(row[piece], out=out[block, piece, 0], mode="clip")
+            else:
+                table.take(row[piece], axis=0, out=out[block, piece], mode="clip")
+    return torch.from_numpy(out).view(lut.dtype)
+
+
+@dataclass(frozen=True)
+class PalettizedTensor:
+    """A weight as indices into look-up tables. Independent of any model.
+
+    Attributes:
+        indices: uint8, the weight's shape with ``axis`` divided by the vector length D.
+        lut: ``[*grid, K, D]`` with ``K = 2 ** n_bits``; in the weight's dtype, or quantized.
+        n_bits: bits per index, 1 to 8.
+        axis: the axis of the weight along which the D values of an entry lie.
+        dtype: floating dtype of the decoded weight.
+        lut_scale: ``[*grid, 1, 1]`` float32 where the LUT is quantized, else None.
+        lut_zero_point: ``[*grid, 1, 1]`` in the LUT's dtype, or None.
+        scale: factor per output channel, broadcastable to the weight, in ``dtype``, or None.
+    """
+
+    indices: Tensor
+    lut: Tensor
+    n_bits: int
+    axis: int
+    dtype: torch.dtype
+    lut_scale: Tensor | None = None
+    lut_zero_point: Tensor | None = None
+    scale: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle 8-bit floats as bytes: torch's own pickles of them cannot be read."""
+        fields = vars(self).copy()
+        if self.lut.dtype.is_floating_point and self.lut.dtype.itemsize == 1:
+            fields["lut"] = self.lut.view(torch.uint8)
+        return _unpickled, (fields, self.lut.dtype)
+
+    @property
+    def cluster_dim(self) -> int:
+        """D, the number of values in one entry."""
+        return self.lut.shape[-1]
+
+    @property
+    def grid(self) -> Shape:
+        """Number of LUTs along each axis of the weight."""
+        return tuple(self.lut.shape[:-2])
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the decoded weight."""
+        return tuple(
+            s * self.cluster_dim if i == self.axis else s for i, s in enumerate(self.indices.shape)
+        )
+
+    @property
+    def layout(self) -> BlockLayout:
+        """The layout that shape, grid and vector axis imply."""
+        if any(s % g for s, g in zip(self.shape, self.grid, strict=True)):
+            raise IncompatibleShapeError(f"a grid of {self.grid} does not divide {self.shape}")
+        block = tuple(s // g for s, g in zip(self.shape, self.grid, strict=True))
+        return BlockLayout(self.shape, block, self.cluster_dim, self.axis)
+
+    def check(self) -> None:
+        """Check that the parts fit each other.
+
+        Raises:
+            ValueError: naming the part that does not.
+        """
+        rank, grid, lut = len(self.indices.shape), self.grid, self.lut
+        if not 0 <= self.axis < rank:
+            raise ValueError(f"axis {self.axis} does not exist in indices of {rank} axes")
+        if lut.dim() != rank + 2 or lut.shape[-2] != 1 << self.n_bits or 0 in lut.shape:
+            raise ValueError(
+                f"lut has shape {tuple(lut.shape)}, expected {rank} axes, then {1 << self.n_bits} "
+                "entries and their length"
+            )
+        _ = self.layout  # raises where the grid does not divide the shape
+        quantized, zero, scale = self.lut_scale is not None, self.lut_zero_point, self.scale
+        if not self.dtype.is_floating_point or (lut.dtype != self.dtype and not quantized):
+            raise ValueError(f"lut is {lut.dtype} for a weight of {self.dtype}, and has no scale")
+        for name, part in (("lut_scale", self.lut_scale), ("lut_zero_point", zero)):
+            if part is not None and part.shape != (*grid, 1, 1):
+                raise ValueError(f"{name} has shape {tuple(part.shape)}, expected {(*grid, 1, 1)}")
+        if zero is not None and (not quantized or zero.dtype != lut.dtype):
+            raise ValueError(f"lut_zero_point is {zero.dtype} for a lut of {lut.dtype}")
+        if scale is not None and (
+            scale.dtype != self.dtype
+            or scale.dim() != rank
+            or any(got not in (1, s) for got, s in zip(scale.shape, self.shape, strict=True))
+        ):
+            raise ValueError(
+                f"scale is {scale.dtype} of shape {tuple(scale.shape)}, expected {self.dtype} and "
+                f"a shape that broadcasts to {self.shape}"
+            )
+
+    @classmethod
+    def from_codebook(
+        cls,
+        codebook: Codebook,
+        layout: BlockLayout,
+        *,
+        n_bits: int,
+        dtype: torch.dtype,
+        scale: Tensor | None = None,
+    ) -> PalettizedTensor:
+        """Lay a codebook of ``layout``'s blocks out on the grid; the LUT is cast to ``dtype``."""
+        shape = layout.lut_shape(codebook.lut.shape[1])
+        ones = (*layout.grid, 1, 1)
+        indices = layout.merge_codes(codebook.codes).contiguous()
+        quantized = codebook.quantized
+        if quantized is None:
+            lut = codebook.lut.to(dtype).reshape(shape)
+            return cls(indices, lut, n_bits, layout.vector_axis, dtype, scale=scale)
+        zero = quantized.zero_point
+        return cls(
+            indices,
+            quantized.values.reshape(shape),
+            n_bits,
+            layout.vector_axis,
+            dtype,
+            lut_scale=quantized.scale.to(torch.float32).reshape(ones),
+            lut_zero_point=None if zero is None else zero.reshape(ones),
+            scale=scale,
+        )
+
+    def codebook(self) -> Codebook:
+        """Return LUT and codes by block: ``[B, K, D]`` as floats, and ``[B, N]``."""
+        entries = dequantize_lut(self.lut, self.lut_scale, self.lut_zero_point).to(self.dtype)
+        codes = self.layout.split_indices(self.indices)
+        return Codebook(entries.reshape(-1, *self.lut.shape[-2:]), codes)
+
+    def decode(self) -> Tensor:
+        """Return the dense weight: LUT dequantized in float32, cast, gathered, scaled."""
+        weight = self.layout.merge(self.codebook().decode())
+        return weight if self.scale is None else weight * self.scale
+
+    def packed_indices(self) -> Tensor:
+        """Return the indices as a dense little-endian bit stream; see `packing`."""
+        return pack_indices(self.indices, self.n_bits)
+
+    def size_in_bits(self) -> int:
+        """Bits of indices, LUTs, scales and zero points; nothing else."""
+        tables = (self.lut, self.lut_scale, self.lut_zero_point, self.scale)
+        return self.indices.numel() * self.n_bits + sum(
+            t.numel() * t.element_size() * 8 for t in tables if t is not None
+        )
+
+    def dense_size_in_bits(self) -> int:
+        """Bits of the dense weight in ``dtype``."""
+        return math.prod(self.shape) * self.dtype.itemsize * 8
+
+    def to(self, device: torch.device | str) -> PalettizedTensor:
+        """Return the same tensor with every part on ``device``."""
+
+        def move(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device)
+
+        return replace(
+            self,
+            indices=self.indices.to(device),
+            lut=self.lut.to(device),
+            lut_scale=move(self.lut_scale),
+            lut_zero_point=move(self.lut_zero_point),
+            scale=move(self.scale),
+        )
+
+
+def _unpickled(fields: dict[str, Any], lut_dtype: torch.dtype) -> PalettizedTensor:
+    return PalettizedTensor(**{**fields, "lut": fields["lut"].view(lut_dtype)})

@@ -1,0 +1,182 @@
+"""Give every look-up table an entry that is exactly zero, and keep zeros on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palette_core.errors import WeightError
+from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.nearest import nearest_codes, pieces, squared_distances, sums_by_code
+from palette_core.tensors.palettized import Codebook, QuantizedLut
+
+_ROUNDS = 10
+_LEAST_GAIN = 1e-6  # of the error: with less, entries stay
+
+
+def zero_points(name: str, points: Tensor) -> Tensor:
+    """Return ``[B, N]`` bool: which of the points ``[B, N, D]`` are zero.
+
+    Raises:
+        WeightError: zeros and other values share a point; the message has ``name``.
+    """
+    zero = points == 0
+    mixed = int((zero.any(-1) & ~zero.all(-1)).sum())
+    if mixed:
+        raise WeightError(
+            f"{name}: preserve_zero with cluster_dim={points.shape[-1]} needs zeros in whole "
+            f"vectors, but {mixed} of {zero[..., 0].numel()} vectors mix zeros with other values; "
+            "use cluster_dim=1, or prune whole vectors along the output channels"
+        )
+    return zero.all(-1)
+
+
+def fill_points(points: Tensor, zeros: Tensor) -> Tensor:
+    """Return points ``[B, N, D]`` that are zero where ``zeros`` ``[B, N]`` bool says so."""
+    return points.masked_fill(zeros[..., None], 0.0)
+
+
+def keep_zeros(
+    points: Tensor,
+    importance: Tensor | None,
+    codebook: Codebook,
+    dtype: torch.dtype,
+    *,
+    reassign: bool = True,
+) -> Codebook:
+    """Make one entry of each table zero: the one that costs least, in Σ w (x − c)².
+
+    Points that are zero get it, and every other point its nearest entry. Other entries of tables
+    that are not quantized move to the means of their points.
+
+    Args:
+        points: ``[B, N, D]`` floating.
+        importance: ``[B, N, D]`` elementwise, or None.
+        codebook: the result of clustering the points; not written to.
+        dtype: of the entries, as they will decode.
+        reassign: False leaves entries and assignment as an algorithm that looks at more than
+            distances has made them, but for the entry that is replaced.
+    """
+    entries = codebook.lut.to(dtype)
+    taken = _cheapest(points, importance, entries)
+    zeros = torch.zeros(entries.shape[:2], dtype=torch.bool, device=entries.device)
+    zeros.scatter_(1, taken[:, None], value=True)
+    quantized = None if codebook.quantized is None else with_zeros(codebook.quantized, zeros)
+    entries = entries.masked_fill(zeros[..., None], 0.0)
+    if quantized is None and reassign:
+        entries = _refined(points, importance, entries, zeros)
+    codes = _assigned(points, importance, entries)
+    if not reassign:
+        codes = torch.where(codebook.codes == taken[:, None], codes, codebook.codes)
+    codes = torch.where((points == 0).all(-1), taken[:, None].to(torch.uint8), codes)
+    exact = entries if quantized is None else quantized.dequantize()
+    return in_order(Codebook(exact, codes, quantized))
+
+
+def in_order(codebook: Codebook) -> Codebook:
+    """Put scalar entries in ascending order, and leave vectors; nothing is taken for spare."""
+    lut, quantized = codebook.lut, codebook.quantized
+    if lut.shape[-1] > 1:
+        return codebook
+    ordered, order = lut[..., 0].sort(dim=1, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    codes = rank.to(torch.uint8).gather(1, codebook.codes.long())
+    if quantized is not None:
+        values = quantized.values.view(torch.uint8).gather(1, order[..., None])
+        values = values.view(quantized.values.dtype)
+        quantized = QuantizedLut(values, quantized.scale, quantized.zero_point)
+    before, after = codebook.objective_before, codebook.objective_after
+    return Codebook(ordered[..., None], codes, quantized, before, after)
+
+
+def _assigned(points: Tensor, importance: Tensor | None, entries: Tensor) -> Tensor:
+    """Return the nearest entry of every point by Σ over D of w (x − c)²."""
+    if importance is None or points.shape[-1] == 1:
+        return nearest_codes(points, entries)
+    codes = torch.empty(points.shape[:2], dtype=torch.uint8, device=points.device)
+    for block, piece in pieces(len(points), points.shape[1], entries[0].numel()):
+        w = importance[block, piece].double()
+        w = torch.where((w == 0).all(-1, keepdim=True), 1.0, w)
+        far = _distances(points[block, piece].double(), w, entries[block].double())
+        codes[block, piece] = far.argmin(-1).to(torch.uint8)
+    return codes
+
+
+def _distances(x: Tensor, w: Tensor | None, entries: Tensor) -> Tensor:
+    """Return ``[B, N, K]``, Σ over D of w (x − c)²."""
+    if w is None:
+        return squared_distances(x, entries)
+    return ((x[:, :, None] - entries[:, None]).square() * w[:, :, None]).sum(-1)
+
+
+def _cheapest(points: Tensor, importance: Tensor | None, entries: Tensor) -> Tensor:
+    """Return ``[B]``: the entry of each table whose replacement by zero costs least."""
+    extra = torch.zeros(entries.shape[:2], dtype=torch.float64, device=points.device)
+    for block, piece in pieces(len(points), points.shape[1], entries[0].numel()):
+        x = points[block, piece].double()
+        w = None if importance is None else importance[block, piece].double()
+        far = _distances(x, w, entries[block].double())
+        found = far.topk(2, dim=-1, largest=False)
+        first, second = found.values.unbind(-1)
+        at_zero = (x.square() if w is None else w * x.square()).sum(-1)
+        # Without an entry, its points go to the next one or to zero; others to zero if nearer.
+        without = torch.minimum(second, at_zero) - torch.minimum(first, at_zero)
+        extra[block] += torch.zeros_like(extra[block]).scatter_add_(
+            1, found.indices[..., 0], without
+        )
+    return extra.argmin(dim=1)
+
+
+def _refined(points: Tensor, importance: Tensor | None, entries: Tensor, zeros: Tensor) -> Tensor:
+    """Move entries to the means of their points, zero apart, while that lowers the error."""
+    best = entries
+    least, means = _pass(points, importance, best)
+    for _ in range(_ROUNDS):
+        moved = means.to(entries.dtype).masked_fill(zeros[..., None], 0.0)
+        error, means = _pass(points, importance, moved)
+        better = error < least * (1 - _LEAST_GAIN)
+        best = torch.where(better[:, None, None], moved, best)
+        least = torch.where(better, error, least)
+        if not bool(better.any()):
+            break
+    return best
+
+
+def _pass(points: Tensor, importance: Tensor | None, entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ w (x − c)² of each block, ``[B]``, and means ``[B, K, D]`` of entries' points."""
+    error = torch.zeros(len(entries), dtype=torch.float64, device=points.device)
+    sums = torch.zeros(entries.shape, dtype=torch.float64, device=points.device)
+    mass = torch.zeros_like(sums)
+    n_entries = entries.shape[1]
+    for block, piece in pieces(len(points), points.shape[1], points.shape[2]):
+        part = None if importance is None else importance[block, piece]
+        codes = _assigned(points[block, piece], part, entries[block])
+        x = points[block, piece].double()
+        w = torch.ones_like(x) if part is None else part.double()
+        gap = Codebook(entries[block].double(), codes).decode() - x
+        error[block] += (w * gap.square()).flatten(1).sum(dim=1)
+        sums[block] += sums_by_code(w * x, codes, n_entries)
+        mass[block] += sums_by_code(w, codes, n_entries)
+    means = torch.where(mass > 0, sums / torch.where(mass > 0, mass, 1.0), entries.double())
+    return error, means
+
+
+def zero_mask(weight: Tensor, layout: BlockLayout) -> Tensor:
+    """Return where a weight is zero, in whole vectors: bool, of its shape."""
+    if layout.cluster_dim == 1:
+        return weight.detach() == 0
+    zeros = (layout.split(weight.detach()) == 0).all(-1, keepdim=True)
+    return layout.merge(zeros.expand(-1, -1, layout.cluster_dim))
+
+
+def with_zeros(lut: QuantizedLut, zero_entries: Tensor) -> QuantizedLut:
+    """Return quantized tables whose ``zero_entries`` ``[B, K]`` decode to exactly zero."""
+    # By bytes: not every device fills 8-bit floats. All their zeros are zero bytes.
+    values = lut.values.view(torch.uint8)
+    zero = torch.zeros_like(values[:, :1, :1])
+    if lut.zero_point is not None:
+        zero = lut.zero_point.view(torch.uint8)
+    values = torch.where(zero_entries[..., None], zero, values).view(lut.values.dtype)
+    return QuantizedLut(values, lut.scale, lut.zero_point)

@@ -1,0 +1,57 @@
+"""A block clustered in one compiled call comes out as it does step by step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from palette_core.builtins.clusterers.kmeans1d import floats
+
+
+def points_of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
+    normal = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    return {
+        "normal": normal * 0.02,
+        "few values": (normal * 3).round() / 7,  # and zeros of both signs
+        "far out": torch.cat([normal[:, :20] * 50, normal[:, 20:] * 1e-3], dim=1),
+        "apart": torch.where(normal > 0, normal * 1e-3 + 5, normal * 1e-3 - 5),
+        "off zero": 1000 + normal * 1e-3,
+    }[kind]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "shape", "k"),
+    [
+        ("normal", (3, 5000), 16),
+        ("normal", (2, 66_000), 256),
+        ("normal", (1, 40_000), 1),
+        ("normal", (1, (1 << 20) + 7), 16),  # sums of two parts are added up
+        ("few values", (2, 20_000), 16),
+        ("far out", (2, 20_000), 4),
+        ("apart", (2, 20_000), 2),
+        ("off zero", (2, 20_000), 16),
+    ],
+)
+def test_one_call_finds_what_steps_find(kind, shape, k, weighted, monkeypatch):
+    points = points_of(kind, shape)
+    weights = None
+    if weighted:
+        weights = torch.rand(shape, generator=torch.Generator().manual_seed(8)) ** 3
+        weights[:, ::9] = 0.0
+    found = []
+    for at_once in (True, False):
+        monkeypatch.setattr(floats, "is_compiled", lambda _, at_once=at_once: at_once)
+        found.append(floats.fit_floats(points, weights, k, 4))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_ordinary_blocks_are_done_in_one_call(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("went step by step")
+
+    monkeypatch.setattr(floats, "solve_source", refuse)
+    points = points_of("normal", (floats.MANY, 8192))
+    lut, codes = floats.fit_floats(points, None, 16, 4)
+    assert (lut.gather(1, codes.long()) - points).square().mean() < 5e-6

@@ -1,0 +1,1 @@
+from one_thread import one_thread as one_thread  # noqa: PLC0414 - a fixture for this folder

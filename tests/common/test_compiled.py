@@ -1,0 +1,72 @@
+"""Compiled kernels where the package's own folder cannot be written to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import palette_core
+
+SCRIPT = """
+import numpy as np
+from palette_core._common import compiling as _compiling
+from palette_core.builtins.clusterers.kmeans1d import rounding as _scalar_rounding
+from palette_core.builtins.clusterers.kmeans1d import warm as _scalar_warm
+from palette_core.builtins.clusterers.kmeans_vector import cpu_engine as _vector_cpu
+from palette_core._common.compiled import are_kept
+from palette_core.builtins.lut_quantizers import _scale_kernel
+_compiling.announce_compiling()
+count = _scalar_rounding._count_to(np.arange(5.0), 2.5, 0, 5)
+print(count, are_kept(), sum(_scalar_rounding._count_to.stats.cache_hits.values()))
+"""
+
+WINDOWS = """
+import torch
+from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+spec = {"op_state_spec": {"weight": {"algorithm": "gptq"}}}
+config = KMeansPalettizerConfig.from_dict({"kmeans_palettization_config": {"global_config": spec}})
+layer = torch.nn.Conv2d(8, 8, 3, groups=8)
+KMeansPalettizer(layer, config).calibrate([torch.randn(1, 8, 9, 9)])
+"""
+
+
+def ran(cache: Path, script: str = SCRIPT) -> tuple[list[str], str]:
+    """Run the script in a process whose only folder for kernels is under ``cache``."""
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")},
+        "NUMBA_CACHE_LOCATOR_CLASSES": "UserWideCacheLocator",
+        "XDG_CACHE_HOME": str(cache),
+        "PYTHONPATH": str(Path(palette_core.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), done.stderr
+
+
+def test_a_folder_of_the_users_keeps_them(tmp_path: Path) -> None:
+    assert ran(tmp_path)[0] == ["3", "True", "0"]
+    found, said = ran(tmp_path)
+    assert found == ["3", "True", "1"]
+    assert "compiling" not in said
+
+
+def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        found, said = ran(tmp_path / "file")  # nothing can be made inside a file
+        assert found == ["3", "False", "0"]
+        assert "NUMBA_CACHE_DIR" in said
+
+
+def test_kernels_of_moments_are_announced_too(tmp_path: Path) -> None:
+    assert "compiling" in ran(tmp_path, WINDOWS)[1]
+    assert "compiling" not in ran(tmp_path, WINDOWS)[1]

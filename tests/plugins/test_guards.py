@@ -1,0 +1,295 @@
+"""Plug-ins that fail, or return nonsense: the error names them, and the model is as before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from wrong_clusterers import entry, right, spoiled
+from wrong_metrics import metric
+from wrong_metrics import right as right_loss
+from wrong_runtimes import backend, strategy
+from wrong_tables import Rows, granularity, quantizer
+from wrong_tables import right as right_table
+
+from palette_core import (
+    KMeansPalettizer,
+    KMeansPalettizerConfig,
+    ModuleKMeansPalettizerConfig,
+    PalettizationSpec,
+    allocate,
+)
+from palette_core.errors import (
+    AllocationError,
+    BackendError,
+    ClusteringError,
+    PaletteError,
+    PlanError,
+    TrainingError,
+)
+from palette_core.plugins import Refusal
+
+
+def raises(*given: object, **named: object):
+    raise LookupError("no licence")
+
+
+def exits(*given: object, **named: object):
+    raise SystemExit(3)
+
+
+def palettizer_of(model: nn.Module, **spec: object) -> KMeansPalettizer:
+    config = KMeansPalettizerConfig(
+        global_config=ModuleKMeansPalettizerConfig(
+            op_state_spec={"weight": PalettizationSpec(n_bits=2, **spec)}
+        )
+    )
+    return KMeansPalettizer(model, config)
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+
+
+def refused(model: nn.Module, error: type[PaletteError], **spec: object) -> str:
+    """Prepare; return the message, having seen that nothing has changed."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parts = list(model.named_modules())
+    with pytest.raises(error) as caught:
+        palettizer_of(model, **spec).prepare((torch.ones(1, 8),))
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert list(model.named_modules()) == parts
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (entry(raises), "failed: LookupError: no licence"),
+        (entry(exits), "failed: SystemExit: 3"),
+        (entry(lambda p: None), "returned NoneType, not a Codebook"),
+        (spoiled(lambda p, m: replace(m, lut=m.lut.tolist())), "of list and Tensor"),
+        (spoiled(lambda p, m: replace(m, codes=m.codes + 4)), "expected codes below 4"),
+        (spoiled(lambda p, m: replace(m, codes=m.codes.long())), "codes dtype torch.int64"),
+        (spoiled(lambda p, m: replace(m, codes=m.codes[:, 1:])), "codes shape (1, 63)"),
+        (spoiled(lambda p, m: replace(m, lut=m.lut.long())), "lut of torch.int64"),
+        (spoiled(lambda p, m: replace(m, lut=m.lut * torch.nan)), "NaN or infinite"),
+        (spoiled(lambda p, m: replace(m, lut=m.lut.double() * 1e300)), "infinite in torch.float32"),
+        (spoiled(lambda p, m: replace(m, quantized=m.lut)), "not a QuantizedLut"),
+    ],
+)
+def test_a_clusterer(record, text, model, register) -> None:
+    register("clusterer", record)
+    message = refused(model, ClusteringError, algorithm="wrong")
+    assert text in message
+    assert "0.weight: algorithm 'wrong' (wrong-plugin 6.6)" in message
+
+
+def test_a_clusterer_that_writes_to_the_weights_is_found_out(model, register) -> None:
+    def writes(problem):
+        made = right(problem)
+        problem.points.zero_()
+        return made
+
+    register("clusterer", entry(writes))
+    with pytest.raises(ClusteringError, match=r"wrong-plugin 6\.6\) has written to the points"):
+        palettizer_of(model, algorithm="wrong").prepare((torch.ones(1, 8),))
+
+
+def shapes(answer):
+    class Nonsense(Rows):
+        def block_shape(self, shape, default_axis):
+            return answer(shape)
+
+    return granularity(Nonsense)
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (shapes(raises), "failed for shape (8, 8): LookupError: no licence"),
+        (shapes(lambda s: 4), "into 4; expected 2 positive integers"),
+        (shapes(lambda s: (4,)), "into (4,); expected 2 positive integers"),
+        (shapes(lambda s: (3, 8)), "into (3, 8); expected 2 positive integers"),
+        (shapes(lambda s: (0, 8)), "into (0, 8)"),
+        (shapes(lambda s: (-8, 8)), "into (-8, 8)"),
+        (shapes(lambda s: (4.0, 8)), "into (4.0, 8)"),
+        (shapes(lambda s: None), "into None"),
+    ],
+)
+def test_a_granularity(record, text, model, register) -> None:
+    register("granularity", record)
+    message = refused(model, PlanError, granularity={"type": "wrong"})
+    assert text in message
+    assert "0.weight: granularity 'wrong' (wrong-plugin 6.6)" in message
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (quantizer(raises), "failed: LookupError: no licence"),
+        (replace(quantizer(right_table), factory=raises), "failed: LookupError: no licence"),
+        (quantizer(lambda lut: lut), "returned Tensor, not a QuantizedLut"),
+        (
+            quantizer(lambda lut: replace(right_table(lut), values=lut.round())),
+            "returned values torch.float32, expected torch.int8",
+        ),
+        (
+            quantizer(lambda lut: replace(right_table(lut), values=right_table(lut).values[:, 1:])),
+            "returned values (1, 3, 1), expected (1, 4, 1)",
+        ),
+        (
+            quantizer(lambda lut: replace(right_table(lut), scale=torch.ones(1))),
+            "returned a scale of shape (1,), expected (1, 1, 1)",
+        ),
+        (
+            quantizer(
+                lambda lut: replace(right_table(lut), scale=torch.full((1, 1, 1), torch.nan))
+            ),
+            "NaN or infinite",
+        ),
+    ],
+)
+def test_a_lut_quantizer(record, text, model, register) -> None:
+    register("LUT quantizer", record)
+    spec = {"dtype": "int8", "quantizer": "wrong"}
+    message = refused(model, ClusteringError, lut_qspec=spec)
+    assert text in message
+    assert "0.weight: LUT quantizer 'wrong' (wrong-plugin 6.6)" in message
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(raises, "failed: LookupError"), (lambda facts: "no", "refuses returned 'no'")],
+)
+def test_a_backend_that_cannot_say_what_it_refuses(answer, text, model, register) -> None:
+    register("export backend", backend(refuses=answer))
+    with pytest.raises(BackendError) as caught:
+        palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
+    assert "0.weight: export backend 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(raises, "failed: LookupError"), (lambda model: 3, "finalize returned 3, expected a module")],
+)
+def test_a_backend_that_cannot_finalize_leaves_a_prepared_model(
+    answer, text, model, register
+) -> None:
+    register("export backend", backend(finalize=answer))
+    inputs = (torch.ones(1, 8),)
+    palettizer = palettizer_of(model)
+    wanted = palettizer.prepare(inputs)(*inputs)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(BackendError) as caught:
+        palettizer.finalize(backend="wrong")
+    assert "export backend 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    assert text in str(caught.value)
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], state[name]) for name in state)
+    assert torch.equal(palettizer.finalize(backend="torch")(*inputs), wanted)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (raises, "failed: LookupError: no licence"),
+        (lambda model: Path("nowhere"), "export returned PosixPath('nowhere')"),
+    ],
+)
+def test_a_backend_that_cannot_export(answer, text, model, register, tmp_path) -> None:
+    register("export backend", backend(export=answer))
+    palettizer = palettizer_of(model)
+    inputs = (torch.ones(1, 8),)
+    wanted = palettizer.prepare(inputs)(*inputs)
+    with pytest.raises(BackendError) as caught:
+        palettizer.export(tmp_path / "m.safetensors", inputs, backend="wrong")
+    assert "export backend 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    assert text in str(caught.value)
+    assert torch.equal(model(*inputs), wanted)
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (replace(backend(), factory=raises), "failed: LookupError: no licence"),
+        (replace(backend(), factory=lambda options: Refusal("x")), "which is no Backend"),
+    ],
+)
+def test_a_backend_that_cannot_be_made(record, text, model, register) -> None:
+    register("export backend", record)
+    with pytest.raises(BackendError, match=r"'wrong' \(wrong-plugin 6\.6\)") as caught:
+        palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (strategy(lambda s, w, decoded: raises()), "failed: LookupError: no licence"),
+        (strategy(lambda s, w, decoded: exits()), "failed: SystemExit: 3"),
+        (strategy(lambda s, w, decoded: decoded / 0), "NaN or infinite"),
+    ],
+)
+def test_a_training_strategy(record, text, model, register) -> None:
+    register("training strategy", record)
+    palettizer = palettizer_of(model, training_strategy="wrong")
+    inputs = (torch.ones(1, 8),)
+    wanted = palettizer.prepare(inputs)(*inputs)
+    with pytest.raises(TrainingError) as caught, palettizer.training_mode():
+        model(*inputs)
+    assert text in str(caught.value)
+    assert "0.weight: training strategy 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    assert torch.equal(model.eval()(*inputs), wanted)
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [(raises, "failed: LookupError: no licence"), (print, "made None, which is no Training")],
+)
+def test_a_training_strategy_that_cannot_be_made(factory, text, model, register) -> None:
+    register("training strategy", replace(strategy(None), factory=factory))
+    message = refused(model, TrainingError, training_strategy="wrong")
+    assert text in message
+    assert "0.weight: training strategy 'wrong' (wrong-plugin 6.6)" in message
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "text"),
+    [
+        (metric(raises), ClusteringError, "failed: LookupError: no licence"),
+        (metric(exits), ClusteringError, "failed: SystemExit: 3"),
+        (metric(lambda candidate: "much"), ClusteringError, "failed: ValueError"),
+        (metric(lambda candidate: torch.nan), AllocationError, "predicts a loss of nan"),
+        (metric(lambda candidate: -1), AllocationError, "predicts a loss of -1.0"),
+    ],
+)
+def test_a_sensitivity_metric(record, error, text, model, register) -> None:
+    register("sensitivity metric", record)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error) as caught:
+        allocate(model, None, (torch.ones(1, 8),), target_bpw=6, metric="wrong")
+    assert text in str(caught.value)
+    assert "0.weight: sensitivity metric 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [(raises, "failed: LookupError: no licence"), (print, "made None, which is no Sensitivity")],
+)
+def test_a_sensitivity_metric_that_cannot_be_made(factory, text, model, register) -> None:
+    register("sensitivity metric", replace(metric(right_loss), factory=factory))
+    with pytest.raises(PaletteError, match=r"'wrong' \(wrong-plugin 6\.6\)") as caught:
+        allocate(model, None, (torch.ones(1, 8),), target_bpw=6, metric="wrong")
+    assert text in str(caught.value)

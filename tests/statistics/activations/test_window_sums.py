@@ -1,0 +1,160 @@
+"""Sums over windows against what the convolutions make of unit weights, in float64."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from palette_core.statistics.activations import accumulate, views
+from palette_core.statistics.activations.consumers import consumptions
+
+
+def modules():
+    for rank, conv in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
+        yield conv(4, 6, 3), rank
+        yield conv(4, 6, 3, stride=2, padding=1, dilation=2), rank
+        yield conv(4, 6, 2, padding="same"), rank
+        yield conv(4, 8, 2, groups=4, padding="same"), rank
+        yield conv(4, 4, 3, groups=4, padding=1), rank
+        yield conv(4, 8, 3, groups=4, stride=2, padding=2, dilation=2), rank
+        yield conv(4, 6, 2, groups=2, stride=3), rank
+    yield nn.Conv2d(4, 6, 1), 2
+    yield nn.Conv2d(4, 6, 1, stride=2), 2
+    yield nn.Conv2d(4, 4, (3, 1), stride=(1, 2), padding=(1, 0), groups=4), 2
+    yield nn.Conv2d(4, 4, (1, 5), stride=(2, 3), padding=(0, 4), dilation=(1, 2), groups=4), 2
+    for mode in ("circular", "reflect", "replicate"):
+        yield nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode, groups=4), 2
+        yield nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode), 2
+    yield nn.Conv2d(4, 4, 9, padding=5, groups=4), 2  # too many coordinates for the small kernel
+    for rank, conv in ((1, nn.ConvTranspose1d), (2, nn.ConvTranspose2d), (3, nn.ConvTranspose3d)):
+        yield conv(4, 6, 3, stride=2, padding=1, output_padding=1), rank
+        yield conv(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), rank
+        yield conv(4, 8, 3, groups=4, padding=2), rank
+        yield conv(4, 4, 2, groups=4, stride=3, output_padding=2), rank
+
+
+CASES = [(module, torch.randn(2, 4, *[(9, 7, 5)[rank - 1]] * rank)) for module, rank in modules()]
+CASES += [
+    (nn.Conv2d(4, 4, 3, groups=4), torch.randn(4, 8, 9)),  # one sample without an axis of its own
+    (nn.Conv2d(4, 4, 3, groups=4), torch.randn(2, 4, 8, 9).to(memory_format=torch.channels_last)),
+    (nn.Conv2d(4, 6, 3), torch.randn(2, 4, 8, 9).to(memory_format=torch.channels_last)),
+    (nn.Conv2d(4, 6, 3), torch.randn(2, 8, 16, 9)[:, ::2, ::2]),
+    (nn.Conv2d(2, 2, 3, groups=2, padding=1), torch.randn(3, 2, 40, 30)),  # several tiles
+    (nn.Conv2d(2, 2, 3, groups=2, padding=1, stride=2), torch.randn(20, 2, 60, 50)),
+]
+IDS = [f"{i}-{type(m).__name__}" for i, (m, _) in enumerate(CASES)]
+
+
+def consumed(module, x):
+    """What our code sees when the module runs."""
+    found = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            name = getattr(func, "__name__", "")
+            if name.startswith("conv"):
+                found.extend(consumptions(name, func, args, kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        module(x)
+    (what,) = found
+    return what
+
+
+def vectors(module, x, what):
+    """``[G, T, C]`` float64: what one output channel of each group makes of unit weights."""
+    module = copy.deepcopy(module).double().requires_grad_(False)
+    if module.bias is not None:
+        module.bias.zero_()
+    view, weight, axis = what.view, module.weight, -1 - len(what.view.kernel)
+    rows = module(x.double()).shape[axis] // view.n_groups
+    made = []
+    for group in range(view.n_groups):
+        if view.transposed:  # [inputs, outputs of a group, …]
+            inputs = weight.shape[0] // view.n_groups
+            own = weight[group * inputs : (group + 1) * inputs, 0]
+        else:
+            own = weight[group * rows]
+        columns = []
+        for at in range(own.numel()):
+            weight.zero_()
+            own[tuple(np.unravel_index(at, own.shape))] = 1.0
+            columns.append(module(x.double()).movedim(axis, 0)[group * rows].flatten())
+        made.append(torch.stack(columns, 1))
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize(("module", "x"), CASES, ids=IDS)
+def test_sums_are_those_of_what_unit_weights_give(module, x, monkeypatch):
+    what = consumed(module, x)
+    earlier = consumed(module, x + torch.randn_like(x))
+    now, before = vectors(module, x, what), vectors(module, earlier.raw[0], what)
+    if earlier.raw[0].shape != x.shape:  # padded before the operation
+        padless = copy.deepcopy(module)
+        padless.padding, padless.padding_mode = (0, 0), "zeros"
+        before = vectors(padless, earlier.raw[0], what)
+    for held in (1 << 20, 100):  # all samples at once, or one by one
+        monkeypatch.setattr(views, "_PADDED", held)
+        monkeypatch.setattr(views, "_CHUNK", held)
+        total, cross, count = accumulate._multiply(what, None, earlier.raw)
+        assert count == now.shape[1]
+        torch.testing.assert_close(total, now.mT @ now, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(cross, (before - now).mT @ now, rtol=1e-5, atol=1e-4)
+        alone, none, _ = accumulate._multiply(what, None, None)
+        assert torch.equal(alone, total)
+        assert none is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_depthwise_in_other_dtypes(dtype):
+    module, x = nn.Conv2d(4, 4, 3, groups=4).to(dtype), torch.randn(2, 4, 8, 8).to(dtype)
+    what = consumed(module, x)
+    total, _, _ = accumulate._multiply(what, None, None)
+    rows = F.unfold(x.double(), 3).reshape(2, 4, 9, -1).permute(1, 2, 0, 3).flatten(2)
+    torch.testing.assert_close(total, rows @ rows.mT, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [300, 700, 1501])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_wide_inputs_use_symmetry_and_weights_count(columns, weighted):
+    x = torch.randn(columns + 50, columns)
+    what = next(consumptions("linear", F.linear, (x, torch.empty(3, columns)), {}))
+    weights = torch.rand(2, len(x)) if weighted else None
+    total, _, count = accumulate._multiply(what, weights, None)
+    rows = x.double()
+    if weighted:
+        truth = torch.stack([(rows * w[:, None].double()).T @ rows for w in weights])
+    else:
+        truth = (rows.T @ rows)[None]
+        assert torch.equal(total, total.mT)
+    assert count == len(x)
+    torch.testing.assert_close(total, truth, rtol=1e-4, atol=1e-2)
+
+
+def test_weights_of_windows_are_in_the_order_of_outputs():
+    module, x = nn.Conv2d(3, 5, 3, stride=2, padding=1), torch.randn(4, 3, 9, 7)
+    what = consumed(module, x)
+    weights = torch.rand(2, what.view.outputs(module(x)).shape[0])
+    total, _, _ = accumulate._multiply(what, weights, None)
+    rows = F.unfold(x.double(), 3, padding=1, stride=2).movedim(1, 2).flatten(0, 1)
+    truth = torch.stack([(rows * w[:, None].double()).T @ rows for w in weights])
+    torch.testing.assert_close(total, truth, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_changes_nothing(threads):
+    module, x = nn.Conv2d(6, 6, 3, groups=6), torch.randn(3, 6, 20, 20)
+    what = consumed(module, x)
+    before = torch.get_num_threads()
+    made = []
+    try:
+        for count in (threads, 1):
+            torch.set_num_threads(count)
+            made.append(accumulate._multiply(what, None, None)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*made)
