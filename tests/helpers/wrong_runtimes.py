@@ -144,12 +144,16 @@ TRAINING: dict[str, TrainingStrategyEntry] = {
 class Exports(Backend):
     """The built-in backend, with some part replaced."""
 
-    def __init__(self, refuses=None, finalize=None, export=None) -> None:
+    def __init__(self, refuses=None, finalize=None, export=None, check_program=None) -> None:
         self.right = PackedBackend(None)
         self._refuses, self._finalize, self._export = refuses, finalize, export
+        self._check_program = check_program
 
     def refuses(self, facts):
         return self._refuses(facts) if self._refuses else None
+
+    def check_program(self, model, example_inputs, dynamic_shapes=None):
+        return self._check_program(model) if self._check_program else ()
 
     def finalize(self, model, palettized):
         return self._finalize(model) if self._finalize else model

@@ -179,6 +179,30 @@ def test_a_backend_that_cannot_say_what_it_refuses(answer, text, model, register
 
 @pytest.mark.parametrize(
     ("answer", "text"),
+    [(raises, "failed: LookupError"), (lambda model: "no", "check_program returned 'no'")],
+)
+def test_a_backend_that_cannot_say_what_it_refuses_of_a_program(
+    answer, text, model, register
+) -> None:
+    register("export backend", backend(check_program=answer))
+    with pytest.raises(BackendError) as caught:
+        palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
+    assert "export backend 'wrong' (wrong-plugin 6.6)" in str(caught.value)
+    assert text in str(caught.value)
+
+
+def test_what_a_backend_refuses_of_a_program_is_said_before_any_clustering(model, register) -> None:
+    reasons = [Refusal("aten.lstm (in 'a')"), Refusal("aten.sort (in 'b')")]
+    register("export backend", backend(check_program=lambda model: reasons))
+    palettizer = palettizer_of(model)
+    with pytest.raises(PlanError, match=r"aten\.lstm \(in 'a'\); aten\.sort \(in 'b'\)"):
+        palettizer.prepare((torch.ones(1, 8),), backend="wrong")
+    assert palettizer.report is None
+    assert not hasattr(model[0], "parametrizations")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
     [(raises, "failed: LookupError"), (lambda model: 3, "finalize returned 3, expected a module")],
 )
 def test_a_backend_that_cannot_finalize_leaves_a_prepared_model(

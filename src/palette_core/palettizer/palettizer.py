@@ -22,7 +22,7 @@ from palette_core.palettizer.exporting import export, finalize, find_target
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.preparing import palettize, sensitivities_of
 from palette_core.palettizer.training_session import TrainingSession
-from palette_core.planning import OnIncompatible, Plan, make_plan, warn_about
+from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of
 from palette_core.storage.sensitivity_files import save_sensitivities
@@ -92,13 +92,16 @@ class KMeansPalettizer:
         """
         target = None if backend is None else find_target(self._catalog, backend, backend_options)
         graph = trace(self._model, example_inputs)
-        return make_plan(
+        made = make_plan(
             graph,
             self._config,
             self._catalog,
             on_incompatible=on_incompatible,
             backend=None if target is None else target.backend,
         )
+        if target is not None:
+            refuse_program(self._model, example_inputs, target.backend)
+        return made
 
     def calibrate(
         self,

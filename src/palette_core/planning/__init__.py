@@ -1,7 +1,13 @@
 """From a model's graph and a config to a plan."""
 
 from palette_core.planning.check import check_names, specs_of
-from palette_core.planning.make import OnIncompatible, make_plan, refusals, warn_about
+from palette_core.planning.make import (
+    OnIncompatible,
+    make_plan,
+    refusals,
+    refuse_program,
+    warn_about,
+)
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "check_names",
     "make_plan",
     "refusals",
+    "refuse_program",
     "specs_of",
     "warn_about",
 ]

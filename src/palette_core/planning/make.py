@@ -6,10 +6,13 @@ import math
 import warnings
 from typing import Literal
 
+from torch import nn
+
 from palette_core._common.rng import derive_seed
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanError
+from palette_core.model import ExampleInputs
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.planning.check import check_names
 from palette_core.planning.choose import channel_axis, clusterer_for, lay_out, lut_quantizer_name
@@ -158,6 +161,13 @@ def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
             text += f"; what works nearest to it: {changed}"
         sentences.append(text)
     return sentences
+
+
+def refuse_program(model: nn.Module, example_inputs: ExampleInputs, backend: Backend) -> None:
+    """Raise a `PlanError` that names each operation of ``model`` that ``backend`` cannot export."""
+    found = backend.check_program(model, example_inputs)
+    if found:
+        raise PlanError("the backend cannot export: " + "; ".join(r.reason for r in found))
 
 
 def _refuse(tensors: list[TensorPlan], backend: Backend) -> None:

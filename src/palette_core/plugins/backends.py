@@ -18,7 +18,7 @@ from palette_core.tensors.palettized import PalettizedTensor
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a backend cannot take a tensor, and what it could take instead."""
+    """Why a backend cannot take a tensor or an operation, and what tensors it could take instead."""
 
     reason: str
     instead: PalettizationSpec | None = None
@@ -51,6 +51,27 @@ class Backend(ABC):
     @abstractmethod
     def refuses(self, facts: TensorFacts) -> Refusal | None:
         """Say in planning whether this tensor cannot be exported; None means it can."""
+
+    def check_program(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any],
+        dynamic_shapes: Any = None,
+    ) -> Sequence[Refusal]:
+        """Say in planning which operations of the model cannot be exported; none by default.
+
+        Called before anything is clustered, so that nobody waits for palettes that have no file.
+
+        Args:
+            model: not palettized, and to be left as it is.
+            example_inputs: a tuple of positional or a dictionary of keyword inputs.
+            dynamic_shapes: as in ``torch.export.export``.
+
+        Returns:
+            One refusal for each, its reason naming the operation and the module that holds it.
+        """
+        del model, example_inputs, dynamic_shapes
+        return ()
 
     @abstractmethod
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:

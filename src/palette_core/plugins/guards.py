@@ -195,6 +195,26 @@ class _CheckedBackend(Backend):
             return answer
         raise BackendError(f"{who}: refuses returned {answer!r}, expected None or a Refusal")
 
+    def check_program(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any],
+        dynamic_shapes: Any = None,
+    ) -> Sequence[Refusal]:
+        """Ask the plug-in about the operations of a model.
+
+        Raises:
+            BackendError: it fails, or answers with anything but refusals.
+        """
+        answer: object = guarded(
+            self._who,
+            BackendError,
+            lambda: self._backend.check_program(model, example_inputs, dynamic_shapes),
+        )
+        if isinstance(answer, Sequence) and all(isinstance(item, Refusal) for item in answer):
+            return answer
+        raise BackendError(f"{self._who}: check_program returned {answer!r}, expected Refusals")
+
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Let the plug-in finalize.
 
