@@ -18,7 +18,7 @@ from palette_core.tensors.palettized import PalettizedTensor
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a backend cannot take a tensor or an operation, and what tensors it could take instead."""
+    """Why a backend cannot take a tensor, or an operation, and what spec it could take instead."""
 
     reason: str
     instead: PalettizationSpec | None = None
