@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import kernel
+from palette_core._common.kernels import kernel
 
 
 @kernel

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core._common.compiling import announce_compiling
 from palette_core._common.threads import map_threads
 from palette_core.tensors._distortion_kernel import add_squares
 from palette_core.tensors.layout import BlockLayout
@@ -39,7 +38,6 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
         palettized: what stands for it, in host memory; a scale is one factor for each place
             along its vector axis.
     """
-    announce_compiling()
     place = _Place(palettized)
     raw = _raw(weight)
     codes = palettized.indices.contiguous().numpy().reshape(-1)

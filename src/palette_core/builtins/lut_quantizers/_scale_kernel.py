@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import kernel
+from palette_core._common.kernels import kernel
 
 _EQUAL = 1e-13  # relative rounding of the running sums
 

@@ -12,22 +12,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from palette_core._common.kernels import kernel_with
 from palette_core._common.threads import map_threads
 
 _TILE = 512  # places taken at a time; few, so that they stay in the cache
 _PIECES = 16  # of work at least, where there are so many samples and groups
 
-_fused = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
-)
+_fused_kernel = kernel_with(fastmath={"reassoc", "contract", "nsz"})
 
 
-@_fused
+@_fused_kernel
 def _add_tile(a: Any, b: Any, places: Any, low: Any, high: Any, same: Any, out: Any) -> None:
     """Add the products of rows of ``a`` ``[E, TILE]`` with runs of ``b`` to ``out`` ``[E, E]``.
 
@@ -62,7 +60,7 @@ def _add_tile(a: Any, b: Any, places: Any, low: Any, high: Any, same: Any, out: 
             j += 1
 
 
-@_fused
+@_fused_kernel
 def _sort_phases(x: Any, stride: Any, out: Any) -> None:
     """Copy ``[channels, A, B, C]`` so that what is a stride apart comes to be neighbours.
 
@@ -88,7 +86,7 @@ def _sort_phases(x: Any, stride: Any, out: Any) -> None:
                         into[t] = line[k + t * stride[2]]
 
 
-@_fused
+@_fused_kernel
 def _add_windows(
     x: Any,
     y: Any,

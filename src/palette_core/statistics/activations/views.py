@@ -150,10 +150,8 @@ class Windows(View):
         """Multiply the windows of grouped convolutions without unfolding all of them."""
         if self.n_groups == 1 or self.channels * math.prod(self.kernel) > MOST_COORDINATES:
             return None
-        from palette_core._common.compiling import announce_compiling  # numba loads slowly
         from palette_core.statistics.activations._window_kernel import window_products
 
-        announce_compiling()
         shape = (self.n_groups, self.kernel, self.stride, self.dilation)
         size = self.channels * math.prod(self.kernel)
         total = torch.zeros(self.n_groups, size, size, dtype=torch.float64)

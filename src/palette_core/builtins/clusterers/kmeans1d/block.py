@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import short_kernel
+from palette_core._common.kernels import short_kernel
 from palette_core.builtins.clusterers.kmeans1d.passes import cells_of
 
 _HIDDEN = 1.0 / 64  # of λ: what a closed cell's points may cost about their mean

@@ -57,10 +57,7 @@ class KMeans1d(Clusterer):
                 outside 1 … 256; importance that is of another shape, negative or not finite.
             WeightError: points that are NaN or infinite.
         """
-        from palette_core._common.compiling import announce_compiling
-
         _check(problem)
-        announce_compiling()
         points = problem.points.squeeze(-1)
         importance = None if problem.importance is None else problem.importance.squeeze(-1)
         resolution = None if self.options.exact else problem.resolution

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import inlined, kernel, short_kernel
+from palette_core._common.kernels import inlined, kernel, short_kernel
 
 SHARP = 3e-10  # relative error of a cost above which the merged form is used
 LIGHT = 1e-13  # share of the total weight below which an atom is lost in running sums

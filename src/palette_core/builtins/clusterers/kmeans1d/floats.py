@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core._common.compiled import is_compiled
+from palette_core._common.kernels import is_compiled
 from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.kmeans1d.block import middle_of, open_more
 from palette_core.builtins.clusterers.kmeans1d.costs import segment_means

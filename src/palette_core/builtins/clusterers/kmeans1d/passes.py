@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import inlined, kernel, short_kernel
+from palette_core._common.kernels import inlined, kernel, short_kernel
 
 _CHUNK = 512  # points whose cells are worked out together, so that the compiler can vectorise
 

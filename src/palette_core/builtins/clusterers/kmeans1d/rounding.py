@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import kernel
+from palette_core._common.kernels import kernel
 
 _LEAST_GAIN = 1e-12  # of the cost of all points about zero: less is rounding
 _MOST_ROUNDS = 20

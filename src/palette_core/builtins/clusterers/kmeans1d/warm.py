@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from palette_core._common.compiled import is_compiled
+from palette_core._common.kernels import is_compiled
 from palette_core.builtins.clusterers.kmeans1d import block, costs, passes, rounding, search, whole
 from palette_core.tensors import _distortion_kernel as squares
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import inlined, kernel
+from palette_core._common.kernels import inlined, kernel
 from palette_core.builtins.clusterers.kmeans1d.block import middle_of, open_more, set_limits
 from palette_core.builtins.clusterers.kmeans1d.costs import (
     LIGHT,

@@ -52,10 +52,7 @@ class KMeansVector(Clusterer):
                 negative or not finite.
             WeightError: points that are NaN or infinite.
         """
-        from palette_core._common.compiling import announce_compiling
-
         _check(problem)
-        announce_compiling()
         if problem.points.device.type == "cpu":
             return self._fit_cpu(problem)
         return fit_in_torch(problem, self.options)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import kernel
+from palette_core._common.kernels import kernel
 from palette_core.builtins.clusterers.kmeans_vector.search import (
     SLACK,
     assign_chunk,
@@ -23,10 +23,8 @@ from palette_core.builtins.clusterers.kmeans_vector.search import (
 
 CHUNK = 8192
 
-_jit = kernel
 
-
-@_jit
+@kernel
 def advance(
     points: Any,
     table: Any,
@@ -101,7 +99,7 @@ def advance(
     return done
 
 
-@_jit
+@kernel
 def iterate(
     points: Any,
     weights: Any,

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import kernel
+from palette_core._common.kernels import kernel
 from palette_core.builtins.clusterers.kmeans_vector.seeding import cost, sum_of
 
-_jit = kernel
 
-
-@_jit
+@kernel
 def distinct(points: Any, weights: Any, table: Any) -> Any:  # noqa: PLR0912
     """Collect the distinct points that have a weight, unless they are more than K.
 
@@ -68,7 +66,7 @@ def distinct(points: Any, weights: Any, table: Any) -> Any:  # noqa: PLR0912
     return found
 
 
-@_jit
+@kernel
 def coreset(points: Any, weights: Any, draws: Any, chosen: Any, scale: Any) -> Any:
     """Draw points for seeding: half by weight, half by their cost from the mean.
 
@@ -124,7 +122,7 @@ def coreset(points: Any, weights: Any, draws: Any, chosen: Any, scale: Any) -> A
         at += 1
 
 
-@_jit
+@kernel
 def cells_of_pairs(
     points: Any, weights: Any, low: Any, per_unit: Any, cells: Any, sums: Any, outside: Any
 ) -> Any:

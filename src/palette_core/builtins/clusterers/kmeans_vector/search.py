@@ -14,21 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import kernel, kernel_with
+from palette_core._common.kernels import inner_kernel, kernel, kernel_with
 
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 _MANY = 64  # entries from which it may pay to search outwards from a good guess
 
-_jit = kernel
-# Called by kernels alone: without a way in for the interpreter these compile faster.
-_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_jit_inner = kernel_with(**_INNER)
 # No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_jit_min = kernel_with(fastmath={"nnan", "nsz"}, **_INNER)
+_minimum_kernel = kernel_with(fastmath={"nnan", "nsz"}, no_cpython_wrapper=True)
 
 
-@_jit
+@kernel
 def rank_neighbours(table: Any, order: Any, gaps: Any) -> Any:
     """Sort, for every entry, all entries by their distance to it.
 
@@ -53,7 +49,7 @@ def rank_neighbours(table: Any, order: Any, gaps: Any) -> Any:
             order[a, to] = j
 
 
-@_jit_inner
+@inner_kernel
 def search_near(  # noqa: PLR0912
     points: Any, weights: Any, i: Any, table: Any, order: Any, gaps: Any, start: Any, out: Any
 ) -> Any:
@@ -120,7 +116,7 @@ def search_near(  # noqa: PLR0912
     return best
 
 
-@_jit_inner
+@inner_kernel
 def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out: Any) -> Any:
     """Find the entry nearest to point i by trying all; otherwise as `search_near`.
 
@@ -150,7 +146,7 @@ def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out:
     return best
 
 
-@_jit_min
+@_minimum_kernel
 def _smallest(numbers: Any) -> Any:
     low = np.inf
     for number in numbers:
@@ -158,7 +154,7 @@ def _smallest(numbers: Any) -> Any:
     return low
 
 
-@_jit_inner
+@inner_kernel
 def assign_chunk(  # noqa: PLR0912, PLR0915
     points: Any,
     weights: Any,

@@ -11,19 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.compiled import kernel, kernel_with
+from palette_core._common.kernels import inner_kernel, kernel, kernel_with
 
 _FROZEN = 4  # entries near one that goes which stay where they are, itself included
 
-_jit = kernel
-# Called by kernels alone: without a way in for the interpreter these compile faster.
-_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_jit_inner = kernel_with(**_INNER)
 # No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_jit_min = kernel_with(fastmath={"nnan", "nsz"}, **_INNER)
+_minimum_kernel = kernel_with(fastmath={"nnan", "nsz"}, no_cpython_wrapper=True)
 
 
-@_jit_inner
+@inner_kernel
 def cost(points: Any, weights: Any, i: Any, table: Any, k: Any) -> Any:
     """Return the weighted squared distance of point i to entry k."""
     total = 0.0
@@ -38,7 +34,7 @@ def cost(points: Any, weights: Any, i: Any, table: Any, k: Any) -> Any:
     return total * weights[i, 0] if weights.shape[1] else total
 
 
-@_jit
+@kernel
 def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR0912
     """Greedy k-means++ seeding: each new entry is the best of several points drawn by cost.
 
@@ -101,7 +97,7 @@ def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR
     return table.shape[0]
 
 
-@_jit_min
+@_minimum_kernel
 def _costs_after(columns: Any, factors: Any, pick: Any, costs: Any, later: Any, out: Any) -> Any:
     """Write to ``out`` what every point costs once point ``pick`` is an entry too."""
     dim, count = columns.shape
@@ -117,7 +113,7 @@ def _costs_after(columns: Any, factors: Any, pick: Any, costs: Any, later: Any, 
             out[i] = min(out[i], costs[i])
 
 
-@_jit_inner
+@inner_kernel
 def sum_of(numbers: Any) -> Any:
     """Add up in eight running sums: a fixed order that still vectorises."""
     parts = np.zeros(8)
@@ -133,7 +129,7 @@ def sum_of(numbers: Any) -> Any:
     return total
 
 
-@_jit
+@kernel
 def swap_entries(  # noqa: PLR0912
     points: Any, weights: Any, table: Any, codes: Any, second: Any, order: Any, wanted: Any
 ) -> Any:

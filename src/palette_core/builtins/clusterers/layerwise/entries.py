@@ -1,19 +1,18 @@
 """Compiled kernels about entries: what a change of them does, and the best change.
 
-Shapes and rules as in `_second_order_kernels`.
+Shapes and rules as in `kernels`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from palette_core._common.kernels import kernel, kernel_with
 from palette_core.builtins.clusterers.layerwise.kernels import BATCH, TILE, add_rows, factorize
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-_fused = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_fused_kernel = kernel_with(fastmath={"contract"})
 
 _ROUNDS = 20
 _SUMS = 1 << 16  # sums held at once, so that they stay in the cache
@@ -21,7 +20,7 @@ _LEAST = 64  # columns of them
 _RUN = 128  # rows of H taken at a time
 
 
-@_fused
+@_fused_kernel
 def normal_equations(
     grad: Any,
     group: Any,
@@ -80,7 +79,7 @@ def normal_equations(
                 )
 
 
-@_jit
+@kernel
 def _pick(table: Any, wanted: Any, slot: Any) -> Any:
     """Return columns that look into a wanted table, how many they are, and where its sums are."""
     strips, columns = table.shape
@@ -96,7 +95,7 @@ def _pick(table: Any, wanted: Any, slot: Any) -> Any:
     return picked, some, where
 
 
-@_jit
+@kernel
 def _sort_runs(code: Any, picked: Any, entries: Any) -> None:
     """Put columns in the order of their codes, and of themselves, within runs of ``_RUN``."""
     place = np.empty(entries + 1, np.int32)
@@ -112,7 +111,7 @@ def _sort_runs(code: Any, picked: Any, entries: Any) -> None:
             place[code[j]] += 1
 
 
-@_fused
+@_fused_kernel
 def _add_lines(m: Any, code: Any, picked: Any, left: Any, right: Any, sums: Any) -> None:
     """Add lines of ``m``, sorted by code, to the sums of their codes, up to four at a time."""
     count = right - left
@@ -136,7 +135,7 @@ def _add_lines(m: Any, code: Any, picked: Any, left: Any, right: Any, sums: Any)
             at += 1
 
 
-@_fused
+@_fused_kernel
 def _add_sums(
     sums: Any, code: Any, picked: Any, left: Any, right: Any, part: Any, out: Any
 ) -> None:
@@ -147,7 +146,7 @@ def _add_sums(
                 out[k, code[j]] += part * sums[k, j - left]
 
 
-@_jit
+@kernel
 def solve(square: Any, right: Any, fixed: Any) -> Any:
     """Return δ with (A + tiny ridge) δ = b; entries that nothing uses stay where they are.
 
@@ -192,7 +191,7 @@ def solve(square: Any, right: Any, fixed: Any) -> Any:
     return out
 
 
-@_fused
+@_fused_kernel
 def move_entries(
     table: Any,
     codes: Any,
@@ -229,7 +228,7 @@ def move_entries(
                 add_rows(f, h[group[r]], grad[r], top, bottom, left, right)
 
 
-@_jit
+@kernel
 def round_entries(square: Any, right: Any, entries: Any, levels: Any, fixed: Any, out: Any) -> None:
     """Put entries on a ladder of levels, each in turn where the others leave it best.
 

@@ -60,11 +60,9 @@ class Gptq(Clusterer):
         Raises:
             ClusteringError: no moments, or moments that cannot be used.
         """
-        from palette_core._common.compiling import announce_compiling
         from palette_core.builtins.clusterers.layerwise import methods as steps
         from palette_core.builtins.clusterers.layerwise.problem import fit_with
 
-        announce_compiling()
         o = self.options
         return fit_with(
             "gptq",

@@ -20,18 +20,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-_fused = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+from palette_core._common.kernels import kernel, kernel_with
+
+_fused_kernel = kernel_with(fastmath={"contract"})
 
 _PANEL = 48
 TILE = 512
 BATCH = 32
 
 
-@_fused
+@_fused_kernel
 def add_rows(f: Any, m: Any, out: Any, top: Any, bottom: Any, left: Any, right: Any) -> None:
     """Add Σ_k f[k − top] · m[k, left:right], k from ``top`` to ``bottom``, to ``out``."""
     into = out[left:right]
@@ -51,7 +51,7 @@ def add_rows(f: Any, m: Any, out: Any, top: Any, bottom: Any, left: Any, right: 
         k += 1
 
 
-@_fused
+@_fused_kernel
 def _panel(a: Any, low: Any, high: Any) -> Any:
     """Factorize columns ``low`` to ``high``, which all earlier columns have updated already."""
     for j in range(low, high):
@@ -74,7 +74,7 @@ def _panel(a: Any, low: Any, high: Any) -> Any:
     return True
 
 
-@_fused
+@_fused_kernel
 def factorize(a: Any) -> Any:
     """Replace the lower triangle of ``a`` ``[C, C]`` float64 by its Cholesky factor.
 
@@ -92,7 +92,7 @@ def factorize(a: Any) -> Any:
     return True
 
 
-@_jit
+@kernel
 def nearest(entries: Any, x: Any) -> Any:
     """Return the entry of ascending ``[K, 1]`` nearest to ``x``, the lower of two equally near."""
     low, high = 0, entries.shape[0] - 1
@@ -106,7 +106,7 @@ def nearest(entries: Any, x: Any) -> Any:
     return low
 
 
-@_jit
+@kernel
 def _best(entries: Any, targets: Any, weights: Any) -> Any:
     """Return the entry ``[D]`` with the least Σ_d weights_d (entry_d − target_d)²."""
     if entries.shape[1] == 1:
@@ -122,7 +122,7 @@ def _best(entries: Any, targets: Any, weights: Any) -> Any:
     return found
 
 
-@_fused
+@_fused_kernel
 def feed_back(
     w: Any,
     group: Any,
@@ -185,7 +185,7 @@ def feed_back(
             add_rows(made[r], feedback[group[first + r]], aim[r], left, right, right, columns)
 
 
-@_fused
+@_fused_kernel
 def multiply(error: Any, group: Any, h: Any, grad: Any, low: Any, high: Any) -> None:
     """Set rows ``low`` to ``high`` of ``grad`` to those of error · H."""
     columns = error.shape[1]
@@ -200,7 +200,7 @@ def multiply(error: Any, group: Any, h: Any, grad: Any, low: Any, high: Any) -> 
                 add_rows(error[r, top:], h[group[r]], grad[r], top, bottom, left, right)
 
 
-@_fused
+@_fused_kernel
 def descend(
     w: Any,
     error: Any,
@@ -268,7 +268,7 @@ def descend(
     return total
 
 
-@_jit
+@kernel
 def subtract_decoded(
     w: Any, table: Any, lut: Any, codes: Any, out: Any, low: Any, high: Any
 ) -> None:
@@ -280,7 +280,7 @@ def subtract_decoded(
                 out[s * dim + d, j] = w[s * dim + d, j] - lut[table[s, j], codes[s, j], d]
 
 
-@_jit
+@kernel
 def row_costs(error: Any, grad: Any, share: Any, out: Any, low: Any, high: Any) -> None:
     """Set ``out[r]`` (float64) to share · Σ_j error · grad for rows ``low`` to ``high``."""
     for r in range(low, high):

@@ -62,12 +62,10 @@ class Lnq(Clusterer):
         Raises:
             ClusteringError: no moments, or moments that cannot be used.
         """
-        from palette_core._common.compiling import announce_compiling
         from palette_core.builtins.clusterers.layerwise import methods as steps
         from palette_core.builtins.clusterers.layerwise.problem import fit_with
         from palette_core.builtins.clusterers.layerwise.steps import Matrix, State
 
-        announce_compiling()
         o = self.options
 
         def improve(matrix: Matrix, start: State) -> State:

@@ -1,23 +1,25 @@
-"""Compiled kernels where the package's own folder cannot be written to."""
+"""Compiled kernels, also where the package's own folder cannot be written to."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import palette_core
 
+PACKAGE = Path(palette_core.__file__).parent
 SCRIPT = """
 import numpy as np
-from palette_core._common import compiling as _compiling
 from palette_core.builtins.clusterers.kmeans1d import rounding as _scalar_rounding
 from palette_core.builtins.clusterers.kmeans1d import warm as _scalar_warm
 from palette_core.builtins.clusterers.kmeans_vector import cpu_engine as _vector_cpu
-from palette_core._common.compiled import are_kept
+from palette_core._common.kernels import are_kept
 from palette_core.builtins.lut_quantizers import _scale_kernel
-_compiling.announce_compiling()
 count = _scalar_rounding._count_to(np.arange(5.0), 2.5, 0, 5)
 print(count, are_kept(), sum(_scalar_rounding._count_to.stats.cache_hits.values()))
 """
@@ -38,14 +40,14 @@ def ran(cache: Path, script: str = SCRIPT) -> tuple[list[str], str]:
         **{k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")},
         "NUMBA_CACHE_LOCATOR_CLASSES": "UserWideCacheLocator",
         "XDG_CACHE_HOME": str(cache),
-        "PYTHONPATH": str(Path(palette_core.__file__).parents[1]),
+        "PYTHONPATH": str(PACKAGE.parent),
     }
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -70,3 +72,39 @@ def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None
 def test_kernels_of_moments_are_announced_too(tmp_path: Path) -> None:
     assert "compiling" in ran(tmp_path, WINDOWS)[1]
     assert "compiling" not in ran(tmp_path, WINDOWS)[1]
+
+
+@pytest.mark.slow
+def test_every_kernel_works_without_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    script = (Path(__file__).parent / "every_kernel.py").read_text()
+    assert ran(tmp_path / "file", script)[0] == ["False", "True"]
+
+
+def test_numba_is_used_in_one_module_alone() -> None:
+    """A second set of decorators would not fall back where nothing can be written to."""
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if "njit" in names_from_numba(path.read_text())
+    }
+    assert users == {"_common/kernels.py"}
+
+
+def names_from_numba(source: str) -> set[str]:
+    """Return what a module takes from numba; ``import numba`` may take anything."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import) and any(
+            alias.name.partition(".")[0] == "numba" for alias in node.names
+        ):
+            names |= {"njit"}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "numba":
+            names |= {"njit" if "jit" in alias.name else alias.name for alias in node.names}
+    return names
+
+
+def test_second_decorators_are_found() -> None:
+    for source in ("import numba", "from numba import njit", "from numba import jit as quick"):
+        assert "njit" in names_from_numba(source)
+    assert "njit" not in names_from_numba("from numba import config")

@@ -1,0 +1,87 @@
+"""Call everything that is compiled, then print the kernels of the package that never were.
+
+Run as a script: where kernels can be kept is decided when numba is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import warnings
+
+import numpy as np
+import torch
+from numba.core.dispatcher import Dispatcher
+from torch import nn
+
+import palette_core
+from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+
+
+def every_kernel() -> dict[str, Dispatcher]:
+    """Return all compiled functions of the package by name, but those that are always inlined."""
+    kernels = {}
+    for module in pkgutil.walk_packages(palette_core.__path__, "palette_core."):
+        if not module.name.endswith("__main__"):
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, Dispatcher) and value.targetoptions.get("inline") != "always":
+                    function = value.py_func
+                    kernels[f"{function.__module__}.{function.__name__}"] = value
+    return kernels
+
+
+def palettize(model: nn.Module, inputs: torch.Tensor, **spec: object) -> None:
+    spec = {"op_state_spec": {"weight": spec}}
+    palettizer = KMeansPalettizer(
+        model,
+        KMeansPalettizerConfig.from_dict({"kmeans_palettization_config": {"global_config": spec}}),
+    )
+    palettizer.calibrate([inputs])
+    palettizer.prepare((inputs,))
+
+
+def scalars() -> None:
+    from palette_core.builtins.clusterers.kmeans1d import costs, solver
+    from palette_core.builtins.clusterers.kmeans1d.clusterer import warm_up
+
+    warm_up()
+    far = np.concatenate([np.arange(50.0), 1e12 + np.arange(50.0)])
+    costs.merged_moments(np.ones_like(far), far)  # for data that sums in float64 cannot tell apart
+    solver.solve_atoms(np.ones_like(far), far, 8)
+
+
+def vectors() -> None:
+    from palette_core.builtins.clusterers.kmeans_vector.clusterer import KMeansVector
+    from palette_core.plugins import ClusterProblem
+
+    for count, dim in ((1 << 15, 2), (1 << 15, 4), (100, 2)):
+        points = torch.randn(1, count, dim)
+        KMeansVector().fit(ClusterProblem(points, 16))
+        KMeansVector().fit(ClusterProblem(points, 16, points.square()))
+
+
+def moments() -> None:
+    palettize(nn.Linear(16, 32), torch.randn(64, 16), algorithm="lnq", n_bits=2)
+    palettize(
+        nn.Linear(16, 32),
+        torch.randn(64, 16),
+        algorithm="gptq",
+        n_bits=2,
+        lut_qspec={"dtype": "int8"},
+    )
+    palettize(
+        nn.Conv2d(4, 4, 3, groups=4, stride=2), torch.randn(2, 4, 9, 9), algorithm="gptq", n_bits=2
+    )
+
+
+if __name__ == "__main__":
+    from palette_core._common.kernels import are_kept
+
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    scalars()
+    vectors()
+    moments()
+    kernels = every_kernel()
+    idle = [name for name, kernel in kernels.items() if not kernel.signatures]
+    print(are_kept(), len(kernels) > 50, *idle)
