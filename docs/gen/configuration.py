@@ -19,9 +19,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.config.granularity import Granularity
-from palette_core.plugins import GranularityEntry, PluginEntry
-from palette_core.plugins.catalog import Registered, Shelf, get_catalog
+from palette_core.plugins import Granularity, GranularityEntry, PluginEntry
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.shelves import Registered, Shelf
 
 MARKER = "<!-- reference: generated from the models -->"
 BUILT_IN = "palette-core"

@@ -12,8 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from palette_core import plugins as interfaces
-from palette_core.config import granularity
-from palette_core.plugins import hookspecs
+from palette_core.plugins.kinds import KINDS
 from palette_core.testing import all_checks
 
 MARKER = re.compile(r"^<!-- (hook|interface|contract): (.+) -->$", re.MULTILINE)
@@ -30,27 +29,28 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def hook_section(name: str) -> str:
     """Signature of a hook, and the record that it returns."""
-    hook = getattr(hookspecs, name, None)
-    if hook is None:
+    kind = next((kind for kind in KINDS if kind.hook == name), None)
+    if kind is None:
         raise ValueError(f"there is no hook {name!r}")
-    record = getattr(interfaces, re.findall(r"\w+Entry", str(inspect.signature(hook)))[0])
-    signature = str(inspect.signature(hook)).replace("'", "")
+    signature = str(inspect.signature(kind.hookspec)).replace("'", "")
     code = f"@hookimpl\ndef {name}{signature}: ..."
-    return f"```python\n{code}\n```\n\n{inspect.getdoc(hook)}\n\n{_source(record, interfaces)}"
+    about = (inspect.getdoc(kind.hookspec) or "").partition("\n\nExample::")[0]
+    return f"```python\n{code}\n```\n\n{about}\n\n{_source(kind.record, interfaces)}"
 
 
 def interface_section(name: str) -> str:
     """The source of an interface: signatures and docstrings."""
-    for module in (interfaces, granularity):
-        if hasattr(module, name):
-            return _source(getattr(module, name), module)
+    if hasattr(interfaces, name):
+        return _source(getattr(interfaces, name), interfaces)
     raise ValueError(f"there is no interface {name!r}")
 
 
 def contract_section(kind: str) -> str:
     """One line per check."""
     rows = [
-        f"* **`{check.name}`**: {check.contract}" for check in all_checks() if check.kind == kind
+        f"* **`{check.name}`**: {check.contract}"
+        for check in all_checks()
+        if str(check.kind) == kind
     ]
     if not rows:
         raise ValueError(f"there is no check for {kind!r}")

@@ -1,26 +1,31 @@
 """Palettization of PyTorch models: weights become small indices into look-up tables."""
 
-from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
-from palette_core.config import (
-    KMeansPalettizerConfig,
-    ModuleKMeansPalettizerConfig,
-    OpKMeansPalettizerConfig,
-    PATSchedule,
-)
-from palette_core.config.spec import (
-    PalettizationSpec,
-    PerGroupedChannelGranularity,
-    PerTensorGranularity,
-    QuantizationScheme,
-    QuantizationSpec,
-    default_weight_palettization_spec,
-)
+from typing import TYPE_CHECKING
+
+from palette_core._common.lazy import lazy_names
 from palette_core.errors import PaletteError, PaletteWarning
-from palette_core.palettizer import ExportBackend, KMeansPalettizer
-from palette_core.storage.bits import bits_per_weight
-from palette_core.storage.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.version import __version__
+
+if TYPE_CHECKING:
+    from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
+    from palette_core.config import (
+        KMeansPalettizerConfig,
+        ModuleKMeansPalettizerConfig,
+        OpKMeansPalettizerConfig,
+        PATSchedule,
+    )
+    from palette_core.config.spec import (
+        PalettizationSpec,
+        PerGroupedChannelGranularity,
+        PerTensorGranularity,
+        QuantizationScheme,
+        QuantizationSpec,
+        default_weight_palettization_spec,
+    )
+    from palette_core.palettizer import ExportBackend, KMeansPalettizer
+    from palette_core.storage.bits import bits_per_weight
+    from palette_core.storage.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+    from palette_core.tensors.palettized import PalettizedTensor
 
 __all__ = [
     "Allocation",
@@ -48,3 +53,33 @@ __all__ = [
     "read_checkpoint",
     "save_checkpoint",
 ]
+
+# So that neither the command line nor a plug-in's module of hooks imports torch.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "palette_core.allocation": ["Allocation", "Compared", "allocate", "compare_predictions"],
+        "palette_core.config": [
+            "KMeansPalettizerConfig",
+            "ModuleKMeansPalettizerConfig",
+            "OpKMeansPalettizerConfig",
+            "PATSchedule",
+        ],
+        "palette_core.config.spec": [
+            "PalettizationSpec",
+            "PerGroupedChannelGranularity",
+            "PerTensorGranularity",
+            "QuantizationScheme",
+            "QuantizationSpec",
+            "default_weight_palettization_spec",
+        ],
+        "palette_core.palettizer": ["ExportBackend", "KMeansPalettizer"],
+        "palette_core.storage.bits": ["bits_per_weight"],
+        "palette_core.storage.checkpoint": [
+            "load_checkpoint",
+            "read_checkpoint",
+            "save_checkpoint",
+        ],
+        "palette_core.tensors.palettized": ["PalettizedTensor"],
+    },
+)

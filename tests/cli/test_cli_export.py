@@ -38,8 +38,7 @@ BACKEND = """
 
     import torch
     from pydantic import BaseModel, ConfigDict, Field
-    from palette_core.plugins.hookspecs import hookimpl
-    from palette_core.plugins import Backend, ExportBackendEntry, Refusal
+    from palette_core.plugins import Backend, ExportBackendEntry, Refusal, hookimpl
 
     class Options(BaseModel):
         model_config = ConfigDict(frozen=True, extra="forbid")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
-from palette_core.config import KMeansPalettizerConfig, granularity
-from palette_core.config.granularity import Granularity
+from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import ConfigError
+from palette_core.plugins import Granularity, GranularityEntry
 
 ROOT = "kmeans_palettization_config"
 
@@ -251,8 +251,8 @@ class PerTile(Granularity):
         return tuple(self.tile)
 
 
-def test_items_of_lists_have_their_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(granularity, "_resolver", [lambda name: PerTile])
+def test_items_of_lists_have_their_own_line(register) -> None:
+    register(GranularityEntry(name="per_tile", summary="tiles", interface=1, model=PerTile))
     text = f"""\
 {ROOT}:
   global_config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -11,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from palette_core.config import granularity
 from palette_core.config.granularity import (
-    Granularity,
     PerGroupedChannelGranularity,
     PerTensorGranularity,
     parse_granularity,
-    set_granularity_resolver,
 )
 from palette_core.errors import IncompatibleShapeError
+from palette_core.plugins import Granularity, GranularityEntry
 
 SHAPES = st.lists(st.integers(1, 24), min_size=1, max_size=5).map(tuple)
 
@@ -154,16 +151,8 @@ class PerHalf(Granularity):
         return (shape[0] // 2, *shape[1:])
 
 
-@pytest.fixture
-def resolver_of_per_half() -> Iterator[None]:
-    before = granularity._resolver[0]
-    set_granularity_resolver(lambda name: PerHalf if name == "per_half" else before(name))
-    yield
-    set_granularity_resolver(before)
-
-
-@pytest.mark.usefixtures("resolver_of_per_half")
-def test_a_granularity_of_a_third_party_parses_dumps_and_hashes() -> None:
+def test_a_granularity_of_a_third_party_parses_dumps_and_hashes(register) -> None:
+    register(GranularityEntry(name="per_half", summary="halves", interface=1, model=PerHalf))
     parsed = parse_granularity({"type": "per_half", "weights": [0.5]})
     assert parsed == PerHalf(weights=[0.5])
     assert parse_granularity(parsed.model_dump()) == parsed

@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 
 import palette_core
-from palette_core import plugins as interfaces
-from palette_core.config.granularity import Granularity
+from palette_core.plugins.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {"errors", "plugins", "spec", "storage", "tensors", "testing", "version"}
@@ -40,11 +39,9 @@ def test_the_promise_names_all_that_plugins_import_and_implement() -> None:
     (imported,) = [row for row in rows if row.startswith("| the modules that plug-ins import")]
     assert set(re.findall(r"`(\w+)`", imported.split("|")[1])) == PUBLIC
     (called,) = [row for row in rows if row.startswith("| what the core calls")]
-    kinds = [interfaces.Clusterer, Granularity, interfaces.LutQuantizer, interfaces.Backend]
-    kinds += [interfaces.TrainingStrategy, interfaces.SensitivityMetric]
     methods = {
         name
-        for kind in kinds
+        for kind in [each.interface for each in KINDS if each.interface]
         for name, value in vars(kind).items()
         if inspect.isfunction(value) and not name.startswith("_")
     }

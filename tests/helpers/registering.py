@@ -8,39 +8,27 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import palette_core.plugins.catalog as plugins
-from palette_core.plugins.catalog import KINDS, Distribution, Registered, discover, get_catalog
+from palette_core.plugins import PluginEntry
+from palette_core.plugins.catalog import discover, get_catalog
+from palette_core.plugins.kinds import kind_of
+from palette_core.plugins.shelves import Distribution, Registered
 
-SHELVES = dict(
-    zip(
-        KINDS,
-        (
-            "clusterers",
-            "granularities",
-            "lut_quantizers",
-            "training_strategies",
-            "export_backends",
-            "sensitivity_metrics",
-        ),
-        strict=True,
-    )
-)
 WRONG = Distribution("wrong-plugin", "6.6")
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Any], None]]:
+def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[PluginEntry], None]]:
     """Put an entry into the catalog, as if its distribution were installed."""
 
-    def put(kind: str, entry: Any) -> None:
-        catalog = get_catalog()
-        shelf = getattr(catalog, SHELVES[kind])
+    def put(entry: PluginEntry) -> None:
+        catalog, kind = get_catalog(), kind_of(entry)
+        shelf = catalog[kind]
         more = replace(shelf, items=(*shelf.items, Registered(entry, WRONG)))
-        catalog = replace(catalog, **{SHELVES[kind]: more})
+        catalog = replace(catalog, by_kind={**catalog.by_kind, kind: more})
         monkeypatch.setattr(plugins, "discover", lambda: catalog)
         get_catalog.cache_clear()
 

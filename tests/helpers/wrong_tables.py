@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from palette_core.config.granularity import Granularity
 from palette_core.errors import IncompatibleShapeError
 from palette_core.plugins import (
+    Granularity,
     GranularityEntry,
     LutQuantizer,
     LutQuantizerEntry,
@@ -117,7 +117,7 @@ def quantizer(quantize: Quantize, **flags: Any) -> LutQuantizerEntry:
         interface=1,
         options=NoOptions,
         factory=factory,
-        dtypes=(torch.int8,),
+        dtypes=("int8",),
         **{"error_bound": 1 / 254, **flags},
     )
 

@@ -20,8 +20,7 @@ from palette_core.plugins.catalog import get_catalog
 # A clusterer that needs nothing: entries evenly spread over each block's range.
 GOOD = """
 from pydantic import BaseModel, ConfigDict, Field
-from palette_core.plugins.hookspecs import hookimpl
-from palette_core.plugins import ClustererEntry
+from palette_core.plugins import ClustererEntry, hookimpl
 
 
 class Options(BaseModel):

@@ -86,7 +86,7 @@ def refused(model: nn.Module, error: type[PaletteError], **spec: object) -> str:
     ],
 )
 def test_a_clusterer(record, text, model, register) -> None:
-    register("clusterer", record)
+    register(record)
     message = refused(model, ClusteringError, algorithm="wrong")
     assert text in message
     assert "0.weight: algorithm 'wrong' (wrong-plugin 6.6)" in message
@@ -98,7 +98,7 @@ def test_a_clusterer_that_writes_to_the_weights_is_found_out(model, register) ->
         problem.points.zero_()
         return made
 
-    register("clusterer", entry(writes))
+    register(entry(writes))
     with pytest.raises(ClusteringError, match=r"wrong-plugin 6\.6\) has written to the points"):
         palettizer_of(model, algorithm="wrong").prepare((torch.ones(1, 8),))
 
@@ -125,7 +125,7 @@ def shapes(answer):
     ],
 )
 def test_a_granularity(record, text, model, register) -> None:
-    register("granularity", record)
+    register(record)
     message = refused(model, PlanError, granularity={"type": "wrong"})
     assert text in message
     assert "0.weight: granularity 'wrong' (wrong-plugin 6.6)" in message
@@ -158,7 +158,7 @@ def test_a_granularity(record, text, model, register) -> None:
     ],
 )
 def test_a_lut_quantizer(record, text, model, register) -> None:
-    register("LUT quantizer", record)
+    register(record)
     spec = {"dtype": "int8", "quantizer": "wrong"}
     message = refused(model, ClusteringError, lut_qspec=spec)
     assert text in message
@@ -170,7 +170,7 @@ def test_a_lut_quantizer(record, text, model, register) -> None:
     [(raises, "failed: LookupError"), (lambda facts: "no", "refuses returned 'no'")],
 )
 def test_a_backend_that_cannot_say_what_it_refuses(answer, text, model, register) -> None:
-    register("export backend", backend(refuses=answer))
+    register(backend(refuses=answer))
     with pytest.raises(BackendError) as caught:
         palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
     assert "0.weight: export backend 'wrong' (wrong-plugin 6.6)" in str(caught.value)
@@ -208,7 +208,7 @@ def test_what_a_backend_refuses_of_a_program_is_said_before_any_clustering(model
 def test_a_backend_that_cannot_finalize_leaves_a_prepared_model(
     answer, text, model, register
 ) -> None:
-    register("export backend", backend(finalize=answer))
+    register(backend(finalize=answer))
     inputs = (torch.ones(1, 8),)
     palettizer = palettizer_of(model)
     wanted = palettizer.prepare(inputs)(*inputs)
@@ -231,7 +231,7 @@ def test_a_backend_that_cannot_finalize_leaves_a_prepared_model(
     ],
 )
 def test_a_backend_that_cannot_export(answer, text, model, register, tmp_path) -> None:
-    register("export backend", backend(export=answer))
+    register(backend(export=answer))
     palettizer = palettizer_of(model)
     inputs = (torch.ones(1, 8),)
     wanted = palettizer.prepare(inputs)(*inputs)
@@ -250,7 +250,7 @@ def test_a_backend_that_cannot_export(answer, text, model, register, tmp_path) -
     ],
 )
 def test_a_backend_that_cannot_be_made(record, text, model, register) -> None:
-    register("export backend", record)
+    register(record)
     with pytest.raises(BackendError, match=r"'wrong' \(wrong-plugin 6\.6\)") as caught:
         palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
     assert text in str(caught.value)
@@ -265,7 +265,7 @@ def test_a_backend_that_cannot_be_made(record, text, model, register) -> None:
     ],
 )
 def test_a_training_strategy(record, text, model, register) -> None:
-    register("training strategy", record)
+    register(record)
     palettizer = palettizer_of(model, training_strategy="wrong")
     inputs = (torch.ones(1, 8),)
     wanted = palettizer.prepare(inputs)(*inputs)
@@ -281,7 +281,7 @@ def test_a_training_strategy(record, text, model, register) -> None:
     [(raises, "failed: LookupError: no licence"), (print, "made None, which is no Training")],
 )
 def test_a_training_strategy_that_cannot_be_made(factory, text, model, register) -> None:
-    register("training strategy", replace(strategy(None), factory=factory))
+    register(replace(strategy(None), factory=factory))
     message = refused(model, TrainingError, training_strategy="wrong")
     assert text in message
     assert "0.weight: training strategy 'wrong' (wrong-plugin 6.6)" in message
@@ -298,7 +298,7 @@ def test_a_training_strategy_that_cannot_be_made(factory, text, model, register)
     ],
 )
 def test_a_sensitivity_metric(record, error, text, model, register) -> None:
-    register("sensitivity metric", record)
+    register(record)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(error) as caught:
         allocate(model, None, (torch.ones(1, 8),), target_bpw=6, metric="wrong")
@@ -313,7 +313,7 @@ def test_a_sensitivity_metric(record, error, text, model, register) -> None:
     [(raises, "failed: LookupError: no licence"), (print, "made None, which is no Sensitivity")],
 )
 def test_a_sensitivity_metric_that_cannot_be_made(factory, text, model, register) -> None:
-    register("sensitivity metric", replace(metric(right_loss), factory=factory))
+    register(replace(metric(right_loss), factory=factory))
     with pytest.raises(PaletteError, match=r"'wrong' \(wrong-plugin 6\.6\)") as caught:
         allocate(model, None, (torch.ones(1, 8),), target_bpw=6, metric="wrong")
     assert text in str(caught.value)

@@ -7,22 +7,24 @@ import sys
 import pytest
 
 from palette_core.errors import UnknownPluginError
-from palette_core.plugins.catalog import CORE, Quarantined, discover
+from palette_core.plugins import kinds
+from palette_core.plugins.catalog import discover
+from palette_core.plugins.shelves import CORE, Quarantined
 from palette_core.version import __version__
 
 BUILT_IN = {
-    "clusterer": {"kmeans1d", "kmeans_vector"},
-    "granularity": {"per_tensor", "per_grouped_channel"},
-    "LUT quantizer": {"integer", "float8"},
-    "training strategy": {"frozen"},
-    "export backend": {"torch"},
-    "sensitivity metric": {"data_free", "fisher", "hessian", "output"},
+    kinds.CLUSTERER: {"kmeans1d", "kmeans_vector"},
+    kinds.GRANULARITY: {"per_tensor", "per_grouped_channel"},
+    kinds.LUT_QUANTIZER: {"integer", "float8"},
+    kinds.TRAINING_STRATEGY: {"frozen"},
+    kinds.EXPORT_BACKEND: {"torch"},
+    kinds.SENSITIVITY_METRIC: {"data_free", "fisher", "hessian", "output"},
 }
 
 HEAD = """
 from pydantic import BaseModel, ConfigDict
-from palette_core.config.granularity import Granularity
-from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import Granularity
+from palette_core.plugins import hookimpl
 from palette_core.plugins import *
 from palette_core.plugins import ClustererEntry, GranularityEntry, NoOptions
 
@@ -301,8 +303,7 @@ def test_another_interface_version_is_set_aside_with_what_works(site):
     site.install(
         "fake-future",
         """
-        from palette_core.plugins.hookspecs import hookimpl
-        from palette_core.plugins import ClustererEntry
+        from palette_core.plugins import ClustererEntry, hookimpl
 
         @hookimpl
         def palette_core_clusterers():
@@ -333,8 +334,7 @@ def test_timings_name_the_slow_import(site, monkeypatch, capsys):
 
 GOOD_HOOK = """
 {before}
-from palette_core.plugins.hookspecs import hookimpl
-from palette_core.plugins import ClustererEntry
+from palette_core.plugins import ClustererEntry, hookimpl
 
 
 @hookimpl

@@ -20,16 +20,16 @@ from palette_core.errors import (
     PluginOptionsError,
     UnknownPluginError,
 )
-from palette_core.plugins.catalog import discover, validate_options
+from palette_core.plugins.catalog import discover
+from palette_core.plugins.shelves import validate_options
 
 GRANULARITIES = '''
 from typing import Literal
 
 from pydantic import Field
 from palette_core.errors import IncompatibleShapeError
-from palette_core.config.granularity import Granularity
-from palette_core.plugins.hookspecs import hookimpl
-from palette_core.plugins import GranularityEntry
+from palette_core.plugins import Granularity
+from palette_core.plugins import GranularityEntry, hookimpl
 
 
 class Tiles(Granularity):
@@ -178,7 +178,7 @@ def test_a_known_backend_that_is_broken_shows_its_error_and_not_how_to_install_i
 def test_options_are_validated_and_frozen(site):
     site.install_good()
     entry = discover().clusterers.get("spread")
-    options = validate_options(entry, "clusterer", {"stretch": 2})
+    options = validate_options(entry, {"stretch": 2})
     assert options.stretch == 2.0
     with pytest.raises(ValidationError, match="frozen"):
         options.stretch = 3.0
@@ -196,7 +196,7 @@ def test_options_are_validated_and_frozen(site):
 def test_bad_options_name_plug_in_option_value_and_what_there_is(site, given, texts):
     site.install_good()
     with pytest.raises(PluginOptionsError) as caught:
-        validate_options(discover().clusterers.get("spread"), "clusterer", given)
+        validate_options(discover().clusterers.get("spread"), given)
     for text in ["clusterer 'spread'", "(options: stretch)", *texts]:
         assert text in str(caught.value)
 
@@ -205,14 +205,13 @@ def test_a_required_option_is_asked_for(site):
     site.install("fake-tiles", GRANULARITIES)
     entry = discover().granularities.get("tiles")
     with pytest.raises(PluginOptionsError, match="option 'side' is required"):
-        validate_options(entry, "granularity", {})
+        validate_options(entry, {})
 
 
 def test_a_validator_that_breaks_is_the_plug_ins_fault(site):
     hooks = """
         from pydantic import BaseModel, field_validator
-        from palette_core.plugins.hookspecs import hookimpl
-        from palette_core.plugins import ClustererEntry
+        from palette_core.plugins import ClustererEntry, hookimpl
 
         class Options(BaseModel, frozen=True, extra="forbid"):
             n: int = 1
@@ -235,7 +234,7 @@ def test_a_validator_that_breaks_is_the_plug_ins_fault(site):
     with pytest.raises(
         PluginOptionsError, match="'fragile': checking its options failed with KeyE"
     ):
-        validate_options(entry, "clusterer", {"n": 2})
+        validate_options(entry, {"n": 2})
 
 
 # --- the whole trip ------------------------------------------------------------------------------
@@ -325,8 +324,7 @@ def test_a_wrong_choice_is_refused_in_planning_and_the_model_is_unchanged(site, 
 
 def test_a_clusterer_that_raises_is_named_with_version_and_tensor(site):
     hooks = """
-        from palette_core.plugins.hookspecs import hookimpl
-        from palette_core.plugins import ClustererEntry
+        from palette_core.plugins import ClustererEntry, hookimpl
 
         def make(options):
             raise LookupError("no licence")

@@ -11,22 +11,22 @@ from types import ModuleType
 
 import pytest
 
-from palette_core.plugins import hookspecs
-from palette_core.plugins.catalog import KINDS, Distribution
+from palette_core.plugins import kinds
+from palette_core.plugins.kinds import KINDS
+from palette_core.plugins.shelves import Distribution
 from palette_core.plugins.validation import collect_entries
 from palette_core.testing import ContractTest, all_checks
 from palette_core.testing._kit import Subject
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
-    "clusterer": "clusterers",
-    "granularity": "granularities",
-    "LUT quantizer": "lut-quantizers",
-    "training strategy": "training-strategies",
-    "export backend": "export-backends",
-    "sensitivity metric": "sensitivity-metrics",
+    kinds.CLUSTERER: "clusterers",
+    kinds.GRANULARITY: "granularities",
+    kinds.LUT_QUANTIZER: "lut-quantizers",
+    kinds.TRAINING_STRATEGY: "training-strategies",
+    kinds.EXPORT_BACKEND: "export-backends",
+    kinds.SENSITIVITY_METRIC: "sensitivity-metrics",
 }
-HOOKS = [name for name in vars(hookspecs) if name.startswith("palette_core_")]
 
 
 def text_of(kind: str) -> str:
@@ -59,22 +59,20 @@ def module_of(kind: str, title: str, tmp_path: Path, monkeypatch) -> ModuleType:
 
 
 def test_every_hook_has_a_kind_a_page_and_a_check() -> None:
-    assert sorted(hook for hook, _ in KINDS.values()) == sorted(HOOKS)
-    assert PAGES.keys() == KINDS.keys()
-    kinds = {check.kind for check in all_checks()}
-    assert kinds == {*KINDS, "entry", "distribution"}
+    assert list(PAGES) == list(KINDS)
+    assert {check.kind for check in all_checks()} == {*KINDS, "entry", "distribution"}
     listed = (DOCS.parent / "mkdocs.yml").read_text()
     assert all(f"plugins/{page}.md" in listed for page in PAGES.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_page_has_signature_interface_example_and_contract(kind, generator) -> None:
-    hook = KINDS[kind][0]
+    hook = kind.hook
     page = text_of(kind)
     assert f"<!-- hook: {hook} -->" in page
     assert f"<!-- contract: {kind} -->" in page
     filled = generator.on_page_markdown(page)
-    record = KINDS[kind][1].__name__
+    record = kind.record.__name__
     assert f"def {hook}() -> Iterable[{record}]" in filled
     assert f"class {record}(PluginEntry):" in filled
     assert re.search(r"^class \w+\((FrozenModel, )?ABC\):$", filled, re.MULTILINE)
@@ -102,13 +100,13 @@ def test_a_marker_that_names_nothing_is_an_error(marker, generator) -> None:
         generator.on_page_markdown(f"<!-- {marker} -->")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_example_of_a_page_keeps_the_contract(kind, register, tmp_path, monkeypatch) -> None:
     module = module_of(kind, "hooks", tmp_path, monkeypatch)
-    (entry,) = collect_entries(module, *KINDS[kind])
-    register(kind, entry)
+    (entry,) = collect_entries(getattr(module, kind.hook), kind)
+    register(entry)
     reader = None
-    if kind == "export backend":
+    if kind is kinds.EXPORT_BACKEND:
         reader = module_of(kind, "reader", tmp_path, monkeypatch).read_weights
     subject = Subject(
         Distribution("palette-page", "1.0"), kind, entry, (entry.options(),), reader=reader

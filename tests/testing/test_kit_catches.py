@@ -13,7 +13,8 @@ from wrong_runtimes import BACKENDS, TRAINING, backend, settles, strategy
 from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
 
 from palette_core.errors import ContractError
-from palette_core.plugins.catalog import Distribution
+from palette_core.plugins import kinds
+from palette_core.plugins.shelves import Distribution
 from palette_core.testing import Check, ContractTest, all_checks
 from palette_core.testing._kit import Subject
 
@@ -34,12 +35,12 @@ class Lossy(BaseModel):
 
 
 ENTRIES: dict[str, dict[str, Any]] = {
-    "clusterer": CLUSTERERS,
-    "granularity": GRANULARITIES,
-    "LUT quantizer": LUT_QUANTIZERS,
-    "training strategy": TRAINING,
-    "export backend": BACKENDS,
-    "sensitivity metric": METRICS,
+    kinds.CLUSTERER: CLUSTERERS,
+    kinds.GRANULARITY: GRANULARITIES,
+    kinds.LUT_QUANTIZER: LUT_QUANTIZERS,
+    kinds.TRAINING_STRATEGY: TRAINING,
+    kinds.EXPORT_BACKEND: BACKENDS,
+    kinds.SENSITIVITY_METRIC: METRICS,
 }
 # For checks of any kind, on a clusterer.
 ONE = Fits(right)
@@ -52,8 +53,7 @@ ANY = [
 ]
 
 HOOKS = """
-from palette_core.plugins.hookspecs import hookimpl
-from palette_core.plugins import ClustererEntry
+from palette_core.plugins import ClustererEntry, hookimpl
 {more}
 
 @hookimpl
@@ -95,8 +95,8 @@ def test_a_wrong_plugin_is_caught(kind, name, register) -> None:
     record = ENTRIES[kind][name]
     check = checks_of(kind)[name]
     assert check.applies(record)
-    more = [record.options(rows=4), record.options(rows=1)] if kind == "granularity" else []
-    register(kind, record)
+    more = [record.options(rows=4), record.options(rows=1)] if kind is kinds.GRANULARITY else []
+    register(record)
     with pytest.raises(ContractError) as caught:
         ContractTest(check, subject_of(kind, record, *more))()
     assert f"{kind} 'wrong' of wrong-plugin 6.6" in str(caught.value)
@@ -105,7 +105,7 @@ def test_a_wrong_plugin_is_caught(kind, name, register) -> None:
 
 @pytest.mark.parametrize(("name", "record", "options", "text"), ANY)
 def test_a_wrong_record_is_caught(name, record, options, text) -> None:
-    subject = subject_of("clusterer", record, record.options(**options))
+    subject = subject_of(kinds.CLUSTERER, record, record.options(**options))
     with pytest.raises(ContractError, match="'wrong' of wrong-plugin") as caught:
         ContractTest(checks_of("entry")[name], subject)()
     assert text in str(caught.value)
@@ -124,38 +124,38 @@ def test_a_wrong_distribution_is_caught(name, install) -> None:
 
 
 def test_the_right_clusterer_passes() -> None:
-    for check in checks_of("clusterer").values():
+    for check in checks_of(kinds.CLUSTERER).values():
         if check.applies(entry(right)):
-            ContractTest(check, subject_of("clusterer", entry(right)))()
+            ContractTest(check, subject_of(kinds.CLUSTERER, entry(right)))()
 
 
 def test_the_right_quantizer_and_granularity_pass(register) -> None:
     from wrong_tables import Rows, granularity, quantizer
     from wrong_tables import right as right_table
 
-    for check in checks_of("LUT quantizer").values():
-        ContractTest(check, subject_of("LUT quantizer", quantizer(right_table)))()
+    for check in checks_of(kinds.LUT_QUANTIZER).values():
+        ContractTest(check, subject_of(kinds.LUT_QUANTIZER, quantizer(right_table)))()
     record = granularity(Rows)
-    register("granularity", record)
-    for check in checks_of("granularity").values():
-        ContractTest(check, subject_of("granularity", record, Rows(rows=4), Rows(rows=1)))()
+    register(record)
+    for check in checks_of(kinds.GRANULARITY).values():
+        ContractTest(check, subject_of(kinds.GRANULARITY, record, Rows(rows=4), Rows(rows=1)))()
 
 
 @pytest.mark.parametrize(
     "record", [strategy(lambda s, w, decoded: decoded + w - w.detach()), settles()]
 )
 def test_the_right_strategies_pass(record, register) -> None:
-    register("training strategy", record)
-    for check in checks_of("training strategy").values():
+    register(record)
+    for check in checks_of(kinds.TRAINING_STRATEGY).values():
         if check.applies(record):
-            ContractTest(check, subject_of("training strategy", record))()
+            ContractTest(check, subject_of(kinds.TRAINING_STRATEGY, record))()
 
 
 def test_the_right_backend_passes(register) -> None:
     record = backend(refuses=None)
-    register("export backend", record)
-    subject = subject_of("export backend", record)
-    for check in checks_of("export backend").values():
+    register(record)
+    subject = subject_of(kinds.EXPORT_BACKEND, record)
+    for check in checks_of(kinds.EXPORT_BACKEND).values():
         ContractTest(check, subject)()
 
 
@@ -164,6 +164,6 @@ def test_the_right_metric_passes(register) -> None:
     from wrong_metrics import right as right_loss
 
     record = metric(right_loss)
-    register("sensitivity metric", record)
-    for check in checks_of("sensitivity metric").values():
-        ContractTest(check, subject_of("sensitivity metric", record))()
+    register(record)
+    for check in checks_of(kinds.SENSITIVITY_METRIC).values():
+        ContractTest(check, subject_of(kinds.SENSITIVITY_METRIC, record))()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from palette_core.errors import ConfigError, ContractError, MissingExtraError
-from palette_core.plugins.catalog import Distribution
+from palette_core.plugins.shelves import Distribution
 from palette_core.testing import ContractTest, all_checks, parametrize_contract
 
 GROUPS = {"granularity/per_grouped_channel": [{"group_size": 2}]}

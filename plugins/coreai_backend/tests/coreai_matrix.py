@@ -38,10 +38,9 @@ from palette_core import (
     PerTensorGranularity,
     QuantizationSpec,
 )
-from palette_core.config.granularity import Granularity
 from palette_core.errors import IncompatibleShapeError
 from palette_core.planning.choose import channel_axis, lay_out
-from palette_core.plugins import TensorFacts
+from palette_core.plugins import Granularity, TensorFacts
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.tensors.palettized import PalettizedTensor
 

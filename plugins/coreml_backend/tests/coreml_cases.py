@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.config.granularity import (
-    Granularity,
     PerGroupedChannelGranularity,
     PerTensorGranularity,
 )
-from palette_core.plugins import TensorFacts
+from palette_core.plugins import Granularity, TensorFacts
 from palette_core.spec import PalettizationSpec, QuantizationSpec
 from palette_core.storage.packed_weight import PackedWeight, install_packed
 from palette_core.tensors.layout import BlockLayout

@@ -26,7 +26,8 @@ from palette_core import (
 from palette_core.errors import BackendError, IncompatibleShapeError, PlanError
 from palette_core.planning.choose import lay_out
 from palette_core.plugins import Refusal, TensorFacts
-from palette_core.plugins.catalog import get_catalog, validate_options
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.shelves import validate_options
 
 SPECS = st.builds(
     PalettizationSpec,
@@ -140,4 +141,4 @@ def test_targets_are_those_of_coremltools() -> None:
 def test_options_are_checked() -> None:
     entry = get_catalog().backend("coreml")
     with pytest.raises(ValueError, match="iOS18"):
-        validate_options(entry, "export backend", {"deployment_target": "iOS15"})
+        validate_options(entry, {"deployment_target": "iOS15"})

@@ -18,7 +18,7 @@ from torch import Tensor
 from kmeans_sklearn.hooks import palette_core_clusterers
 from palette_core.errors import PluginOptionsError, WeightError
 from palette_core.plugins import ClustererEntry, ClusterProblem
-from palette_core.plugins.catalog import validate_options
+from palette_core.plugins.shelves import validate_options
 from palette_core.tensors.palettized import Codebook
 
 NAMES = ("sklearn_kmeans", "sklearn_minibatch")
@@ -32,7 +32,7 @@ def entry_named(name: str) -> ClustererEntry:
 
 def fit(problem: ClusterProblem, name: str = "sklearn_kmeans", **options: object) -> Codebook:
     entry = entry_named(name)
-    codebook = entry.factory(validate_options(entry, "clusterer", options)).fit(problem)
+    codebook = entry.factory(validate_options(entry, options)).fit(problem)
     blocks, count, dim = problem.points.shape
     assert codebook.lut.shape == (blocks, problem.n_entries, dim)
     assert codebook.lut.dtype in (torch.float32, torch.float64)
@@ -412,7 +412,7 @@ def test_elkan_and_lloyd_agree():
 def test_bad_options_are_refused(name, options, message):
     entry = entry_named(name)
     with pytest.raises(PluginOptionsError, match=message):
-        validate_options(entry, "clusterer", options)
+        validate_options(entry, options)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,8 @@ from palette_core.errors import AllocationError, IncompatibleShapeError, PlanErr
 from palette_core.planning import Plan, TensorPlan
 from palette_core.planning.choose import clusterer_for, lay_out, lut_quantizer_name
 from palette_core.plugins import Backend
-from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.shelves import validate_options
 
 CandidateSpec = int | Mapping[str, Any]
 """Bits, or fields of a spec, such as ``{"n_bits": 4, "cluster_dim": 2}``."""
@@ -150,7 +151,7 @@ def _with(
         if tensor.resolution is not None and spec.cluster_dim > 1:
             return "cluster_dim > 1 needs enable_fast_kmeans_mode: false in the config"
         entry = clusterer_for(spec, catalog)
-        options = validate_options(entry, "clusterer", spec.algorithm_options)
+        options = validate_options(entry, spec.algorithm_options)
         made = replace(
             tensor,
             spec=spec,

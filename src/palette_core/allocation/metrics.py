@@ -7,8 +7,9 @@ from typing import Any, final
 
 from palette_core.errors import AllocationError, ClusteringError
 from palette_core.plugins import Candidate, SensitivityMetric
-from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.guards import guarded
+from palette_core.plugins.shelves import validate_options
 
 
 def make_metric(catalog: Catalog, name: str, options: Mapping[str, Any]) -> SensitivityMetric:
@@ -21,7 +22,7 @@ def make_metric(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Sens
         AllocationError: it makes something else.
     """
     item = catalog.sensitivity_metrics.find(name)
-    valid = validate_options(item.entry, "sensitivity metric", dict(options))
+    valid = validate_options(item.entry, dict(options))
     who = f"sensitivity metric {name!r} ({item.distribution})"
     made: object = guarded(who, ClusteringError, lambda: item.entry.factory(valid))
     if isinstance(made, SensitivityMetric):

@@ -16,7 +16,8 @@ from torch.export import Dim
 from palette_core.cli.factories import FactoryError, Loaded
 from palette_core.errors import did_you_mean
 from palette_core.palettizer import KMeansPalettizer
-from palette_core.plugins.catalog import get_catalog, validate_options
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.shelves import validate_options
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight
 from palette_core.storage.checkpoint import load_checkpoint
@@ -90,7 +91,7 @@ def make_target(
     if output.is_dir() and backend == "torch":
         raise FactoryError(f"--output {output} is a folder")
     read = read_options(options)
-    validate_options(entry, "export backend", read)
+    validate_options(entry, read)
     return Target(output, backend, read, _read_dynamic(dynamic))
 
 

@@ -1,8 +1,13 @@
 """The configuration: what to palettize, and how."""
 
-from palette_core.config.model import KMeansPalettizerConfig
-from palette_core.config.module import ModuleKMeansPalettizerConfig, PATSchedule
-from palette_core.config.op import OpKMeansPalettizerConfig, lookup_state
+from typing import TYPE_CHECKING
+
+from palette_core._common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from palette_core.config.model import KMeansPalettizerConfig
+    from palette_core.config.module import ModuleKMeansPalettizerConfig, PATSchedule
+    from palette_core.config.op import OpKMeansPalettizerConfig, lookup_state
 
 __all__ = [
     "KMeansPalettizerConfig",
@@ -11,3 +16,12 @@ __all__ = [
     "PATSchedule",
     "lookup_state",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "palette_core.config.model": ["KMeansPalettizerConfig"],
+        "palette_core.config.module": ["ModuleKMeansPalettizerConfig", "PATSchedule"],
+        "palette_core.config.op": ["OpKMeansPalettizerConfig", "lookup_state"],
+    },
+)

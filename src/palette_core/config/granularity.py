@@ -1,47 +1,19 @@
-"""How a weight is cut into blocks that get one look-up table each.
-
-A granularity answers one question: how many elements of each axis one block spans. Everything
-else (cutting, putting together, indexing, exporting) follows from that answer and lives in
-:mod:`palette_core.tensors.layout`, so a granularity of a third party survives the whole trip.
-"""
+"""The two documented granularities, and how a granularity is read from a configuration."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from pydantic import Field
 
-from palette_core._common.strict import FrozenModel
-from palette_core.errors import IncompatibleShapeError, did_you_mean
-from palette_core.tensors.layout import Shape
+from palette_core.errors import IncompatibleShapeError
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.granularities import Granularity
+from palette_core.plugins.kinds import GRANULARITY
 
-
-class Granularity(FrozenModel, ABC):
-    """Base class of granularities: frozen, compared by value, serialised with their ``type``.
-
-    A subclass declares ``type: Literal["its_name"] = "its_name"``, its options as fields, and
-    :meth:`block_shape`.
-    """
-
-    type: str
-
-    @abstractmethod
-    def block_shape(self, shape: Shape, default_axis: int) -> Shape:
-        """Return how many elements of each axis one block spans.
-
-        Args:
-            shape: shape of the weight, at least one axis.
-            default_axis: the output-channel axis of the operation that consumes the weight
-                (1 for transposed convolutions, 0 otherwise).
-
-        Returns:
-            As many positive integers as ``shape`` has, each dividing its extent.
-
-        Raises:
-            IncompatibleShapeError: the weight cannot be cut this way.
-        """
+if TYPE_CHECKING:
+    from palette_core.tensors.layout import Shape
 
 
 @final
@@ -103,31 +75,6 @@ def _nearest_divisor(extent: int, wanted: int) -> str:
     return "" if near is None else f"; the nearest that does is {near}"
 
 
-GranularityResolver = Callable[[str], type[Granularity]]
-
-
-def _resolve_builtin(name: str) -> type[Granularity]:
-    known: dict[str, type[Granularity]] = {
-        "per_tensor": PerTensorGranularity,
-        "per_grouped_channel": PerGroupedChannelGranularity,
-    }
-    if name not in known:
-        raise ValueError(f"unknown granularity {name!r}{did_you_mean(name, known)}")
-    return known[name]
-
-
-# The plug-in catalog, which this module must not import, puts its own look-up here.
-_resolver: list[GranularityResolver] = [_resolve_builtin]
-
-
-def set_granularity_resolver(resolver: GranularityResolver) -> None:
-    """Let ``resolver`` turn the ``type`` of a granularity dictionary into its class.
-
-    Called once by the plug-in catalog. ``resolver`` raises a ``ValueError`` for unknown names.
-    """
-    _resolver[:] = [resolver]
-
-
 def parse_granularity(value: Any) -> Granularity:
     """Turn an object or a dictionary with a ``type`` key into a granularity.
 
@@ -148,4 +95,4 @@ def parse_granularity(value: Any) -> Granularity:
         )
     if not isinstance(value["type"], str):
         raise ValueError(f"the 'type' of a granularity is its name, got {value['type']!r}")
-    return _resolver[0](value["type"]).model_validate(dict(value))
+    return get_catalog()[GRANULARITY].get(value["type"]).model.model_validate(dict(value))

@@ -19,11 +19,11 @@ from pydantic import (
 
 from palette_core._common.strict import FrozenModel, Options
 from palette_core.config.granularity import (
-    Granularity,
     PerGroupedChannelGranularity,
     PerTensorGranularity,
     parse_granularity,
 )
+from palette_core.plugins.granularities import Granularity
 from palette_core.tensors.dtypes import FP8_DTYPES, LUT_DTYPES, dtype_name, parse_dtype
 
 __all__ = [

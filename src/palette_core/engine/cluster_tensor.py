@@ -21,7 +21,8 @@ from palette_core.plugins import (
     LutQuantizer,
 )
 from palette_core.plugins import guards as boundary
-from palette_core.plugins.catalog import Catalog, Registered, get_catalog, validate_options
+from palette_core.plugins.catalog import Catalog, get_catalog
+from palette_core.plugins.shelves import Registered, validate_options
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points
 
@@ -235,7 +236,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _run(plan: TensorPlan, entry: ClustererEntry, problem: ClusterProblem) -> Codebook:
-    options = validate_options(entry, "clusterer", plan.algorithm_options)
+    options = validate_options(entry, plan.algorithm_options)
     return entry.factory(options).fit(problem)
 
 

@@ -8,7 +8,8 @@ from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerCo
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import PaletteError
 from palette_core.planning.choose import clusterer_for, lut_quantizer_name
-from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.shelves import validate_options
 
 ConfigPath = tuple[str, ...]
 Locate = Callable[[ConfigPath], str]
@@ -50,13 +51,12 @@ def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[],
     return {
         "algorithm": lambda: clusterer_for(spec, catalog),
         "algorithm_options": lambda: validate_options(
-            clusterer_for(spec, catalog), "clusterer", spec.algorithm_options
+            clusterer_for(spec, catalog), spec.algorithm_options
         ),
         "lut_qspec.quantizer": lambda: lut_quantizer_name(spec.lut_qspec, catalog),
         "training_strategy": strategy,
         "training_strategy_options": lambda: validate_options(
             catalog.training_strategies.get(spec.training_strategy),
-            "training strategy",
             spec.training_strategy_options,
         ),
     }

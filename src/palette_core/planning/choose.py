@@ -5,8 +5,9 @@ from __future__ import annotations
 from palette_core.config.spec import PalettizationSpec, QuantizationSpec
 from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
 from palette_core.plugins import ClustererEntry
-from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.guards import block_shape
+from palette_core.plugins.shelves import validate_options
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
 
@@ -70,7 +71,7 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
     if lut_qspec is None:
         return None
     shelf = catalog.lut_quantizers
-    able = [item.entry for item in shelf if lut_qspec.dtype in item.entry.dtypes]
+    able = [item.entry for item in shelf if dtype_name(lut_qspec.dtype) in item.entry.dtypes]
     name = lut_qspec.quantizer
     if name is None:
         default = [entry.name for entry in able if entry.is_default]
@@ -82,10 +83,10 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
             )
         name = default[0]
     entry = shelf.get(name)
-    if lut_qspec.dtype not in entry.dtypes:
+    if dtype_name(lut_qspec.dtype) not in entry.dtypes:
         raise PlanError(
             f"LUT quantizer {name!r} cannot make {dtype_name(lut_qspec.dtype)}; these can: "
             f"{', '.join(sorted(e.name for e in able))}"
         )
-    validate_options(entry, "LUT quantizer", lut_qspec.quantizer_options)
+    validate_options(entry, lut_qspec.quantizer_options)
     return name

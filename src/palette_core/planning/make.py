@@ -20,7 +20,8 @@ from palette_core.planning.notes import ineffective_rules
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
 from palette_core.plugins import Backend
-from palette_core.plugins.catalog import Catalog, validate_options
+from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.shelves import validate_options
 from palette_core.tensors.dtypes import dtype_name
 
 OnIncompatible = Literal["skip", "error"]
@@ -124,7 +125,7 @@ def _plan_tensor(
     axis = channel_axis(decision.op_type, record.shape)
     layout = lay_out(record.shape, spec, axis, record.name)
     entry = clusterer_for(spec, catalog)
-    options = validate_options(entry, "clusterer", spec.algorithm_options)
+    options = validate_options(entry, spec.algorithm_options)
     module = decision.config or config.global_config
     return TensorPlan(
         owners=record.owners,

@@ -1,27 +1,36 @@
-"""What a plug-in implements, and the records by which it is registered.
+"""All that an author of plug-ins imports: interfaces and records by kind, and the hooks' marker.
 
 A plug-in hands the core *entries*: small frozen records with a name, a summary, an options model
 and a factory. The core validates the user's options against the model, calls the factory with
 them, and uses the object it gets through one of the abstract classes here. Weights never pass
-through a hook.
+through a hook. Importing this package imports no torch, so that a module of hooks need not.
 """
 
-from palette_core.plugins.backends import Backend, Refusal, TensorFacts
-from palette_core.plugins.clustering import Clusterer, ClusterProblem, LutQuantizer
-from palette_core.plugins.entries import (
-    INTERFACE_VERSION,
-    ClustererEntry,
-    ExportBackendEntry,
-    GranularityEntry,
-    LutQuantizerEntry,
-    NoOptions,
-    PluginEntry,
+from typing import TYPE_CHECKING
+
+from palette_core._common.lazy import lazy_names
+from palette_core.plugins.backends import Backend, ExportBackendEntry, Refusal, TensorFacts
+from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
+from palette_core.plugins.entries import INTERFACE_VERSION, NoOptions, PluginEntry
+from palette_core.plugins.granularities import Granularity, GranularityEntry
+from palette_core.plugins.lut_quantizers import LutQuantizer, LutQuantizerEntry
+from palette_core.plugins.markers import hookimpl
+from palette_core.plugins.metrics import (
+    Candidate,
+    ModelOutputs,
+    SensitivityMetric,
     SensitivityMetricEntry,
-    TrainingStrategyEntry,
 )
-from palette_core.plugins.metrics import Candidate, ModelOutputs, SensitivityMetric
-from palette_core.plugins.training import TrainingStrategy
-from palette_core.tensors.moments import InputMoments
+from palette_core.plugins.training import TrainingStrategy, TrainingStrategyEntry
+
+if TYPE_CHECKING:
+    from palette_core.config.granularity import (
+        PerGroupedChannelGranularity,
+        PerTensorGranularity,
+    )
+    from palette_core.config.spec import PalettizationSpec, QuantizationScheme, QuantizationSpec
+    from palette_core.plugins.training_problem import TrainingProblem
+    from palette_core.tensors.moments import InputMoments
 
 __all__ = [
     "INTERFACE_VERSION",
@@ -31,17 +40,42 @@ __all__ = [
     "Clusterer",
     "ClustererEntry",
     "ExportBackendEntry",
+    "Granularity",
     "GranularityEntry",
     "InputMoments",
     "LutQuantizer",
     "LutQuantizerEntry",
     "ModelOutputs",
     "NoOptions",
+    "PalettizationSpec",
+    "PerGroupedChannelGranularity",
+    "PerTensorGranularity",
     "PluginEntry",
+    "QuantizationScheme",
+    "QuantizationSpec",
     "Refusal",
     "SensitivityMetric",
     "SensitivityMetricEntry",
     "TensorFacts",
+    "TrainingProblem",
     "TrainingStrategy",
     "TrainingStrategyEntry",
+    "hookimpl",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "palette_core.config.granularity": [
+            "PerGroupedChannelGranularity",
+            "PerTensorGranularity",
+        ],
+        "palette_core.config.spec": [
+            "PalettizationSpec",
+            "QuantizationScheme",
+            "QuantizationSpec",
+        ],
+        "palette_core.plugins.training_problem": ["TrainingProblem"],
+        "palette_core.tensors.moments": ["InputMoments"],
+    },
+)

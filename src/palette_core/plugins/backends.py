@@ -1,19 +1,24 @@
-"""What export backends implement."""
+"""The kind *export backend*: what turns a prepared model into what one runtime loads."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import nn
+from palette_core.plugins.entries import PluginEntry
+from palette_core.plugins.markers import hookspec
 
-from palette_core.config.spec import PalettizationSpec
-from palette_core.tensors.layout import BlockLayout, Shape
-from palette_core.tensors.palettized import PalettizedTensor
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from palette_core.config.spec import PalettizationSpec
+    from palette_core.tensors.layout import BlockLayout, Shape
+    from palette_core.tensors.palettized import PalettizedTensor
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,62 @@ class Backend(ABC):
         dynamic_shapes: Any = None,
     ) -> Path:
         """Write a finalized model to ``path`` (or as the runtime names it) and return the path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportBackendEntry(PluginEntry):
+    """An export backend.
+
+    Attributes:
+        factory: makes the backend from validated options; import heavy modules inside it.
+        suffix: file name suffix of what it writes, with the dot.
+        supports_mmap: works with weights that ``finalize(mmap_dir=…)`` keeps in files and maps
+            into memory, without copying them all.
+    """
+
+    unique: ClassVar[tuple[str, ...]] = ("name", "suffix")
+
+    factory: Callable[[Any], Backend]
+    suffix: str
+    supports_mmap: bool = False
+
+
+@hookspec
+def palette_core_export_backends() -> Iterable[ExportBackendEntry]:
+    """Return the export backends that this distribution provides.
+
+    Example::
+
+        from palette_core.plugins import INTERFACE_VERSION, Backend, ExportBackendEntry, hookimpl
+
+
+        class TorchExport(Backend):
+            '''The graph that torch.export records, packed weights and all.'''
+
+            def refuses(self, facts):
+                return None
+
+            def finalize(self, model, palettized):
+                return model
+
+            def export(self, model, example_inputs, path, dynamic_shapes=None):
+                import torch
+
+                program = torch.export.export(model, example_inputs, dynamic_shapes=dynamic_shapes)
+                torch.export.save(program, path)
+                return path
+
+
+        @hookimpl
+        def palette_core_export_backends():
+            return [
+                ExportBackendEntry(
+                    name="torch_export",
+                    summary="the graph that torch.export records",
+                    interface=INTERFACE_VERSION,
+                    factory=lambda options: TorchExport(),
+                    suffix=".pt2",
+                )
+            ]
+    """
+    raise AssertionError("hook specifications are never called")

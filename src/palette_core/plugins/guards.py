@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from palette_core.config.granularity import Granularity
-from palette_core.config.spec import QuantizationSpec
 from palette_core.errors import (
     BackendError,
     ClusteringError,
@@ -23,9 +21,14 @@ from palette_core.errors import (
     PlanError,
 )
 from palette_core.plugins import Backend, LutQuantizer, Refusal, TensorFacts
-from palette_core.plugins.catalog import Catalog, get_catalog, validate_options
+from palette_core.plugins.catalog import Catalog, get_catalog
+from palette_core.plugins.granularities import Granularity
+from palette_core.plugins.shelves import validate_options
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor, QuantizedLut
+
+if TYPE_CHECKING:
+    from palette_core.config.spec import QuantizationSpec
 
 ResultT = TypeVar("ResultT")
 
@@ -101,7 +104,7 @@ def make_lut_quantizer(
         ClusteringError: making it fails.
     """
     item = catalog.lut_quantizers.find(name)
-    options = validate_options(item.entry, "LUT quantizer", spec.quantizer_options)
+    options = validate_options(item.entry, spec.quantizer_options)
     who = f"{tensor}: LUT quantizer {name!r} ({item.distribution})"
     made = guarded(who, ClusteringError, lambda: item.entry.factory(spec, options))
     return _CheckedLutQuantizer(who, made, spec.dtype)
@@ -170,7 +173,7 @@ def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Bac
         BackendError: making it fails.
     """
     entry = catalog.backend(name)
-    valid = validate_options(entry, "export backend", dict(options))
+    valid = validate_options(entry, dict(options))
     who = f"export backend {name!r} ({catalog.export_backends.find(name).distribution})"
     made = guarded(who, BackendError, lambda: entry.factory(valid))
     if not isinstance(made, Backend):

@@ -1,16 +1,22 @@
-"""What sensitivity metrics implement, by which a bits budget is spent."""
+"""The kind *sensitivity metric*: what a palettized weight is predicted to cost."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from palette_core.plugins.entries import PluginEntry
+from palette_core.plugins.markers import hookspec
 
-from palette_core.tensors.moments import InputMoments
+if TYPE_CHECKING:
+    from torch import Tensor
 
-ModelOutputs = Sequence[Sequence[Tensor]]
+    from palette_core.tensors.moments import InputMoments
+
+
+ModelOutputs = Sequence[Sequence["Tensor"]]
 """Floating tensors that a model returns, by calibration batch."""
 
 
@@ -46,3 +52,56 @@ class SensitivityMetric(ABC):
 
         Losses of different weights are added, so they need a common unit.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityMetricEntry(PluginEntry):
+    """A sensitivity metric.
+
+    Attributes:
+        factory: makes the metric from validated options.
+        needs_squares: wants `Candidate.squares`.
+        needs_moments: wants `Candidate.moments`.
+        needs_outputs: wants `Candidate.outputs`, a run of the model for every candidate.
+    """
+
+    factory: Callable[[Any], SensitivityMetric]
+    needs_squares: bool = False
+    needs_moments: bool = False
+    needs_outputs: bool = False
+
+
+@hookspec
+def palette_core_sensitivity_metrics() -> Iterable[SensitivityMetricEntry]:
+    """Return the sensitivity metrics that this distribution provides.
+
+    Example::
+
+        from palette_core.plugins import (
+            INTERFACE_VERSION,
+            SensitivityMetric,
+            SensitivityMetricEntry,
+            hookimpl,
+        )
+
+
+        class Squares(SensitivityMetric):
+            '''Sum of squared errors of the weight.'''
+
+            def loss(self, candidate):
+                error = candidate.weight.double() - candidate.decoded.double()
+                return float(error.square().sum())
+
+
+        @hookimpl
+        def palette_core_sensitivity_metrics():
+            return [
+                SensitivityMetricEntry(
+                    name="squares",
+                    summary="sum of squared errors",
+                    interface=INTERFACE_VERSION,
+                    factory=lambda options: Squares(),
+                )
+            ]
+    """
+    raise AssertionError("hook specifications are never called")

@@ -1,12 +1,19 @@
-"""What training strategies implement."""
+"""The kind *training strategy*: what a palettized weight is while the model trains."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from palette_core.plugins.entries import PluginEntry
+from palette_core.plugins.markers import hookspec
 
-from palette_core.plugins.training_problem import TrainingProblem
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from palette_core.plugins.training_problem import TrainingProblem
 
 
 class TrainingStrategy(ABC):
@@ -46,3 +53,59 @@ class TrainingStrategy(ABC):
         """
         del problem
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStrategyEntry(PluginEntry):
+    """A training strategy.
+
+    Attributes:
+        factory: makes the strategy from validated options.
+        trains_lut: the tables become parameters of the model, which the optimizer trains.
+        moves_lut: the tables are what ``advance`` makes of them after each step.
+    """
+
+    factory: Callable[[Any], TrainingStrategy]
+    trains_lut: bool = False
+    moves_lut: bool = False
+
+    def __post_init__(self) -> None:
+        if self.trains_lut and self.moves_lut:
+            raise ValueError(
+                f"{self.name!r} declares both trains_lut and moves_lut; one of them moves a table"
+            )
+
+
+@hookspec
+def palette_core_training_strategies() -> Iterable[TrainingStrategyEntry]:
+    """Return the training strategies that this distribution provides.
+
+    Example::
+
+        from palette_core.plugins import (
+            INTERFACE_VERSION,
+            TrainingStrategy,
+            TrainingStrategyEntry,
+            hookimpl,
+        )
+
+
+        class Still(TrainingStrategy):
+            '''The weight is what its palette decodes to, and learns nothing.'''
+
+            def forward(self, problem):
+                return problem.decode()
+
+
+        @hookimpl
+        def palette_core_training_strategies():
+            return [
+                TrainingStrategyEntry(
+                    name="still",
+                    summary="palettized weights do not train",
+                    interface=INTERFACE_VERSION,
+                    factory=lambda options: Still(),
+                )
+            ]
+    """
+    raise AssertionError("hook specifications are never called")

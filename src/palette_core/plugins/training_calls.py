@@ -12,8 +12,9 @@ from torch import Tensor
 from palette_core._common.autocast import autocast_off
 from palette_core.errors import TrainingError, WeightError
 from palette_core.plugins import TrainingStrategy
-from palette_core.plugins.catalog import Catalog, get_catalog, validate_options
+from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.guards import guarded
+from palette_core.plugins.shelves import validate_options
 from palette_core.plugins.training_problem import TrainingProblem
 
 
@@ -28,7 +29,7 @@ def make_strategy(
         TrainingError: making it fails, or makes something else.
     """
     entry = catalog.training_strategies.get(name)
-    valid = validate_options(entry, "training strategy", dict(options))
+    valid = validate_options(entry, dict(options))
     who = _named(catalog, tensor, name)
     made: object = guarded(who, TrainingError, lambda: entry.factory(valid))
     if isinstance(made, TrainingStrategy):

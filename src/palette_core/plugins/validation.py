@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
-from palette_core.config.granularity import Granularity
-from palette_core.plugins import INTERFACE_VERSION, GranularityEntry, PluginEntry
+from palette_core.plugins.entries import INTERFACE_VERSION, PluginEntry
+from palette_core.plugins.kinds import EntryT, PluginKind
 from palette_core.version import __version__
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
-def collect_entries(plugin: object, hook: str, record: type[PluginEntry]) -> list[PluginEntry]:
-    """Call one hook, if the plug-in has it, and check every record that it returns.
+def collect_entries(hook: Callable[[], Any], kind: PluginKind[EntryT]) -> list[EntryT]:
+    """Call one implementation of a hook, and check every record that it returns.
 
     Args:
-        plugin: a module or object with hook implementations.
-        hook: name of the hook.
-        record: the type of record that the hook collects.
+        hook: the implementation.
+        kind: the kind that it collects.
 
     Raises:
         TypeError: not a list, not such records, or written for another interface version.
         ValueError: a name that cannot be used, or one name twice.
         Exception: whatever the hook itself raises.
     """
-    found: Any = getattr(plugin, hook, tuple)()
+    found, record = hook(), kind.record
     if not isinstance(found, Iterable):
-        raise TypeError(f"{hook} must return a list of {record.__name__} records, got {found!r}")
-    entries: dict[str, PluginEntry] = {}
+        raise TypeError(
+            f"{kind.hook} must return a list of {record.__name__} records, got {found!r}"
+        )
+    entries: dict[str, EntryT] = {}
     for entry in found:
         if not isinstance(entry, record):
-            raise TypeError(f"{hook} must return {record.__name__} records, got {entry!r}")
-        _check_record(entry, hook)
+            raise TypeError(f"{kind.hook} must return {record.__name__} records, got {entry!r}")
+        _check_record(entry, kind.hook)
         if entry.name in entries:
-            raise ValueError(f"{hook} returns two records named {entry.name!r}")
+            raise ValueError(f"{kind.hook} returns two records named {entry.name!r}")
         entries[entry.name] = entry
     return list(entries.values())
 
@@ -61,31 +61,16 @@ def _check_record(entry: PluginEntry, hook: str) -> None:
     if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
         raise ValueError(f"{name!r} needs a summary of one line, got {summary!r}")
     _check_options(entry)
-    if isinstance(entry, GranularityEntry):
-        _check_granularity(entry)
-    elif not callable(factory := getattr(entry, "factory", None)):
-        raise TypeError(f"factory of {entry.name!r} must be callable, got {factory!r}")
+    entry.check()
 
 
 def _check_options(entry: PluginEntry) -> None:
-    config = entry.options.model_config if _is_class(entry.options, BaseModel) else {}
+    options: object = entry.options
+    model = isinstance(options, type) and issubclass(options, BaseModel)
+    config = entry.options.model_config if model else {}
     if config.get("extra") != "forbid" or not config.get("frozen"):
         raise TypeError(
             f"options of {entry.name!r} must be a pydantic model class with "
             f'frozen=True and extra="forbid", got {entry.options!r}'
         )
     entry.options.model_json_schema()  # raises where a field cannot be written in a config
-
-
-def _check_granularity(entry: GranularityEntry) -> None:
-    usable = _is_class(entry.model, Granularity) and not inspect.isabstract(entry.model)
-    if not usable or entry.model.model_fields["type"].default != entry.name:
-        raise TypeError(
-            f"model of {entry.name!r} must be a Granularity class that defines block_shape "
-            f"and a field 'type' that defaults to {entry.name!r}, got {entry.model!r}"
-        )
-
-
-def _is_class(value: object, base: type) -> bool:
-    """Whether ``value`` is a subclass of ``base``; plug-ins put anything into a record."""
-    return isinstance(value, type) and issubclass(value, base)

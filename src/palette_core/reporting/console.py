@@ -83,7 +83,7 @@ def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
 def _installed(catalog: Catalog) -> list[dict[str, Any]]:
     return [
         {
-            "kind": shelf.kind,
+            "kind": str(shelf.kind),
             "name": item.entry.name,
             "summary": item.entry.summary,
             "distribution": item.distribution.name,

@@ -13,22 +13,14 @@ from pydantic import BaseModel
 
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ContractError, MissingExtraError
-from palette_core.plugins.catalog import KINDS, Distribution
+from palette_core.plugins.kinds import KINDS, PluginKind
+from palette_core.plugins.shelves import Distribution
 
 Reader = Callable[[Path], Mapping[str, Any]]
 Applies = Callable[[Any], bool]
 
 ANY = "entry"
 DISTRIBUTION = "distribution"
-
-# How a kind is written in the names of checks.
-SLUGS = dict(
-    zip(
-        KINDS,
-        ("clusterer", "granularity", "lut-quantizer", "training", "backend", "metric"),
-        strict=True,
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class Subject:
 
     Attributes:
         distribution: the distribution that registers it.
-        kind: a key of `KINDS`; None where the distribution itself is checked.
+        kind: of the entry; None where the distribution itself is checked.
         entry: its record; None where the distribution itself is checked.
         options: sets of options to check it with, validated; at least one.
         problem: why there are none.
@@ -47,7 +39,7 @@ class Subject:
     """
 
     distribution: Distribution
-    kind: str | None = None
+    kind: PluginKind[Any] | None = None
     entry: Any = None
     options: tuple[BaseModel, ...] = ()
     problem: str = ""
@@ -58,7 +50,7 @@ class Subject:
     @property
     def slug(self) -> str:
         """The first parts of the names of its checks."""
-        return DISTRIBUTION if self.kind is None else f"{SLUGS[self.kind]}/{self.entry.name}"
+        return DISTRIBUTION if self.kind is None else f"{self.kind.slug}/{self.entry.name}"
 
     def __str__(self) -> str:
         what = f"{self.kind} {self.entry.name!r} of " if self.kind else ""
@@ -70,15 +62,14 @@ class Check:
     """One sentence of the contract, and the function that holds a plug-in to it.
 
     Attributes:
-        kind: the kind of plug-in it is for (a key of `KINDS`), ``"entry"`` for every kind, or
-            ``"distribution"``.
+        kind: the kind of plug-in it is for, ``"entry"`` for every kind, or ``"distribution"``.
         name: its name among the checks for that kind.
         contract: the sentence.
         run: raises where a plug-in does not keep it.
         applies: whether an entry promises what is checked.
     """
 
-    kind: str
+    kind: PluginKind[Any] | str
     name: str
     contract: str
     run: Callable[[Subject], None]
@@ -87,14 +78,14 @@ class Check:
     @property
     def id(self) -> str:
         """Kind and name, such as ``clusterer/shapes``."""
-        return f"{SLUGS.get(self.kind, self.kind)}/{self.name}"
+        return f"{getattr(self.kind, 'slug', self.kind)}/{self.name}"
 
 
 CHECKS: list[Check] = []
 
 
 def check(
-    kind: str, *, applies: Applies = lambda _: True
+    kind: PluginKind[Any] | str, *, applies: Applies = lambda _: True
 ) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
     """Register a function as a check; its docstring is the sentence of the contract."""
 

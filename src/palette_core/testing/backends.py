@@ -19,11 +19,12 @@ from palette_core.errors import IncompatibleShapeError, PaletteError
 from palette_core.palettizer.finalizing import pack_model
 from palette_core.planning.choose import channel_axis, lay_out
 from palette_core.plugins import Refusal, TensorFacts
+from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.testing._backend_models import Layers, config_of, inputs_of, known_specs
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits
 
-_KIND = "export backend"
+_KIND = EXPORT_BACKEND
 # Relative rounding of decoded weights, by what the file holds: a table, a scale and their
 # product are each rounded once.
 _ROUNDING = {2: 2.0**-9, 4: 2.0**-22, 8: 2.0**-22}

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from palette_core.plugins import ClusterProblem
+from palette_core.plugins.kinds import CLUSTERER
 from palette_core.tensors.palettized import Codebook, gather_entries
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import (
@@ -25,7 +26,7 @@ from palette_core.testing._probes import (
     problems,
 )
 
-_KIND = "clusterer"
+_KIND = CLUSTERER
 
 
 def _decoded(given: ClusterProblem, codebook: Codebook) -> Tensor:

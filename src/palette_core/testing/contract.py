@@ -12,12 +12,13 @@ from pydantic import BaseModel
 
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ConfigError, ContractError, PluginOptionsError, did_you_mean
-from palette_core.plugins.catalog import Distribution, get_catalog, validate_options
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.kinds import EXPORT_BACKEND
+from palette_core.plugins.shelves import Distribution, validate_options
 from palette_core.testing._kit import (
     ANY,
     CHECKS,
     DISTRIBUTION,
-    SLUGS,
     Check,
     Reader,
     Subject,
@@ -173,8 +174,8 @@ def _tests(
         if _same(item.distribution.name, distribution)
     ]
     about = found[0][1].distribution if found else Distribution(distribution, "")
-    slugs = [f"{SLUGS[kind]}/{item.entry.name}" for kind, item in found]
-    backends = [item.entry.name for kind, item in found if kind == "export backend"]
+    slugs = [f"{kind.slug}/{item.entry.name}" for kind, item in found]
+    backends = [item.entry.name for kind, item in found if kind is EXPORT_BACKEND]
     if found:
         _check_keys("options", options, slugs)
         _check_keys("readers", readers, backends)
@@ -183,27 +184,25 @@ def _tests(
     yield from (ContractTest(check, whole) for check in checks if check.kind == DISTRIBUTION)
     for slug, (kind, item) in zip(slugs, found, strict=True):
         entry = item.entry
-        made, problem = _validated(kind, entry, options.get(slug, ({},)))
+        made, problem = _validated(entry, options.get(slug, ({},)))
         subject = Subject(
             about,
             kind,
             entry,
             made,
             problem,
-            readers.get(entry.name) if kind == "export backend" else None,
-            tuple(specs.get(entry.name, ())) if kind == "export backend" else (),
+            readers.get(entry.name) if kind is EXPORT_BACKEND else None,
+            tuple(specs.get(entry.name, ())) if kind is EXPORT_BACKEND else (),
         )
         for each in checks:
             if each.kind in (ANY, kind) and each.applies(entry):
                 yield ContractTest(each, subject)
 
 
-def _validated(
-    kind: str, entry: Any, given: Sequence[Options]
-) -> tuple[tuple[BaseModel, ...], str]:
+def _validated(entry: Any, given: Sequence[Options]) -> tuple[tuple[BaseModel, ...], str]:
     """Return sets of options, or why they do not validate: for the checks to report."""
     try:
-        return tuple(validate_options(entry, kind, dict(each)) for each in given), ""
+        return tuple(validate_options(entry, dict(each)) for each in given), ""
     except PluginOptionsError as error:
         return (), str(error)
 

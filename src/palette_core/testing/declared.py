@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from palette_core.config.spec import QuantizationSpec
 from palette_core.plugins import ClusterProblem, LutQuantizer
 from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.kinds import CLUSTERER
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import fit, importance_of, problems
 
-_KIND = "clusterer"
+_KIND = CLUSTERER
 _CLOSE = 1e-4  # of the largest magnitude: sums may be added in another order
 
 

@@ -18,13 +18,14 @@ from palette_core import (
     PalettizationSpec,
     load_checkpoint,
 )
-from palette_core.config.granularity import Granularity
 from palette_core.errors import IncompatibleShapeError
+from palette_core.plugins import Granularity
+from palette_core.plugins.kinds import GRANULARITY
 from palette_core.tensors.layout import BlockLayout, Shape
 from palette_core.testing._kit import Subject, check, demand, fail, import_tool
 from palette_core.testing._probes import bits, draw
 
-_KIND = "granularity"
+_KIND = GRANULARITY
 _EXTENTS = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 32, 64)
 _MOST = 1 << 14  # elements of a weight that is cut
 _EXAMPLES = 60

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from palette_core.config.spec import QuantizationScheme, QuantizationSpec
-from palette_core.tensors.dtypes import FP8_DTYPES
+from palette_core.plugins.kinds import LUT_QUANTIZER
+from palette_core.tensors.dtypes import FP8_DTYPES, parse_dtype
 from palette_core.tensors.palettized import QuantizedLut
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits, draw, global_rng_untouched, other_global_rng
 
-_KIND = "LUT quantizer"
+_KIND = LUT_QUANTIZER
 _CLOSE = 1e-5  # of the largest magnitude
 
 
 def _quantizers(subject: Subject) -> Iterator[tuple[QuantizationSpec, Callable[[], Any]]]:
     """Yield a spec and what makes its quantizer, for every dtype, scheme and set of options."""
     for options in subject.options:
-        for dtype in subject.entry.dtypes:
+        for dtype in map(parse_dtype, subject.entry.dtypes):
             for scheme in QuantizationScheme:
                 if dtype in FP8_DTYPES and scheme is not QuantizationScheme.SYMMETRIC:
                     continue

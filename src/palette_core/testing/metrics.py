@@ -10,11 +10,12 @@ from torch import Tensor
 
 from palette_core.config.granularity import PerTensorGranularity
 from palette_core.plugins import Candidate, InputMoments
+from palette_core.plugins.kinds import SENSITIVITY_METRIC
 from palette_core.tensors.layout import BlockLayout
 from palette_core.testing._kit import Subject, check, demand
 from palette_core.testing._probes import bits, draw, global_rng_untouched, other_global_rng
 
-_KIND = "sensitivity metric"
+_KIND = SENSITIVITY_METRIC
 _INPUTS = 32
 
 

@@ -9,21 +9,16 @@ import sys
 from typing import Any
 
 from palette_core.config.spec import QuantizationSpec
-from palette_core.plugins import (
-    Backend,
-    Clusterer,
-    LutQuantizer,
-    SensitivityMetric,
-    TrainingStrategy,
-)
-from palette_core.plugins.catalog import CORE, ENTRY_POINT_GROUP, get_catalog
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.discovery import ENTRY_POINT_GROUP
+from palette_core.plugins.kinds import GRANULARITY, LUT_QUANTIZER
+from palette_core.plugins.shelves import CORE
 from palette_core.testing._kit import ANY, DISTRIBUTION, Subject, check, demand, fail
 
 _TIMEOUT = 300  # seconds; a fresh process imports torch
 
 _LOOK = """
 import importlib.metadata, json, sys
-import palette_core.builtins.hooks
 from palette_core.plugins.catalog import discover
 before = set(sys.modules)
 for point in importlib.metadata.distribution({name!r}).entry_points:
@@ -37,7 +32,7 @@ catalog = discover()
 print(json.dumps({{
     "loaded": sorted(new - set(sys.stdlib_module_names)),
     "found": [
-        [shelf.kind, item.entry.name, item.distribution.name]
+        [shelf.kind.slug, item.entry.name, item.distribution.name]
         for shelf in catalog.shelves() for item in shelf
     ],
     "broken": [[q.distribution.name, q.entry_point, q.error] for q in catalog.quarantined],
@@ -95,7 +90,7 @@ def options(subject: Subject) -> None:
     """Options are a frozen model, each field is described, and values survive JSON."""
     model = subject.entry.options
     for name, field in model.model_fields.items():
-        if name == "type" and subject.kind == "granularity":
+        if name == "type" and subject.kind is GRANULARITY:
             continue
         demand(subject, field.description, f"option {name!r} has no description")
     for made in subject.options:
@@ -110,19 +105,12 @@ def options(subject: Subject) -> None:
             fail(subject, f"option {name!r} can be changed; the model must be frozen")
 
 
-_INTERFACES: dict[str, type] = {
-    "clusterer": Clusterer,
-    "LUT quantizer": LutQuantizer,
-    "training strategy": TrainingStrategy,
-    "export backend": Backend,
-    "sensitivity metric": SensitivityMetric,
-}
-
-
 @check(ANY, applies=lambda entry: hasattr(entry, "factory"))
 def factory(subject: Subject) -> None:
     """The factory makes an object of the interface, a new one each time."""
-    expected = _INTERFACES[str(subject.kind)]
+    assert subject.kind is not None
+    assert subject.kind.interface is not None
+    expected = subject.kind.interface
     for made in subject.options:
         objects = [make(subject, made) for _ in range(2)]
         for each in objects:
@@ -136,14 +124,14 @@ def factory(subject: Subject) -> None:
 
 def make(subject: Subject, options: Any) -> Any:
     """Call the factory."""
-    if subject.kind == "LUT quantizer":
+    if subject.kind is LUT_QUANTIZER:
         return subject.entry.factory(QuantizationSpec(dtype=subject.entry.dtypes[0]), options)
     return subject.entry.factory(options)
 
 
 def _registered_here(name: str) -> list[tuple[str, str]]:
     return sorted(
-        (shelf.kind, item.entry.name)
+        (shelf.kind.slug, item.entry.name)
         for shelf in get_catalog().shelves()
         for item in shelf
         if item.distribution.name == name

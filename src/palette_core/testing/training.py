@@ -16,10 +16,11 @@ from palette_core import (
     PalettizationSpec,
     PerGroupedChannelGranularity,
 )
+from palette_core.plugins.kinds import TRAINING_STRATEGY
 from palette_core.testing._kit import Subject, check, demand
 from palette_core.testing._probes import bits, draw, other_global_rng
 
-_KIND = "training strategy"
+_KIND = TRAINING_STRATEGY
 _STEPS = 3
 _RATE = 0.05
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from palette_core.plugins import TrainingStrategy
+from palette_core.plugins.kinds import TRAINING_STRATEGY
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.testing._kit import Subject, check, demand
 from palette_core.testing._probes import bits, global_rng_untouched, other_global_rng
 from palette_core.testing._training_problems import BITS, parts_of, training_problems, with_codes
 
-_KIND = "training strategy"
+_KIND = TRAINING_STRATEGY
 Call = Callable[[TrainingProblem], Any]
 
 

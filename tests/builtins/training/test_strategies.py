@@ -35,7 +35,7 @@ from palette_core import (
     load_checkpoint,
     save_checkpoint,
 )
-from palette_core.builtins.training._dkm_options import DkmOptions
+from palette_core.builtins.training.options import DkmOptions
 from palette_core.storage.packed_weight import palette_modules
 
 LEARN = ("ste", "tables", "dkm")

@@ -1,8 +1,7 @@
 """Registers the backend; the converter is imported when something is exported, not before."""
 
 from coreai_backend.options import CoreAIOptions
-from palette_core.plugins import Backend, ExportBackendEntry
-from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import Backend, ExportBackendEntry, hookimpl
 
 
 def _make(options: CoreAIOptions) -> Backend:

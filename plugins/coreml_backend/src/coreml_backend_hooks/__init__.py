@@ -10,8 +10,7 @@ from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from palette_core.plugins import Backend, ExportBackendEntry
-from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import Backend, ExportBackendEntry, hookimpl
 
 Target = Literal[
     "iOS16",

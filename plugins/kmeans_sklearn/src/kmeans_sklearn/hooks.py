@@ -3,8 +3,7 @@
 from functools import partial
 
 from kmeans_sklearn.options import KMeansOptions, MiniBatchKMeansOptions
-from palette_core.plugins import Clusterer, ClustererEntry
-from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import Clusterer, ClustererEntry, hookimpl
 
 
 def _make(options: KMeansOptions | MiniBatchKMeansOptions) -> Clusterer:

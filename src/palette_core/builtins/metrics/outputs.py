@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import final
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from palette_core.builtins.metrics.options import OutputOptions
 from palette_core.errors import AllocationError
 from palette_core.plugins import Candidate, SensitivityMetric
-
-
-class OutputOptions(BaseModel):
-    """Options of the metric ``output``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    divergence: Literal["mse", "kl"] = Field(
-        default="mse",
-        description="mse: squared error of the outputs relative to their square; kl: "
-        "Kullback-Leibler divergence of the softmax over the last axis, for logits.",
-    )
 
 
 @final

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d, KMeans1dOptions
+from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+from palette_core.builtins.clusterers.kmeans1d.options import KMeans1dOptions
 from palette_core.plugins import ClusterProblem
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

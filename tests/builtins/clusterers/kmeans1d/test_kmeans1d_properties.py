@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from palette_core.builtins.clusterers.kmeans1d import torch_engine as scalar_torch
-from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d, KMeans1dOptions
+from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+from palette_core.builtins.clusterers.kmeans1d.options import KMeans1dOptions
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem
 

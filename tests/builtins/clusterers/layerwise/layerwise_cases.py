@@ -2,8 +2,9 @@
 
 import torch
 
-from palette_core.builtins.clusterers.layerwise.gptq import Gptq, GptqOptions
-from palette_core.builtins.clusterers.layerwise.lnq import Lnq, LnqOptions
+from palette_core.builtins.clusterers.layerwise.gptq import Gptq
+from palette_core.builtins.clusterers.layerwise.lnq import Lnq
+from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
 from palette_core.plugins import ClusterProblem, InputMoments
 from palette_core.tensors.layout import BlockLayout
 

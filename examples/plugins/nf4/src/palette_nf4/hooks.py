@@ -1,7 +1,6 @@
 """Registers the algorithm; torch is imported when it is picked."""
 
-from palette_core.plugins import Clusterer, ClustererEntry, NoOptions
-from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import Clusterer, ClustererEntry, NoOptions, hookimpl
 
 
 def _make(options: NoOptions) -> Clusterer:

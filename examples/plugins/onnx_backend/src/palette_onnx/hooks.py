@@ -1,7 +1,6 @@
 """Registers the backend; the exporter is imported when something is exported."""
 
-from palette_core.plugins import Backend, ExportBackendEntry, NoOptions
-from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import Backend, ExportBackendEntry, NoOptions, hookimpl
 
 
 def _make(options: NoOptions) -> Backend:

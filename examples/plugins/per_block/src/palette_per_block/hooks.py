@@ -7,8 +7,7 @@ from typing import Literal, final
 from pydantic import Field
 
 from palette_core.errors import IncompatibleShapeError
-from palette_core.plugins import GranularityEntry
-from palette_core.plugins.hookspecs import hookimpl
+from palette_core.plugins import GranularityEntry, hookimpl
 from palette_core.spec import Granularity
 
 

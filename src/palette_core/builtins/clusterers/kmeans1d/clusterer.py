@@ -6,31 +6,16 @@ import math
 from typing import final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from palette_core.builtins.clusterers.kmeans1d.options import KMeans1dOptions
 from palette_core.errors import ClusteringError, WeightError
 from palette_core.plugins import Clusterer, ClusterProblem
 from palette_core.tensors.palettized import Codebook
 
-__all__ = ["KMeans1d", "KMeans1dOptions", "kernels_are_cached", "warm_up"]
+__all__ = ["KMeans1d", "kernels_are_cached", "warm_up"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-class KMeans1dOptions(BaseModel):
-    """Options of the built-in scalar k-means.
-
-    Attributes:
-        exact: find the optimum over all distinct values, proven, whatever
-            ``enable_fast_kmeans_mode`` says. 16-bit weights always get it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    exact: bool = Field(
-        default=False, description="the proven optimum, whatever enable_fast_kmeans_mode says"
-    )
 
 
 @final

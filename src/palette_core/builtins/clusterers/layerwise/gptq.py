@@ -4,33 +4,11 @@ from __future__ import annotations
 
 from typing import final
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from palette_core.builtins.clusterers.layerwise.options import Damping
+from palette_core.builtins.clusterers.layerwise.options import GptqOptions
 from palette_core.plugins import Clusterer, ClusterProblem
 from palette_core.tensors.palettized import Codebook
 
 __all__ = ["Gptq", "GptqOptions"]
-
-
-class GptqOptions(BaseModel):
-    """Options of ``gptq``.
-
-    Attributes:
-        damping: added to the diagonal of the second moments, as a share of its mean; None is
-            more the fewer calibration inputs there are, see `InputMoments.damping`.
-        act_order: input coordinates with the largest mean squares are chosen first.
-        refits: how often the tables are fitted to the codes by least squares and the codes
-            chosen anew.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    damping: Damping = None
-    act_order: bool = Field(default=True, description="largest inputs first")
-    refits: int = Field(
-        default=2, ge=0, le=100, description="least-squares fits of the tables to the codes"
-    )
 
 
 @final

@@ -1,0 +1,33 @@
+"""Registers the k-means of vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from palette_core.builtins.clusterers.kmeans_vector.options import KMeansVectorOptions
+from palette_core.plugins import INTERFACE_VERSION, Clusterer, ClustererEntry, hookimpl
+
+
+def _kmeans_vector(options: Any) -> Clusterer:
+    from palette_core.builtins.clusterers.kmeans_vector.clusterer import KMeansVector
+
+    return KMeansVector(options)
+
+
+@hookimpl
+def palette_core_clusterers() -> list[ClustererEntry]:
+    """K-means of vectors."""
+    return [
+        ClustererEntry(
+            name="kmeans_vector",
+            summary="batched Lloyd iterations from greedy k-means++ seeds",
+            interface=INTERFACE_VERSION,
+            options=KMeansVectorOptions,
+            factory=_kmeans_vector,
+            supports_vector=True,
+            supports_importance=True,
+            supports_vector_importance=True,
+            supports_cuda=True,
+            thread_safe=True,
+        ),
+    ]

@@ -1,0 +1,49 @@
+"""Registers the algorithms that look at the layers' inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
+from palette_core.plugins import INTERFACE_VERSION, Clusterer, ClustererEntry, hookimpl
+
+
+def _gptq(options: Any) -> Clusterer:
+    from palette_core.builtins.clusterers.layerwise.gptq import Gptq
+
+    return Gptq(options)
+
+
+def _lnq(options: Any) -> Clusterer:
+    from palette_core.builtins.clusterers.layerwise.lnq import Lnq
+
+    return Lnq(options)
+
+
+@hookimpl
+def palette_core_clusterers() -> list[ClustererEntry]:
+    """Error feedback, and coordinate descent, on the output of a layer."""
+    return [
+        ClustererEntry(
+            name="gptq",
+            summary="error feedback column by column; needs calibration",
+            interface=INTERFACE_VERSION,
+            options=GptqOptions,
+            factory=_gptq,
+            supports_vector=True,
+            needs_moments=True,
+            fits_quantized=True,
+            keeps_zeros=True,
+        ),
+        ClustererEntry(
+            name="lnq",
+            summary="coordinate descent and least squares on the output error; needs calibration",
+            interface=INTERFACE_VERSION,
+            options=LnqOptions,
+            factory=_lnq,
+            supports_vector=True,
+            needs_moments=True,
+            fits_quantized=True,
+            keeps_zeros=True,
+        ),
+    ]

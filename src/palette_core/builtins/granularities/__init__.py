@@ -1,0 +1,1 @@
+"""The two documented granularities, registered; `palette_core.config.granularity` defines them."""

@@ -1,0 +1,124 @@
+"""The table of kinds: one row for everything that a plug-in can provide.
+
+One more kind is one row here and one file beside this one, which holds its interface, its record
+and its hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from palette_core.errors import (
+    AllocationError,
+    BackendError,
+    ClusteringError,
+    PaletteError,
+    PlanError,
+    TrainingError,
+)
+from palette_core.plugins import (
+    backends,
+    clusterers,
+    granularities,
+    lut_quantizers,
+    metrics,
+    training,
+)
+from palette_core.plugins.entries import PluginEntry
+
+EntryT = TypeVar("EntryT", bound=PluginEntry)
+
+
+@dataclass(frozen=True, eq=False)
+class PluginKind(Generic[EntryT]):
+    """One kind of plug-in.
+
+    Attributes:
+        slug: how it is written in commands, names of checks and block lists.
+        title: how it is written in messages.
+        hookspec: the hook by which plug-ins register theirs.
+        record: what the hook returns.
+        interface: the class that the work is done through; None where the record is all.
+        error: what a failure of the plug-in's code becomes.
+    """
+
+    slug: str
+    title: str
+    hookspec: Callable[[], Iterable[EntryT]]
+    record: type[EntryT]
+    interface: type | None
+    error: type[PaletteError]
+
+    def __str__(self) -> str:
+        return self.title
+
+    @property
+    def hook(self) -> str:
+        """Name of the hook."""
+        return str(getattr(self.hookspec, "__name__", self.hookspec))
+
+
+CLUSTERER = PluginKind(
+    "clusterer",
+    "clusterer",
+    clusterers.palette_core_clusterers,
+    clusterers.ClustererEntry,
+    clusterers.Clusterer,
+    ClusteringError,
+)
+GRANULARITY = PluginKind(
+    "granularity",
+    "granularity",
+    granularities.palette_core_granularities,
+    granularities.GranularityEntry,
+    granularities.Granularity,
+    PlanError,
+)
+LUT_QUANTIZER = PluginKind(
+    "lut-quantizer",
+    "LUT quantizer",
+    lut_quantizers.palette_core_lut_quantizers,
+    lut_quantizers.LutQuantizerEntry,
+    lut_quantizers.LutQuantizer,
+    ClusteringError,
+)
+TRAINING_STRATEGY = PluginKind(
+    "training",
+    "training strategy",
+    training.palette_core_training_strategies,
+    training.TrainingStrategyEntry,
+    training.TrainingStrategy,
+    TrainingError,
+)
+EXPORT_BACKEND = PluginKind(
+    "backend",
+    "export backend",
+    backends.palette_core_export_backends,
+    backends.ExportBackendEntry,
+    backends.Backend,
+    BackendError,
+)
+SENSITIVITY_METRIC = PluginKind(
+    "metric",
+    "sensitivity metric",
+    metrics.palette_core_sensitivity_metrics,
+    metrics.SensitivityMetricEntry,
+    metrics.SensitivityMetric,
+    AllocationError,
+)
+
+KINDS: tuple[PluginKind[Any], ...] = (
+    CLUSTERER,
+    GRANULARITY,
+    LUT_QUANTIZER,
+    TRAINING_STRATEGY,
+    EXPORT_BACKEND,
+    SENSITIVITY_METRIC,
+)
+
+
+def kind_of(entry: PluginEntry) -> PluginKind[Any]:
+    """Return the kind whose records ``entry`` is one of."""
+    return next(kind for kind in KINDS if isinstance(entry, kind.record))

@@ -1,0 +1,133 @@
+"""What discovery finds: entries by kind, where they come from, and what had to be set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from palette_core.errors import (
+    DuplicatePluginError,
+    PluginOptionsError,
+    UnknownPluginError,
+    did_you_mean,
+)
+from palette_core.plugins.entries import PluginEntry
+from palette_core.plugins.kinds import PluginKind, kind_of
+
+CORE = "palette-core"
+
+EntryT = TypeVar("EntryT", bound=PluginEntry)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Where an entry comes from, and how many seconds loading it took."""
+
+    name: str
+    version: str
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Registered(Generic[EntryT]):
+    """An entry and the distribution that registers it."""
+
+    entry: EntryT
+    distribution: Distribution
+
+    def __str__(self) -> str:
+        return f"{kind_of(self.entry)} {self.entry.name!r} ({self.distribution})"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A plug-in that could not be used, and why."""
+
+    distribution: Distribution
+    entry_point: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Shelf(Generic[EntryT]):
+    """All entries of one kind."""
+
+    kind: PluginKind[EntryT]
+    items: tuple[Registered[EntryT], ...] = ()
+    quarantined: tuple[Quarantined, ...] = ()
+
+    def __iter__(self) -> Iterator[Registered[EntryT]]:
+        return iter(self.items)
+
+    def names(self) -> list[str]:
+        """Return the registered names, sorted, each once."""
+        return sorted({item.entry.name for item in self.items})
+
+    def find(self, name: str) -> Registered[EntryT]:
+        """Return what is registered under ``name``.
+
+        Raises:
+            UnknownPluginError: nothing is; the message lists what is and the nearest match.
+            DuplicatePluginError: two distributions claim the name.
+        """
+        found = [item for item in self.items if item.entry.name == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            claims = sorted(str(item.distribution) for item in found)
+            others = sorted(str(i.distribution) for i in found if i.distribution.name != CORE)
+            raise DuplicatePluginError(
+                f"{self.kind} {name!r} is registered by {' and '.join(claims)}; "
+                f"uninstall {' or '.join(others)}"
+            )
+        raise UnknownPluginError(self._unknown(name))
+
+    def get(self, name: str) -> EntryT:
+        """Return the entry registered under ``name``; raises as `find`."""
+        return self.find(name).entry
+
+    def _unknown(self, name: object) -> str:
+        text = (
+            f"no {self.kind} is named {name!r}; installed: {', '.join(self.names()) or 'none'}"
+            f"{did_you_mean(name, self.names())}"
+        )
+        if self.quarantined:
+            broken = "; ".join(f"{q.distribution}: {q.error}" for q in self.quarantined)
+            text += f" (not usable: {broken})"
+        return text
+
+
+def validate_options(entry: PluginEntry, options: dict[str, Any]) -> BaseModel:
+    """Validate a user's options against the entry's options model.
+
+    Raises:
+        PluginOptionsError: naming the plug-in, the option, the value and the known options.
+    """
+    who = f"{kind_of(entry)} {entry.name!r}"
+    try:
+        return entry.options.model_validate(options)
+    except ValidationError as error:
+        known = list(entry.options.model_fields)
+        problems = "; ".join(_problem(item, known) for item in error.errors())
+        raise PluginOptionsError(
+            f"{who}: {problems} (options: {', '.join(known) or 'none'})"
+        ) from None
+    # A validator of the plug-in's own that breaks must not look like an error of the core.
+    except Exception as error:
+        problem = f"checking its options failed with {type(error).__name__}: {error}"
+        raise PluginOptionsError(f"{who}: {problem}") from error
+
+
+def _problem(item: Any, known: list[str]) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "options"
+    if item["type"] == "extra_forbidden":
+        return f"unknown option {where!r}{did_you_mean(where, known)}"
+    if item["type"] == "missing":
+        return f"option {where!r} is required"
+    return f"{where}={item['input']!r}: {item['msg']}"
