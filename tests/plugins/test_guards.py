@@ -184,7 +184,7 @@ def test_a_backend_that_cannot_say_what_it_refuses(answer, text, model, register
 def test_a_backend_that_cannot_say_what_it_refuses_of_a_program(
     answer, text, model, register
 ) -> None:
-    register("export backend", backend(check_program=answer))
+    register(backend(check_program=answer))
     with pytest.raises(BackendError) as caught:
         palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
     assert "export backend 'wrong' (wrong-plugin 6.6)" in str(caught.value)
@@ -193,7 +193,7 @@ def test_a_backend_that_cannot_say_what_it_refuses_of_a_program(
 
 def test_what_a_backend_refuses_of_a_program_is_said_before_any_clustering(model, register) -> None:
     reasons = [Refusal("aten.lstm (in 'a')"), Refusal("aten.sort (in 'b')")]
-    register("export backend", backend(check_program=lambda model: reasons))
+    register(backend(check_program=lambda model: reasons))
     palettizer = palettizer_of(model)
     with pytest.raises(PlanError, match=r"aten\.lstm \(in 'a'\); aten\.sort \(in 'b'\)"):
         palettizer.prepare((torch.ones(1, 8),), backend="wrong")
