@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,12 @@ from palette_core.errors import (
     PaletteError,
     PlanError,
     TrainingError,
+    WeightError,
 )
-from palette_core.plugins import Refusal
+from palette_core.plugins import LutQuantizerEntry, PluginEntry, QuantizationSpec, Refusal
+from palette_core.plugins.guards import make
+from palette_core.plugins.kinds import KINDS, kind_of
+from palette_core.plugins.shelves import Distribution, Registered
 
 
 def raises(*given: object, **named: object):
@@ -89,7 +94,7 @@ def test_a_clusterer(record, text, model, register) -> None:
     register(record)
     message = refused(model, ClusteringError, algorithm="wrong")
     assert text in message
-    assert "0.weight: algorithm 'wrong' (wrong-plugin 6.6)" in message
+    assert "0.weight: clusterer 'wrong' (wrong-plugin 6.6)" in message
 
 
 def test_a_clusterer_that_writes_to_the_weights_is_found_out(model, register) -> None:
@@ -290,9 +295,9 @@ def test_a_training_strategy_that_cannot_be_made(factory, text, model, register)
 @pytest.mark.parametrize(
     ("record", "error", "text"),
     [
-        (metric(raises), ClusteringError, "failed: LookupError: no licence"),
-        (metric(exits), ClusteringError, "failed: SystemExit: 3"),
-        (metric(lambda candidate: "much"), ClusteringError, "failed: ValueError"),
+        (metric(raises), AllocationError, "failed: LookupError: no licence"),
+        (metric(exits), AllocationError, "failed: SystemExit: 3"),
+        (metric(lambda candidate: "much"), AllocationError, "failed: ValueError"),
         (metric(lambda candidate: torch.nan), AllocationError, "predicts a loss of nan"),
         (metric(lambda candidate: -1), AllocationError, "predicts a loss of -1.0"),
     ],
@@ -317,3 +322,73 @@ def test_a_sensitivity_metric_that_cannot_be_made(factory, text, model, register
     with pytest.raises(PaletteError, match=r"'wrong' \(wrong-plugin 6\.6\)") as caught:
         allocate(model, None, (torch.ones(1, 8),), target_bpw=6, metric="wrong")
     assert text in str(caught.value)
+
+
+# --- one meaning for every kind -------------------------------------------------------------------
+
+RECORDS = {
+    "clusterer": entry(right),
+    "LUT quantizer": quantizer(right_table),
+    "export backend": backend(),
+    "training strategy": strategy(None),
+    "sensitivity metric": metric(right_loss),
+}
+
+
+def made_of(record: PluginEntry, factory: Callable[..., object]) -> object:
+    item = Registered(replace(record, factory=factory), Distribution("wrong-plugin", "6.6"))
+    given = [QuantizationSpec()] if isinstance(record, LutQuantizerEntry) else []
+    return make(item, {}, *given, tensor="0.weight")
+
+
+def test_there_is_a_record_of_every_kind_with_a_factory() -> None:
+    made = [kind.title for kind in KINDS if "factory" in kind.record.__dataclass_fields__]
+    assert set(made) == set(RECORDS)
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+def test_what_a_factory_returns_is_checked(record) -> None:
+    kind = kind_of(record)
+    wrong = {"options": object()}
+    with pytest.raises(kind.error) as caught:
+        made_of(record, lambda *given: wrong)
+    text = f"0.weight: {kind} 'wrong' (wrong-plugin 6.6): its factory made {wrong!r}, which is no "
+    assert str(caught.value) == text + kind.interface.__name__
+    with pytest.raises(kind.error, match=r"6\.6\) failed: LookupError: no licence"):
+        made_of(record, raises)
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+@pytest.mark.parametrize("passes", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
+def test_interrupts_and_exhausted_memory_pass(record, passes) -> None:
+    def fails(*given: object) -> object:
+        raise passes
+
+    with pytest.raises(passes):
+        made_of(record, fails)
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+def test_an_error_of_ours_keeps_its_class_and_names_the_tensor_once(record) -> None:
+    def fails(*given: object) -> object:
+        raise WeightError("the moments are not finite")
+
+    def names_it(*given: object) -> object:
+        raise WeightError("0.weight: the moments are not finite")
+
+    with pytest.raises(WeightError, match=r"^0\.weight: .* 'wrong' .*: the moments are not"):
+        made_of(record, fails)
+    with pytest.raises(WeightError, match=r"^0\.weight: the moments are not finite$"):
+        made_of(record, names_it)
+
+
+def test_a_quantizer_that_fails_inside_an_algorithm_is_named_alone(model, register) -> None:
+    def fit(problem):
+        problem.lut_quantizer.quantize(torch.ones(1, 4, 1))
+
+    register(entry(fit, fits_quantized=True))
+    register(quantizer(raises))
+    spec = {"dtype": "int8", "quantizer": "wrong"}
+    message = refused(model, ClusteringError, algorithm="wrong", lut_qspec=spec)
+    assert message.startswith("0.weight: LUT quantizer 'wrong' (wrong-plugin 6.6) failed: Lookup")
+    assert "clusterer" not in message

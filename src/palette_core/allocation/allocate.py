@@ -22,7 +22,6 @@ from palette_core.allocation.candidates import (
 )
 from palette_core.allocation.constraints import constrained
 from palette_core.allocation.judging import Evidence, judge
-from palette_core.allocation.metrics import make_metric
 from palette_core.allocation.solver import Choices, Solution, curve, solve
 from palette_core.allocation.writing import config_of
 from palette_core.config import KMeansPalettizerConfig
@@ -31,7 +30,8 @@ from palette_core.errors import AllocationError
 from palette_core.model import ExampleInputs, trace
 from palette_core.planning import Plan, make_plan, warn_about
 from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.guards import make_backend
+from palette_core.plugins.checked.backends import make_backend
+from palette_core.plugins.checked.metrics import make_metric
 from palette_core.storage.bits import model_bits
 from palette_core.storage.packed_weight import palette_modules
 

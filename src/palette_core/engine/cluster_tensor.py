@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from palette_core.builtins.clusterers.quantized_fit import quantize_codebook
-from palette_core.errors import ClusteringError, PlanError, WeightError
+from palette_core.errors import PlanError, WeightError
 from palette_core.planning import TensorPlan
 from palette_core.plugins import (
     ClustererEntry,
@@ -20,9 +18,10 @@ from palette_core.plugins import (
     InputMoments,
     LutQuantizer,
 )
-from palette_core.plugins import guards as boundary
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.plugins.shelves import Registered, validate_options
+from palette_core.plugins.checked import lut_quantizers as checked
+from palette_core.plugins.checked.clusterers import fit_checked
+from palette_core.plugins.shelves import Registered
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points
 
@@ -207,92 +206,15 @@ def make_lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | Non
     """Return the quantizer of a plan's tables, or None where they stay floats."""
     if plan.spec.lut_qspec is None or plan.lut_quantizer is None:
         return None
-    return boundary.make_lut_quantizer(catalog, plan.lut_quantizer, plan.spec.lut_qspec, plan.name)
+    return checked.make_lut_quantizer(catalog, plan.lut_quantizer, plan.spec.lut_qspec, plan.name)
 
 
 def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterProblem) -> Codebook:
-    entry = item.entry
-    who = f"{plan.name}: algorithm {entry.name!r} ({item.distribution})"
-    version = _version(problem.points)
-    codebook = _guarded(who, lambda: _run(plan, entry, problem))
-    if _version(problem.points) != version:
-        raise ClusteringError(
-            f"{who} has written to the points it was given, which are the model's own weights; "
-            "load the model again"
-        )
-    _check_codebook(who, codebook, problem)
+    codebook = fit_checked(item, plan.algorithm_options, problem, plan.name)
     quantizer = problem.lut_quantizer
     if quantizer is None or codebook.quantized is not None:
         return codebook
-    who = f"{plan.name}: LUT quantizer {plan.lut_quantizer!r}"
-    return _guarded(
-        who,
-        lambda: quantize_codebook(problem.points, problem.importance, codebook, quantizer),
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _run(plan: TensorPlan, entry: ClustererEntry, problem: ClusterProblem) -> Codebook:
-    options = validate_options(entry, plan.algorithm_options)
-    return entry.factory(options).fit(problem)
-
-
-def _guarded(who: str, call: Callable[[], Codebook]) -> Codebook:
-    """Run a plug-in's code; its failures become errors that name it."""
-    try:
-        return call()
-    # SystemExit too: a plug-in must not end the user's program.
-    except (Exception, SystemExit) as error:
-        raise ClusteringError(f"{who} failed: {type(error).__name__}: {error}") from error
-
-
-def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
-    """Refuse what is not a codebook of the problem, before it reaches a model."""
-    if not isinstance(codebook, Codebook):
-        raise ClusteringError(f"{who} returned {type(codebook).__name__}, not a Codebook")
-    blocks, count, dim = problem.points.shape
-    lut: object = codebook.lut
-    codes: object = codebook.codes
-    if not isinstance(lut, Tensor) or not isinstance(codes, Tensor):
-        what = f"{type(lut).__name__} and {type(codes).__name__}"
-        raise ClusteringError(f"{who} returned lut and codes of {what}, expected tensors")
-    for what, got, right in (
-        ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
-        ("codes shape", tuple(codes.shape), (blocks, count)),
-        ("codes dtype", codes.dtype, torch.uint8),
-        ("a lut on", lut.device, problem.points.device),
-        ("codes on", codes.device, problem.points.device),
-    ):
-        if got != right:
-            raise ClusteringError(f"{who} returned {what} {got}, expected {right}")
-    if not lut.dtype.is_floating_point:
-        raise ClusteringError(f"{who} returned a lut of {lut.dtype}, expected a floating dtype")
-    if not bool(torch.isfinite(lut.to(problem.points.dtype)).all()):
-        raise ClusteringError(
-            f"{who} returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
-        )
-    if codes.numel() and int(codes.max()) >= problem.n_entries:
-        raise ClusteringError(
-            f"{who} returned code {int(codes.max())}, expected codes below {problem.n_entries}"
-        )
-    if codebook.quantized is not None:
-        boundary.check_quantized(who, codebook.quantized, lut)
-    if problem.zeros is not None:
-        _check_zeros(who, codebook, problem.points.dtype, problem.zeros)
-
-
-def _check_zeros(who: str, codebook: Codebook, dtype: torch.dtype, zeros: Tensor) -> None:
-    """Refuse tables without a zero, and zeros that do not decode to it."""
-    empty = (codebook.lut.to(dtype) == 0).all(-1)
-    lost = int((~empty.gather(1, codebook.codes.long()) & zeros).sum())
-    if lost or not bool(empty.any(1).all()):
-        raise ClusteringError(
-            f"{who} declares keeps_zeros, and {lost} of {int(zeros.sum())} zeros decode to "
-            f"something else, {int((~empty.any(1)).sum())} of {len(empty)} tables have no zero"
-        )
+    return quantize_codebook(problem.points, problem.importance, codebook, quantizer)
 
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

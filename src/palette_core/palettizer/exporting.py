@@ -23,7 +23,7 @@ from palette_core.palettizer.training_session import palettize_current, settle_t
 from palette_core.planning import refusals
 from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.guards import make_backend
+from palette_core.plugins.checked.backends import make_backend
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.packed_weight import PackedWeight, palette_modules
 

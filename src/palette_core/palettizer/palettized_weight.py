@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from palette_core.planning import TensorPlan
 from palette_core.plugins import LutQuantizer, TrainingStrategy
-from palette_core.plugins.training_calls import StrategyCalls
+from palette_core.plugins.checked.training import StrategyCalls
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.storage.packed_weight import PaletteModule
 from palette_core.tensors.palettized import PalettizedTensor, dequantize_lut

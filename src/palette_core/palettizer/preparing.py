@@ -18,7 +18,7 @@ from palette_core.model.hooked_weights import replace_hook
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.planning import Plan
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.training_calls import make_strategy
+from palette_core.plugins.checked.training import make_strategy
 from palette_core.statistics.activations import Findings, InputCalibration
 from palette_core.storage.packed_weight import palette_modules
 from palette_core.storage.sensitivity_files import load_sensitivities

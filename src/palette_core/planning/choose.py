@@ -6,7 +6,7 @@ from palette_core.config.spec import PalettizationSpec, QuantizationSpec
 from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
 from palette_core.plugins import ClustererEntry
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.guards import block_shape
+from palette_core.plugins.checked.granularities import block_shape
 from palette_core.plugins.shelves import validate_options
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout

@@ -1,4 +1,4 @@
-"""Calls of a training strategy, its results checked before they reach a model."""
+"""Training strategies at work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from palette_core._common.autocast import autocast_off
 from palette_core.errors import TrainingError, WeightError
-from palette_core.plugins import TrainingStrategy
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.plugins.guards import guarded
-from palette_core.plugins.shelves import validate_options
+from palette_core.plugins.guards import guarded, make
+from palette_core.plugins.kinds import TRAINING_STRATEGY
+from palette_core.plugins.training import TrainingStrategy
 from palette_core.plugins.training_problem import TrainingProblem
 
 
@@ -28,20 +28,9 @@ def make_strategy(
         PluginOptionsError: its options do not validate.
         TrainingError: making it fails, or makes something else.
     """
-    entry = catalog.training_strategies.get(name)
-    valid = validate_options(entry, dict(options))
-    who = _named(catalog, tensor, name)
-    made: object = guarded(who, TrainingError, lambda: entry.factory(valid))
-    if isinstance(made, TrainingStrategy):
-        return made
-    raise TrainingError(f"{who}: its factory made {made!r}, which is no TrainingStrategy")
-
-
-def _named(catalog: Catalog, tensor: str, name: str) -> str:
-    owners = [
-        f" ({item.distribution})" for item in catalog.training_strategies if item.entry.name == name
-    ]
-    return f"{tensor}: training strategy {name!r}{''.join(owners[:1])}"
+    made: TrainingStrategy
+    made, _ = make(catalog[TRAINING_STRATEGY].find(name), options, tensor=tensor)
+    return made
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,9 @@ class StrategyCalls:
 
     @property
     def _who(self) -> str:
-        return _named(get_catalog(), self.tensor, self.name)
+        shelf = get_catalog()[TRAINING_STRATEGY]
+        owners = [f" ({item.distribution})" for item in shelf if item.entry.name == self.name]
+        return f"{self.tensor}: {shelf.kind} {self.name!r}{''.join(owners[:1])}"
 
     def forward(self, problem: TrainingProblem, *, checked: bool = True) -> Tensor:
         """Return the weight in training mode; its values are looked at where ``checked``."""
@@ -122,14 +113,7 @@ class StrategyCalls:
                 )
 
     def _called(self, call: Callable[[], Any]) -> Any:
-        """Run a plug-in's code; its failures become errors that name it."""
-        try:
-            return call()
-        except torch.OutOfMemoryError:
-            raise
-        # SystemExit too: a plug-in must not end the user's program.
-        except (Exception, SystemExit) as error:
-            raise TrainingError(f"{self._who} failed: {type(error).__name__}: {error}") from error
+        return guarded(self._who, TrainingError, call, tensor=self.tensor)
 
     def _check_shape(self, what: str, made: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(made, Tensor):

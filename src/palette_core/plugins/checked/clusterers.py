@@ -1,0 +1,97 @@
+"""Clusterers at work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palette_core.errors import ClusteringError
+from palette_core.plugins.checked.lut_quantizers import check_quantized
+from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
+from palette_core.plugins.guards import guarded, make
+from palette_core.plugins.shelves import Registered
+from palette_core.tensors.palettized import Codebook
+
+
+def fit_checked(
+    item: Registered[ClustererEntry],
+    options: Mapping[str, Any],
+    problem: ClusterProblem,
+    tensor: str,
+) -> Codebook:
+    """Let an algorithm cluster a problem, and check the codebook.
+
+    Args:
+        item: the algorithm.
+        options: the user's.
+        problem: as the entry's flags ask for it.
+        tensor: name of the weight that the problem is about.
+
+    Raises:
+        PluginOptionsError: the options do not validate.
+        ClusteringError: the algorithm fails, writes to the points, or returns no codebook.
+    """
+    clusterer: Clusterer
+    clusterer, who = make(item, options, tensor=tensor)
+    version = _version(problem.points)
+    made = guarded(who, ClusteringError, lambda: clusterer.fit(problem), tensor=tensor)
+    if _version(problem.points) != version:
+        raise ClusteringError(
+            f"{who} has written to the points it was given, which are the model's own weights; "
+            "load the model again"
+        )
+    _check_codebook(who, made, problem)
+    return made
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
+    """Refuse what is not a codebook of the problem, before it reaches a model."""
+    if not isinstance(codebook, Codebook):
+        raise ClusteringError(f"{who} returned {type(codebook).__name__}, not a Codebook")
+    blocks, count, dim = problem.points.shape
+    lut: object = codebook.lut
+    codes: object = codebook.codes
+    if not isinstance(lut, Tensor) or not isinstance(codes, Tensor):
+        what = f"{type(lut).__name__} and {type(codes).__name__}"
+        raise ClusteringError(f"{who} returned lut and codes of {what}, expected tensors")
+    for what, got, right in (
+        ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
+        ("codes shape", tuple(codes.shape), (blocks, count)),
+        ("codes dtype", codes.dtype, torch.uint8),
+        ("a lut on", lut.device, problem.points.device),
+        ("codes on", codes.device, problem.points.device),
+    ):
+        if got != right:
+            raise ClusteringError(f"{who} returned {what} {got}, expected {right}")
+    if not lut.dtype.is_floating_point:
+        raise ClusteringError(f"{who} returned a lut of {lut.dtype}, expected a floating dtype")
+    if not bool(torch.isfinite(lut.to(problem.points.dtype)).all()):
+        raise ClusteringError(
+            f"{who} returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
+        )
+    if codes.numel() and int(codes.max()) >= problem.n_entries:
+        raise ClusteringError(
+            f"{who} returned code {int(codes.max())}, expected codes below {problem.n_entries}"
+        )
+    if codebook.quantized is not None:
+        check_quantized(who, codebook.quantized, lut)
+    if problem.zeros is not None:
+        _check_zeros(who, codebook, problem.points.dtype, problem.zeros)
+
+
+def _check_zeros(who: str, codebook: Codebook, dtype: torch.dtype, zeros: Tensor) -> None:
+    """Refuse tables without a zero, and zeros that do not decode to it."""
+    empty = (codebook.lut.to(dtype) == 0).all(-1)
+    lost = int((~empty.gather(1, codebook.codes.long()) & zeros).sum())
+    if lost or not bool(empty.any(1).all()):
+        raise ClusteringError(
+            f"{who} declares keeps_zeros, and {lost} of {int(zeros.sum())} zeros decode to "
+            f"something else, {int((~empty.any(1)).sum())} of {len(empty)} tables have no zero"
+        )
