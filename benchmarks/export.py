@@ -36,7 +36,7 @@ from palette_core import (
     PerTensorGranularity,
 )
 from palette_core.storage.bits import model_bits
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 MODELS = ("minilm", "effnet", "whisper_encoder", "smollm2")
 SUFFIXES = {"coreai": ".aimodel", "coreml": ".mlpackage"}
@@ -130,12 +130,9 @@ def flattened(outputs: Any) -> list[torch.Tensor]:
 def weights_read_back(model: nn.Module, path: Path, backend: str) -> dict[str, Any]:
     """Decode the palettized weights of the file, and compare them with the model's."""
     stored = importlib.import_module(f"{backend}_backend").read_weights(path)
-    names = {id(item): name for name, _, _, item in reversed(list(palette_modules(model)))}
-    items = {names[id(item)]: item for _, _, _, item in palette_modules(model)}
-    equal = sum(
-        is_stored(name, item.palettized().decode().numpy(), stored) for name, item in items.items()
-    )
-    return {"weights": len(items), "weights_stored": len(stored), "weights_equal": equal}
+    sites = palette_sites(model)
+    equal = sum(is_stored(s.name, s.palette.palettized().decode().numpy(), stored) for s in sites)
+    return {"weights": len(sites), "weights_stored": len(stored), "weights_equal": equal}
 
 
 def is_stored(name: str, weight: np.ndarray, stored: Mapping[str, np.ndarray]) -> bool:

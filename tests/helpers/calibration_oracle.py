@@ -39,9 +39,11 @@ def documented(total: Tensor) -> Tensor:
 
 def measured(model: nn.Module) -> dict[str, Any]:
     """The sensitivities that a prepared model holds, by name."""
-    from palette_core.storage.packed_weight import palette_modules
+    from palette_core.palettizer.palettized_weight import PalettizedWeight
+    from palette_core.storage.sites import palette_sites
 
     return {
-        name: None if item.sensitivity is None else item.sensitivity.values
-        for name, _, _, item in palette_modules(model)
+        name: None if site.palette.sensitivity is None else site.palette.sensitivity.values
+        for site in palette_sites(model, PalettizedWeight)
+        for name in site.names
     }

@@ -16,7 +16,7 @@ from palette_core import (
     PalettizationSpec,
     QuantizationSpec,
 )
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 
 def weight_config(seed: int = 0, *, fast: bool = True, **spec: Any) -> KMeansPalettizerConfig:
@@ -139,7 +139,8 @@ def prepared_mlp(**spec: Any) -> tuple[KMeansPalettizer, nn.Module]:
 
 def decoded_weights(model: nn.Module) -> dict[str, Tensor]:
     """The palettized weights, decoded from indices and tables and nothing else."""
-    return {name: item.palettized().decode() for name, _, _, item in palette_modules(model)}
+    sites = palette_sites(model)
+    return {name: site.palette.palettized().decode() for site in sites for name in site.names}
 
 
 def overwritten(dense: nn.Module, weights: dict[str, Tensor]) -> nn.Module:

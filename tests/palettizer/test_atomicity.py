@@ -24,9 +24,11 @@ from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
 from palette_core.engine import executor as execution
 from palette_core.errors import ClusteringError, PluginOptionsError
 from palette_core.model import parametrization
-from palette_core.palettizer import finalizing, palettizer, preparing
+from palette_core.palettizer import palettizer, preparing
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.storage.packed_weight import PackedWeight, palette_modules
+from palette_core.storage import sites
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.sites import palette_sites
 
 FAILURES = [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(3), MemoryError()]
 failures = pytest.mark.parametrize("failure", FAILURES, ids=lambda f: type(f).__name__)
@@ -77,7 +79,7 @@ def test_clustering_stops(
         patch.setattr(KMeans1d, "fit", as_method(stop))
         model = Everything().eval()
         attempt(model, failure)
-    assert len(list(palette_modules(_prepared(model)))) == 10
+    assert sum(len(site.names) for site in palette_sites(_prepared(model))) == 10
 
 
 def _prepared(model: nn.Module) -> nn.Module:
@@ -224,14 +226,12 @@ def test_finalize_packs_all_weights_or_none(
     expected = model(*EVERYTHING_INPUTS)
     state = {n: t.clone() for n, t in model.state_dict().items()}
     with monkeypatch.context() as patch:
-        patch.setattr(
-            finalizing, "replace_chain", At(finalizing.replace_chain, 4, failure, after=True)
-        )
+        patch.setattr(sites, "replace_chain", At(sites.replace_chain, 4, failure, after=True))
         with pytest.raises(type(failure)):
             prepared.finalize(backend="torch")
-    assert all(isinstance(i, PalettizedWeight) for _, _, _, i in palette_modules(model))
+    assert all(isinstance(site.palette, PalettizedWeight) for site in palette_sites(model))
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
     final = prepared.finalize(backend="torch")
-    assert all(isinstance(i, PackedWeight) for _, _, _, i in palette_modules(final))
+    assert all(isinstance(site.palette, PackedWeight) for site in palette_sites(final))
     torch.testing.assert_close(final(*EVERYTHING_INPUTS), expected)

@@ -35,7 +35,8 @@ from palette_core.errors import (
     StateError,
     UnknownPluginError,
 )
-from palette_core.storage.packed_weight import PackedWeight, palette_modules
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.sites import palette_sites
 
 SPECS = {
     **{f"{n} bits": {"n_bits": n} for n in (1, 2, 3, 4, 6, 8)},
@@ -64,7 +65,7 @@ def test_outputs_equal_the_prepared_models(spec: dict[str, object]) -> None:
         expected = model(*EVERYTHING_INPUTS)
     final = palettizer.finalize(backend=ExportBackend.Torch)
     assert final is model
-    assert all(isinstance(item, PackedWeight) for _, _, _, item in palette_modules(final))
+    assert all(isinstance(site.palette, PackedWeight) for site in palette_sites(final))
     for name, weight in weights.items():
         prefix, _, state = name.rpartition(".")
         assert torch.equal(getattr(final.get_submodule(prefix), state), weight)
@@ -77,9 +78,10 @@ def test_dense_originals_are_freed() -> None:
     final = palettizer.finalize(backend="torch")
     dense = {name: p.shape for name, p in final.named_parameters() if p.numel()}
     assert not {n for n in dense if "parametrizations" in n}
-    for name, _, _, item in palette_modules(final):
-        assert item.indices.dtype is torch.uint8
-        assert item.indices.numel() == -(-item.palettized_shape().numel() * 2 // 8), name
+    for site in palette_sites(final, PackedWeight):
+        assert site.palette.indices.dtype is torch.uint8
+        count = site.palette.palettized_shape().numel()
+        assert site.palette.indices.numel() == -(-count * 2 // 8), site.name
     assert dense_bits(final) < 0.5 * dense_bits(model.__class__.__bases__[0]())
 
 
@@ -205,7 +207,7 @@ def test_the_default_backend_names_the_package_to_install() -> None:
     with pytest.raises(MissingBackendError, match=r"pip install.*coreai") as caught:
         palettizer.finalize()
     assert isinstance(caught.value, ImportError)
-    assert not any(isinstance(item, PackedWeight) for _, _, _, item in palette_modules(model))
+    assert not any(isinstance(site.palette, PackedWeight) for site in palette_sites(model))
 
 
 @pytest.mark.parametrize("backend", ["torchh", "Torch", ""])
@@ -227,7 +229,7 @@ def test_export_finalizes_and_writes(tmp_path: Path) -> None:
     expected = model(*MLP_INPUTS)
     path = palettizer.export(tmp_path / "model.safetensors", backend="torch")
     assert path == tmp_path / "model.safetensors"
-    assert all(isinstance(item, PackedWeight) for _, _, _, item in palette_modules(model))
+    assert all(isinstance(site.palette, PackedWeight) for site in palette_sites(model))
     torch.testing.assert_close(load_checkpoint(path, mlp())(*MLP_INPUTS), expected)
     again = palettizer.export(tmp_path / "again.safetensors", backend="torch")
     assert again.read_bytes() == path.read_bytes()

@@ -19,7 +19,7 @@ from palette_core import KMeansPalettizer, KMeansPalettizerConfig, save_checkpoi
 from palette_core.errors import StateError
 from palette_core.palettizer.life_cycle import TRANSITIONS, Action, State, state_of
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 INPUTS = (torch.linspace(-1, 1, 8).reshape(2, 4),)
 
@@ -86,7 +86,7 @@ MAKES = {"prepare": "prepared", "finalize": "finalized", "export": "finalized"}
 
 
 def kind_of(model: nn.Module) -> str:
-    kinds = {type(item) is PalettizedWeight for _, _, _, item in palette_modules(model)}
+    kinds = {type(site.palette) is PalettizedWeight for site in palette_sites(model)}
     return {(): "unprepared", (True,): "prepared", (False,): "finalized"}[tuple(kinds)]
 
 

@@ -21,7 +21,7 @@ from palettizer_models import (
 )
 
 from palette_core import KMeansPalettizer, load_checkpoint, save_checkpoint
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 pytestmark = pytest.mark.cuda
 INPUTS = (EVERYTHING_INPUTS[0].cuda(),) if torch.cuda.is_available() else ()
@@ -62,7 +62,7 @@ def test_moving_finalizing_and_loading(spec: dict[str, object], tmp_path: Path) 
     torch.testing.assert_close(final(*INPUTS).cpu(), expected, rtol=1e-3, atol=1e-4)
     path = save_checkpoint(final, tmp_path / "c")
     loaded = load_checkpoint(path, Everything().eval().cuda())
-    assert all(item.indices.is_cuda for _, _, _, item in palette_modules(loaded))
+    assert all(site.palette.indices.is_cuda for site in palette_sites(loaded))
     torch.testing.assert_close(loaded(*INPUTS), final(*INPUTS), rtol=1e-3, atol=1e-4)
 
 
@@ -101,7 +101,7 @@ def test_calibrating_there_measures_the_same_as_here(offload: bool) -> None:
             calibration.step(model(x), None)
             calibration.step(model(-x), None)
         assert not model.lstm.training
-        found.append({n: i.sensitivity.values for n, _, _, i in palette_modules(model)})
+        found.append({s.name: s.palette.sensitivity.values for s in palette_sites(model)})
     for name, here in found[0].items():
         assert found[1][name].device.type == "cpu"
         torch.testing.assert_close(found[1][name], here, rtol=2e-2, atol=1e-3)

@@ -37,13 +37,13 @@ from palette_core.errors import (
     TracingError,
     WeightError,
 )
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 
 def test_returns_the_same_object_in_place() -> None:
     model = mlp()
     assert KMeansPalettizer(model).prepare(MLP_INPUTS) is model
-    assert [name for name, *_ in palette_modules(model)] == ["0.weight", "2.weight"]
+    assert [site.names for site in palette_sites(model)] == [("0.weight",), ("2.weight",)]
 
 
 def test_the_default_config_is_four_bits_per_tensor() -> None:
@@ -65,7 +65,7 @@ def test_every_kind_of_layer_computes_with_its_decoded_weight() -> None:
 def test_every_weight_is_its_nearest_entry_and_every_entry_a_mean() -> None:
     original = mlp()[0].weight.detach().double()
     _, model = prepared_mlp(n_bits=3)
-    (_, _, _, item), _ = palette_modules(model)
+    item = palette_sites(model)[0].palette
     palettized = item.palettized()
     lut = palettized.lut.flatten().double()
     assert torch.equal(lut, lut.sort().values)
@@ -81,7 +81,7 @@ def test_every_weight_is_its_nearest_entry_and_every_entry_a_mean() -> None:
 def test_models_of_other_dtypes(dtype: torch.dtype) -> None:
     inputs = (MLP_INPUTS[0].to(dtype),)
     model = KMeansPalettizer(mlp().to(dtype), weight_config(n_bits=3)).prepare(inputs)
-    (_, _, _, item), _ = palette_modules(model)
+    item = palette_sites(model)[0].palette
     assert item.lut.dtype is dtype
     assert model[0].weight.dtype is dtype
     assert model(*inputs).dtype is dtype
@@ -104,7 +104,7 @@ def test_quantized_tables_decode_close_to_plain_ones(quantized: str, dtype: torc
 
 def test_keyword_inputs() -> None:
     model = KMeansPalettizer(mlp(), weight_config()).prepare({"input": MLP_INPUTS[0]})
-    assert len(list(palette_modules(model))) == 2
+    assert sum(len(site.names) for site in palette_sites(model)) == 2
 
 
 def test_training_flags_and_statistics_are_not_moved() -> None:
@@ -136,7 +136,7 @@ def test_equal_seeds_give_equal_vectors_whatever_the_global_state() -> None:
         prepared = KMeansPalettizer(model, weight_config(cluster_dim=2, fast=False)).prepare(
             MLP_INPUTS
         )
-        indices.append([item.indices for _, _, _, item in palette_modules(prepared)])
+        indices.append([site.palette.indices for site in palette_sites(prepared)])
     assert all(torch.equal(a, b) for a, b in zip(*indices, strict=True))
 
 
@@ -225,7 +225,7 @@ def test_weights_that_are_not_finite_are_named(bad: float) -> None:
     assert {name: id(p) for name, p in model.named_parameters()} == before
     config = weight_config()
     config.set_module_name("2", None)
-    assert len(list(palette_modules(KMeansPalettizer(model, config).prepare(MLP_INPUTS)))) == 1
+    assert len(palette_sites(KMeansPalettizer(model, config).prepare(MLP_INPUTS))) == 1
 
 
 def test_shapes_that_do_not_fit_are_skipped_with_a_warning_and_listed() -> None:
@@ -235,7 +235,7 @@ def test_shapes_that_do_not_fit_are_skipped_with_a_warning_and_listed() -> None:
     with pytest.warns(PaletteWarning, match=r"2\.weight \(4, 16\) stays dense.*group_size 8"):
         model = palettizer.prepare(MLP_INPUTS)
     assert [skipped.name for skipped in palettizer.report.skipped] == ["2.weight"]
-    assert [name for name, *_ in palette_modules(model)] == ["0.weight"]
+    assert [name for site in palette_sites(model) for name in site.names] == ["0.weight"]
     assert type(model[2]) is nn.Linear
 
 

@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 
 from palette_core import KMeansPalettizer, PerGroupedChannelGranularity
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
 
 SPECS = {
@@ -135,7 +135,7 @@ def test_gradients_reach_the_inputs_through_a_palettized_weight() -> None:
 def test_casting_a_prepared_model(spec: dict[str, object], dtype: torch.dtype) -> None:
     _, model = prepared_mlp(**spec)
     exact = decoded_weights(model)
-    (_, _, _, item), *_ = palette_modules(model)
+    item = palette_sites(model)[0].palette
     lut, _, _ = item.entries()
     model.to(dtype)
     assert model(MLP_INPUTS[0].to(dtype)).dtype is dtype
@@ -192,7 +192,7 @@ def test_copies_are_independent(copied: Copy) -> None:
     assert type(twin[0]) is nn.Linear
     with torch.no_grad():
         twin[0].weight.zero_()
-        next(palette_modules(twin))[3].lut.zero_()
+        palette_sites(twin)[0].palette.lut.zero_()
     assert not torch.equal(twin(*MLP_INPUTS), expected)
     assert torch.equal(model(*MLP_INPUTS), expected)
     parametrize.remove_parametrizations(model[2], "weight")
@@ -206,7 +206,7 @@ def test_a_copy_trains_and_finalizes_on_its_own() -> None:
     twin = palettizer.finalize(copy.deepcopy(model), backend="torch")
     assert twin is not model
     assert torch.allclose(twin(*EVERYTHING_INPUTS), expected, atol=1e-6)
-    assert all(isinstance(i, PalettizedWeight) for _, _, _, i in palette_modules(model))
+    assert all(isinstance(site.palette, PalettizedWeight) for site in palette_sites(model))
     assert torch.equal(model(*EVERYTHING_INPUTS), expected)
 
 
@@ -219,7 +219,7 @@ def test_copies_of_a_module_that_was_parametrized_before_do_not_disturb_each_oth
     config = weight_config()
     config.global_config.op_state_spec = {"*": config.global_config.op_state_spec["weight"]}
     prepared = KMeansPalettizer(original, config).prepare(MLP_INPUTS)
-    assert {name for name, *_ in palette_modules(prepared)} == {"weight", "bias"}
+    assert {name for site in palette_sites(prepared) for name in site.names} == {"weight", "bias"}
     assert torch.equal(twin(*MLP_INPUTS), expected)
     assert isinstance(twin.bias, nn.Parameter)
 
@@ -255,10 +255,9 @@ def test_state_dict_into_a_fresh_prepared_model(spec: dict[str, object]) -> None
     assert not torch.equal(fresh(*EVERYTHING_INPUTS), model(*EVERYTHING_INPUTS))
     fresh.load_state_dict(copy.deepcopy(model.state_dict()))
     assert torch.equal(fresh(*EVERYTHING_INPUTS), model(*EVERYTHING_INPUTS))
-    for (name, _, _, a), (_, _, _, b) in zip(
-        palette_modules(model), palette_modules(fresh), strict=True
-    ):
-        assert torch.equal(a.indices, b.indices), name
+    for a, b in zip(palette_sites(model), palette_sites(fresh), strict=True):
+        assert a.names == b.names
+        assert torch.equal(a.palette.indices, b.palette.indices), a.name
 
 
 def test_state_dict_of_an_unprepared_model_is_refused() -> None:
@@ -293,7 +292,7 @@ def test_training_with_frozen_weights_decodes_once_too(decodes: list[int]) -> No
 def test_a_buffer_changed_in_place_is_seen(buffer: str) -> None:
     _, model = prepared_mlp(n_bits=3, enable_per_channel_scale=True, lut_qspec=UINT8)
     before = model[0].weight.clone()
-    (_, _, _, item), *_ = palette_modules(model)
+    item = palette_sites(model)[0].palette
     with torch.no_grad():
         part = getattr(item, buffer)
         part.copy_(7 - part if buffer == "indices" else part + 1)
@@ -304,7 +303,7 @@ def test_a_buffer_changed_in_place_is_seen(buffer: str) -> None:
 def test_a_buffer_replaced_is_seen() -> None:
     _, model = prepared_mlp()
     before = model[0].weight.clone()
-    (_, _, _, item), *_ = palette_modules(model)
+    item = palette_sites(model)[0].palette
     item.lut = item.lut * 2
     assert torch.equal(model[0].weight, before * 2)
 

@@ -21,7 +21,7 @@ from palette_core import (
     save_checkpoint,
 )
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
 
 RECURRENT: dict[str, Callable[[], nn.Module]] = {
@@ -91,8 +91,8 @@ def test_computes_with_the_palettized_weights(kind: str) -> None:
 def test_a_changed_palette_changes_the_output(kind: str) -> None:
     _, model, expected = prepared(kind)
     with torch.no_grad():
-        for _, _, _, item in palette_modules(model):
-            item.lut.mul_(2)
+        for site in palette_sites(model):
+            site.palette.lut.mul_(2)
     now = output(model, inputs_of(model))
     dense = overwritten(made(kind), decoded_weights(model))
     torch.testing.assert_close(now, output(dense, inputs_of(dense)))
@@ -107,7 +107,7 @@ def test_decodes_each_weight_once_in_a_call(kind: str, monkeypatch: pytest.Monke
     decode = PalettizedTensor.decode
     monkeypatch.setattr(PalettizedTensor, "decode", lambda self: calls.append(1) or decode(self))
     final(*inputs_of(model))
-    assert len(calls) == len(list(palette_modules(final)))
+    assert len(calls) == sum(len(site.names) for site in palette_sites(final))
 
 
 @recurrent

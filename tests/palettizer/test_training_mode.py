@@ -20,7 +20,7 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, PATSchedule, bits_per_weight, save_checkpoint
 from palette_core.errors import StateError, WeightError
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 
 def scheduled(start: int) -> tuple[KMeansPalettizer, nn.Module]:
@@ -232,4 +232,4 @@ def test_reclustering_leaves_global_random_states() -> None:
     with palettizer.training_mode():
         palettizer.step()
     assert torch.equal(torch.get_rng_state(), state)
-    assert next(palette_modules(model))[3].is_enabled
+    assert palette_sites(model)[0].palette.is_enabled

@@ -39,7 +39,7 @@ from palette_core import (
 )
 from palette_core.engine import executor as execution
 from palette_core.errors import PaletteWarning, SensitivityError, WeightError
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -121,7 +121,7 @@ def test_5_a_state_dict_round_trip_in_fast_mode_keeps_every_index(
     torch.save(models[0].state_dict(), file)
     file.seek(0)
     models[1].load_state_dict(torch.load(file))
-    (_, _, _, a), (_, _, _, b) = (next(palette_modules(m)) for m in models)
+    a, b = (palette_sites(m)[0].palette for m in models)
     assert torch.equal(a.indices, b.indices)
     assert torch.equal(models[0](*inputs), models[1](*inputs))
 

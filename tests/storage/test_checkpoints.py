@@ -37,7 +37,8 @@ from palette_core import (
 )
 from palette_core.errors import CheckpointError, PaletteWarning, StateError
 from palette_core.storage import checkpoint
-from palette_core.storage.packed_weight import PackedWeight, palette_modules
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.sites import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -74,7 +75,7 @@ def test_round_trip(
     palettizer = KMeansPalettizer(mlp().to(dtype), config)
     model = palettizer.prepare(inputs)
     expected, weights = model(*inputs), decoded_weights(model)
-    kept = {name: item.palettized() for name, _, _, item in palette_modules(model)}
+    kept = {name: site.palette.palettized() for site in palette_sites(model) for name in site.names}
     path = save_checkpoint(model, tmp_path / "prepared.safetensors")
     final = palettizer.finalize(backend="torch")
     other = save_checkpoint(final, tmp_path / "final.safetensors")
@@ -353,6 +354,6 @@ def test_a_palettized_model(saved: Path) -> None:
 
 def test_loading_gives_packed_weights(saved: Path) -> None:
     loaded = load_checkpoint(saved, mlp(seed=4))
-    items = [item for _, _, _, item in palette_modules(loaded)]
+    items = [site.palette for site in palette_sites(loaded)]
     assert all(isinstance(item, PackedWeight) for item in items)
     assert all(isinstance(item.palettized(), PalettizedTensor) for item in items)

@@ -16,11 +16,12 @@ from palette_core import KMeansPalettizer, KMeansPalettizerConfig, save_checkpoi
 from palette_core.builtins.backends.packed import PackedBackend
 from palette_core.errors import BackendError, WeightFileError
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.storage.packed_weight import PackedWeight, palette_modules
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.sites import palette_sites
 
 
 def packed_weights(model: nn.Module) -> list[PackedWeight]:
-    return [item for _, _, _, item in palette_modules(model) if isinstance(item, PackedWeight)]
+    return [site.palette for site in palette_sites(model) if isinstance(site.palette, PackedWeight)]
 
 
 def mapped_mlp(folder: Path) -> tuple[nn.Module, Tensor]:

@@ -21,7 +21,7 @@ from palette_core import (
     OpKMeansPalettizerConfig,
     PalettizationSpec,
 )
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -74,10 +74,7 @@ def exported(
 
 def palettes(model: nn.Module) -> dict[str, PalettizedTensor]:
     """Return the palettized weights of a model by the name of their first owner."""
-    found: dict[int, tuple[str, PalettizedTensor]] = {}
-    for name, _, _, item in palette_modules(model):
-        found.setdefault(id(item), (name, item.palettized()))
-    return dict(found.values())
+    return {site.name: site.palette.palettized() for site in palette_sites(model)}
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

@@ -35,7 +35,7 @@ from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import IncompatibleShapeError
 from palette_core.spec import PalettizationSpec
-from palette_core.storage.packed_weight import PackedWeight, palette_modules
+from palette_core.storage import PackedWeight, palette_sites
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins" / "coreml-matrix.md"
 TARGETS = ("iOS16", "iOS18", "iOS26")
@@ -101,7 +101,7 @@ class Exported:
         }
 
     def palettes(self) -> dict[Any, PackedWeight]:
-        found = {name: item for name, _, _, item in palette_modules(self.model)}
+        found = {name: site.palette for site in palette_sites(self.model) for name in site.names}
         return {key: found[f"parts.{i}.{LAYERS[key[1]].weight}"] for i, key in enumerate(self.keys)}
 
     def name(self, key: Any) -> str:

@@ -24,7 +24,7 @@ from coreml_backend_hooks import CoreMLOptions
 from palette_core import PerGroupedChannelGranularity
 from palette_core.errors import BackendError
 from palette_core.spec import PalettizationSpec
-from palette_core.storage.packed_weight import PackedWeight, install_packed, palette_modules
+from palette_core.storage import PackedWeight, install_packed, palette_sites
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.palettized import PalettizedTensor
 
@@ -58,7 +58,7 @@ def export(
 
 
 def palettes(model: nn.Module) -> dict[str, PalettizedTensor]:
-    return {name: item.palettized() for name, _, _, item in palette_modules(model)}
+    return {name: site.palette.palettized() for site in palette_sites(model) for name in site.names}
 
 
 def operations(path: Path) -> Counter[str]:

@@ -33,7 +33,7 @@ from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.checked.backends import make_backend
 from palette_core.plugins.checked.metrics import make_metric
 from palette_core.storage.bits import model_bits
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 Over = Literal["palettized", "model"]
 
@@ -185,7 +185,7 @@ def allocate(
     target = None
     if backend is not None:
         target = make_backend(catalog, backend, backend_options or {})
-    if next(palette_modules(model), None) is not None:
+    if palette_sites(model):
         raise AllocationError("the model is palettized already; allocate for the dense model")
     config = KMeansPalettizerConfig() if config is None else config
     graph = trace(model, example_inputs)

@@ -22,7 +22,7 @@ from palette_core.errors import AllocationError
 from palette_core.palettizer.preparing import attach_palettes
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins.catalog import get_catalog
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 Measure = Callable[[nn.Module], Any]
 
@@ -118,7 +118,7 @@ def _by_name(plans: Mapping[int, Sequence[TensorPlan]]) -> dict[str, list[Tensor
 
 
 def _check_model(model: nn.Module, allocation: Allocation) -> None:
-    if next(palette_modules(model), None) is not None:
+    if palette_sites(model):
         raise AllocationError("the model is palettized already; compare with the dense model")
     for tensor in allocation.tensors:
         shape = tensor.choice.plan.shape

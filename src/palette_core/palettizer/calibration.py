@@ -16,7 +16,7 @@ from palette_core._common.rng import untouched_global_rng
 from palette_core.engine.cluster_tensor import Clustered
 from palette_core.engine.executor import Job, check_num_workers, run_with_bar
 from palette_core.errors import PaletteWarning, PlanError, StateError
-from palette_core.model.parametrization import Kept, chain_input, parametrizations
+from palette_core.model.parametrization import Kept
 from palette_core.palettizer.calibration_session import Calibration, LossFn
 from palette_core.palettizer.gauge import Gauge
 from palette_core.palettizer.palettized_weight import PalettizedWeight
@@ -26,19 +26,9 @@ from palette_core.palettizer.surroundings import (
     no_gradients_of_others,
 )
 from palette_core.plugins.catalog import Catalog
-from palette_core.storage.packed_weight import palette_modules
 from palette_core.storage.sensitivity_files import check_writable, save_sensitivities
+from palette_core.storage.sites import PaletteSite, palette_sites
 from palette_core.tensors.sensitivities import Sensitivity, fingerprint, from_squares
-
-
-@dataclass(frozen=True)
-class Place:
-    """A palettized weight where it hangs first."""
-
-    name: str
-    module: nn.Module
-    state: str
-    item: PalettizedWeight
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,7 @@ class CalibrationOptions:
     show_progress: bool | None = None
 
 
+Sites = Sequence[PaletteSite[PalettizedWeight]]
 Results = dict[PalettizedWeight, Clustered]
 
 
@@ -74,13 +65,13 @@ def calibration(
         OSError: ``sensitivity_path`` cannot be written. Where this is found out at the end only,
             the model is calibrated all the same.
     """
-    places = _places(model)
-    _check(places, options, catalog)
-    with left_as_it_was(model), _dense(places):
+    sites = palette_sites(model, PalettizedWeight)
+    _check(sites, options, catalog)
+    with left_as_it_was(model), _dense(sites):
         with (
             differentiable_recurrence(model),
-            no_gradients_of_others(model, {id(_original(place)) for place in places}),
-            _gauges(places, options.offload) as gauges,
+            no_gradients_of_others(model, {id(site.original) for site in sites}),
+            _gauges(sites, options.offload) as gauges,
         ):
             session = Calibration(gauges, options.loss_fn)
             try:
@@ -88,11 +79,11 @@ def calibration(
             finally:
                 session.close()
             session.check_complete()
-        measured = _sensitivities(places, gauges, session.steps)
+        measured = _sensitivities(sites, gauges, session.steps)
         unsaved = _save(options.sensitivity_path, measured)
-        clustered = _cluster(places, measured, options, catalog)
-    _take_over(places, measured, clustered)
-    results.update({place.item: c for place, c in zip(places, clustered, strict=True)})
+        clustered = _cluster(sites, measured, options, catalog)
+    _take_over(sites, measured, clustered)
+    results.update({site.palette: c for site, c in zip(sites, clustered, strict=True)})
     if unsaved is not None:
         raise unsaved
 
@@ -100,26 +91,18 @@ def calibration(
 # --- before -------------------------------------------------------------------------------------
 
 
-def _places(model: nn.Module) -> list[Place]:
-    found: dict[int, Place] = {}
-    for name, module, state, item in palette_modules(model):
-        if isinstance(item, PalettizedWeight):
-            found.setdefault(id(item), Place(name, module, state, item))
-    return list(found.values())
-
-
-def _check(places: Sequence[Place], options: CalibrationOptions, catalog: Catalog) -> None:
+def _check(sites: Sites, options: CalibrationOptions, catalog: Catalog) -> None:
     """Refuse what would fail at the end."""
     if not callable(options.loss_fn):
         raise TypeError(f"loss_fn must be callable, got {type(options.loss_fn).__name__}")
     check_num_workers(options.num_workers)
-    if not places:
+    if not sites:
         raise StateError("no weight of the model is palettized, so there is none to calibrate")
     blind: dict[str, list[str]] = {}
-    for place in places:
-        algorithm = place.item.plan.algorithm
+    for site in sites:
+        algorithm = site.palette.plan.algorithm
         if not catalog.clusterers.get(algorithm).supports_importance:
-            blind.setdefault(algorithm, []).append(place.name)
+            blind.setdefault(algorithm, []).append(site.name)
     if blind:
         which = "; ".join(f"{name!r} of {', '.join(names)}" for name, names in blind.items())
         raise PlanError(f"algorithms that do not take sensitivities: {which}; choose ones that do")
@@ -127,17 +110,13 @@ def _check(places: Sequence[Place], options: CalibrationOptions, catalog: Catalo
         check_writable(options.sensitivity_path)
 
 
-def _original(place: Place) -> object:
-    return getattr(parametrizations(place.module)[place.state], "original", None)
-
-
 # --- inside -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _dense(places: Sequence[Place]) -> Iterator[None]:
+def _dense(sites: Sites) -> Iterator[None]:
     """Let the dense weights through."""
-    before = [(place.item, place.item.is_enabled) for place in places]
+    before = [(site.palette, site.palette.is_enabled) for site in sites]
     try:
         for item, _ in before:
             item.enable(False)
@@ -148,31 +127,29 @@ def _dense(places: Sequence[Place]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _gauges(places: Sequence[Place], offload: bool) -> Iterator[list[Gauge]]:
+def _gauges(sites: Sites, offload: bool) -> Iterator[list[Gauge]]:
     device = torch.device("cpu") if offload else None
-    gauges = [
-        Gauge(place.name, place.item, written=_writes_to(place), device=device) for place in places
-    ]
+    gauges = [Gauge(site, written=_writes_to(site), device=device) for site in sites]
     handles = []
     torch.clear_autocast_cache()  # it may hold weights cast before they were measured
     try:
-        for gauge, place in zip(gauges, places, strict=True):
-            if not _is_statistic(place):
-                handles.append(gauge.item.register_forward_hook(gauge.hook()))
+        for gauge, site in zip(gauges, sites, strict=True):
+            if not _is_statistic(site):
+                handles.append(site.palette.register_forward_hook(gauge.hook()))
         yield gauges
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _writes_to(place: Place) -> bool:
+def _writes_to(site: PaletteSite[PalettizedWeight]) -> bool:
     """Embeddings with ``max_norm`` renormalise the rows that they look up."""
-    return getattr(place.module, "max_norm", None) is not None
+    return getattr(site.module, "max_norm", None) is not None
 
 
-def _is_statistic(place: Place) -> bool:
+def _is_statistic(site: PaletteSite[PalettizedWeight]) -> bool:
     """Torch computes no gradients of running means and variances, and refuses to be asked."""
-    return isinstance(place.module, nn.modules.batchnorm._NormBase) and place.state.startswith(
+    return isinstance(site.module, nn.modules.batchnorm._NormBase) and site.state.startswith(
         "running_"
     )
 
@@ -180,21 +157,19 @@ def _is_statistic(place: Place) -> bool:
 # --- after --------------------------------------------------------------------------------------
 
 
-def _sensitivities(
-    places: Sequence[Place], gauges: Sequence[Gauge], steps: int
-) -> dict[str, Sensitivity]:
+def _sensitivities(sites: Sites, gauges: Sequence[Gauge], steps: int) -> dict[str, Sensitivity]:
     measured: dict[str, Sensitivity] = {}
     unreached: list[str] = []
-    for place, gauge in zip(places, gauges, strict=True):
-        weight = _weight(place)
+    for site, gauge in zip(sites, gauges, strict=True):
+        weight = _weight(site)
         squares = gauge.squares.take()
         if squares is None:
-            unreached.append(place.name)
+            unreached.append(site.name)
             squares = torch.zeros(weight.shape)
         scale = float(squares.max()) * gauge.squares.unit / steps
         values = from_squares(squares.cpu())
         known = scale if math.isfinite(scale) else None
-        measured[place.name] = Sensitivity(values, fingerprint(weight), known)
+        measured[site.name] = Sensitivity(values, fingerprint(weight), known)
     if unreached:
         warnings.warn(
             f"no gradient but zero reached {', '.join(unreached)}; plain k-means there",
@@ -215,12 +190,12 @@ def _save(path: str | Path | None, measured: Mapping[str, Sensitivity]) -> OSErr
 
 
 def _cluster(
-    places: Sequence[Place],
+    sites: Sites,
     measured: Mapping[str, Sensitivity],
     options: CalibrationOptions,
     catalog: Catalog,
 ) -> list[Clustered]:
-    jobs = [Job(p.item.plan, _weight(p), measured[p.name].values) for p in places]
+    jobs = [Job(s.palette.plan, _weight(s), measured[s.name].values) for s in sites]
     with untouched_global_rng():
         return run_with_bar(
             jobs,
@@ -231,17 +206,17 @@ def _cluster(
 
 
 def _take_over(
-    places: Sequence[Place], measured: Mapping[str, Sensitivity], clustered: Sequence[Clustered]
+    sites: Sites, measured: Mapping[str, Sensitivity], clustered: Sequence[Clustered]
 ) -> None:
     """Install every palette, or none."""
-    kept = Kept(place.item for place in places)
+    kept = Kept(site.palette for site in sites)
     # What is written in place: tables that an optimizer holds, and single values.
-    parts = [t for p in places for t in (*p.item.parameters(), *p.item.buffers())]
+    parts = [t for s in sites for t in (*s.palette.parameters(), *s.palette.buffers())]
     values = [(t, t.detach().clone()) for t in parts if isinstance(t, nn.Parameter) or t.dim() == 0]
     try:
-        for place, result in zip(places, clustered, strict=True):
-            place.item.set_palettized(result.palettized)
-            place.item.sensitivity = measured[place.name]
+        for site, result in zip(sites, clustered, strict=True):
+            site.palette.set_palettized(result.palettized)
+            site.palette.sensitivity = measured[site.name]
     except BaseException:
         kept.restore()
         with torch.no_grad():
@@ -251,6 +226,5 @@ def _take_over(
 
 
 @torch.no_grad()
-def _weight(place: Place) -> Tensor:
-    """Return the dense weight of a place."""
-    return chain_input(place.module, place.state, place.item).detach()
+def _weight(site: PaletteSite[PalettizedWeight]) -> Tensor:
+    return site.dense().detach()

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
-from palette_core.model import parametrization
+from palette_core.model.parametrization import Kept
 from palette_core.palettizer import life_cycle
-from palette_core.palettizer.finalizing import pack_model
+from palette_core.palettizer.finalizing import pack
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.palettizer.training_session import palettize_current, settle_trained
@@ -25,7 +25,8 @@ from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.backends import make_backend
 from palette_core.storage.mapped_files import WeightFolder
-from palette_core.storage.packed_weight import PackedWeight, palette_modules
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.sites import palette_sites
 
 
 class ExportBackend(Enum):
@@ -80,18 +81,16 @@ def finalize(
     if mmap_dir is not None and not target.entry.supports_mmap:
         raise BackendError(f"mmap_dir is not supported by backend {target.name!r}; leave it out")
     life_cycle.check(Action.FINALIZE, life_cycle.state_of(model))
-    items = palette_modules(model)
-    prepared = [(m, s, item) for _, m, s, item in items if isinstance(item, PalettizedWeight)]
-    plans = {item.plan.name: item.plan for _, _, item in prepared}
-    sentences = refusals(list(plans.values()), target.backend)
+    prepared = palette_sites(model, PalettizedWeight)
+    sentences = refusals([site.palette.plan for site in prepared], target.backend)
     if sentences:
         raise BackendError(f"backend {target.name!r} cannot take: " + "; ".join(sentences))
     settle_trained(prepared)
     palettize_current(prepared, catalog)
-    kept = parametrization.Kept(module for module, _, _ in prepared)
+    kept = Kept(place.module for site in prepared for place in site.places)
     folder = None if mmap_dir is None else WeightFolder(mmap_dir)
     with folder or contextlib.nullcontext():
-        palettized = pack_model(model, folder)
+        palettized = pack(prepared, folder)
         try:
             finalized = target.backend.finalize(model, palettized)
         except BaseException:
@@ -122,11 +121,10 @@ def export(
     life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
     # Before the dense weights are freed.
     path.parent.mkdir(parents=True, exist_ok=True)
-    if any(isinstance(item, PalettizedWeight) for _, _, _, item in palette_modules(model)):
+    if palette_sites(model, PalettizedWeight):
         model = finalize(model, target, catalog)
-    for _, _, _, item in palette_modules(model):
-        if isinstance(item, PackedWeight):
-            item.check_file()
+    for site in palette_sites(model, PackedWeight):
+        site.palette.check_file()
     if isinstance(example_inputs, Mapping):
         example_inputs = dict(example_inputs)
     inputs = mapped(_row_major, example_inputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from palette_core.errors import SensitivityError, StateError
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.statistics.gradients.squares import SquareSum
+from palette_core.storage.sites import PaletteSite
 
 
 @final
@@ -28,17 +29,16 @@ class Gauge:
     such checkpoints without gradients.
 
     Args:
-        name: of the weight, for messages.
-        item: the palette that stands for it.
+        site: where the weight's palette stands.
         written: whether the model writes to the weight when it runs; the alias is then a copy.
         device: where to keep the sum of squares; None means beside the weight.
     """
 
     def __init__(
-        self, name: str, item: PalettizedWeight, *, written: bool, device: torch.device | None
+        self, site: PaletteSite[PalettizedWeight], *, written: bool, device: torch.device | None
     ) -> None:
-        self.name = name
-        self.item = item
+        self.name = site.name
+        self.item = site.palette
         self.squares = SquareSum(device)
         self._written = written
         self._step: int | None = None  # while its backward pass runs

@@ -11,7 +11,7 @@ from torch import nn
 
 from palette_core.errors import StateError
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 
 class State(Enum):
@@ -106,14 +106,13 @@ def state_of(model: nn.Module, *, marks: bool = True) -> State:
         model: any.
         marks: believe `mark` where no palette shows the state.
     """
-    items = [item for _, _, _, item in palette_modules(model)]
-    prepared = [item for item in items if isinstance(item, PalettizedWeight)]
-    for item in prepared:
-        if item in _BUSY:
-            return _BUSY[item]
+    prepared = palette_sites(model, PalettizedWeight)
+    for site in prepared:
+        if site.palette in _BUSY:
+            return _BUSY[site.palette]
     if prepared:
         return State.PREPARED
-    if items:
+    if palette_sites(model):
         return State.FINALIZED
     marked: State = vars(model).get(_MARK, State.UNPREPARED)
     return marked if marks else State.UNPREPARED
@@ -125,14 +124,14 @@ def mark(model: nn.Module, state: State) -> None:
     Such are models none of whose weights was to be palettized, and models that a backend has
     given a form of its own. Copies carry the mark along.
     """
-    if next(palette_modules(model), None) is None:
+    if not palette_sites(model):
         vars(model)[_MARK] = state
 
 
 @contextlib.contextmanager
 def occupied(model: nn.Module, state: State) -> Iterator[None]:
     """Hold a prepared model in ``state`` while the block runs. Copies of it are free."""
-    items = [i for _, _, _, i in palette_modules(model) if isinstance(i, PalettizedWeight)]
+    items = [site.palette for site in palette_sites(model, PalettizedWeight)]
     try:
         for item in items:
             _BUSY[item] = state

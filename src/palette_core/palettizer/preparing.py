@@ -20,8 +20,8 @@ from palette_core.planning import Plan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.training import make_strategy
 from palette_core.statistics.activations import Findings, InputCalibration
-from palette_core.storage.packed_weight import palette_modules
 from palette_core.storage.sensitivity_files import load_sensitivities
+from palette_core.storage.sites import palette_sites
 from palette_core.tensors.sensitivities import Sensitivity
 
 Sensitivities = Mapping[str, Sensitivity]
@@ -98,16 +98,14 @@ def sensitivities_of(model: nn.Module) -> dict[str, Sensitivity]:
     Raises:
         SensitivityError: there are none.
     """
-    found: dict[int, tuple[str, Sensitivity]] = {}
-    for name, _, _, item in palette_modules(model):
-        if isinstance(item, PalettizedWeight) and item.sensitivity is not None:
-            found.setdefault(id(item), (name, item.sensitivity))
+    sites = palette_sites(model, PalettizedWeight)
+    found = {s.name: s.palette.sensitivity for s in sites if s.palette.sensitivity is not None}
     if not found:
         raise SensitivityError(
             "No sensitivities found in the model; measure them in calibration_mode(), or "
             "prepare with sensitivity_path"
         )
-    return dict(found.values())
+    return found
 
 
 def make_jobs(plan: Plan, weights: Mapping[str, Tensor], sensitivities: Sensitivities) -> list[Job]:

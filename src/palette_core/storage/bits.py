@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from palette_core.model.parametrization import parametrizations
-from palette_core.storage.packed_weight import PackedWeight, PaletteModule, palette_modules
-
-
-def palettized_bits(item: PaletteModule) -> int:
-    """Return the bits of one palettized weight: indices, look-up tables, scales."""
-    if isinstance(item, PackedWeight):
-        return item.size_in_bits()
-    return item.palettized().size_in_bits()
+from palette_core.storage.sites import palette_sites
 
 
 def model_bits(model: nn.Module) -> tuple[int, int]:
@@ -22,19 +14,14 @@ def model_bits(model: nn.Module) -> tuple[int, int]:
     width; tied tensors once.
     """
     bits = elements = 0
-    items = {id(item): item for _, _, _, item in palette_modules(model)}
-    ours: set[int] = set()
-    for _, module, state, item in palette_modules(model):
-        chain = parametrizations(module)[state]
-        if item.is_enabled:
-            ours.update(id(t) for t in chain.state_dict(keep_vars=True).values())
-        else:
-            ours.update(id(t) for t in item.state_dict(keep_vars=True).values())
-            items.pop(id(item), None)
-    for item in items.values():
-        bits += palettized_bits(item)
-        elements += item.palettized_shape().numel()
-    seen = set(ours)
+    seen: set[int] = set()
+    for site in palette_sites(model):
+        held: list[nn.Module] = [site.palette]
+        if site.palette.is_enabled:
+            held = [place.chain for place in site.places]
+            bits += site.palette.size_in_bits()
+            elements += site.palette.palettized_shape().numel()
+        seen.update(id(t) for part in held for t in part.state_dict(keep_vars=True).values())
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in seen:
             seen.add(id(tensor))

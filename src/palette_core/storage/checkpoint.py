@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from palette_core._common.files import atomic_path
 from palette_core.errors import CheckpointError, PaletteWarning, StateError, did_you_mean
-from palette_core.model.parametrization import chain_input
 from palette_core.storage.checkpoint_file import (
     FORMAT_VERSION,
     METADATA_KEY,
@@ -22,7 +21,8 @@ from palette_core.storage.checkpoint_file import (
     Checkpoint,
     read_checkpoint,
 )
-from palette_core.storage.packed_weight import PackedWeight, install_packed, palette_modules
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.sites import install_packed, palette_sites
 from palette_core.tensors.dtypes import dtype_name
 
 __all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
@@ -70,7 +70,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         CheckpointError: the file or a tensor in it does not fit; the message lists what.
         StateError: the model is palettized already.
     """
-    if next(palette_modules(model), None) is not None:
+    if palette_sites(model):
         raise StateError("the model is palettized already; load into a fresh dense one")
     checkpoint = read_checkpoint(path)
     names = {
@@ -95,22 +95,18 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
 def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str, str]]:
     """Return packed weights by name, and the further names of tied ones."""
     packed: dict[str, PackedWeight] = {}
-    first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    for name, module, state, item in palette_modules(model):
-        if id(item) in first:
-            aliases[name] = first[id(item)]
-            continue
-        first[id(item)] = name
-        if isinstance(item, PackedWeight):
-            packed[name] = item
-        elif item.is_enabled:
-            item.settle(chain_input(module, state, item))
-            packed[name] = PackedWeight(item.palettized())
+    for site in palette_sites(model):
+        aliases |= dict.fromkeys(site.names[1:], site.name)
+        if isinstance(site.palette, PackedWeight):
+            packed[site.name] = site.palette
+        elif site.palette.is_enabled:
+            site.palette.settle(site.dense())
+            packed[site.name] = PackedWeight(site.palette.palettized())
         else:
             raise StateError(
-                f"{name} still trains dense, its PATSchedule has not come; finish training, or "
-                "call finalize(), which clusters it as it is now"
+                f"{site.name} still trains dense, its PATSchedule has not come; finish training, "
+                "or call finalize(), which clusters it as it is now"
             )
     if not packed:
         raise StateError("no weight of the model is palettized; call prepare() first")
@@ -131,7 +127,7 @@ def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _dense_tensors(model: nn.Module, aliases: dict[str, str]) -> dict[str, Tensor]:
     """Return what is not palettized, each tied tensor once; its other names go to ``aliases``."""
-    palettized = tuple(_chain_prefix(name) for name, _, _, _ in palette_modules(model))
+    palettized = tuple(_chain_prefix(n) for site in palette_sites(model) for n in site.names)
     first: dict[tuple[Any, ...], str] = {}
     dense: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -1,20 +1,14 @@
-"""The module that stands for a palettized weight in a finalized model.
-
-Export backends find the weights of a model with `palette_modules`.
-"""
+"""The modules that stand for palettized weights: what all share, and that of a finalized model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from palette_core.model.parametrization import attach, parametrizations, replace_chain
 from palette_core.storage.mapped_files import WeightFile, write_mapped
 from palette_core.tensors import operators as ops
 from palette_core.tensors.packing import unpack_indices
@@ -89,6 +83,13 @@ class PaletteModule(nn.Module, ABC):
     def palettized(self) -> PalettizedTensor:
         """Return the weight as unpacked indices and tables."""
 
+    def size_in_bits(self) -> int:
+        """Bits of indices, tables and scales as a finalized model stores them."""
+        tables = (self.lut, self.lut_scale, self.lut_zero_point, self.scale)
+        return torch.Size(self.index_shape).numel() * self.n_bits + sum(
+            t.numel() * t.element_size() * 8 for t in tables if t is not None
+        )
+
     def settle(self, weight: Tensor) -> None:
         """Make indices and tables what training has come to; by default they always are.
 
@@ -158,16 +159,6 @@ class PackedWeight(PaletteModule):
         empty = torch.empty(0, dtype=self.weight_dtype, device=self.indices.device)
         return nn.Parameter(empty, requires_grad=False)
 
-    def size_in_bits(self) -> int:
-        """Bits of indices, tables and scales as stored."""
-        bits = self.index_count() * self.n_bits
-        tables = (self.lut, self.lut_scale, self.lut_zero_point, self.scale)
-        return bits + sum(t.numel() * t.element_size() * 8 for t in tables if t is not None)
-
-    def index_count(self) -> int:
-        """How many indices there are."""
-        return torch.Size(self.index_shape).numel()
-
     def forward(self, weight: Tensor) -> Tensor:
         """Decode; the placeholder that stands where the dense weight was is not read."""
         del weight
@@ -189,31 +180,3 @@ class PackedWeight(PaletteModule):
     def extra_repr(self) -> str:
         """Return what ``repr`` shows in brackets."""
         return f"n_bits={self.n_bits}, index_shape={tuple(self.index_shape)}"
-
-
-def palette_modules(
-    model: nn.Module,
-) -> Iterator[tuple[str, nn.Module, str, PaletteModule]]:
-    """Yield name, owning module, local name and palette of every palettized weight.
-
-    A tied weight comes once for each place where it hangs, a module that hangs in several places
-    once for each.
-    """
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        if not parametrize.is_parametrized(module):
-            continue
-        for state, chain in parametrizations(module).items():
-            for item in cast("parametrize.ParametrizationList", chain):
-                if isinstance(item, PaletteModule):
-                    yield f"{prefix}.{state}" if prefix else state, module, state, item
-
-
-def install_packed(model: nn.Module, names: Sequence[str], packed: PackedWeight) -> None:
-    """Put one packed weight at every place of ``names`` in a dense model."""
-    placeholder = packed.placeholder()
-    for name in names:
-        prefix, _, state = name.rpartition(".")
-        module = model.get_submodule(prefix)
-        if not parametrize.is_parametrized(module, state):
-            attach(module, state, packed)
-        replace_chain(module, state, packed, placeholder)

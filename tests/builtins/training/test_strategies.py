@@ -36,7 +36,8 @@ from palette_core import (
     save_checkpoint,
 )
 from palette_core.builtins.training.options import DkmOptions
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.storage.sites import palette_sites
 
 LEARN = ("ste", "tables", "dkm")
 
@@ -77,17 +78,17 @@ def test_evaluation_is_the_nearest_entry_of_the_learned_tables(
 ) -> None:
     palettizer, model = prepared(training_strategy=strategy, **spec)
     train(palettizer, model, 12)
-    for name, module, state, item in palette_modules(model):
-        palettized = item.palettized()
-        points = module.parametrizations[state].original.detach()
+    for site in palette_sites(model, PalettizedWeight):
+        palettized = site.palette.palettized()
+        points = site.dense().detach()
         if palettized.scale is not None:
             points = points / palettized.scale
         points = palettized.layout.split(points).double()
         book = palettized.codebook()
         gaps = torch.cdist(points, book.lut.double())
         chosen = gaps.gather(2, book.codes.long()[..., None])[..., 0]
-        torch.testing.assert_close(chosen, gaps.amin(-1), msg=name)
-        learned = item.trained_table.detach().double()
+        torch.testing.assert_close(chosen, gaps.amin(-1), msg=site.name)
+        learned = site.palette.trained_table.detach().double()
         if palettized.lut_scale is None:
             assert torch.equal(learned, palettized.lut.double())
         else:  # quantized from the learned ones

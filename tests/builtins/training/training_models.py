@@ -18,7 +18,7 @@ from palette_core import (
     QuantizationSpec,
 )
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage.sites import palette_sites
 
 STRATEGIES = ("frozen", "ste", "tables", "dkm")
 INT8 = QuantizationSpec(dtype="int8")
@@ -68,8 +68,7 @@ def prepared(
 
 
 def items(model: nn.Module) -> list[PalettizedWeight]:
-    found = {id(i): i for *_, i in palette_modules(model) if isinstance(i, PalettizedWeight)}
-    return list(found.values())
+    return [site.palette for site in palette_sites(model, PalettizedWeight)]
 
 
 def adam(model: nn.Module, rate: float = 1e-2) -> torch.optim.Optimizer:

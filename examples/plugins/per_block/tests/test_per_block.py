@@ -15,8 +15,8 @@ from palette_core import (
 )
 from palette_core.config.granularity import parse_granularity
 from palette_core.errors import IncompatibleShapeError
+from palette_core.storage import palette_sites
 from palette_core.storage.checkpoint import load_checkpoint
-from palette_core.storage.packed_weight import palette_modules
 from palette_core.testing import parametrize_contract
 
 X = (torch.linspace(-1, 1, 2 * 4 * 64).reshape(2, 4, 8, 8),)
@@ -55,7 +55,7 @@ def blocks_of(weight: torch.Tensor) -> list[torch.Tensor]:
 
 def test_each_block_has_a_table_of_its_own():
     _, model = palettized()
-    grids = {name: item.palettized().grid for name, _, _, item in palette_modules(model)}
+    grids = {site.name: site.palette.palettized().grid for site in palette_sites(model)}
     assert grids == {"0.weight": (2, 2, 1, 1), "3.weight": (4, 144)}
     dense = net()
     for at in (0, 3):

@@ -23,7 +23,7 @@ from coreml_backend.refusals import generation
 from coreml_backend.rewriting import spread_grouped_heads
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import BackendError
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage import palette_sites
 
 _LARGEST = 1 << 30  # torch writes sizes without a maximum as infinite, or nearly so
 
@@ -186,9 +186,7 @@ def _module_of(node: Any) -> str:
 
 def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
     """Return the name of each palettized weight by the program's name of its indices."""
-    first: dict[int, str] = {}
-    for name, _, _, item in palette_modules(model):
-        first.setdefault(id(item), name)
+    first = {id(site.palette): site.name for site in palette_sites(model)}
     found = {}
     for inner, buffer in program.graph_signature.inputs_to_buffers.items():
         prefix, _, part = buffer.rpartition(".")

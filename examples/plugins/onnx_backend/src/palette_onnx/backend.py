@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import onnx_ir
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
-from palette_core.storage.packed_weight import palette_modules
+from palette_core.storage import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -65,13 +65,12 @@ class OnnxBackend(Backend):
 def _with_look_ups(model: nn.Module) -> tuple[nn.Module, dict[str, int]]:
     """Return a copy that computes weights by `LookUp`, and bits by names of index buffers."""
     prepared = copy.deepcopy(model).eval()
-    made: dict[int, LookUp] = {}
-    for name, module, state, item in list(palette_modules(prepared)):
-        if item.weight_dtype is torch.bfloat16:
-            raise BackendError(f"{name} is bfloat16, which onnxruntime has not on a CPU")
-        look_up = made.setdefault(id(item), LookUp(item.palettized()))  # once if it is tied
-        chain: Any = cast("nn.ModuleDict", module.parametrizations)[state]
-        chain[list(chain).index(item)] = look_up
+    for site in palette_sites(prepared):
+        if site.palette.weight_dtype is torch.bfloat16:
+            raise BackendError(f"{site.name} is bfloat16, which onnxruntime has not on a CPU")
+        look_up = LookUp(site.palette.palettized())
+        for place in site.places:
+            place.chain[list(place.chain).index(site.palette)] = look_up
     parts = prepared.named_modules(remove_duplicate=False)
     return prepared, {f"{name}.indices": m.n_bits for name, m in parts if isinstance(m, LookUp)}
 
