@@ -60,7 +60,7 @@ def test_values_and_gradients(shape: tuple[int, ...], pair: Any) -> None:
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_pieces(shape: tuple[int, ...], pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("palette_core.plugins.training_problem._CHUNK", 64)
+    monkeypatch.setattr("palette_core.tensors.nearest._CHUNK", 64)
     assert_same(*problem(shape), pair)
 
 

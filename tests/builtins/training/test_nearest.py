@@ -44,7 +44,7 @@ def test_blocks_have_tables_of_their_own(dim: int, monkeypatch: pytest.MonkeyPat
     points, entries = torch.randn(3, 70, dim), torch.randn(3, 8, dim)
     expected = torch.cdist(points.double(), entries.double()).argmin(-1)
     assert torch.equal(nearest_codes(points, entries).long(), expected)
-    monkeypatch.setattr("palette_core.plugins.training_problem._CHUNK", 100)
+    monkeypatch.setattr("palette_core.tensors.nearest._CHUNK", 100)
     assert torch.equal(nearest_codes(points, entries).long(), expected)
 
 
