@@ -21,11 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from palette_core.builtins.clusterers.kmeans1d.clusterer import (
-    KMeans1d,
-    kernels_are_cached,
-    warm_up,
-)
+from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+from palette_core.builtins.clusterers.kmeans1d.warm import kernels_are_cached, warm_up
 from palette_core.plugins import ClusterProblem
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -42,7 +42,7 @@ def palettize(model: nn.Module, inputs: torch.Tensor, **spec: object) -> None:
 
 def scalars() -> None:
     from palette_core.builtins.clusterers.kmeans1d import costs, solver
-    from palette_core.builtins.clusterers.kmeans1d.clusterer import warm_up
+    from palette_core.builtins.clusterers.kmeans1d.warm import warm_up
 
     warm_up()
     far = np.concatenate([np.arange(50.0), 1e12 + np.arange(50.0)])

@@ -10,7 +10,7 @@ from torch import nn
 import palette_core.engine.executor as execution
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
-from palette_core.builtins.clusterers.layerwise.gptq import Gptq
+from palette_core.builtins.clusterers.layerwise.clusterer import Gptq
 from palette_core.errors import (
     CalibrationError,
     ClusteringError,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from palette_core.builtins.clusterers.quantized_fit import quantize_codebook
 from palette_core.errors import PlanError, WeightError
 from palette_core.planning import TensorPlan
 from palette_core.plugins import (
@@ -23,6 +22,7 @@ from palette_core.plugins.checked import lut_quantizers as checked
 from palette_core.plugins.checked.clusterers import fit_checked
 from palette_core.plugins.shelves import Registered
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
+from palette_core.tensors.quantized_fit import quantize_codebook
 from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points
 
 

@@ -259,8 +259,7 @@ def test_unknown_options_are_refused():
 def test_compiled_kernels_outlive_the_process(tmp_path):
     """A second process finds the kernels that the first one compiled into numba's folder."""
     code = (
-        "from palette_core.builtins.clusterers.kmeans1d.clusterer import "
-        "kernels_are_cached, warm_up\n"
+        "from palette_core.builtins.clusterers.kmeans1d.warm import kernels_are_cached, warm_up\n"
         "print(kernels_are_cached()); warm_up(); print(kernels_are_cached())"
     )
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
@@ -278,7 +277,8 @@ def test_peak_memory_stays_below_three_copies():
     resource = pytest.importorskip("resource")
     code = (
         "import resource, torch\n"
-        "from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d, warm_up\n"
+        "from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d\n"
+        "from palette_core.builtins.clusterers.kmeans1d.warm import warm_up\n"
         "from palette_core.plugins import ClusterProblem\n"
         "points = torch.randn(1, 1 << 24, 1)\n"
         "warm_up()\n"

@@ -2,8 +2,7 @@
 
 import torch
 
-from palette_core.builtins.clusterers.layerwise.gptq import Gptq
-from palette_core.builtins.clusterers.layerwise.lnq import Lnq
+from palette_core.builtins.clusterers.layerwise.clusterer import Gptq, Lnq
 from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
 from palette_core.plugins import ClusterProblem, InputMoments
 from palette_core.tensors.layout import BlockLayout

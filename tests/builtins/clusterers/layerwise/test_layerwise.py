@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from layerwise_cases import ALGORITHMS, DAMPING, LAYOUTS, moments_for, objective, solve
 
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
-from palette_core.builtins.clusterers.layerwise.gptq import Gptq
-from palette_core.builtins.clusterers.layerwise.lnq import Lnq
+from palette_core.builtins.clusterers.layerwise.clusterer import Gptq, Lnq
 from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
 from palette_core.builtins.lut_quantizers.float8 import Float8LutQuantizer
 from palette_core.builtins.lut_quantizers.integer import IntegerLutQuantizer

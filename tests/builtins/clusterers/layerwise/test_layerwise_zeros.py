@@ -9,8 +9,7 @@ import torch
 from layerwise_cases import ALGORITHMS, DAMPING, LAYOUTS, decode, moments_for, objective
 
 from palette_core.builtins.clusterers.layerwise import steps
-from palette_core.builtins.clusterers.layerwise.gptq import Gptq
-from palette_core.builtins.clusterers.layerwise.lnq import Lnq
+from palette_core.builtins.clusterers.layerwise.clusterer import Gptq, Lnq
 from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
 from palette_core.builtins.clusterers.layerwise.problem import pose, weighted_kmeans
 from palette_core.builtins.lut_quantizers.float8 import Float8LutQuantizer

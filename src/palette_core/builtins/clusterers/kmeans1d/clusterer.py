@@ -13,7 +13,7 @@ from palette_core.errors import ClusteringError, WeightError
 from palette_core.plugins import Clusterer, ClusterProblem
 from palette_core.tensors.palettized import Codebook
 
-__all__ = ["KMeans1d", "kernels_are_cached", "warm_up"]
+__all__ = ["KMeans1d"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -49,20 +49,6 @@ class KMeans1d(Clusterer):
         fit = _fit_cpu if points.device.type == "cpu" else _fit_elsewhere
         lut, codes = fit(points, importance, problem.n_entries, resolution)
         return Codebook(lut.unsqueeze(-1), codes)
-
-
-def kernels_are_cached() -> bool:
-    """Say whether a first call would not have to compile; it takes some seconds where it does."""
-    from palette_core.builtins.clusterers.kmeans1d import warm as _scalar_warm
-
-    return _scalar_warm.kernels_are_cached()
-
-
-def warm_up() -> None:
-    """Compile, or load from the cache, everything that clustering an ordinary weight needs."""
-    from palette_core.builtins.clusterers.kmeans1d import warm as _scalar_warm
-
-    _scalar_warm.warm_up()
 
 
 def _fit_cpu(

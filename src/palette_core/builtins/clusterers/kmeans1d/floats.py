@@ -3,7 +3,7 @@
 The problem is solved with whole cells of a grid as atoms; cells that a boundary cuts, and cells
 coarse enough to hide a cluster, are opened into their distinct points, and the problem is solved
 again. In exact mode every cell that may hold a boundary of the optimum is opened; see
-`_scalar_proof`.
+`proof`.
 """
 
 from __future__ import annotations

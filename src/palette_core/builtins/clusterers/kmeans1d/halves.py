@@ -2,7 +2,7 @@
 
 One pass counts bit patterns, the exact problem is solved on those that occur, and a table with
 an entry per pattern assigns every point. Entries end on values of the dtype: the best ones near
-the optimum, not the optimum rounded; see `_scalar_rounding`.
+the optimum, not the optimum rounded; see `rounding`.
 """
 
 from __future__ import annotations

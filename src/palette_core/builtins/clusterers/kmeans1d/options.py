@@ -1,4 +1,4 @@
-"""Options of ``kmeans1d``."""
+"""Options of ``kmeans1d``, apart from the code: reading them costs nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Exact weighted k-means of sorted atoms on the line, at a cost that does not grow with K.
 
 Costs of segments come from running sums; where these are too blurred, from moments put together
-with more care. See `_scalar_search` for the search and `_scalar_costs` for both forms of costs.
+with more care. See `search` for the search and `costs` for both forms of costs.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _cross(few: Ints, many: Ints, k: int) -> Ints:
 
 
 def sums_of(w: Floats, x: Floats) -> Floats:
-    """Return the running sums of ascending atoms, ``[n + 1, 3]``; see `_scalar_costs`."""
+    """Return the running sums of ascending atoms, ``[n + 1, 3]``; see `costs`."""
     sums = np.empty((w.size + 1, 3))
     running_sums(w, x, sums)
     return sums

@@ -2,7 +2,7 @@
 
 A weight in groups is hundreds of blocks, each over in a millisecond: too short for threads that
 hand the interpreter's lock to and fro between one kernel and the next. The steps are those of
-`_scalar_floats.solving`, made of the same kernels; what is out of the ordinary is left to it.
+`floats.solving`, made of the same kernels; what is out of the ordinary is left to it.
 """
 
 from __future__ import annotations

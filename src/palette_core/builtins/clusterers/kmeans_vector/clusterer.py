@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core.builtins.clusterers.kmeans_vector.options import KMeansVectorOptions
-from palette_core.builtins.clusterers.kmeans_vector.passes import metric, tidy_entries
 from palette_core.errors import ClusteringError, WeightError
 from palette_core.plugins import Clusterer, ClusterProblem
+from palette_core.tensors.assignment import metric, tidy_entries
 from palette_core.tensors.palettized import Codebook
 
 __all__ = ["KMeansVector", "KMeansVectorOptions"]
@@ -59,7 +59,7 @@ class KMeansVector(Clusterer):
 
     def _fit_cpu(self, problem: ClusterProblem) -> Codebook:
         from palette_core.builtins.clusterers.kmeans_vector import cpu_engine as cpu
-        from palette_core.builtins.clusterers.kmeans_vector.blocks import make_blocks
+        from palette_core.tensors.assignment.blocks import make_blocks
 
         blocks = make_blocks(problem.points, problem.importance)
         fitted = cpu.fit_blocks(blocks, problem.n_entries, problem.seed, self.options)
@@ -76,11 +76,12 @@ class KMeansVector(Clusterer):
 def fit_in_torch(problem: ClusterProblem, options: KMeansVectorOptions) -> Codebook:
     """Cluster where the points are, by torch alone; see `KMeansVector.fit`."""
     from palette_core.builtins.clusterers.kmeans_vector import torch_engine as engine
+    from palette_core.tensors.assignment import device
 
     points, importance = problem.points.detach(), problem.importance
     tables = engine.fit_tables(points, importance, problem.n_entries, problem.seed, options)
     cast = tables.to(points.dtype).double()
-    codes = engine.assign_and_sum(points, metric(importance), cast)[0]
+    codes = device.assign_and_sum(points, metric(importance), cast)[0]
     return _codebook(tables, codes, problem)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from palette_core.builtins.clusterers.kmeans_vector import kernels, sampling, search, seeding
-from palette_core.builtins.clusterers.kmeans_vector.blocks import Block, Workers
+from palette_core.builtins.clusterers.kmeans_vector import kernels, sampling, seeding
 from palette_core.builtins.clusterers.kmeans_vector.cells import as_cells
 from palette_core.builtins.clusterers.kmeans_vector.options import (
     CELLS_TOL,
@@ -20,6 +19,8 @@ from palette_core.builtins.clusterers.kmeans_vector.options import (
     sample_size,
     tries,
 )
+from palette_core.tensors.assignment.blocks import Block, Workers
+from palette_core.tensors.assignment.cpu import Pass
 
 Floats = NDArray[Any]
 
@@ -74,44 +75,12 @@ def assign_blocks(
 
     def assign(block: Block, workers: Workers | None) -> NDArray[np.uint8]:
         guess = guesses[block.index]
-        job = _Pass(block, tables[block.index], guess)
+        job = Pass(block, tables[block.index], guess)
         job.run(tables[block.index], known=guess is not None, workers=workers)
         return job.codes
 
     with Workers() as workers:
         return workers.each(blocks, assign)
-
-
-def pass_over(
-    blocks: list[Block],
-    tables: Floats,
-    codes: NDArray[np.uint8],
-    sums: Floats,
-    mass: Floats,
-    cost: Floats,
-    workers: Workers,
-) -> None:
-    """Assign every point of every block to its nearest entry, and add up.
-
-    Args:
-        blocks: B blocks.
-        tables: ``[B, K, D]`` float64.
-        codes: ``[B, N]``, a guess on entry; the nearest on return.
-        sums: ``[B, K, D]`` float64, overwritten by Σ w x.
-        mass: ``[B, K, D]`` float64, overwritten by Σ w.
-        cost: ``[B]`` float64, overwritten.
-        workers: who does it.
-    """
-
-    def one(block: Block, helpers: Workers | None) -> None:
-        b = block.index
-        job = _Pass(block, tables[b], codes[b])
-        cost[b] = job.run(tables[b], known=True, workers=helpers)
-        # The chunks are added in order, so that any number of threads gives the same sums.
-        sums[b] = np.add.reduce(job.sums, axis=0)
-        mass[b] = np.add.reduce(job.mass, axis=0)
-
-    workers.each(blocks, one)
 
 
 def _distinct(block: Block, n_entries: int) -> Floats | None:
@@ -140,7 +109,7 @@ def _start(
     placed = seeding.seed(points, weights, draws, table)
     table = table[:placed]
     tol = max(options.tol, START_TOL) if is_part else options.tol
-    total = _Pass(sample, table).lloyd(table, options.max_iter, tol)
+    total = _Lloyd(sample, table).iterate(table, options.max_iter, tol)
     full = np.empty((n_entries, dim))
     full[:placed] = table
     # Spare entries are given places when the whole block is seen.
@@ -172,27 +141,27 @@ def _better(levels: list[Block], table: Floats, options: KMeansVectorOptions) ->
     table = _swap(levels[0], table, options)
     for level in levels[1:]:
         # Here the last bit of the way costs little.
-        _Pass(level, table).lloyd(table, options.max_iter, CELLS_TOL * options.tol)
+        _Lloyd(level, table).iterate(table, options.max_iter, CELLS_TOL * options.tol)
     return table
 
 
 def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
     """Swap entries to better places of a sample while that lowers the cost."""
-    job = _Pass(block, table)
-    total = job.lloyd(table, options.max_iter, options.tol)
+    job = _Lloyd(block, table)
+    total = job.iterate(table, options.max_iter, options.tol)
     job.run(table, known=False)
     wanted = table.shape[0] // 4
     for _ in range(options.swaps):
         if wanted < 1:
             break
-        trial = _Pass(block, table)
+        trial = _Lloyd(block, table)
         moved = table.copy()
         made = seeding.swap_entries(
             block.points, block.weights, moved, job.codes, job.lower, job.order, wanted
         )
         if not made:
             break
-        found = trial.lloyd(moved, options.max_iter, max(options.tol, SWAP_TOL))
+        found = trial.iterate(moved, options.max_iter, max(options.tol, SWAP_TOL))
         if found < total * (1 - SWAP_TOL):
             job, table, total = trial, moved, found
             job.run(table, known=False)
@@ -205,9 +174,9 @@ def _polish(
     block: Block, table: Floats, options: KMeansVectorOptions, workers: Workers | None
 ) -> NDArray[np.uint8]:
     """Run Lloyd's iteration on the whole block; return the codes before its last move."""
-    job = _Pass(block, table)
+    job = _Lloyd(block, table)
     if workers is None:
-        job.lloyd(table, options.max_iter, options.tol)
+        job.iterate(table, options.max_iter, options.tol)
         return job.codes
     for turn in range(options.max_iter):
         total = job.run(table, known=turn > 0, workers=workers)
@@ -216,63 +185,29 @@ def _polish(
     return job.codes
 
 
-class _Pass:
-    """Room for one pass over a block, kept from iteration to iteration."""
+class _Lloyd(Pass):
+    """Room for Lloyd's iteration on a block."""
 
-    def __init__(self, block: Block, table: Floats, codes: NDArray[np.uint8] | None = None) -> None:
-        entries, dim = table.shape
-        count = block.points.shape[0]
-        self.block = block
-        self.codes = np.zeros(count, dtype=np.uint8) if codes is None else codes
-        self.sums = np.empty((block.chunks, entries, dim))
-        self.mass = np.empty((block.chunks, entries, dim))
-        self.worst = np.empty((block.chunks, 2))
-        self.totals = np.empty(block.chunks)
-        self.order = np.tile(np.arange(entries, dtype=np.uint8), (entries, 1))
-        self.gaps = np.empty((entries, entries))
-        self.drift = np.zeros(entries)
-        self.means = table.copy()
-        self.state = np.array([np.inf, 0.0])
-        self.lower = np.zeros(count, dtype=np.float32)
+    def __init__(self, block: Block, table: Floats) -> None:
+        super().__init__(block, table)
+        self._means = table.copy()
+        self._state = np.array([np.inf, 0.0])
 
-    def run(self, table: Floats, *, known: bool, workers: Workers | None = None) -> float:
-        """Assign every point; return the cost."""
-        if known:
-            search.rank_neighbours(table, self.order, self.gaps)
-        shares = 1 if workers is None else min(workers.count, self.block.chunks)
-        edges = [self.block.chunks * i // shares for i in range(shares + 1)]
-
-        def part(i: int) -> None:
-            self._iterate(table, known, edges[i], edges[i + 1], 0, 0.0)
-
-        if workers is None:
-            part(0)
-        else:
-            workers.map(part, range(shares))
-        # Added in order, so that any number of threads gives the same sum.
-        return float(sum(self.totals))
-
-    def lloyd(self, table: Floats, max_iter: int, tol: float) -> float:
+    def iterate(self, table: Floats, max_iter: int, tol: float) -> float:
         """Run Lloyd's iteration on ``table`` by one thread; return the cost."""
-        return self._iterate(table, False, 0, self.block.chunks, max_iter, tol)
+        return float(
+            kernels.iterate(
+                self.block.points, self.block.weights, table, self.order, self.gaps, self.drift,
+                self.codes, self.lower, self.sums, self.mass, self.worst, self.totals,
+                self._means, self._state, max_iter, tol,
+            )
+        )  # fmt: skip
 
     def advance(self, table: Floats, total: float, tol: float) -> bool:
         """Move the entries of ``table``; return whether they are as good as they get."""
         return bool(
             kernels.advance(
-                self.block.points, table, self.means, self.state, self.sums, self.mass,
+                self.block.points, table, self._means, self._state, self.sums, self.mass,
                 self.worst, self.drift, total, tol,
-            )
-        )  # fmt: skip
-
-    def _iterate(
-        self, table: Floats, known: bool, first: int, last: int, max_iter: int, tol: float
-    ) -> float:
-        return float(
-            kernels.iterate(
-                self.block.points, self.block.weights, table, self.order, self.gaps, self.drift,
-                self.codes, self.lower, known, first, last,
-                self.sums, self.mass, self.worst, self.totals,
-                self.means, self.state, max_iter, tol,
             )
         )  # fmt: skip

@@ -15,13 +15,7 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import kernel
-from palette_core.builtins.clusterers.kmeans_vector.search import (
-    SLACK,
-    assign_chunk,
-    rank_neighbours,
-)
-
-CHUNK = 8192
+from palette_core.tensors.assignment.kernels import SLACK, assign_chunks, rank_neighbours
 
 
 @kernel
@@ -109,9 +103,6 @@ def iterate(
     drift: Any,
     codes: Any,
     lower: Any,
-    known: Any,
-    first: Any,
-    last: Any,
     sums: Any,
     mass: Any,
     worst: Any,
@@ -121,43 +112,20 @@ def iterate(
     max_iter: Any,
     tol: Any,
 ) -> Any:
-    """Assign the points of the chunks first … last; with ``max_iter`` above 0, alternate.
+    """Alternate assignment and moves on a whole block, until `advance` says it is done.
 
-    With ``max_iter`` 0 this is one pass over some chunks, the work of one thread among several.
-    Otherwise it is Lloyd's iteration on the whole block, until `advance` says it is done.
-
-    Arrays and bounds:
-        points: ``[N, D]``; for the others see `assign_chunk`, `rank_neighbours`, `advance`.
-        sums: ``[chunks, K, D]``; and so ``mass``, ``worst`` and ``totals`` lead with chunks.
+    For the arrays see `assign_chunks`, `rank_neighbours`, `advance`.
 
     Returns:
         the last cost, which is that of ``codes`` with the table before its last move.
     """
     total = 0.0
-    for turn in range(max(1, max_iter)):
-        if max_iter:
-            rank_neighbours(table, order, gaps)
-        total = 0.0
-        for chunk in range(first, last):
-            lo = chunk * CHUNK
-            hi = min(points.shape[0], lo + CHUNK)
-            totals[chunk] = assign_chunk(
-                points,
-                weights,
-                table,
-                order,
-                gaps,
-                drift,
-                codes,
-                lower,
-                known or turn > 0,
-                lo,
-                hi,
-                sums[chunk],
-                mass[chunk],
-                worst[chunk],
-            )
-            total += totals[chunk]
-        if max_iter and advance(points, table, means, state, sums, mass, worst, drift, total, tol):
+    for turn in range(max_iter):
+        rank_neighbours(table, order, gaps)
+        total = assign_chunks(
+            points, weights, table, order, gaps, drift, codes, lower, turn > 0,
+            0, sums.shape[0], sums, mass, worst, totals,
+        )  # fmt: skip
+        if advance(points, table, means, state, sums, mass, worst, drift, total, tol):
             break
     return total

@@ -1,6 +1,6 @@
 """Vector k-means in torch, batched over blocks: for points that live on an accelerator.
 
-The same algorithm as on the CPU (see `_vector_cpu` and `_vector_kernels`), block by block the
+The same algorithm as on the CPU (see `cpu_engine` and `kernels`), block by block the
 same draws. All arithmetic is float64 and direct, so the setting that lets matrix products run
 in a reduced precision has no say. Nothing but a few numbers per block visits the host.
 """
@@ -8,8 +8,6 @@ in a reduced precision has no say. Nothing but a few numbers per block visits th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,17 +20,14 @@ from palette_core.builtins.clusterers.kmeans_vector.options import (
     sample_size,
     tries,
 )
-
-_LIMIT = 1 << 23  # distances held at once: 64 MB
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Some blocks: ``points`` ``[G, N, D]``, ``weights`` the same or None, ``index`` of each."""
-
-    points: Tensor
-    weights: Tensor | None
-    index: range
+from palette_core.tensors.assignment.device import (
+    LIMIT,
+    DevicePass,
+    Problem,
+    costs_of,
+    no_blanks,
+    pass_over,
+)
 
 
 def fit_tables(
@@ -45,11 +40,11 @@ def fit_tables(
     """Return ``[B, K, D]`` float64 tables for points ``[B, N, D]``, on their device."""
     blocks, count, _ = points.shape
     size = min(count, sample_size(n_entries))
-    step = max(1, _LIMIT // (size * (2 + int(math.log(n_entries)))))
+    step = max(1, LIMIT // (size * (2 + int(math.log(n_entries)))))
     tables = []
     for at in range(0, blocks, step):
         index = range(at, min(blocks, at + step))
-        weights = None if importance is None else _no_blanks(importance[at : at + step])
+        weights = None if importance is None else no_blanks(importance[at : at + step])
         group = Problem(points[at : at + step], weights, index)
         sample = _sample(group, n_entries, seed)
         # On a sample a start need not run to the end: it is to tell which is the best.
@@ -65,101 +60,15 @@ def fit_tables(
     return torch.cat(tables)
 
 
-def assign_and_sum(
-    points: Tensor, importance: Tensor | None, entries: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return codes ``[B, N]`` uint8, sums and mass ``[B, K, D]`` and cost ``[B]``, all float64."""
-    weights = None if importance is None else _no_blanks(importance)
-    found = _pass(Problem(points, weights, range(points.shape[0])), entries)
-    return found.codes, found.sums, found.mass, found.cost
-
-
-def _no_blanks(importance: Tensor) -> Tensor:
-    """Return the importance, with ones for blocks in which nothing has any."""
-    blank = (importance == 0).flatten(1).all(dim=1)
-    return torch.where(blank[:, None, None], torch.ones_like(importance), importance)
-
-
-# --- one pass -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Pass:
-    codes: Tensor  # [G, N] uint8
-    sums: Tensor  # [G, K, D]
-    mass: Tensor  # [G, K, D]
-    cost: Tensor  # [G]
-    spread: Tensor  # [G, K, D] cost of each entry's points by coordinate
-    help: Tensor  # [G, K] what they would cost more at their second nearest entry
-    worst: Tensor  # [G] largest cost of a point
-    worst_at: Tensor  # [G] that point
-
-
-def _costs(points: Tensor, weights: Tensor | None, table: Tensor) -> Tensor:
-    """Return ``[G, n, K]`` weighted squared distances."""
-    total = points.new_zeros((*points.shape[:2], table.shape[1]))
-    for d in range(points.shape[2]):
-        gap = points[..., d, None] - table[:, None, :, d]
-        gap.square_()
-        if weights is not None:
-            gap *= weights[..., d, None]
-        total += gap
-    return total
-
-
-def _pieces(problem: Problem, n_entries: int) -> Iterator[tuple[slice, slice]]:
-    """Cut blocks and points so that a piece has few enough distances."""
-    blocks, count, _ = problem.points.shape
-    group = max(1, _LIMIT // (count * n_entries))
-    step = max(1, _LIMIT // (group * n_entries))
-    for b in range(0, blocks, group):
-        for at in range(0, count, step):
-            yield slice(b, b + group), slice(at, at + step)
-
-
-def _pass(problem: Problem, table: Tensor) -> _Pass:
-    blocks, count, dim = problem.points.shape
-    entries = table.shape[1]
-    room = table.new_zeros((3, blocks, entries, dim))
-    found = _Pass(
-        torch.empty((blocks, count), dtype=torch.uint8, device=table.device),
-        room[0], room[1], table.new_zeros(blocks), room[2], table.new_zeros((blocks, entries)),
-        table.new_full((blocks,), -1.0),
-        torch.zeros(blocks, dtype=torch.int64, device=table.device),
-    )  # fmt: skip
-    for b, n in _pieces(problem, entries):
-        points = problem.points[b, n].double()
-        weights = None if problem.weights is None else problem.weights[b, n].double()
-        costs = _costs(points, weights, table[b])
-        low, code = costs.min(dim=2)
-        owner = torch.zeros_like(costs).scatter_(2, code[..., None], 1.0).transpose(1, 2)
-        costs.scatter_(2, code[..., None], torch.inf)
-        factor = torch.ones_like(points) if weights is None else weights
-        gap = points - table[b].gather(1, code[..., None].expand(-1, -1, dim))
-        # Products with a matrix of zeros and ones: unlike scattered additions, always in order.
-        found.sums[b] += owner @ (factor * points)
-        found.mass[b] += owner @ factor
-        found.spread[b] += owner @ (factor * gap.square())
-        more = costs.min(dim=2).values - low
-        found.help[b] += (owner @ more.nan_to_num(posinf=0.0)[..., None]).squeeze(2)
-        found.cost[b] += low.sum(dim=1)
-        found.codes[b, n] = code.to(torch.uint8)
-        worst, at = low.max(dim=1)
-        worse = worst > found.worst[b]
-        found.worst_at[b] = torch.where(worse, at + n.start, found.worst_at[b])
-        found.worst[b] = torch.where(worse, worst, found.worst[b])
-    return found
-
-
 # --- Lloyd's iteration --------------------------------------------------------------------------
 
 
 def _lloyd(
     problem: Problem, table: Tensor, max_iter: int, tol: float
-) -> tuple[Tensor, Tensor, _Pass]:
+) -> tuple[Tensor, Tensor, DevicePass]:
     """Alternate until every block is done; return tables, their costs, and the last pass.
 
-    The moves are those of `_vector_kernels.advance`, for all blocks at once. A block that is
+    The moves are those of `kernels.advance`, for all blocks at once. A block that is
     done does not move again, so it does not matter which others share its batch.
     """
     means = table.clone()
@@ -167,7 +76,7 @@ def _lloyd(
     moves = torch.zeros_like(last)
     stopped = torch.zeros_like(last, dtype=torch.bool)
     while True:
-        found = _pass(problem, table)
+        found = pass_over(problem, table)
         max_iter -= 1
         moves = torch.where(found.cost > last, 0.0, moves)
         fall = last - found.cost
@@ -203,7 +112,7 @@ def _swap(problem: Problem, table: Tensor, options: KMeansVectorOptions) -> Tens
     for _ in range(options.swaps):
         if not bool((wanted > 0).any()):
             break
-        found = _pass(problem, table)
+        found = pass_over(problem, table)
         away = found.help.argsort(dim=1, stable=True)
         costs = found.spread.sum(dim=2)
         rank = torch.arange(entries, device=table.device)
@@ -220,7 +129,7 @@ def _swap(problem: Problem, table: Tensor, options: KMeansVectorOptions) -> Tens
     return table
 
 
-def _split(table: Tensor, found: _Pass, away: Tensor, split: Tensor, use: Tensor) -> Tensor:
+def _split(table: Tensor, found: DevicePass, away: Tensor, split: Tensor, use: Tensor) -> Tensor:
     """Put the first entries of ``away`` beside the first of ``split`` where ``use`` holds."""
     dim = table.shape[2]
     wide = split[..., None].expand(-1, -1, dim)
@@ -243,7 +152,7 @@ def _wide(index: Tensor, dim: int) -> Tensor:
 
 
 def _sample(problem: Problem, n_entries: int, seed: int) -> Problem:
-    """Draw a lightweight coreset of each block, as `_vector_seeding.coreset` does."""
+    """Draw a lightweight coreset of each block, as `sampling.coreset` does."""
     _, count, dim = problem.points.shape
     size = sample_size(n_entries)
     if count <= size:
@@ -287,7 +196,7 @@ def _start(
         goal = draws[:, k, : trials if k else 1] * running[:, -1:]
         at = torch.searchsorted(running, goal.contiguous(), right=True).clamp(max=count - 1)
         picks = points.gather(1, _wide(at, dim))
-        lows = _costs(points, weights, picks)
+        lows = costs_of(points, weights, picks)
         if k:
             lows = torch.minimum(lows, costs[..., None])
         best = lows.sum(dim=1).argmin(dim=1)

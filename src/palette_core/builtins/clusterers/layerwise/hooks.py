@@ -9,13 +9,13 @@ from palette_core.plugins import INTERFACE_VERSION, Clusterer, ClustererEntry, h
 
 
 def _gptq(options: Any) -> Clusterer:
-    from palette_core.builtins.clusterers.layerwise.gptq import Gptq
+    from palette_core.builtins.clusterers.layerwise.clusterer import Gptq
 
     return Gptq(options)
 
 
 def _lnq(options: Any) -> Clusterer:
-    from palette_core.builtins.clusterers.layerwise.lnq import Lnq
+    from palette_core.builtins.clusterers.layerwise.clusterer import Lnq
 
     return Lnq(options)
 

@@ -1,4 +1,4 @@
-"""The algorithms ``gptq`` and ``lnq``, put together from the steps of `_second_order`."""
+"""The algorithms ``gptq`` and ``lnq``, put together from the steps of `steps`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the options of ``gptq`` and ``lnq`` share; reading it costs nothing."""
+"""Options of ``gptq`` and ``lnq``, apart from the code: reading them costs nothing."""
 
 from __future__ import annotations
 

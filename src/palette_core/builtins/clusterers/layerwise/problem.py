@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core.builtins.clusterers.kmeans_vector.passes import tidy_entries
 from palette_core.builtins.clusterers.layerwise.steps import Matrix, State, evaluate
 from palette_core.builtins.clusterers.layerwise.tables import cast_tables, quantized_tables
-from palette_core.builtins.clusterers.quantized_fit import quantize_codebook, tidy_quantized
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem, InputMoments
+from palette_core.tensors.assignment import tidy_entries
 from palette_core.tensors.palettized import Codebook
+from palette_core.tensors.quantized_fit import quantize_codebook, tidy_quantized
 from palette_core.tensors.zeros import fill_points, in_order, keep_zeros
 
 Array = NDArray[Any]

@@ -16,6 +16,7 @@ import numpy as np
 
 from palette_core._common.kernels import inner_kernel, kernel, kernel_with
 
+CHUNK = 8192  # points whose sums are added up together, whoever does it
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 _MANY = 64  # entries from which it may pay to search outwards from a good guess
@@ -256,4 +257,52 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
         if low > worst[0]:
             worst[0] = low
             worst[1] = i
+    return total
+
+
+@kernel
+def assign_chunks(
+    points: Any,
+    weights: Any,
+    table: Any,
+    order: Any,
+    gaps: Any,
+    drift: Any,
+    codes: Any,
+    lower: Any,
+    known: Any,
+    first: Any,
+    last: Any,
+    sums: Any,
+    mass: Any,
+    worst: Any,
+    totals: Any,
+) -> Any:
+    """Assign the points of the chunks first … last, and return their summed cost.
+
+    Arrays and bounds:
+        points: ``[N, D]``; for the others see `assign_chunk`, `rank_neighbours`.
+        sums: ``[chunks, K, D]``; and so ``mass``, ``worst`` and ``totals`` lead with chunks.
+    """
+    total = 0.0
+    for chunk in range(first, last):
+        lo = chunk * CHUNK
+        hi = min(points.shape[0], lo + CHUNK)
+        totals[chunk] = assign_chunk(
+            points,
+            weights,
+            table,
+            order,
+            gaps,
+            drift,
+            codes,
+            lower,
+            known,
+            lo,
+            hi,
+            sums[chunk],
+            mass[chunk],
+            worst[chunk],
+        )
+        total += totals[chunk]
     return total

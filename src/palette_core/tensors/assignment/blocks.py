@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core._common.threads import on_a_thread
-from palette_core.builtins.clusterers.kmeans_vector import kernels
+from palette_core.tensors.assignment.kernels import CHUNK
 
 Floats = NDArray[Any]
 ItemT = TypeVar("ItemT")
@@ -34,7 +34,7 @@ class Block:
     @property
     def chunks(self) -> int:
         """How many pieces threads may share."""
-        return math.ceil(len(self.points) / kernels.CHUNK)
+        return math.ceil(len(self.points) / CHUNK)
 
 
 class Workers:
@@ -66,7 +66,7 @@ class Workers:
 
         One that would leave workers idle is large with less.
         """
-        most = _SHARED if len(blocks) >= self.count else kernels.CHUNK
+        most = _SHARED if len(blocks) >= self.count else CHUNK
         small = [block for block in blocks if block.points.shape[0] <= most]
         done = {
             b.index: r for b, r in zip(small, self.map(lambda b: call(b, None), small), strict=True)

@@ -48,11 +48,11 @@ def assign_and_sum(
         codes: ``[B, N]`` uint8, a good guess; not written to.
     """
     if points.device.type != "cpu":
-        from palette_core.builtins.clusterers.kmeans_vector import torch_engine as _vector_torch
+        from palette_core.tensors.assignment import device
 
-        return PassResult(*_vector_torch.assign_and_sum(points, importance, entries))
-    from palette_core.builtins.clusterers.kmeans_vector import cpu_engine as cpu
-    from palette_core.builtins.clusterers.kmeans_vector.blocks import Workers, make_blocks
+        return PassResult(*device.assign_and_sum(points, importance, entries))
+    from palette_core.tensors.assignment import cpu  # numba loads slowly
+    from palette_core.tensors.assignment.blocks import Workers, make_blocks
 
     blocks = make_blocks(points, importance)
     guess = codes.cpu().numpy().copy()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from palette_core.builtins.clusterers.kmeans_vector.passes import (
+from palette_core.errors import ClusteringError
+from palette_core.tensors.assignment import (
     PassResult,
     assign_and_sum,
     metric,
     tidy_entries,
 )
-from palette_core.errors import ClusteringError
-from palette_core.plugins import LutQuantizer
 from palette_core.tensors.palettized import Codebook, QuantizedLut
 
 _MOST_ROUNDS = 20
@@ -23,8 +24,15 @@ _NEARBY = (0.98, 0.99, 1.0, 1.01, 1.02)
 _REFITS = 2
 
 
+class Quantizer(Protocol):
+    """Makes quantized entries of a float LUT ``[B, K, D]``: any LUT quantizer."""
+
+    def quantize(self, lut: Tensor, /) -> QuantizedLut:
+        """Return the LUT as it can be stored."""
+
+
 def quantize_codebook(
-    points: Tensor, importance: Tensor | None, codebook: Codebook, quantizer: LutQuantizer
+    points: Tensor, importance: Tensor | None, codebook: Codebook, quantizer: Quantizer
 ) -> Codebook:
     """Quantize a codebook's entries and refit entries, scale and assignment to each other.
 
@@ -66,7 +74,7 @@ def quantize_codebook(
     return tidy_quantized(best, state.codes)
 
 
-def _quantize(quantizer: LutQuantizer, lut: Tensor) -> QuantizedLut:
+def _quantize(quantizer: Quantizer, lut: Tensor) -> QuantizedLut:
     made = quantizer.quantize(lut)
     blocks = lut.shape[0]
     if made.values.shape != lut.shape or made.scale.shape != (blocks, 1, 1):
@@ -91,7 +99,7 @@ def _evaluate(
 def _propose(
     state: PassResult,
     best: QuantizedLut,
-    quantizer: LutQuantizer,
+    quantizer: Quantizer,
     dtype: torch.dtype,
     stretches: tuple[float, ...],
 ) -> QuantizedLut:

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from palette_core.builtins.clusterers.kmeans_vector.clusterer import KMeansVector
-from palette_core.builtins.clusterers.quantized_fit import quantize_codebook
 from palette_core.builtins.lut_quantizers.float8 import Float8LutQuantizer
 from palette_core.builtins.lut_quantizers.integer import IntegerLutQuantizer
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem, LutQuantizer
 from palette_core.spec import QuantizationSpec
 from palette_core.tensors.palettized import Codebook, QuantizedLut
+from palette_core.tensors.quantized_fit import quantize_codebook
 
 QUANTIZERS = {
     "int8": IntegerLutQuantizer(QuantizationSpec(dtype="int8")),

@@ -1,0 +1,90 @@
+"""One pass over all blocks in the computer's memory, the same for any number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palette_core.tensors.assignment import kernels
+from palette_core.tensors.assignment.blocks import Block, Workers
+
+Floats = NDArray[Any]
+
+
+def pass_over(
+    blocks: list[Block],
+    tables: Floats,
+    codes: NDArray[np.uint8],
+    sums: Floats,
+    mass: Floats,
+    cost: Floats,
+    workers: Workers,
+) -> None:
+    """Assign every point of every block to its nearest entry, and add up.
+
+    Args:
+        blocks: B blocks.
+        tables: ``[B, K, D]`` float64.
+        codes: ``[B, N]``, a guess on entry; the nearest on return.
+        sums: ``[B, K, D]`` float64, overwritten by Σ w x.
+        mass: ``[B, K, D]`` float64, overwritten by Σ w.
+        cost: ``[B]`` float64, overwritten.
+        workers: who does it.
+    """
+
+    def one(block: Block, helpers: Workers | None) -> None:
+        b = block.index
+        job = Pass(block, tables[b], codes[b])
+        cost[b] = job.run(tables[b], known=True, workers=helpers)
+        # The chunks are added in order, so that any number of threads gives the same sums.
+        sums[b] = np.add.reduce(job.sums, axis=0)
+        mass[b] = np.add.reduce(job.mass, axis=0)
+
+    workers.each(blocks, one)
+
+
+class Pass:
+    """Room for one pass over a block, kept from pass to pass.
+
+    Args:
+        block: N points.
+        table: ``[K, D]`` float64, or one like it.
+        codes: ``[N]`` uint8 to overwrite: a guess, or None.
+    """
+
+    def __init__(self, block: Block, table: Floats, codes: NDArray[np.uint8] | None = None) -> None:
+        entries, dim = table.shape
+        count = block.points.shape[0]
+        self.block = block
+        self.codes = np.zeros(count, dtype=np.uint8) if codes is None else codes
+        self.sums = np.empty((block.chunks, entries, dim))
+        self.mass = np.empty((block.chunks, entries, dim))
+        self.worst = np.empty((block.chunks, 2))
+        self.totals = np.empty(block.chunks)
+        self.order = np.tile(np.arange(entries, dtype=np.uint8), (entries, 1))
+        self.gaps = np.empty((entries, entries))
+        self.drift = np.zeros(entries)
+        self.lower = np.zeros(count, dtype=np.float32)
+
+    def run(self, table: Floats, *, known: bool, workers: Workers | None = None) -> float:
+        """Assign every point; return the cost. ``known``: the codes are a good guess."""
+        if known:
+            kernels.rank_neighbours(table, self.order, self.gaps)
+        shares = 1 if workers is None else min(workers.count, self.block.chunks)
+        edges = [self.block.chunks * i // shares for i in range(shares + 1)]
+
+        def part(i: int) -> None:
+            kernels.assign_chunks(
+                self.block.points, self.block.weights, table, self.order, self.gaps, self.drift,
+                self.codes, self.lower, known, edges[i], edges[i + 1],
+                self.sums, self.mass, self.worst, self.totals,
+            )  # fmt: skip
+
+        if workers is None:
+            part(0)
+        else:
+            workers.map(part, range(shares))
+        # Added in order, so that any number of threads gives the same sum.
+        return float(sum(self.totals))
