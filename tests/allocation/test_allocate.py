@@ -388,7 +388,7 @@ def test_workers_change_nothing() -> None:
         ({"metric": "hessian"}, "calibration batches"),
         ({"metric": "output"}, "calibration batches"),
         ({"exclude": ["embedd.*"]}, "matches no tensor"),
-        ({"exclude": ["("]}, "no regular expression"),
+        ({"exclude": ["("]}, "not a valid regular expression"),
         ({"exclude": [".*"]}, "no tensor is left"),
         ({"minimum": {"out.*": 5}, "candidates": (2, 3)}, "no candidate is left for out.weight"),
     ],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from palette_core.config.patterns import NameIndex, check_pattern
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import AllocationError
 from palette_core.planning import Plan
@@ -87,13 +87,14 @@ def _matching(
 ) -> list[str]:
     """Return the tensors, but excluded ones, of which some name is matched as a whole."""
     found: dict[str, None] = {}
+    first_name = {owner.name: tensor.name for tensor in plan for owner in tensor.owners}
+    index = NameIndex(first_name)
     for pattern in patterns:
         try:
-            matches = [t.name for t in plan if any(re.fullmatch(pattern, o.name) for o in t.owners)]
-        except re.error as error:
-            raise AllocationError(
-                f"{what}: {pattern!r} is no regular expression: {error}"
-            ) from None
+            named = index.matching(check_pattern(pattern))
+        except ValueError as error:
+            raise AllocationError(f"{what}: {error}") from None
+        matches = list(dict.fromkeys(first_name[name] for name in named))
         left = [name for name in matches if name not in excluded]
         if matches and not left:
             raise AllocationError(

@@ -13,7 +13,8 @@ from palette_core.config import yaml_io
 from palette_core.config.base import EditableConfig
 from palette_core.config.module import ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
-from palette_core.config.op import check_pattern, none_is_empty, reject_twins
+from palette_core.config.op import none_is_empty, reject_twins
+from palette_core.config.patterns import check_pattern
 from palette_core.config.presets import Presets
 
 Target = str | type[nn.Module]

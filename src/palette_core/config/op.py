@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, final
 
@@ -10,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from palette_core.config.base import EditableConfig
 from palette_core.config.names import canonical_op_type
+from palette_core.config.patterns import check_pattern
 from palette_core.config.spec import PalettizationSpec, default_weight_palettization_spec
 
 EVERY_STATE = "*"
@@ -33,24 +33,6 @@ def _none_is_off(value: Any) -> Any:
 def none_is_empty(value: Any) -> Any:
     """Read None as an empty mapping."""
     return {} if value is None else value
-
-
-def check_pattern(key: Any) -> str:
-    """Return ``key`` when it is a regular expression.
-
-    Raises:
-        ValueError: it is not; the message has the reason.
-    """
-    if not isinstance(key, str):
-        raise ValueError(f"names are strings, got {key!r}")
-    try:
-        re.compile(key)
-    except re.error as error:
-        hint = "; write '.*' for every name" if key.startswith("*") else ""
-        raise ValueError(
-            f"name pattern {key!r} is not a valid regular expression: {error}{hint}"
-        ) from None
-    return key
 
 
 def reject_twins(canonical: Callable[[Any], str]) -> Callable[[Any], Any]:

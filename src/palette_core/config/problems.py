@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from palette_core._common.text import shortened
 from palette_core.errors import did_you_mean
 
 Path = tuple[str | int, ...]
@@ -33,7 +34,7 @@ def dotted(path: Path) -> str:
         if isinstance(part, str) and re.fullmatch(r"[\w*-]+", part):
             text += f".{part}"
         else:
-            text += f"[{json.dumps(part, ensure_ascii=False)}]"
+            text += f"[{shortened(json.dumps(part, ensure_ascii=False))}]"
     return text.removeprefix(".")
 
 

@@ -33,13 +33,24 @@ def check_names(
     Raises:
         PaletteError: the first failure, its message prefixed with the path of the spec.
     """
+    seen: set[tuple[object, ...]] = set()  # a config may have thousands of specs, and few kinds
     for path, spec in _specs(config):
+        kind = _what_is_checked(spec)
+        if kind in seen:
+            continue
+        seen.add(kind)
         for field, check in _checks(spec, catalog).items():
             try:
                 check()
             except PaletteError as error:
                 place = "" if locate is None else locate((*path, *field.split(".")))
                 raise type(error)(f"{place}{_text(path)}: {error}") from None
+
+
+def _what_is_checked(spec: PalettizationSpec) -> tuple[object, ...]:
+    """Return all that `_checks` looks at, equal for specs that it cannot tell apart."""
+    options = repr(spec.algorithm_options), repr(spec.training_strategy_options)
+    return spec.algorithm, spec.cluster_dim, spec.lut_qspec, spec.training_strategy, *options
 
 
 def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[], object]]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
+from palette_core.config.patterns import NameIndex
 from palette_core.errors import did_you_mean
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.planning.rules import RuleBook
 
 _ANYWHERE = ("*", "weight", "in_proj_weight")  # the defaults have these for models without them
+_HINTS = 10  # nearest names are looked for this often: each time, all names are compared
 
 
 def ineffective_rules(
     config: KMeansPalettizerConfig, graph: ModelGraph, rules: RuleBook, settled: Sequence[str]
 ) -> list[str]:
-    """Return one sentence per rule without effect, with the nearest name that has one.
+    """Return one sentence per rule without effect, the first ones with the nearest name.
 
     Args:
         config: the rules.
@@ -26,139 +29,210 @@ def ineffective_rules(
         rules: after it has decided about every tensor of ``graph``.
         settled: the rules that palettize a tensor, or that a tensor was skipped under.
     """
+    model = _Model(graph, rules)
+    effects = _Prefixes(settled)
     notes = []
-    for entry in _entries(config, graph, rules):
-        if not entry.matched:
-            notes.append(
-                f"{entry.path} matches no module of the model{did_you_mean(entry.key, entry.names)}"
-            )
-            continue
+    for entry in _entries(config, model):
         if not entry.ruled:
-            others = ", ".join(sorted({rules.rule_for(name).path for name in entry.matched}))
-            notes.append(f"{entry.path} has no effect: what it matches goes by {others}")
+            notes.append(_without_effect(entry, model))
             continue
-        more = [*_operations(entry, graph, rules), *_states(entry, graph)]
+        more = [*_operations(entry, model), *_states(entry, model)]
         if not more and not entry.config.is_disabled:
-            more = _nothing(entry, graph, rules, settled)
+            more = _nothing(entry, model, effects)
         notes += more
     return notes
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """An entry of the config, beside what it could match and does.
+    """An entry of the config, beside what it does.
 
     Attributes:
         path: of the entry.
         key: name pattern or type.
         config: the entry.
-        names: what the key could have been.
-        matched: modules that the key matches, descendants not included.
+        by_type: whether ``key`` is a type.
         ruled: modules, descendants included, that go by this entry.
     """
 
     path: str
     key: str
     config: ModuleKMeansPalettizerConfig
-    names: tuple[str, ...]
-    matched: tuple[str, ...]
+    by_type: bool
     ruled: tuple[str, ...]
 
 
-def _entries(
-    config: KMeansPalettizerConfig, graph: ModelGraph, rules: RuleBook
-) -> Iterator[_Entry]:
-    names = tuple(name for module in graph.modules for name in module.names)
+class _Model:
+    """What notes ask about a model, looked up instead of searched for."""
+
+    def __init__(self, graph: ModelGraph, rules: RuleBook) -> None:
+        self.graph = graph
+        self.rules = rules
+        self._hints = _HINTS
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for module in self.graph.modules for name in module.names)
+
+    @cached_property
+    def _index(self) -> NameIndex:
+        return NameIndex(self.names)
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self.names)
+
+    @cached_property
+    def by_type(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for module in self.graph.modules:
+            found.setdefault(module.type_name, []).extend(module.names)
+        return found
+
+    @cached_property
+    def _tensors(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for at, tensor in enumerate(self.graph.tensors):
+            for owner in tensor.owners:
+                found.setdefault(owner.module, []).append(at)
+        return found
+
+    @cached_property
+    def op_types(self) -> list[str]:
+        return sorted({use.op_type for tensor in self.graph.tensors for use in tensor.uses})
+
+    @cached_property
+    def op_names(self) -> list[str]:
+        uses = (use for tensor in self.graph.tensors for use in tensor.uses)
+        return sorted({name for use in uses for name in self.rules.op_names(use)})
+
+    @cached_property
+    def op_index(self) -> NameIndex:
+        return NameIndex(self.op_names)
+
+    def matched(self, entry: _Entry) -> Sequence[str]:
+        """Return the modules that the key of an entry matches, descendants not included."""
+        if entry.path == "global_config":
+            return entry.ruled
+        if entry.by_type:
+            return self.by_type.get(canonical_type_name(entry.key), ())
+        return self._index.matching(entry.key)
+
+    def tensors_of(self, modules: Iterable[str]) -> list[TensorRecord]:
+        found = {at for module in modules for at in self._tensors.get(module, ())}
+        return [self.graph.tensors[at] for at in sorted(found)]
+
+    def descendants(self, modules: Iterable[str]) -> Iterator[str]:
+        for top in modules:
+            yield top
+            # "/" is the sign after ".", so this is all that begins with the name and a dot.
+            first = bisect_left(self._sorted, f"{top}.") if top else 0
+            end = bisect_left(self._sorted, f"{top}/") if top else len(self._sorted)
+            yield from self._sorted[first:end]
+
+    def hint(self, key: str, names: Sequence[str]) -> str:
+        self._hints -= 1
+        return did_you_mean(key, names) if self._hints >= 0 else ""
+
+
+class _Prefixes:
+    """Texts that are asked whether one of them begins in a certain way."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = sorted(set(texts))
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def any_begins(self, start: str) -> bool:
+        at = bisect_left(self._texts, start)
+        return at < len(self._texts) and self._texts[at].startswith(start)
+
+
+def _entries(config: KMeansPalettizerConfig, model: _Model) -> Iterator[_Entry]:
     ruled: dict[str, list[str]] = {}
-    for name in names:
-        ruled.setdefault(rules.rule_for(name).path, []).append(name)
+    for name in model.names:
+        ruled.setdefault(model.rules.rule_for(name).path, []).append(name)
     path = "global_config"
     # A global config is there for whatever the others leave; that may be nothing.
-    by_global = tuple(ruled.get(path, ()))
-    if by_global:
-        yield _Entry(path, path, config.global_config, (), by_global, by_global)
-    types = tuple(sorted({module.type_name for module in graph.modules}))
-    for key, entry in config.module_type_configs.items():
-        path, wanted = f"module_type_configs[{key!r}]", canonical_type_name(key)
-        matched = tuple(n for m in graph.modules for n in m.names if m.type_name == wanted)
-        yield _Entry(path, key, entry, types, matched, tuple(ruled.get(path, ())))
-    for key, entry in config.module_name_configs.items():
-        path = f"module_name_configs[{key!r}]"
-        matched = tuple(name for name in names if re.fullmatch(key, name))
-        yield _Entry(path, key, entry, names, matched, tuple(ruled.get(path, ())))
+    if path in ruled:
+        yield _Entry(path, path, config.global_config, False, tuple(ruled[path]))
+    for field in ("module_type_configs", "module_name_configs"):
+        for key, entry in getattr(config, field).items():
+            path = f"{field}[{key!r}]"
+            by_type = field == "module_type_configs"
+            yield _Entry(path, key, entry, by_type, tuple(ruled.get(path, ())))
 
 
-def _operations(entry: _Entry, graph: ModelGraph, rules: RuleBook) -> Iterator[str]:
-    uses = [use for tensor in graph.tensors for use in tensor.uses]
-    types = sorted({use.op_type for use in uses})
+def _without_effect(entry: _Entry, model: _Model) -> str:
+    matched = model.matched(entry)
+    if matched:
+        others = sorted({model.rules.rule_for(name).path for name in matched})
+        return f"{entry.path} has no effect: what it matches goes by {_some(others)}"
+    names = sorted(model.by_type) if entry.by_type else model.names
+    return f"{entry.path} matches no module of the model{model.hint(entry.key, names)}"
+
+
+def _operations(entry: _Entry, model: _Model) -> Iterator[str]:
     for key in entry.config.op_type_config:
         path = f"{entry.path}.op_type_config[{key!r}]"
-        if path not in rules.used:
-            yield _unmatched(path, key, types, present=key in types)
-    names = sorted({name for use in uses for name in rules.op_names(use)})
+        if path not in model.rules.used:
+            yield _unmatched(path, key, model, model.op_types, present=key in model.op_types)
     for key in entry.config.op_name_config:
         path = f"{entry.path}.op_name_config[{key!r}]"
-        if path not in rules.used:
-            present = any(re.fullmatch(key, name) for name in names)
-            yield _unmatched(path, key, names, present=present)
+        if path not in model.rules.used:
+            present = bool(model.op_index.matching(key))
+            yield _unmatched(path, key, model, model.op_names, present=present)
 
 
-def _unmatched(path: str, key: str, names: list[str], *, present: bool) -> str:
+def _unmatched(path: str, key: str, model: _Model, names: Sequence[str], *, present: bool) -> str:
     if present:
         return f"{path} has no effect: the operations it matches go by other entries"
-    return f"{path} matches no operation that consumes a weight{did_you_mean(key, names)}"
+    return f"{path} matches no operation that consumes a weight{model.hint(key, names)}"
 
 
-def _states(entry: _Entry, graph: ModelGraph) -> Iterator[str]:
+def _states(entry: _Entry, model: _Model) -> Iterator[str]:
     """Find state keys that name nothing where the entry holds."""
-    if entry.path == "global_config":
-        tensors: Sequence[TensorRecord] = graph.tensors
-    else:
-        tensors = _tensors_of(entry.ruled, graph)
+    places = list(_places(entry.config))
+    named = {key for _, states in places for key in states if key not in _ANYWHERE}
+    if not named:
+        return
+    is_global = entry.path == "global_config"
+    tensors = model.graph.tensors if is_global else model.tensors_of(entry.ruled)
     present = sorted({owner.state for tensor in tensors for owner in tensor.owners})
-    config = entry.config
-    places = {f"{entry.path}.op_state_spec": config.op_state_spec}
-    for field in ("op_type_config", "op_name_config"):
-        for key, op in getattr(config, field).items():
-            places[f"{entry.path}.{field}[{key!r}].op_state_spec"] = op.op_state_spec
-    places[f"{entry.path}.module_state_spec"] = config.module_state_spec
-    for path, states in places.items():
+    missing = named.difference(present)
+    for place, states in places:
         for key in states:
-            if key not in _ANYWHERE and key not in present:
-                hint = did_you_mean(key, present) or f"; there are: {_some(present)}"
-                yield f"{path}[{key!r}] names no tensor of the modules it is for{hint}"
+            if key in missing:
+                hint = model.hint(key, present) or f"; there are: {_some(present)}"
+                path = f"{entry.path}.{place}[{key!r}]"
+                yield f"{path} names no tensor of the modules it is for{hint}"
 
 
-def _nothing(
-    entry: _Entry, graph: ModelGraph, rules: RuleBook, settled: Sequence[str]
-) -> list[str]:
+def _places(config: ModuleKMeansPalettizerConfig) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield every mapping by state name of a module config, and where it stands in it."""
+    yield "op_state_spec", config.op_state_spec
+    for key, op in config.op_type_config.items():
+        yield f"op_type_config[{key!r}].op_state_spec", op.op_state_spec
+    for key, op in config.op_name_config.items():
+        yield f"op_name_config[{key!r}].op_state_spec", op.op_state_spec
+    yield "module_state_spec", config.module_state_spec
+
+
+def _nothing(entry: _Entry, model: _Model, effects: _Prefixes) -> list[str]:
     if entry.path == "global_config":
-        if settled:  # a global config is for the rest, of which there may be none
+        if effects:  # a global config is for the rest, of which there may be none
             return []
-    elif any(rule.startswith(entry.path) for rule in settled):
+    elif effects.any_begins(entry.path):
         return []
-    tensors = _tensors_of(entry.ruled, graph)
-    inside = tensors or _tensors_of(_descendants(entry.matched, graph), graph)
-    decisive = {rules.decide(tensor).rule for tensor in inside} - {""}
+    tensors = model.tensors_of(entry.ruled)
+    inside = tensors or model.tensors_of(model.descendants(model.matched(entry)))
+    decisive = {model.rules.decide(tensor).rule for tensor in inside} - {""}
     others = sorted(rule for rule in decisive if not rule.startswith(entry.path))
     if others:
         return [f"{entry.path} palettizes nothing: what it matches goes by {_some(others)}"]
     names = _some([tensor.name for tensor in tensors])
     return [f"{entry.path} palettizes nothing; the tensors of the modules it matches are: {names}"]
-
-
-def _tensors_of(modules: Sequence[str], graph: ModelGraph) -> list[TensorRecord]:
-    wanted = set(modules)
-    return [t for t in graph.tensors if any(owner.module in wanted for owner in t.owners)]
-
-
-def _descendants(modules: Sequence[str], graph: ModelGraph) -> list[str]:
-    return [
-        name
-        for module in graph.modules
-        for name in module.names
-        if any(not top or name == top or name.startswith(f"{top}.") for top in modules)
-    ]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,18 +9,17 @@ modules share, or several operations consume, goes by the highest of all their r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
+from palette_core.config.patterns import NamePatterns
 from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import ModelGraph, ModuleRecord, TensorRecord, Use
 from palette_core.planning import opt_in
 
-_T = TypeVar("_T")
+_States = Mapping[str, PalettizationSpec | None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,26 @@ class _Candidate:
     binding: bool = True
 
 
+@dataclass(frozen=True)
+class _OpRules:
+    """Entries for operations of one module config, as they are looked up."""
+
+    patterns: NamePatterns
+    by_name: list[tuple[str, _States]]
+    by_type: dict[str, tuple[int, _States]]
+
+    @classmethod
+    def of(cls, config: ModuleKMeansPalettizerConfig) -> _OpRules:
+        by_name: list[tuple[str, _States]] = [
+            (key, entry.op_state_spec) for key, entry in config.op_name_config.items()
+        ]
+        by_type: dict[str, tuple[int, _States]] = {
+            key: (order, entry.op_state_spec)
+            for order, (key, entry) in enumerate(config.op_type_config.items())
+        }
+        return cls(NamePatterns(list(config.op_name_config)), by_name, by_type)
+
+
 class RuleBook:
     """Resolves the rules of one config for one model."""
 
@@ -83,7 +102,13 @@ class RuleBook:
         self._config = config
         self._types = {name: m.type_name for m in graph.modules for name in m.names}
         self._modules = {name: m for m in graph.modules for name in m.names}
-        self._type_keys = {key: canonical_type_name(key) for key in config.module_type_configs}
+        self._names = list(config.module_name_configs.items())
+        self._patterns = NamePatterns(list(config.module_name_configs))
+        self._type_orders = {
+            canonical_type_name(key): order for order, key in enumerate(config.module_type_configs)
+        }
+        self._type_entries = list(config.module_type_configs.items())
+        self._op_rules: dict[str, _OpRules] = {}
         self._rules: dict[str, ModuleRule] = {}
         self.used: set[str] = set()
 
@@ -121,22 +146,21 @@ class RuleBook:
         return ModuleRule(0, 0, "global_config", self._config.global_config, False, False)
 
     def _by_name(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
-        for order, (key, config) in _latest_first(self._config.module_name_configs):
-            matched = {name for name in chain if re.fullmatch(key, name)}
-            if matched:
-                path = f"module_name_configs[{key!r}]"
-                on_itself = not matched.isdisjoint(module.names)
-                return ModuleRule(2, order, path, config, on_itself, key in module.names)
-        return None
+        order = _latest(self._patterns.last(name) for name in chain)
+        if order is None:
+            return None
+        key, config = self._names[order]
+        path = f"module_name_configs[{key!r}]"
+        on_itself = any(self._patterns.last(name) == order for name in module.names)
+        return ModuleRule(2, order, path, config, on_itself, key in module.names)
 
     def _by_type(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
-        for order, (key, config) in _latest_first(self._config.module_type_configs):
-            wanted = self._type_keys[key]
-            if any(self._types.get(name) == wanted for name in chain):
-                path = f"module_type_configs[{key!r}]"
-                on_itself = module.type_name == wanted
-                return ModuleRule(1, order, path, config, on_itself, on_itself)
-        return None
+        order = _latest(self._type_orders.get(self._types.get(name, "")) for name in chain)
+        if order is None:
+            return None
+        key, config = self._type_entries[order]
+        on_itself = self._type_orders.get(module.type_name) == order
+        return ModuleRule(1, order, f"module_type_configs[{key!r}]", config, on_itself, on_itself)
 
     def _candidates(self, tensor: TensorRecord) -> Iterator[_Candidate]:
         owners = {owner.module for owner in tensor.owners}
@@ -169,18 +193,9 @@ class RuleBook:
     def _operation(
         self, rule: ModuleRule, names: list[str], use: Use, tensor: TensorRecord
     ) -> Iterator[_Candidate]:
-        for order, (key, config) in _latest_first(rule.config.op_name_config):
-            if any(re.fullmatch(key, name) for name in self.op_names(use)):
-                path = f"{rule.path}.op_name_config[{key!r}]"
-                self.used.add(path)
-                yield _op(rule, (2, order), path, config.op_state_spec, names, use)
-                break
-        types = list(rule.config.op_type_config)
-        if use.op_type in types:
-            path = f"{rule.path}.op_type_config[{use.op_type!r}]"
+        for step, order, path, states in self._op_entries(rule, use):
             self.used.add(path)
-            states = rule.config.op_type_config[use.op_type].op_state_spec
-            yield _op(rule, (1, types.index(use.op_type)), path, states, names, use)
+            yield _op(rule, (step, order), path, states, names, use)
         found, key, spec = _lookup(rule.config.op_state_spec, names)
         if not found:
             return
@@ -192,6 +207,21 @@ class RuleBook:
         asked, reason = opt_in.why_not(tensor, use.op_type, key, by_name)
         decision = Decision(None, path, rule.config, use.op_type, asked, reason)
         yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
+
+    def _op_entries(self, rule: ModuleRule, use: Use) -> Iterator[tuple[int, int, str, _States]]:
+        """Yield step, order, path and states of the entries that hold for an operation."""
+        if not rule.config.op_name_config and not rule.config.op_type_config:
+            return
+        if rule.path not in self._op_rules:
+            self._op_rules[rule.path] = _OpRules.of(rule.config)
+        rules = self._op_rules[rule.path]
+        order = _latest(rules.patterns.last(name) for name in self.op_names(use))
+        if order is not None:
+            key, states = rules.by_name[order]
+            yield 2, order, f"{rule.path}.op_name_config[{key!r}]", states
+        if use.op_type in rules.by_type:
+            order, states = rules.by_type[use.op_type]
+            yield 1, order, f"{rule.path}.op_type_config[{use.op_type!r}]", states
 
     def _unused(
         self, rule: ModuleRule, names: list[str], tensor: TensorRecord
@@ -226,7 +256,7 @@ def _op(
     rule: ModuleRule,
     rank: tuple[int, int],
     path: str,
-    states: Mapping[str, PalettizationSpec | None],
+    states: _States,
     names: list[str],
     use: Use,
 ) -> _Candidate:
@@ -236,9 +266,7 @@ def _op(
     return _binding(rule, *rank, where, spec, use.op_type)
 
 
-def _lookup(
-    states: Mapping[str, PalettizationSpec | None], names: Iterable[str]
-) -> tuple[bool, str, PalettizationSpec | None]:
+def _lookup(states: _States, names: Iterable[str]) -> tuple[bool, str, PalettizationSpec | None]:
     """Find the first of ``names``, else ``"*"``; returns found, key, spec."""
     for key in (*names, "*"):
         if key in states:
@@ -246,8 +274,8 @@ def _lookup(
     return False, "", None
 
 
-def _latest_first(mapping: Mapping[str, _T]) -> Iterator[tuple[int, tuple[str, _T]]]:
-    return reversed(list(enumerate(mapping.items())))
+def _latest(orders: Iterable[int | None]) -> int | None:
+    return max((order for order in orders if order is not None), default=None)
 
 
 def _prefixes(name: str) -> Iterator[str]:
