@@ -41,8 +41,8 @@ from palette_core import (
 from palette_core.errors import IncompatibleShapeError
 from palette_core.planning.choose import channel_axis, lay_out
 from palette_core.plugins import Granularity, TensorFacts
-from palette_core.storage.packed_weight import PackedWeight
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.storage import PackedWeight
+from palette_core.tensors import PalettizedTensor
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins" / "coreai-matrix.md"
 BITS = (1, 2, 3, 4, 6, 8)

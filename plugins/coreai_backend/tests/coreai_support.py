@@ -22,7 +22,7 @@ from palette_core import (
     PalettizationSpec,
 )
 from palette_core.storage import palette_sites
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import PalettizedTensor
 
 
 def run_file(path: Path, *inputs: Tensor) -> list[np.ndarray]:

@@ -19,8 +19,8 @@ from coreai_backend.ir import quiet
 from coreai_backend.options import CoreAIOptions
 from palette_core import KMeansPalettizer, PalettizationSpec, QuantizationSpec
 from palette_core.errors import BackendError, PluginOptionsError
-from palette_core.plugins.catalog import get_catalog
-from palette_core.tensors.operators import depalettize
+from palette_core.plugins import get_catalog
+from palette_core.tensors import depalettize
 
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)
 

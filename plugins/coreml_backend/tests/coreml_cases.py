@@ -11,15 +11,16 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from palette_core.config.granularity import (
+from palette_core.plugins import (
+    Granularity,
+    PalettizationSpec,
     PerGroupedChannelGranularity,
     PerTensorGranularity,
+    QuantizationSpec,
+    TensorFacts,
 )
-from palette_core.plugins import Granularity, TensorFacts
-from palette_core.spec import PalettizationSpec, QuantizationSpec
-from palette_core.storage.packed_weight import PackedWeight, install_packed
-from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.storage import PackedWeight, install_packed
+from palette_core.tensors import BlockLayout, PalettizedTensor
 
 BITS = (1, 2, 3, 4, 6, 8)
 INT8 = QuantizationSpec(dtype="int8")

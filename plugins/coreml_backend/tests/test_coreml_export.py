@@ -20,7 +20,7 @@ from coreml_backend.exporting import trace
 from coreml_backend_hooks import CoreMLOptions
 from palette_core import ExportBackend, KMeansPalettizer, PalettizationSpec
 from palette_core.errors import BackendError
-from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins import get_catalog
 
 FLOATS = PalettizationSpec(n_bits=4, lut_qspec=E4M3)
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)

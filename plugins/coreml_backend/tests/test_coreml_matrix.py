@@ -34,7 +34,7 @@ from coreml_backend.reading import constant_expressions, open_package, read_weig
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import IncompatibleShapeError
-from palette_core.spec import PalettizationSpec
+from palette_core.plugins import PalettizationSpec
 from palette_core.storage import PackedWeight, palette_sites
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins" / "coreml-matrix.md"

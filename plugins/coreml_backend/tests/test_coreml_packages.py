@@ -23,10 +23,9 @@ from coreml_backend.reading import constant_expressions, open_package
 from coreml_backend_hooks import CoreMLOptions
 from palette_core import PerGroupedChannelGranularity
 from palette_core.errors import BackendError
-from palette_core.spec import PalettizationSpec
+from palette_core.plugins import PalettizationSpec
 from palette_core.storage import PackedWeight, install_packed, palette_sites
-from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import BlockLayout, PalettizedTensor
 
 EXACT = CoreMLOptions(compute_precision="float32")
 IOS26 = CoreMLOptions(compute_precision="float32", deployment_target="iOS26")

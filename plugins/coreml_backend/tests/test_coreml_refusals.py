@@ -25,9 +25,7 @@ from palette_core import (
 )
 from palette_core.errors import BackendError, IncompatibleShapeError, PlanError
 from palette_core.planning.choose import lay_out
-from palette_core.plugins import Refusal, TensorFacts
-from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.shelves import validate_options
+from palette_core.plugins import Refusal, TensorFacts, get_catalog, validate_options
 
 SPECS = st.builds(
     PalettizationSpec,

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from kmeans_sklearn.hooks import palette_core_clusterers
 from palette_core.errors import PluginOptionsError, WeightError
-from palette_core.plugins import ClustererEntry, ClusterProblem
-from palette_core.plugins.shelves import validate_options
-from palette_core.tensors.palettized import Codebook
+from palette_core.plugins import ClustererEntry, ClusterProblem, validate_options
+from palette_core.tensors import Codebook
 
 NAMES = ("sklearn_kmeans", "sklearn_minibatch")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -18,7 +18,7 @@ from palette_core import (
     PerGroupedChannelGranularity,
 )
 from palette_core.errors import PaletteError, PluginOptionsError
-from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins import get_catalog
 
 NAMES = ("sklearn_kmeans", "sklearn_minibatch")
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         PerTensorGranularity,
     )
     from palette_core.config.spec import PalettizationSpec, QuantizationScheme, QuantizationSpec
+    from palette_core.plugins.catalog import get_catalog
+    from palette_core.plugins.shelves import validate_options
     from palette_core.plugins.training_problem import TrainingProblem
     from palette_core.tensors.moments import InputMoments
 
@@ -60,7 +62,9 @@ __all__ = [
     "TrainingProblem",
     "TrainingStrategy",
     "TrainingStrategyEntry",
+    "get_catalog",
     "hookimpl",
+    "validate_options",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -75,6 +79,8 @@ __getattr__, __dir__ = lazy_names(
             "QuantizationScheme",
             "QuantizationSpec",
         ],
+        "palette_core.plugins.catalog": ["get_catalog"],
+        "palette_core.plugins.shelves": ["validate_options"],
         "palette_core.plugins.training_problem": ["TrainingProblem"],
         "palette_core.tensors.moments": ["InputMoments"],
     },

@@ -1,9 +1,15 @@
 """A palettized weight at rest: packed modules and where they stand, checkpoints, files, sizes."""
 
-from palette_core.storage.checkpoint import load_checkpoint, save_checkpoint
-from palette_core.storage.checkpoint_file import Checkpoint, read_checkpoint
-from palette_core.storage.packed_weight import PackedWeight, PaletteModule
-from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
+from typing import TYPE_CHECKING
+
+from palette_core._common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from palette_core.storage.bits import bits_per_weight
+    from palette_core.storage.checkpoint import load_checkpoint, save_checkpoint
+    from palette_core.storage.checkpoint_file import Checkpoint, read_checkpoint
+    from palette_core.storage.packed_weight import PackedWeight, PaletteModule
+    from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
 
 __all__ = [
     "Checkpoint",
@@ -11,9 +17,21 @@ __all__ = [
     "PaletteModule",
     "PaletteSite",
     "Place",
+    "bits_per_weight",
     "install_packed",
     "load_checkpoint",
     "palette_sites",
     "read_checkpoint",
     "save_checkpoint",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "palette_core.storage.bits": ["bits_per_weight"],
+        "palette_core.storage.checkpoint": ["load_checkpoint", "save_checkpoint"],
+        "palette_core.storage.checkpoint_file": ["Checkpoint", "read_checkpoint"],
+        "palette_core.storage.packed_weight": ["PackedWeight", "PaletteModule"],
+        "palette_core.storage.sites": ["PaletteSite", "Place", "install_packed", "palette_sites"],
+    },
+)

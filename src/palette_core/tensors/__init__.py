@@ -1,1 +1,83 @@
 """A palettized weight as data: layout, bit packing, look-up tables, decoding, distortion."""
+
+from typing import TYPE_CHECKING
+
+from palette_core._common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from palette_core.tensors.assignment import assign_and_sum, metric, tidy_entries
+    from palette_core.tensors.distortion import square_sums
+    from palette_core.tensors.dtypes import FP8_DTYPES, LUT_DTYPES, dtype_name, parse_dtype
+    from palette_core.tensors.layout import BlockLayout, Shape
+    from palette_core.tensors.moments import InputMoments
+    from palette_core.tensors.nearest import (
+        look_up,
+        nearest_codes,
+        pieces,
+        squared_distances,
+        straight_through,
+        sums_by_code,
+    )
+    from palette_core.tensors.operators import OP_NAME, depalettize
+    from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
+    from palette_core.tensors.palettized import Codebook, PalettizedTensor, QuantizedLut
+    from palette_core.tensors.quantized_fit import quantize_codebook, tidy_quantized
+    from palette_core.tensors.zeros import fill_points, in_order, keep_zeros, with_zeros
+
+__all__ = [
+    "FP8_DTYPES",
+    "LUT_DTYPES",
+    "OP_NAME",
+    "BlockLayout",
+    "Codebook",
+    "InputMoments",
+    "PalettizedTensor",
+    "QuantizedLut",
+    "Shape",
+    "assign_and_sum",
+    "depalettize",
+    "dtype_name",
+    "fill_points",
+    "in_order",
+    "keep_zeros",
+    "look_up",
+    "metric",
+    "nearest_codes",
+    "pack_indices",
+    "packed_size",
+    "parse_dtype",
+    "pieces",
+    "quantize_codebook",
+    "square_sums",
+    "squared_distances",
+    "straight_through",
+    "sums_by_code",
+    "tidy_entries",
+    "tidy_quantized",
+    "unpack_indices",
+    "with_zeros",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "palette_core.tensors.assignment": ["assign_and_sum", "metric", "tidy_entries"],
+        "palette_core.tensors.distortion": ["square_sums"],
+        "palette_core.tensors.dtypes": ["FP8_DTYPES", "LUT_DTYPES", "dtype_name", "parse_dtype"],
+        "palette_core.tensors.layout": ["BlockLayout", "Shape"],
+        "palette_core.tensors.moments": ["InputMoments"],
+        "palette_core.tensors.nearest": [
+            "look_up",
+            "nearest_codes",
+            "pieces",
+            "squared_distances",
+            "straight_through",
+            "sums_by_code",
+        ],
+        "palette_core.tensors.operators": ["OP_NAME", "depalettize"],
+        "palette_core.tensors.packing": ["pack_indices", "packed_size", "unpack_indices"],
+        "palette_core.tensors.palettized": ["Codebook", "PalettizedTensor", "QuantizedLut"],
+        "palette_core.tensors.quantized_fit": ["quantize_codebook", "tidy_quantized"],
+        "palette_core.tensors.zeros": ["fill_points", "in_order", "keep_zeros", "with_zeros"],
+    },
+)

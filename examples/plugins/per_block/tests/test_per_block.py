@@ -15,8 +15,7 @@ from palette_core import (
 )
 from palette_core.config.granularity import parse_granularity
 from palette_core.errors import IncompatibleShapeError
-from palette_core.storage import palette_sites
-from palette_core.storage.checkpoint import load_checkpoint
+from palette_core.storage import load_checkpoint, palette_sites
 from palette_core.testing import parametrize_contract
 
 X = (torch.linspace(-1, 1, 2 * 4 * 64).reshape(2, 4, 8, 8),)

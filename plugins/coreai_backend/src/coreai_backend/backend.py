@@ -17,7 +17,7 @@ from coreai_backend.refusals import refusal
 from coreai_backend.writing import replaced_folder
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import PalettizedTensor
 
 if TYPE_CHECKING:
     from coreai.authoring import AIProgram

@@ -21,13 +21,13 @@ from torch import Tensor, fx
 
 from coreai_backend import ir
 from palette_core.errors import BackendError
-from palette_core.tensors import operators as ops
+from palette_core.tensors import OP_NAME
 
 if TYPE_CHECKING:
     from coreai_torch import TorchConverter
     from torch.export import ExportedProgram
 
-OP = f"{ops.OP_NAME}.default"
+OP = f"{OP_NAME}.default"
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+\.indices$")
 _ARGUMENTS = (
     "indices",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from palette_core.plugins import Refusal, TensorFacts
-from palette_core.tensors.dtypes import LUT_DTYPES, dtype_name
+from palette_core.tensors import LUT_DTYPES, dtype_name
 
 INDEX_BITS = (1, 2, 3, 4, 6, 8)
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

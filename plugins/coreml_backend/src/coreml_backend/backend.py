@@ -12,7 +12,7 @@ from coreml_backend.exporting import export_package
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.plugins import Backend, Refusal, TensorFacts
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import PalettizedTensor
 
 
 @final

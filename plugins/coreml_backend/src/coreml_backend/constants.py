@@ -27,8 +27,7 @@ from coremltools.converters.mil.mil.block import is_current_opset_version_compat
 from coremltools.optimize._utils import pack_elements_into_bits
 
 from palette_core.errors import BackendError
-from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import BlockLayout, PalettizedTensor
 
 Array = npt.NDArray[Any]
 

@@ -28,9 +28,7 @@ from coremltools.converters.mil.mil.block import curr_block
 from coreml_backend.constants import digest, emit
 from coreml_backend.slicing import ranges, take
 from palette_core.errors import BackendError
-from palette_core.tensors.operators import OP_NAME
-from palette_core.tensors.packing import unpack_indices
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import OP_NAME, PalettizedTensor, unpack_indices
 
 _PARTS = (
     "indices",

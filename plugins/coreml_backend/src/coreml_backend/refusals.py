@@ -9,9 +9,14 @@ import torch
 
 from coreml_backend.constants import size_with_a_table_per_channel
 from coreml_backend_hooks import CoreMLOptions
-from palette_core.plugins import Refusal, TensorFacts
-from palette_core.spec import PalettizationSpec, PerTensorGranularity, QuantizationSpec
-from palette_core.tensors.dtypes import FP8_DTYPES, dtype_name
+from palette_core.plugins import (
+    PalettizationSpec,
+    PerTensorGranularity,
+    QuantizationSpec,
+    Refusal,
+    TensorFacts,
+)
+from palette_core.tensors import FP8_DTYPES, dtype_name
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _BITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import PalettizedTensor
 
 Range = tuple[int, int]
 

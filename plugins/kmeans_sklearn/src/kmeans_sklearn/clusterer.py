@@ -16,7 +16,7 @@ from torch import Tensor
 from kmeans_sklearn.options import KMeansOptions, MiniBatchKMeansOptions
 from palette_core.errors import WeightError
 from palette_core.plugins import Clusterer, ClusterProblem
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors import Codebook
 
 Array = npt.NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
-from palette_core.storage.checkpoint import save_checkpoint
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.storage import save_checkpoint
+from palette_core.tensors import PalettizedTensor
 
 
 @final

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from palette_core.errors import ClusteringError
-from palette_core.tensors.palettized import QuantizedLut
+from palette_core.tensors import QuantizedLut
 
 
 def check_lut(lut: Tensor) -> None:

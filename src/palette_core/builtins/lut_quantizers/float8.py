@@ -9,11 +9,9 @@ from torch import Tensor
 
 from palette_core.builtins.lut_quantizers._scale import best_scale, to_scale
 from palette_core.builtins.lut_quantizers._table import check_lut, normalize, pick_best
-from palette_core.config.spec import QuantizationSpec
 from palette_core.errors import ConfigError
-from palette_core.plugins import LutQuantizer, NoOptions
-from palette_core.tensors.dtypes import FP8_DTYPES, dtype_name
-from palette_core.tensors.palettized import QuantizedLut
+from palette_core.plugins import LutQuantizer, NoOptions, QuantizationSpec
+from palette_core.tensors import FP8_DTYPES, QuantizedLut, dtype_name
 
 
 @final

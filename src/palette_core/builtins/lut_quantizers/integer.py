@@ -9,11 +9,9 @@ from torch import Tensor
 
 from palette_core.builtins.lut_quantizers._scale import best_scale, to_scale
 from palette_core.builtins.lut_quantizers._table import check_lut, normalize, pick_best
-from palette_core.config.spec import QuantizationScheme, QuantizationSpec
 from palette_core.errors import ConfigError
-from palette_core.plugins import LutQuantizer, NoOptions
-from palette_core.tensors.dtypes import dtype_name
-from palette_core.tensors.palettized import QuantizedLut
+from palette_core.plugins import LutQuantizer, NoOptions, QuantizationScheme, QuantizationSpec
+from palette_core.tensors import QuantizedLut, dtype_name
 
 _STEPS = 255  # between the lowest and the highest of 256 codes
 _MIDDLE = 128  # the code that stands for zero in a symmetric unsigned LUT

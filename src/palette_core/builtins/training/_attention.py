@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from palette_core._common.autocast import autocast_off
-from palette_core.tensors.nearest import pieces
+from palette_core.tensors import pieces
 
 _DISTINCT = 1 << 16
 

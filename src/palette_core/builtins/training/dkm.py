@@ -9,9 +9,8 @@ from torch import Tensor
 
 from palette_core.builtins.training._attention import attended_means, attended_points, distinct
 from palette_core.builtins.training.options import DkmOptions
-from palette_core.plugins import TrainingStrategy
-from palette_core.plugins.training_problem import TrainingProblem
-from palette_core.tensors.nearest import squared_distances
+from palette_core.plugins import TrainingProblem, TrainingStrategy
+from palette_core.tensors import squared_distances
 
 
 @final

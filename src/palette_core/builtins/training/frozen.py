@@ -6,8 +6,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from palette_core.plugins import TrainingStrategy
-from palette_core.plugins.training_problem import TrainingProblem
+from palette_core.plugins import TrainingProblem, TrainingStrategy
 
 
 @final

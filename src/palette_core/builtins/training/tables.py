@@ -6,9 +6,8 @@ from typing import Any, final
 
 from torch import Tensor
 
-from palette_core.plugins import TrainingStrategy
-from palette_core.plugins.training_problem import TrainingProblem
-from palette_core.tensors.nearest import look_up
+from palette_core.plugins import TrainingProblem, TrainingStrategy
+from palette_core.tensors import look_up
 
 
 @final

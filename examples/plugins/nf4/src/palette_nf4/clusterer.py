@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from palette_core.plugins import Clusterer, ClusterProblem
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors import Codebook
 
 
 @final

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.storage import palette_sites
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import PalettizedTensor
 
 
 @final

@@ -7,8 +7,7 @@ from typing import Literal, final
 from pydantic import Field
 
 from palette_core.errors import IncompatibleShapeError
-from palette_core.plugins import GranularityEntry, hookimpl
-from palette_core.spec import Granularity
+from palette_core.plugins import Granularity, GranularityEntry, hookimpl
 
 
 @final

@@ -11,7 +11,7 @@ from torch import Tensor
 from palette_core.builtins.clusterers.kmeans1d.options import KMeans1dOptions
 from palette_core.errors import ClusteringError, WeightError
 from palette_core.plugins import Clusterer, ClusterProblem
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors import Codebook
 
 __all__ = ["KMeans1d"]
 

@@ -12,7 +12,6 @@ import torch
 
 from palette_core._common.kernels import is_compiled
 from palette_core.builtins.clusterers.kmeans1d import block, costs, passes, rounding, search, whole
-from palette_core.tensors import _distortion_kernel as squares
 
 _KERNELS: tuple[Any, ...] = (
     block.middle_of,
@@ -31,7 +30,6 @@ _KERNELS: tuple[Any, ...] = (
     passes.weigh_patterns,
     rounding.settle,
     search.search,
-    squares.add_squares,
     whole.fit_block,
 )
 
@@ -45,8 +43,7 @@ def warm_up() -> None:
     """Compile, or load from the cache, everything an ordinary weight needs."""
     from palette_core.builtins.clusterers.kmeans1d.floats import MANY, fit_floats
     from palette_core.builtins.clusterers.kmeans1d.halves import fit_halves
-    from palette_core.tensors.distortion import square_sums
-    from palette_core.tensors.palettized import PalettizedTensor
+    from palette_core.tensors import PalettizedTensor, square_sums
 
     points = torch.linspace(-1.0, 1.0, 1 << 13).square()[None]
     for weights in (None, torch.ones_like(points)):

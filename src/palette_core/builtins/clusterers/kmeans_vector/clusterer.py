@@ -12,8 +12,7 @@ from torch import Tensor
 from palette_core.builtins.clusterers.kmeans_vector.options import KMeansVectorOptions
 from palette_core.errors import ClusteringError, WeightError
 from palette_core.plugins import Clusterer, ClusterProblem
-from palette_core.tensors.assignment import metric, tidy_entries
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors import Codebook, metric, tidy_entries
 
 __all__ = ["KMeansVector", "KMeansVectorOptions"]
 

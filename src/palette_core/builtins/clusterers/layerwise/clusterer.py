@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
 from palette_core.plugins import Clusterer, ClusterProblem
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors import Codebook
 
 if TYPE_CHECKING:
     from palette_core.builtins.clusterers.layerwise.steps import Matrix, State

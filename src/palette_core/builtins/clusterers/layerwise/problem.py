@@ -15,10 +15,15 @@ from palette_core.builtins.clusterers.layerwise.steps import Matrix, State, eval
 from palette_core.builtins.clusterers.layerwise.tables import cast_tables, quantized_tables
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem, InputMoments
-from palette_core.tensors.assignment import tidy_entries
-from palette_core.tensors.palettized import Codebook
-from palette_core.tensors.quantized_fit import quantize_codebook, tidy_quantized
-from palette_core.tensors.zeros import fill_points, in_order, keep_zeros
+from palette_core.tensors import (
+    Codebook,
+    fill_points,
+    in_order,
+    keep_zeros,
+    quantize_codebook,
+    tidy_entries,
+    tidy_quantized,
+)
 
 Array = NDArray[Any]
 _HEAVY = 1e3  # what all pinned points of a block weigh, of what its others weigh

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
 from palette_core.plugins import LutQuantizer
-from palette_core.tensors.palettized import QuantizedLut
-from palette_core.tensors.zeros import with_zeros
+from palette_core.tensors import QuantizedLut, with_zeros
 
 Array = NDArray[Any]
 
