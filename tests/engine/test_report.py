@@ -14,8 +14,9 @@ from torch import nn
 from palette_core import KMeansPalettizer, PerGroupedChannelGranularity, PerTensorGranularity
 from palette_core._common.files import atomic_path
 from palette_core._common.progress import progress_bar
-from palette_core.engine.report import Report, granularity_text, snr_db
+from palette_core.engine.report import Report, snr_db
 from palette_core.errors import PaletteWarning
+from palette_core.plugins.checked.granularities import described
 from palette_core.reporting.pictures import MissingPlotError, plot_report
 from palette_core.spec import PalettizationSpec
 
@@ -65,7 +66,7 @@ def test_signal_to_noise(signal: float, noise: float, expected: float) -> None:
 
 def test_granularities_in_words() -> None:
     def text(granularity: object, axis: int = 0) -> str:
-        return granularity_text(PalettizationSpec(granularity=granularity), axis)
+        return described(PalettizationSpec(granularity=granularity).granularity, axis, "w")
 
     assert text(PerTensorGranularity()) == "per tensor"
     assert text(PerGroupedChannelGranularity(group_size=8), axis=1) == "8 × axis 1"

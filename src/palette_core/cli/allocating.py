@@ -15,7 +15,6 @@ from rich.markup import escape
 from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
 from palette_core.cli.factories import FactoryError, load_callable, load_factory
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.report import granularity_text
 from palette_core.errors import AllocationError
 from palette_core.planning import TensorPlan
 from palette_core.reporting import console as show
@@ -182,13 +181,13 @@ def _show(allocation: Allocation) -> None:
     )  # fmt: skip
     for tensor in allocation.tensors:
         plan, choice = tensor.choice.plan, tensor.choice
-        name = _full if len({_grain(c.plan) for c in tensor.candidates}) > 1 else _bits
+        name = _full if len({c.plan.granularity for c in tensor.candidates}) > 1 else _bits
         others = [c for i, c in enumerate(tensor.candidates) if i != tensor.chosen]
         shown.add_row(
             tensor.name,
             "×".join(map(str, plan.shape)),
             _bits(plan),
-            _grain(plan),
+            plan.granularity,
             f"{choice.bits / math.prod(plan.shape):.3f}",
             f"{choice.loss:.4g}",
             escape(", ".join(f"{name(c.plan)}: {c.loss:.3g}" for c in others)),
@@ -201,9 +200,5 @@ def _bits(plan: TensorPlan) -> str:
     return str(plan.spec.n_bits) + (f" ×{dim}" if dim > 1 else "")
 
 
-def _grain(plan: TensorPlan) -> str:
-    return granularity_text(plan.spec, plan.axis)
-
-
 def _full(plan: TensorPlan) -> str:
-    return f"{_bits(plan)} bits {_grain(plan)}"
+    return f"{_bits(plan)} bits {plan.granularity}"

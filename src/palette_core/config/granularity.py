@@ -68,6 +68,10 @@ class PerGroupedChannelGranularity(Granularity):
             )
         return (*shape[:axis], self.group_size, *shape[axis + 1 :])
 
+    def describe(self, default_axis: int) -> str:
+        """Return for example ``"16 × axis 0"``."""
+        return f"{self.group_size} × axis {default_axis if self.axis is None else self.axis}"
+
 
 def _nearest_divisor(extent: int, wanted: int) -> str:
     divisors = [d for d in range(1, extent + 1) if extent % d == 0]

@@ -14,6 +14,7 @@ from palette_core.engine.executor import Job, OnDone, run_jobs
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.checked.clusterers import damping_of
 from palette_core.statistics.activations import (
     Accumulator,
     CallKey,
@@ -202,8 +203,8 @@ class Walk:
             job, own = self._jobs[name], moments.get(name)
             cross = sums.cross(name)
             if own is not None and cross is not None and not own.is_diagonal:
-                given = job.plan.algorithm_options.get("damping")
-                damping = own.damping() if given is None else float(given)
+                item = self._catalog.clusterers.find(job.plan.algorithm)
+                damping = damping_of(item, job.plan.algorithm_options, own, name)
                 own = replace(own, target=compensated(job.weight, own, cross, damping))
             jobs.append(replace(job, moments=own))
         self._cluster(jobs)
@@ -243,7 +244,11 @@ class Walk:
         """Put plain k-means in the place of data-aware results that serve held-out batches less."""
         aware = [name for name in names if self._needs(self._jobs[name].plan)]
         jobs = [
-            replace(self._jobs[name], plan=without_moments(self._jobs[name].plan), moments=None)
+            replace(
+                self._jobs[name],
+                plan=without_moments(self._jobs[name].plan, self._catalog),
+                moments=None,
+            )
             for name in aware
             if name in self._results
         ]

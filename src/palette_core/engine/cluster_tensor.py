@@ -11,6 +11,7 @@ from torch import Tensor
 
 from palette_core.errors import PlanError, WeightError
 from palette_core.planning import TensorPlan
+from palette_core.planning.choose import default_clusterer
 from palette_core.plugins import (
     ClustererEntry,
     ClusterProblem,
@@ -61,7 +62,7 @@ def cluster_tensor(
 ) -> Clustered:
     """Palettize ``weight`` as ``plan`` says.
 
-    Where the algorithm needs moments and there are none, the built-in k-means takes its place.
+    Where the algorithm needs moments and there are none, the default one takes its place.
 
     Args:
         plan: the decisions.
@@ -86,7 +87,7 @@ def cluster_tensor(
     if not item.entry.needs_moments:
         moments = None
     elif moments is None:
-        plan = without_moments(plan)
+        plan = without_moments(plan, catalog)
         item = catalog.clusterers.find(plan.algorithm)
     elif not item.entry.supports_importance:
         importance = None  # moments say more; what importance there is serves the fallback
@@ -129,9 +130,13 @@ def cluster_tensor(
     return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after)
 
 
-def without_moments(plan: TensorPlan) -> TensorPlan:
-    """Return the plan with the built-in k-means for its points, which needs no moments."""
-    name = "kmeans1d" if plan.spec.cluster_dim == 1 else "kmeans_vector"
+def without_moments(plan: TensorPlan, catalog: Catalog) -> TensorPlan:
+    """Return the plan with the default algorithm for its points, for want of moments.
+
+    Raises:
+        PlanError: there is none; DuplicatePluginError: there are several.
+    """
+    name = default_clusterer(plan.spec.cluster_dim, catalog)
     return replace(plan, algorithm=name, algorithm_options={})
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from palette_core.config.granularity import PerGroupedChannelGranularity
-from palette_core.config.spec import PalettizationSpec
 from palette_core.engine.cluster_tensor import Clustered
 from palette_core.planning import Plan, SkippedTensor, TensorPlan
 
@@ -87,7 +85,7 @@ def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         name=plan.name,
         shape=plan.shape,
         n_bits=plan.spec.n_bits,
-        granularity=granularity_text(plan.spec, plan.axis),
+        granularity=plan.granularity,
         algorithm=result.algorithm or plan.algorithm,
         dense_bytes=result.palettized.dense_size_in_bits() // 8,
         palettized_bytes=math.ceil(result.palettized.size_in_bits() / 8),
@@ -104,14 +102,3 @@ def snr_db(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def granularity_text(spec: PalettizationSpec, axis: int) -> str:
-    """Return a granularity in a few characters."""
-    granularity = spec.granularity
-    if isinstance(granularity, PerGroupedChannelGranularity):
-        at = axis if granularity.axis is None else granularity.axis
-        return f"{granularity.group_size} × axis {at}"
-    options = granularity.model_dump(exclude={"type"}, exclude_none=True)
-    text = ", ".join(f"{key}={value}" for key, value in options.items())
-    return granularity.type.replace("_", " ") + (f" ({text})" if text else "")

@@ -46,7 +46,7 @@ def clusterer_for(spec: PalettizationSpec, catalog: Catalog) -> ClustererEntry:
     Raises:
         PlanError: the algorithm cannot do what the spec asks.
     """
-    name = spec.algorithm or ("kmeans1d" if spec.cluster_dim == 1 else "kmeans_vector")
+    name = spec.algorithm or default_clusterer(spec.cluster_dim, catalog)
     entry = catalog.clusterers.get(name)
     vector = spec.cluster_dim > 1
     if not (entry.supports_vector if vector else entry.supports_scalar):
@@ -62,6 +62,20 @@ def clusterer_for(spec: PalettizationSpec, catalog: Catalog) -> ClustererEntry:
     return entry
 
 
+def default_clusterer(cluster_dim: int, catalog: Catalog) -> str:
+    """Return the name of the default algorithm for points of so many coordinates.
+
+    Raises:
+        PlanError: none is; DuplicatePluginError: several are.
+    """
+    entries = [item.entry for item in catalog.clusterers]
+    if cluster_dim == 1:
+        scalars = [entry.name for entry in entries if entry.default_for_scalars]
+        return _only(scalars, "algorithms are the default for scalars", "algorithm")
+    vectors = [entry.name for entry in entries if entry.default_for_vectors]
+    return _only(vectors, "algorithms are the default for vectors", "algorithm")
+
+
 def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> str | None:
     """Return the name of the LUT quantizer that ``lut_qspec`` names or implies.
 
@@ -75,13 +89,8 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
     name = lut_qspec.quantizer
     if name is None:
         default = [entry.name for entry in able if entry.is_default]
-        if len(default) != 1:
-            kind = DuplicatePluginError if default else PlanError
-            raise kind(
-                f"{len(default)} LUT quantizers are the default for {dtype_name(lut_qspec.dtype)}"
-                f"{': ' * bool(default)}{', '.join(default)}; choose one by lut_qspec.quantizer"
-            )
-        name = default[0]
+        what = f"LUT quantizers are the default for {dtype_name(lut_qspec.dtype)}"
+        name = _only(default, what, "lut_qspec.quantizer")
     entry = shelf.get(name)
     if dtype_name(lut_qspec.dtype) not in entry.dtypes:
         raise PlanError(
@@ -90,3 +99,12 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
         )
     validate_options(entry, lut_qspec.quantizer_options)
     return name
+
+
+def _only(names: list[str], what: str, field: str) -> str:
+    """Return the one name among those of defaults."""
+    if len(names) == 1:
+        return names[0]
+    listed = f": {', '.join(names)}" if names else ""
+    kind = DuplicatePluginError if names else PlanError
+    raise kind(f"{len(names)} {what}{listed}; choose one by {field}")

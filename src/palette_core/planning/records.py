@@ -12,6 +12,7 @@ from palette_core.config import PATSchedule
 from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import Owner
 from palette_core.plugins import TensorFacts
+from palette_core.plugins.checked.granularities import described
 from palette_core.tensors.layout import BlockLayout, Shape
 
 
@@ -55,6 +56,15 @@ class TensorPlan:
     def name(self) -> str:
         """Fully qualified name at the first owner."""
         return self.owners[0].name
+
+    @property
+    def granularity(self) -> str:
+        """Its granularity in a few characters, such as ``"16 × axis 0"``.
+
+        Raises:
+            PlanError: the granularity fails to describe itself.
+        """
+        return described(self.spec.granularity, self.axis, self.name)
 
     @property
     def facts(self) -> TensorFacts:

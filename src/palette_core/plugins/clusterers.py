@@ -76,7 +76,12 @@ class ClustererEntry(PluginEntry):
         supports_vector_importance: honours elementwise importance of vectors; otherwise vectors
             get the documented sum over their elements, broadcast.
         needs_moments: requires ``ClusterProblem.moments``. Where there are none, the core takes
-            the built-in k-means instead, with a warning.
+            the default algorithm for the points instead, with a warning.
+        damping: for algorithms with moments: what one adds to their diagonal, as a share of its
+            mean, by its validated options. None, also as the answer, is `InputMoments.damping`.
+        default_for_scalars: picked for points with one coordinate where a config names no
+            algorithm.
+        default_for_vectors: the same for points with several.
         fits_quantized: honours ``ClusterProblem.lut_quantizer`` itself.
         keeps_zeros: honours ``ClusterProblem.zeros`` itself; for others the core makes one entry
             of each table zero afterwards.
@@ -92,6 +97,9 @@ class ClustererEntry(PluginEntry):
     supports_importance: bool = False
     supports_vector_importance: bool = False
     needs_moments: bool = False
+    damping: Callable[[Any], float | None] | None = None
+    default_for_scalars: bool = False
+    default_for_vectors: bool = False
     fits_quantized: bool = False
     keeps_zeros: bool = False
     deterministic: bool = True

@@ -46,6 +46,17 @@ class Granularity(FrozenModel, ABC):
             IncompatibleShapeError: the weight cannot be cut this way.
         """
 
+    def describe(self, default_axis: int) -> str:
+        """Return the granularity in a few characters, for tables: its type, and its options.
+
+        Args:
+            default_axis: as for `block_shape`.
+        """
+        del default_axis
+        options = self.model_dump(exclude={"type"}, exclude_none=True)
+        text = ", ".join(f"{key}={value}" for key, value in options.items())
+        return self.type.replace("_", " ") + (f" ({text})" if text else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GranularityEntry(PluginEntry):

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.report import Report, granularity_text
+from palette_core.engine.report import Report
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
@@ -183,7 +183,7 @@ def _plan_row(item: TensorPlan) -> dict[str, Any]:
         "op_type": item.op_type,
         "n_bits": item.spec.n_bits,
         "cluster_dim": item.spec.cluster_dim,
-        "granularity": granularity_text(item.spec, item.axis),
+        "granularity": item.granularity,
         "luts": item.layout.n_blocks,
         "algorithm": item.algorithm,
         "rule": item.rule,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor
 from palette_core.errors import ClusteringError
 from palette_core.plugins.checked.lut_quantizers import check_quantized
 from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
-from palette_core.plugins.guards import guarded, make
-from palette_core.plugins.shelves import Registered
+from palette_core.plugins.guards import guarded, make, named
+from palette_core.plugins.shelves import Registered, validate_options
+from palette_core.tensors.moments import InputMoments
 from palette_core.tensors.palettized import Codebook
 
 
@@ -45,6 +47,33 @@ def fit_checked(
         )
     _check_codebook(who, made, problem)
     return made
+
+
+def damping_of(
+    item: Registered[ClustererEntry], options: Mapping[str, Any], moments: InputMoments, tensor: str
+) -> float:
+    """Return what an algorithm adds to the diagonal of moments, as a share of its mean.
+
+    Args:
+        item: the algorithm.
+        options: the user's.
+        moments: of the inputs of the layer.
+        tensor: name of the weight that they are multiplied with.
+
+    Raises:
+        PluginOptionsError: the options do not validate.
+        ClusteringError: the algorithm fails to say so.
+    """
+    ask = item.entry.damping
+    if ask is None:
+        return moments.damping()
+    who, valid = named(item, tensor), validate_options(item.entry, dict(options))
+    given: Any = guarded(who, ClusteringError, lambda: ask(valid), tensor=tensor)
+    if given is None:
+        return moments.damping()
+    if not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+        raise ClusteringError(f"{who} damps by {given!r}, expected a number of at least 0, or None")
+    return float(given)
 
 
 def _version(tensor: Tensor) -> int:

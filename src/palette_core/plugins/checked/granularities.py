@@ -49,6 +49,19 @@ def block_shape(granularity: Granularity, shape: Shape, axis: int, tensor: str) 
     return tuple(block)
 
 
+def described(granularity: Granularity, axis: int, tensor: str) -> str:
+    """Return a granularity in a few characters.
+
+    Raises:
+        PlanError: it fails to say so.
+    """
+    who = f"{tensor}: granularity {_named(granularity)}"
+    text: object = guarded(who, PlanError, lambda: granularity.describe(axis), tensor=tensor)
+    if not isinstance(text, str):
+        raise PlanError(f"{who} describes itself as {text!r}, which is no text")
+    return text
+
+
 def _named(granularity: Granularity) -> str:
     owners = [
         f" ({item.distribution})"

@@ -24,6 +24,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             interface=INTERFACE_VERSION,
             options=KMeans1dOptions,
             factory=_kmeans1d,
+            default_for_scalars=True,
             supports_importance=True,
             supports_cuda=True,
             thread_safe=True,

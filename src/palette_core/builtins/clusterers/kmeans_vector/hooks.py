@@ -25,6 +25,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             options=KMeansVectorOptions,
             factory=_kmeans_vector,
             supports_vector=True,
+            default_for_vectors=True,
             supports_importance=True,
             supports_vector_importance=True,
             supports_cuda=True,
