@@ -56,6 +56,7 @@ def test_it_writes_a_config_that_palettize_takes(palette):
 
 
 def test_json_and_a_picture(palette):
+    pytest.importorskip("matplotlib")
     code, out, err = palette(
         "allocate", "fac.py", "--target-bpw", 4.5, "-o", "c.yaml", "--candidates", "2,4",
         "--granularity", "per_tensor", "--granularity", "16", "--granularity", "16@1",
@@ -79,6 +80,7 @@ def test_json_and_a_picture(palette):
 
 
 def test_predictions_next_to_measurements(palette):
+    pytest.importorskip("matplotlib")
     args = ("allocate", "fac.py", "--target-bpw", 5, "-o", "c.yaml", "--measure", "fac.py:loss")
     code, out, err = palette(*args, "--plot", "curve.svg")
     assert code == 0, err
@@ -129,6 +131,8 @@ def test_other_candidates_are_named_by_what_tells_them_apart(palette):
     ],
 )
 def test_bad_input_is_one_line(palette, args, words):
+    if "--plot" in args:
+        pytest.importorskip("matplotlib")
     code, _, err = palette("allocate", "fac.py", "--target-bpw", 4, "-o", "c.yaml", *args)
     assert code == 2
     assert len(err.strip().splitlines()) == 1

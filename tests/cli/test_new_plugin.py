@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -99,7 +100,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.fixture
+def copier() -> ModuleType:
+    return pytest.importorskip("copier")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("copier")
 def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path) -> None:
     """Of every kind, and is used as its README says; in one environment, to start torch less."""
     folders = [make_plugin(f"palette-my-{kind.value}", kind, tmp_path) for kind in Kind]
@@ -120,6 +127,7 @@ def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path
     run(python, "use.py", *folders, cwd=tmp_path)
 
 
+@pytest.mark.usefixtures("copier")
 @pytest.mark.parametrize("kind", Kind)
 def test_the_readme_says_what_to_change(kind, tmp_path) -> None:
     folder = make_plugin("palette-thing", kind, tmp_path)
@@ -158,6 +166,7 @@ def test_without_copier_it_says_what_to_install(tmp_path, monkeypatch) -> None:
         make_plugin("palette-x", Kind.CLUSTERER, tmp_path)
 
 
+@pytest.mark.usefixtures("copier")
 def test_on_the_command_line(tmp_path, monkeypatch, capsys) -> None:
     command = ["palette", "new-plugin", "palette-x", "--kind", "backend", "--into", str(tmp_path)]
     monkeypatch.setattr("sys.argv", command)
