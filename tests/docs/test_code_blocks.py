@@ -202,10 +202,14 @@ def check_output(block: Block, shown: list[str], printed: str) -> None:
 # --- the pages ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_of_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
-    if not blocks_of(page):
-        return  # nothing to run: spare the process
+    run = [block for block in blocks_of(page) if "no-run" not in block.markers]
+    if not run:
+        return  # spare the process
+    if any("--plot" in block.text for block in run):
+        pytest.importorskip("matplotlib")
     environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, __file__, str(page)],
@@ -326,6 +330,7 @@ def test_warnings_of_ours_fail_a_page(page: Path) -> None:
         run_page(page)
 
 
+@pytest.mark.slow
 def test_the_page_runner_reports_failure_to_its_caller(page: Path) -> None:
     page.write_text("```python\nimport math\nmath.nothing\n```")
     done = subprocess.run(

@@ -26,6 +26,7 @@ def cluster():
         yield client
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_the_bytes_of_one_process(cluster):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64), nn.Linear(64, 32))

@@ -75,6 +75,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers_always")
 def test_two_workers_give_the_bytes_of_one() -> None:
     for dtype, spec in CASES:  # one test, so that the worker processes are started once
@@ -178,6 +179,7 @@ print("palettized", sum(hasattr(m, "parametrizations") for m in model))
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_returns(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(SCRIPT)

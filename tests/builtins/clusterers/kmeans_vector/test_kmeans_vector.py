@@ -129,6 +129,7 @@ def test_finds_separate_blobs():
 
 
 @both_engines
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("count", "dim", "entries"), [(20000, 2, 16), (9000, 1, 8), (3000, 6, 16), (70000, 2, 4)]

@@ -1,0 +1,75 @@
+"""What the distributions promise about versions is what `tox -e oldest` runs."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DISTRIBUTIONS = [
+    ROOT / "pyproject.toml",
+    *sorted(ROOT.glob("plugins/*/pyproject.toml")),
+    *sorted(ROOT.glob("examples/plugins/*/pyproject.toml")),
+]
+
+
+def floors(pyproject: Path) -> dict[str, str]:
+    """Requirement to its lower bound, of the dependencies and of the extras."""
+    project = tomllib.loads(pyproject.read_text("utf8"))["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    requirements = [*project["dependencies"], *(text for extra in extras for text in extra)]
+    matches = (re.match(r"([\w.-]+)>=([\w.]+)", text) for text in requirements)
+    return {found[1]: found[2] for found in matches if found}
+
+
+def constraints(name: str) -> dict[str, str]:
+    text = (ROOT / name).read_text("utf8")
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+
+def padded(version: str) -> tuple[int, ...]:
+    numbers = [int(part) for part in version.split(".")]
+    return (*numbers, *[0] * (3 - len(numbers)))
+
+
+def test_every_lower_bound_of_the_core_is_run() -> None:
+    run = constraints("constraints-oldest.txt")
+    for name, floor in floors(ROOT / "pyproject.toml").items():
+        assert name in run, f"{name} is not in constraints-oldest.txt"
+        assert padded(run[name]) == padded(floor), name
+
+
+@pytest.mark.parametrize("pyproject", DISTRIBUTIONS, ids=lambda path: path.parent.name)
+def test_plugins_promise_no_older_version_than_the_core(pyproject: Path) -> None:
+    core = floors(ROOT / "pyproject.toml")
+    for name, floor in floors(pyproject).items():
+        if name in core:
+            assert padded(floor) >= padded(core[name]), name
+
+
+def test_one_torch_everywhere() -> None:
+    """Another one than the local build would fetch gigabytes of CUDA packages."""
+    versions = {constraints(path.name)["torch"] for path in ROOT.glob("constraints*.txt")}
+    assert versions == {constraints("constraints.txt")["torch"]}
+
+
+FINDINGS = sorted((ROOT / "findings").iterdir())
+
+
+@pytest.mark.parametrize("script", FINDINGS, ids=lambda path: path.name)
+def test_a_finding_is_short_pinned_and_without_this_package(script: Path) -> None:
+    text = script.read_text("utf8")
+    assert script.suffix == ".sh"
+    assert len(text.splitlines()) <= 80
+    assert "palette" not in text
+    (install,) = re.findall(r"install --quiet (.+)", text)
+    pinned = constraints("constraints.txt")
+    for requirement in install.split():
+        name, _, version = requirement.partition("==")
+        assert version, f"{requirement} is not pinned"
+        assert name != "torch" or version == pinned["torch"]
+    assert "# Seen on " in text
+    assert "assert " in text
