@@ -10,12 +10,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_COMPARED = 200  # characters of a name that near ones are looked for
+_SHOWN = 20_000  # characters of a message; the exception's args have all of it
 
-class PaletteError(Exception):
+
+class _Shown(Exception):  # noqa: N818 - a part of errors and of warnings
+    """Text that may quote names and values of anybody, and is printed to terminals."""
+
+    def __str__(self) -> str:
+        return shortened(super().__str__(), _SHOWN)
+
+
+class PaletteError(_Shown):
     """Base class of all errors raised on purpose by palette_core."""
 
 
-class PaletteWarning(UserWarning):
+class PaletteWarning(_Shown, UserWarning):
     """Something was asked for and not done, or will likely surprise; the message says what."""
 
 
@@ -105,5 +115,25 @@ class MissingBackendError(PluginError, ImportError):
 
 def did_you_mean(wrong: object, right: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``right``, or an empty string."""
-    near = difflib.get_close_matches(str(wrong), list(right), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    if not isinstance(wrong, str) or len(wrong) > _COMPARED:
+        return ""
+    near = difflib.get_close_matches(wrong, list(right), n=1, cutoff=0.5)
+    return f"; did you mean {shortened(repr(near[0]))}?" if near else ""
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with what steers a terminal or hides characters escaped; line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """Return ``text`` printable and of about ``length`` characters, cut in the middle."""
+    if len(text) > length:
+        half = (length - 3) // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return printable(text)

@@ -18,7 +18,9 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ErrorType
 
-from palette_core.errors import did_you_mean
+from palette_core.errors import did_you_mean, shortened
+
+_COMPARED = 100  # unknown fields of one model that near ones are looked for
 
 
 class StrictModel(BaseModel):
@@ -41,18 +43,24 @@ class StrictModel(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            if not any(problem["type"] == "extra_forbidden" for problem in error.errors()):
+            found = error.errors(include_url=False)
+            if not any(problem["type"] == "extra_forbidden" for problem in found):
                 raise
-            problems = [cls._explained(dict(problem)) for problem in error.errors()]
+            problems = [
+                cls._explained(dict(problem), compare=at < _COMPARED)
+                for at, problem in enumerate(found)
+            ]
             raise ValidationError.from_exception_data(error.title, problems) from None
 
     @classmethod
-    def _explained(cls, problem: dict[str, Any]) -> InitErrorDetails:
+    def _explained(cls, problem: dict[str, Any], *, compare: bool) -> InitErrorDetails:
         location = problem["loc"]
         if problem["type"] == "extra_forbidden" and len(location) == 1:
             known = list(cls.model_fields)
-            hint = did_you_mean(location[0], known) or "; fields are " + ", ".join(known)
-            message = f"unknown field {location[0]!r} in {cls.__name__}{hint}"
+            near = did_you_mean(location[0], known) if compare else ""
+            hint = near or "; fields are " + ", ".join(known)
+            name = shortened(repr(location[0]))
+            message = f"unknown field {name} in {cls.__name__}{hint}"
             kind: str | PydanticCustomError = _verbatim("unknown_field", message)
         elif problem["type"] == "extra_forbidden" or problem["type"] not in _pydantic_types():
             kind = _verbatim(problem["type"], problem["msg"])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.markup import escape
 
 from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
 from palette_core.cli.factories import FactoryError, load_callable, load_factory
@@ -190,7 +189,7 @@ def _show(allocation: Allocation) -> None:
             plan.granularity,
             f"{choice.bits / math.prod(plan.shape):.3f}",
             f"{choice.loss:.4g}",
-            escape(", ".join(f"{name(c.plan)}: {c.loss:.3g}" for c in others)),
+            ", ".join(f"{name(c.plan)}: {c.loss:.3g}" for c in others),
         )
     show.console.print(shown)
 

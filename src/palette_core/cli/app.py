@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from palette_core.cli.commands import looking, measuring, starting, writing
-from palette_core.errors import PaletteError
+from palette_core.cli.interrupts import ends_like_an_interrupt
+from palette_core.errors import PaletteError, printable
 
 # Typer brings click along under different names in different versions; this is its base error.
 _UsageError: type[Exception] = next(
@@ -54,10 +55,21 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one line on stderr and exit code 2."""
+    """Run the command line; bad input ends with one line on stderr and exit code 2.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, with the exit code that shells give them.
+    """
     warnings.showwarning = _show_warning
+    with ends_like_an_interrupt() as ending:
+        code = _run()
+    if ending.signal is not None:
+        code = 128 + ending.signal
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        code = app(standalone_mode=False) or 0
+        code: int = app(standalone_mode=False) or 0
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.exit(2)  # the help has been printed
@@ -72,12 +84,13 @@ def main() -> None:
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer turns some interrupts into this code itself
         Console(stderr=True).print("palette: interrupted; no file was left half written")
-    sys.exit(code)
+    return code
 
 
 def _fail(message: str) -> NoReturn:
     Console(stderr=True, soft_wrap=True).print(
-        f"[bold red]palette: error:[/] {escape(' '.join(message.split()))}", highlight=False
+        f"[bold red]palette: error:[/] {escape(' '.join(printable(message).split()))}",
+        highlight=False,
     )
     sys.exit(2)
 
@@ -85,5 +98,5 @@ def _fail(message: str) -> NoReturn:
 def _show_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
     del category, place, more
     Console(stderr=True, soft_wrap=True).print(
-        f"[yellow]palette: warning:[/] {escape(str(message))}", highlight=False
+        f"[yellow]palette: warning:[/] {escape(printable(str(message)))}", highlight=False
     )

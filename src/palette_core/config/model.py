@@ -16,6 +16,7 @@ from palette_core.config.names import canonical_type_name
 from palette_core.config.op import none_is_empty, reject_twins
 from palette_core.config.patterns import check_pattern
 from palette_core.config.presets import Presets
+from palette_core.config.problems import CONFIG_KEY
 
 Target = str | type[nn.Module]
 
@@ -60,7 +61,7 @@ class KMeansPalettizerConfig(EditableConfig):
             as a value leaves those modules alone.
         module_name_configs: by regular expression for fully qualified module names, which has to
             match all of the name; None as a value leaves those modules alone.
-        seed: from which every random choice derives.
+        seed: from which every random choice derives; an integer of 64 bits.
     """
 
     presets: ClassVar[Presets[KMeansPalettizerConfig]]
@@ -68,7 +69,7 @@ class KMeansPalettizerConfig(EditableConfig):
     global_config: ModuleEntry = Field(default_factory=ModuleKMeansPalettizerConfig)
     module_type_configs: ModuleTypes = Field(default_factory=dict)
     module_name_configs: ModuleNames = Field(default_factory=dict)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**64)
 
     if TYPE_CHECKING:
 
@@ -199,7 +200,7 @@ class KMeansPalettizerConfig(EditableConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values; `from_dict` makes an equal config of them."""
-        return {yaml_io.CONFIG_KEY: self.model_dump(mode="json")}
+        return {CONFIG_KEY: self.model_dump(mode="json")}
 
     @classmethod
     def from_yaml(cls, source: str | Path | IO[Any]) -> Self:

@@ -51,7 +51,7 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
             operation consumes them.
         enable_fast_kmeans_mode: search cluster boundaries among rounded values. Not with
             ``cluster_dim`` above 1 in ``op_state_spec``.
-        rounding_precision: decimal places of that rounding, at least 1.
+        rounding_precision: decimal places of that rounding, 1 to 45, where the smallest float32 is.
         pat_schedule: when palettization begins in training; None means at once.
     """
 
@@ -68,7 +68,7 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
     op_name_config: OpNames = Field(default_factory=dict)
     module_state_spec: ModuleStates = Field(default_factory=dict)
     enable_fast_kmeans_mode: bool = True
-    rounding_precision: int = Field(default=4, gt=0)
+    rounding_precision: int = Field(default=4, gt=0, le=45)
     pat_schedule: PATSchedule | None = None
 
     if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from itertools import pairwise
 
 import regex
 
-from palette_core._common.text import shortened
-from palette_core.errors import ConfigError
+from palette_core.errors import ConfigError, shortened
 
 _LENGTH = 20_000  # characters of one expression
 _DEPTH = 50  # of its groups

@@ -10,8 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from palette_core._common.text import shortened
-from palette_core.errors import did_you_mean
+from palette_core.errors import did_you_mean, printable, shortened
+
+CONFIG_KEY = "kmeans_palettization_config"
+MINIMAL = f"a minimal config is '{CONFIG_KEY}: {{}}'"
+_LENGTH = 1000  # characters of one message
+MOST = 20  # problems that are told one by one
 
 Path = tuple[str | int, ...]
 Locate = Callable[[Path], str]
@@ -32,7 +36,7 @@ def dotted(path: Path) -> str:
     text = ""
     for part in path:
         if isinstance(part, str) and re.fullmatch(r"[\w*-]+", part):
-            text += f".{part}"
+            text += f".{shortened(part)}"
         else:
             text += f"[{shortened(json.dumps(part, ensure_ascii=False))}]"
     return text.removeprefix(".")
@@ -41,15 +45,17 @@ def dotted(path: Path) -> str:
 def line(path: Path, message: str, locate: Locate = nowhere) -> str:
     """Return one problem as one line."""
     where = f"{dotted(path)}: " if path else ""
-    return f"{locate(path)}{where}{message}"
+    return printable(f"{locate(path)}{where}{shortened(message, _LENGTH)}").replace("\n", "\\n")
 
 
 def lines(error: ValidationError, root: Path, locate: Locate = nowhere) -> Iterator[str]:
-    """Yield a line for each problem of a model that stands at ``root``."""
-    for problem in error.errors(include_url=False):
+    """Yield a line for each problem of a model that stands at ``root``, up to `MOST`."""
+    for problem in error.errors(include_url=False)[:MOST]:
         # pydantic marks problems of keys, which are told apart by their messages already
         path = tuple(part for part in problem["loc"] if part != "[key]")
         yield line((*root, *path), _message(dict(problem)), locate)
+    if error.error_count() > MOST:
+        yield line(root, f"{error.error_count() - MOST:,} more problems", locate)
 
 
 def _message(problem: dict[str, Any]) -> str:
@@ -61,7 +67,14 @@ def _message(problem: dict[str, Any]) -> str:
     if kind == "dict_type":
         message = "Input should be a mapping"
     if kind not in _WITHOUT_VALUE:
-        message += f", got {reprlib.repr(value)}"
+        message += f", got {_shown(value)}"
     if kind in ("enum", "literal_error"):
         message += did_you_mean(value, re.findall(r"'([^']+)'", str(context["expected"])))
     return message
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a value of type {type(value).__name__} that is too large to print"

@@ -13,9 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.report import Report
+from palette_core.errors import printable
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
@@ -31,9 +33,17 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+class _PlainTable(Table):
+    """A table whose cells are text as it is: names have no markup, and steer no terminal."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        shown = [Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*shown, **options)
+
+
 def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Make a table; ``right`` names the columns of numbers."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    """Make a table of plain text; ``right`` names the columns of numbers."""
+    made = _PlainTable(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     made.padding = (0, 1, 0, 0)
     for column in columns:
         made.add_column(
@@ -62,15 +72,15 @@ def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
         shown.add_row(
             row["kind"],
             row["name"],
-            escape(row["summary"]),
+            row["summary"],
             f"{row['distribution']} {row['version']}",
-            escape(options),
+            options,
         )
     console.print(shown)
     if broken:
         bad = table("Quarantined: installed but not usable", "distribution", "error")
         for item in broken:
-            bad.add_row(f"{item['distribution']} {item['version']}", escape(item["error"]))
+            bad.add_row(f"{item['distribution']} {item['version']}", item["error"])
         console.print(bad)
     if timings:
         times = table("Imports", "distribution", "seconds", "", right=("seconds",))
@@ -163,17 +173,17 @@ def plan(value: Plan, *, as_json: bool) -> None:
             row["granularity"],
             str(row["luts"]),
             row["algorithm"],
-            escape(row["rule"]),
+            row["rule"],
         )
     console.print(shown)
     skipped(value.skipped)
     if value.dense:
         rest = table("Not asked for: stay dense", "tensor", "shape", "why")
         for dense in value.dense:
-            rest.add_row(dense.name, _shape(dense.shape), escape(dense.reason))
+            rest.add_row(dense.name, _shape(dense.shape), dense.reason)
         console.print(rest)
     for note in value.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(f"[yellow]note:[/] {escape(printable(note))}")
 
 
 def _plan_row(item: TensorPlan) -> dict[str, Any]:
@@ -197,7 +207,7 @@ def skipped(items: Any) -> None:
         return
     shown = table("Asked for, but stay dense", "tensor", "shape", "why", "rule")
     for item in items:
-        shown.add_row(item.name, _shape(item.shape), escape(item.reason), escape(item.rule))
+        shown.add_row(item.name, _shape(item.shape), item.reason, item.rule)
     console.print(shown)
 
 
@@ -242,7 +252,7 @@ def totals(rows: dict[str, Any]) -> None:
     """Show a handful of totals, one a line."""
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        console.print(f"[bold]{name:<{width}}[/]  {escape(str(value))}", highlight=False)
+        console.print(f"[bold]{name:<{width}}[/]  {escape(printable(str(value)))}", highlight=False)
 
 
 def checkpoint(path: Path, value: Checkpoint, *, as_json: bool) -> None:
@@ -258,7 +268,7 @@ def checkpoint(path: Path, value: Checkpoint, *, as_json: bool) -> None:
         print_json({"version": value.version, "palettized": rows, "dense": dense, "totals": total})
         return
     shown = table(
-        str(path),
+        escape(printable(str(path))),
         "tensor", "shape", "bits", "LUT grid", "LUT dtype", "dtype", "dense", "packed",
         right=("bits", "dense", "packed"),
     )  # fmt: skip

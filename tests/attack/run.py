@@ -1,0 +1,42 @@
+"""The attacks of this folder at their full counts; the tests beside it run a few of each.
+
+    python tests/attack/run.py [NAME ...] [--count N] [--seed S]
+
+Prints what became of the cases, and every case that broke the promise; exit code 1 if any did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import yaml_attack
+
+ATTACKS = {
+    "yaml": (yaml_attack.attack, 10_000),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*ATTACKS, []], metavar="NAME")
+    parser.add_argument("--count", type=int, help="cases of each, instead of the full count")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    broken = 0
+    for name in arguments.names or ATTACKS:
+        attack, count = ATTACKS[name]
+        started = time.perf_counter()
+        outcome = attack(arguments.count or count, arguments.seed)
+        kinds = ", ".join(f"{number} {kind}" for kind, number in outcome.counts.most_common())
+        seconds = time.perf_counter() - started
+        print(f"{name}: {kinds}; {len(outcome.broken)} broken; {seconds:.0f} s")
+        for case in outcome.broken[:20]:
+            print(f"  {case}")
+        broken += len(outcome.broken)
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()
