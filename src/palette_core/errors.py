@@ -69,6 +69,19 @@ class AllocationError(PaletteError, ValueError):
     """A budget of bits cannot be kept, or what decides about it is missing."""
 
 
+class MissingArgumentError(AllocationError):
+    """An argument that the chosen metric needs was not given.
+
+    Attributes:
+        problem: what is missing, in words.
+        argument: the argument's name.
+    """
+
+    def __init__(self, problem: str, argument: str) -> None:
+        super().__init__(f"{problem} ({argument}=…)")
+        self.problem, self.argument = problem, argument
+
+
 class CalibrationError(PaletteError, RuntimeError):
     """Calibration batches are missing, or the model cannot be run on them."""
 
@@ -95,6 +108,10 @@ class UnknownPluginError(PluginError, ValueError):
 
 class DuplicatePluginError(PluginError, ValueError):
     """Two distributions register the same name, so selecting it is ambiguous."""
+
+
+class BlockedPluginError(PluginError, ValueError):
+    """This name, or all that a distribution registers, is blocked; the message says by what."""
 
 
 class PluginOptionsError(PluginError, ValueError):

@@ -38,8 +38,9 @@ def make(options):
 def palette_core_clusterers():
     return [
         ClustererEntry(
-            name={name!r}, summary="evenly spread", interface=1, options=Options, factory=make
+            name=name, summary="evenly spread", interface=1, options=Options, factory=make
         )
+        for name in {names!r}
     ]
 """
 
@@ -105,9 +106,9 @@ class SitePackages:
         (self.root / info / "RECORD").write_text(f"{record}{info}/RECORD,,\n")
         return package
 
-    def install_good(self, distribution: str = "fake-good", name: str = "spread") -> str:
-        """Install a distribution that registers the clusterer ``name``, and does it well."""
-        hooks = GOOD.replace("{name!r}", repr(name))
+    def install_good(self, distribution: str = "fake-good", *names: str) -> str:
+        """Install a distribution that registers clusterers by name, and does it well."""
+        hooks = GOOD.replace("{names!r}", repr(names or ("spread",)))
         return self.install(distribution, hooks, version="1.2.3", work=WORK)
 
     def run(self, script: str) -> str:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+import palette_core
 from palette_core import (
     KMeansPalettizer,
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
+    load_checkpoint,
 )
 from palette_core.errors import (
     DuplicatePluginError,
     MissingBackendError,
     PaletteError,
+    PlanError,
     PluginOptionsError,
     UnknownPluginError,
 )
-from palette_core.plugins.catalog import discover
+from palette_core.plugins.catalog import discover, get_catalog
+from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.plugins.shelves import validate_options
 
 GRANULARITIES = '''
@@ -78,18 +87,65 @@ def test_two_claims_on_one_name_matter_only_when_it_is_picked(site):
         shelf.get("contested")
     message = str(caught.value)
     assert "clusterer 'contested' is registered by fake-alpha 1.2.3 and fake-beta 1.2.3" in message
-    assert "uninstall fake-alpha 1.2.3 or fake-beta 1.2.3" in message
+    assert "uninstall or block fake-alpha 1.2.3 or fake-beta 1.2.3" in message
 
 
-def test_a_claim_on_a_built_ins_name_names_who_has_to_go(site):
-    site.install_good("fake-alpha", "kmeans1d")
-    shelf = discover().clusterers
-    assert shelf.get("kmeans_vector").name == "kmeans_vector"
+def test_a_claim_on_a_built_ins_name_is_set_aside_alone(site):
+    site.install_good("fake-alpha", "kmeans1d", "fine")
+    catalog = discover()
+    assert catalog.clusterers.find("kmeans1d").distribution.name == "palette-core"
+    assert catalog.clusterers.find("fine").distribution.name == "fake-alpha"
+    (refused,) = [q for q in catalog.quarantined if q.distribution.name == "fake-alpha"]
+    assert refused.entry_point == "clusterer:kmeans1d"
+    assert refused.error == (
+        "DuplicatePluginError: clusterer 'kmeans1d' claims the name 'kmeans1d', "
+        "as a built-in one does"
+    )
+
+
+SUFFIX = """
+    from palette_core.plugins import ExportBackendEntry, LutQuantizerEntry, hookimpl
+
+    @hookimpl
+    def palette_core_export_backends():
+        entry = {"summary": "s", "interface": 1, "factory": print}
+        return [
+            ExportBackendEntry(name="{package}", suffix=".own", **entry),
+            ExportBackendEntry(name="{package}-2", suffix=".safetensors", **entry),
+        ]
+
+    @hookimpl
+    def palette_core_lut_quantizers():
+        return [
+            LutQuantizerEntry(
+                name="{package}", summary="s", interface=1, factory=print,
+                dtypes=("int8", "int16"), is_default=True,
+            )
+        ]
+"""
+
+
+def test_a_suffix_and_a_default_are_claims_too(site):
+    site.install("fake-alpha", SUFFIX)
+    catalog = discover()
+    errors = {q.entry_point: q.error for q in catalog.quarantined}
+    assert "claims the suffix '.safetensors', as" in errors["backend:fake_alpha-2"]
+    assert "claims to be the default for int8, as" in errors["lut-quantizer:fake_alpha"]
+    assert catalog.export_backends.find_by("suffix", ".own").entry.name == "fake_alpha"
+    assert catalog.export_backends.find_by("suffix", ".safetensors").entry.name == "torch"
+    assert catalog.export_backends.find_by("suffix", ".none") is None
+
+
+def test_two_outsiders_with_one_suffix_are_named_when_it_is_picked(site):
+    site.install("fake-alpha", SUFFIX)
+    site.install("fake-beta", SUFFIX)
+    shelf = discover().export_backends
+    assert shelf.get("fake_beta").suffix == ".own"
     with pytest.raises(DuplicatePluginError) as caught:
-        shelf.get("kmeans1d")
-    message = str(caught.value)
-    assert "fake-alpha 1.2.3 and palette-core " in message
-    assert message.endswith("uninstall fake-alpha 1.2.3")
+        shelf.find_by("suffix", ".own")
+    assert "for suffix '.own' is registered by fake-alpha 1.0 and fake-beta 1.0" in str(
+        caught.value
+    )
 
 
 def test_one_name_for_two_kinds_is_no_duplicate(site):
@@ -154,15 +210,23 @@ def test_an_unknown_granularity_in_a_spec_gets_the_same_message(site):
 # --- export backends that are known but absent ---------------------------------------------------
 
 
-def test_a_known_backend_that_is_absent_names_what_to_install(site):
+@pytest.mark.parametrize("name", ["coreml", "coreai"])
+def test_a_known_backend_that_is_absent_names_what_to_install(site, name):
     catalog = discover()
-    if "coreml" in catalog.export_backends.names():
-        pytest.skip("the Core ML plug-in is installed")
-    with pytest.raises(MissingBackendError, match="pip install palette-core-coreml"):
-        catalog.backend("coreml")
+    shelf = catalog.export_backends
+    without = replace(shelf, items=tuple(i for i in shelf if i.entry.name != name))
+    catalog = replace(catalog, by_kind={**catalog.by_kind, EXPORT_BACKEND: without})
+    with pytest.raises(MissingBackendError, match=f"pip install palette-core-{name}"):
+        catalog.backend(name)
     with pytest.raises(UnknownPluginError, match="no export backend is named 'coremll'"):
         catalog.backend("coremll")
     assert catalog.backend("torch").suffix == ".safetensors"
+
+
+@pytest.mark.parametrize("extra", ["demo", "plot", "testing", "new-plugin"])
+def test_other_extras_are_no_backends(site, extra):
+    with pytest.raises(UnknownPluginError):
+        discover().backend(extra)
 
 
 def test_a_known_backend_that_is_broken_shows_its_error_and_not_how_to_install_it(site):
@@ -342,3 +406,80 @@ def test_a_clusterer_that_raises_is_named_with_version_and_tensor(site):
         assert text in str(caught.value)
     assert list(model.state_dict()) == before
     assert type(model[0].weight) is nn.Parameter
+
+
+# --- dtypes of tables ----------------------------------------------------------------------------
+
+DTYPES = """
+    from palette_core.plugins import LutQuantizer, LutQuantizerEntry, hookimpl
+
+    class Scaled(LutQuantizer):
+        def __init__(self, spec):
+            self.dtype = spec.dtype
+
+        def quantize(self, lut):
+            import torch
+            from palette_core.tensors import QuantizedLut
+
+            scale = lut.float().abs().amax((1, 2), keepdim=True).clamp(min=1e-30)
+            return QuantizedLut((lut.float() / scale).to(self.dtype), scale)
+
+    @hookimpl
+    def palette_core_lut_quantizers():
+        return [
+            LutQuantizerEntry(
+                name="scaled", summary="s", interface=1, is_default=True,
+                factory=lambda spec, options: Scaled(spec),
+                dtypes=("float8_e4m3fnuz", "int16"),
+            )
+        ]
+"""
+
+
+def test_a_dtype_that_a_third_party_makes_survives_the_whole_trip(site, tmp_path):
+    with pytest.raises(
+        ValidationError, match=r"lut_qspec\.dtype must be one of int8, uint8, float8"
+    ):
+        PalettizationSpec(lut_qspec={"dtype": "float8_e4m3fnuz"})
+    site.install("fake-dtypes", DTYPES)
+    get_catalog.cache_clear()
+    config = config_with(n_bits=2, lut_qspec={"dtype": "float8_e4m3fnuz"})
+    assert KMeansPalettizerConfig.from_dict(config.to_dict()) == config
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    dense = copy.deepcopy(model)
+    x = torch.randn(3, 8)
+    palettizer = KMeansPalettizer(model, config)
+    expected = palettizer.prepare((x,))(x)
+    entries = model[0].weight.detach().unique()
+    scale = entries.abs().max()
+    exact = (entries / scale).to(torch.float8_e4m3fnuz).float() * scale
+    assert torch.equal(exact, entries)
+    path = palettizer.export(tmp_path / "m.safetensors", backend="torch")
+    assert torch.equal(model(x), expected)
+    assert torch.equal(load_checkpoint(path, dense)(x), expected)
+
+
+def test_a_dtype_that_cannot_be_stored_is_refused_by_name(site):
+    site.install("fake-dtypes", DTYPES)
+    get_catalog.cache_clear()
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    with pytest.raises(PlanError, match="quantizer 'scaled' makes int16, and entries are stored"):
+        prepare(model, config_with(n_bits=2, lut_qspec={"dtype": "int16"}))
+
+
+def test_the_core_names_no_plug_in() -> None:
+    """Neither an algorithm nor a distribution: the seeds' names of targets are the exception."""
+    root = Path(palette_core.__file__).parent
+    clusterers = discover().clusterers.names()
+    assert {"kmeans1d", "gptq"} <= {*clusterers}
+    rooms = ("plugins", "config", "planning", "engine", "palettizer", "storage", "tensors")
+    text = re.compile("|".join(rf"[\"']{re.escape(name)}[\"']" for name in clusterers))
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for room in rooms
+        for path in sorted((root / room).rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if text.search(line) or re.search(r"palette-core-|coremltools|kmeans_sklearn", line)
+    ]
+    assert not found

@@ -17,7 +17,7 @@ from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
 from palette_core.engine.data_aware import warn_about
 from palette_core.engine.executor import Job, run_jobs
-from palette_core.errors import AllocationError, CalibrationError
+from palette_core.errors import AllocationError, CalibrationError, MissingArgumentError
 from palette_core.palettizer.preparing import planned_weights, read_sensitivities
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import (
@@ -77,8 +77,8 @@ class Evidence:
         given = [as_batch(item) for item in batches]
         looks = entry is not None and (entry.needs_moments or entry.needs_outputs)
         if entry is not None and looks and not given:
-            raise AllocationError(
-                f"metric {entry.name!r} looks at calibration batches; give some (batches=…)"
+            raise MissingArgumentError(
+                f"metric {entry.name!r} looks at calibration batches; give some", "batches"
             )
         if given:
             made.runs_id = functools.cache(lambda: runs_digest(model, given))
@@ -227,9 +227,10 @@ def _loss(
 
 def _check_squares(metric: str, sensitivities: Mapping[str, Sensitivity]) -> None:
     if not sensitivities:
-        raise AllocationError(
+        raise MissingArgumentError(
             f"metric {metric!r} looks at squared gradients; measure them in calibration_mode(), "
-            "save_sensitivities(), and give the file (sensitivity_path=…)"
+            "save_sensitivities(), and give the file",
+            "sensitivity_path",
         )
     lacking = [name for name, item in sensitivities.items() if item.scale is None]
     if lacking:

@@ -14,7 +14,7 @@ import yaml
 from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
 from palette_core.cli.factories import FactoryError, load_callable, load_factory
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.errors import AllocationError
+from palette_core.errors import AllocationError, MissingArgumentError
 from palette_core.planning import TensorPlan
 from palette_core.reporting import console as show
 
@@ -86,7 +86,7 @@ def run(
     )
 
 
-_OPTIONS = {"batches=…": "--data", "sensitivity_path=…": "--sensitivities"}
+_OPTIONS = {"batches": "--data", "sensitivity_path": "--sensitivities"}
 
 
 @contextlib.contextmanager
@@ -94,11 +94,8 @@ def _options_named() -> Iterator[None]:
     """Let errors name options where they name arguments of `allocate`."""
     try:
         yield
-    except AllocationError as error:
-        text = str(error)
-        for argument, option in _OPTIONS.items():
-            text = text.replace(argument, option)
-        raise AllocationError(text) from error
+    except MissingArgumentError as error:
+        raise AllocationError(f"{error.problem} ({_OPTIONS[error.argument]})") from error
 
 
 _OVER = {"palettized": "palettized ones", "model": "whole model"}

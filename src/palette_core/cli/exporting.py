@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from torch.export import Dim
 from palette_core.cli.factories import FactoryError, Loaded
 from palette_core.errors import did_you_mean
 from palette_core.palettizer import KMeansPalettizer
+from palette_core.plugins import ExportBackendEntry
 from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.shelves import validate_options
+from palette_core.plugins.shelves import Shelf, validate_options
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight
 from palette_core.storage.checkpoint import load_checkpoint
@@ -74,16 +77,8 @@ def make_target(
         PaletteError: the backend is not installed, or does not know an option.
     """
     catalog = get_catalog()
-    if backend is None:
-        suffixes = {item.entry.suffix: item.entry.name for item in catalog.export_backends}
-        backend = suffixes.get(output.suffix)
-    if backend is None:
-        known = {".aimodel": "coreai", ".mlpackage": "coreml"}
-        if output.suffix in known:
-            catalog.backend(known[output.suffix])  # says what to install
-        written = ", ".join(f"{suffix} ({name})" for suffix, name in suffixes.items())
-        raise FactoryError(f"no export backend writes {output}; installed ones write {written}")
-    entry = catalog.backend(backend)
+    entry = catalog.backend(backend or _backend_for(output, catalog.export_backends))
+    backend = entry.name
     if output.suffix != entry.suffix:
         raise FactoryError(
             f"backend {backend!r} writes {entry.suffix} files, got --output {output}"
@@ -93,6 +88,18 @@ def make_target(
     read = read_options(options)
     validate_options(entry, read)
     return Target(output, backend, read, _read_dynamic(dynamic))
+
+
+def _backend_for(output: Path, shelf: Shelf[ExportBackendEntry]) -> str:
+    """Return the backend that writes such files, or one that is known to and not installed."""
+    found = shelf.find_by("suffix", output.suffix)
+    if found is not None:
+        return found.entry.name
+    known = json.loads(files("palette_core.cli").joinpath("known_suffixes.json").read_text())
+    if output.suffix in known:
+        return str(known[output.suffix])
+    written = ", ".join(f"{item.entry.suffix} ({item.entry.name})" for item in shelf)
+    raise FactoryError(f"no export backend writes {output}; installed ones write {written}")
 
 
 def export_checkpoint(loaded: Loaded, checkpoint: Path, target: Target, *, as_json: bool) -> None:

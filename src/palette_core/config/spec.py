@@ -23,8 +23,10 @@ from palette_core.config.granularity import (
     PerTensorGranularity,
     parse_granularity,
 )
+from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.granularities import Granularity
-from palette_core.tensors.dtypes import FP8_DTYPES, LUT_DTYPES, dtype_name, parse_dtype
+from palette_core.plugins.kinds import LUT_QUANTIZER
+from palette_core.tensors.dtypes import dtype_name, parse_dtype
 
 __all__ = [
     "Granularity",
@@ -73,13 +75,14 @@ class QuantizationSpec(FrozenModel):
     """How the entries of each look-up table are quantized: one scale per LUT.
 
     Attributes:
-        dtype: a torch dtype or its name. ``PalettizationSpec.lut_qspec`` takes ``int8``,
-            ``uint8``, ``float8_e4m3fn`` and ``float8_e5m2``.
-        qscheme: see :class:`QuantizationScheme`. 8-bit floats are symmetric only.
+        dtype: a torch dtype or its name. ``PalettizationSpec.lut_qspec`` takes what the installed
+            LUT quantizers can make; the built-in ones ``int8``, ``uint8``, ``float8_e4m3fn`` and
+            ``float8_e5m2``.
+        qscheme: see :class:`QuantizationScheme`. floats are symmetric only.
         granularity: one scale per LUT is ``PerTensorGranularity()``, the only one for LUTs.
         scale_dtype: ``None`` keeps the scale in float32; ``float8_e8m0fnu`` (8-bit float
             entries only) restricts it to powers of two.
-        quantizer: name of a registered LUT quantizer; ``None`` picks the built-in for ``dtype``.
+        quantizer: name of a registered LUT quantizer; ``None`` picks the default for ``dtype``.
         quantizer_options: options of that quantizer.
     """
 
@@ -97,13 +100,15 @@ class QuantizationSpec(FrozenModel):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        if self.dtype in FP8_DTYPES and self.qscheme is not QuantizationScheme.SYMMETRIC:
+        if self.dtype.is_floating_point and self.qscheme is not QuantizationScheme.SYMMETRIC:
             raise ValueError(
                 f"dtype {dtype_name(self.dtype)} requires symmetric quantization, "
                 f"got qscheme={self.qscheme.value!r}"
             )
         if self.scale_dtype is not None and (
-            self.scale_dtype is not torch.float8_e8m0fnu or self.dtype not in FP8_DTYPES
+            self.scale_dtype is not torch.float8_e8m0fnu
+            or not self.dtype.is_floating_point
+            or self.dtype.itemsize > 1
         ):
             raise ValueError(
                 f"scale_dtype {dtype_name(self.scale_dtype)} with dtype {dtype_name(self.dtype)} "
@@ -124,8 +129,8 @@ class PalettizationSpec(FrozenModel):
             channel axis share one index.
         enable_per_channel_scale: divide every output channel by its largest magnitude before
             clustering, and multiply back when decoding.
-        algorithm: name of a registered clusterer; ``None`` picks the built-in for the case
-            (``kmeans1d`` for ``cluster_dim == 1``, ``kmeans_vector`` otherwise).
+        algorithm: name of a registered clusterer; ``None`` picks the default for scalars
+            (``cluster_dim == 1``) or for vectors: the built-in k-means, unless it is blocked.
         algorithm_options: options of that clusterer.
         preserve_zero: weights that are exactly zero, such as pruned ones, decode to exactly zero
             and stay zero in training: one entry of every LUT is zero. With ``cluster_dim`` above
@@ -155,10 +160,12 @@ class PalettizationSpec(FrozenModel):
     def _check_lut_qspec(cls, value: QuantizationSpec | None) -> QuantizationSpec | None:
         if value is None:
             return None
-        if value.dtype not in LUT_DTYPES:
-            allowed = ", ".join(dtype_name(d) for d in LUT_DTYPES)
+        installed = get_catalog()[LUT_QUANTIZER]
+        allowed = list(dict.fromkeys(dtype for item in installed for dtype in item.entry.dtypes))
+        if dtype_name(value.dtype) not in allowed:
             raise ValueError(
-                f"lut_qspec.dtype must be one of {allowed}, got {dtype_name(value.dtype)}"
+                f"lut_qspec.dtype must be one of {', '.join(allowed) or '(no LUT quantizer)'}, "
+                f"got {dtype_name(value.dtype)}"
             )
         if not isinstance(value.granularity, PerTensorGranularity):
             raise ValueError(

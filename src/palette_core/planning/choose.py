@@ -97,6 +97,11 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
             f"LUT quantizer {name!r} cannot make {dtype_name(lut_qspec.dtype)}; these can: "
             f"{', '.join(sorted(e.name for e in able))}"
         )
+    if lut_qspec.dtype.itemsize > 1:
+        raise PlanError(
+            f"LUT quantizer {name!r} makes {dtype_name(lut_qspec.dtype)}, and entries are stored "
+            "in one byte; choose a dtype of 8 bits"
+        )
     validate_options(entry, lut_qspec.quantizer_options)
     return name
 

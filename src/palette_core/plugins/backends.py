@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
@@ -111,11 +111,13 @@ class ExportBackendEntry(PluginEntry):
             into memory, without copying them all.
     """
 
-    unique: ClassVar[tuple[str, ...]] = ("name", "suffix")
-
     factory: Callable[[Any], Backend]
     suffix: str
     supports_mmap: bool = False
+
+    def claims(self) -> frozenset[str]:
+        """Return name and suffix."""
+        return super().claims() | {f"the suffix {self.suffix!r}"}
 
 
 @hookspec

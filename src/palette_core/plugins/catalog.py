@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,14 +27,8 @@ from palette_core.plugins.kinds import (
 )
 from palette_core.plugins.lut_quantizers import LutQuantizerEntry
 from palette_core.plugins.metrics import SensitivityMetricEntry
-from palette_core.plugins.shelves import Quarantined, Shelf
+from palette_core.plugins.shelves import CORE, Blocked, Quarantined, Shelf
 from palette_core.plugins.training import TrainingStrategyEntry
-
-# Backends that exist as distributions of this project, so a missing one can name its package.
-KNOWN_BACKENDS = {
-    "coreai": "palette-core-coreai",
-    "coreml": "palette-core-coreml",
-}
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Catalog:
 
     by_kind: Mapping[PluginKind[Any], Shelf[Any]]
     quarantined: tuple[Quarantined, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
 
     def __getitem__(self, kind: PluginKind[EntryT]) -> Shelf[EntryT]:
         return self.by_kind[kind]
@@ -89,22 +86,32 @@ class Catalog:
             MissingBackendError: it is one of ours, but its distribution is not installed.
             UnknownPluginError: nobody knows it.
         """
-        shelf = self.export_backends
-        broken = [q for q in self.quarantined if q.distribution.name == KNOWN_BACKENDS.get(name)]
-        if name in KNOWN_BACKENDS and name not in shelf.names() and not broken:
+        shelf, provider = self[EXPORT_BACKEND], _provider(name)
+        known = [each.distribution.name for each in self.quarantined]
+        known += [each.distribution.name for each in self.blocked]
+        if provider and name not in shelf.names() and provider not in known:
             raise MissingBackendError(
-                f"export backend {name!r} needs the plug-in {KNOWN_BACKENDS[name]!r}: "
-                f"pip install {KNOWN_BACKENDS[name]}; installed: {', '.join(shelf.names())}"
+                f"export backend {name!r} needs the plug-in {provider!r}: pip install {provider}; "
+                f"installed: {', '.join(shelf.names())}"
             )
         return shelf.get(name)
+
+
+def _provider(backend: str) -> str | None:
+    """Return the distribution that the core offers as an extra of the backend's name."""
+    for requirement in importlib.metadata.requires(CORE) or ():
+        offered = re.fullmatch(rf"({CORE}-[\w-]+) *; *extra *== *['\"](.+)['\"]", requirement)
+        if offered and offered[2] == backend:
+            return offered[1]
+    return None
 
 
 def discover() -> Catalog:
     """Load every entry point, those of the built-in plug-ins first, and return a fresh catalog."""
     found = find_plugins()
-    quarantined = tuple(found.quarantined)
-    shelves = {kind: Shelf(kind, tuple(found.entries[kind]), quarantined) for kind in KINDS}
-    return Catalog(shelves, quarantined)
+    left_out = tuple(found.quarantined), tuple(found.blocked)
+    shelves = {kind: Shelf(kind, tuple(found.entries[kind]), *left_out) for kind in KINDS}
+    return Catalog(shelves, *left_out)
 
 
 @lru_cache(maxsize=1)

@@ -106,6 +106,12 @@ class ClustererEntry(PluginEntry):
     supports_cuda: bool = False
     thread_safe: bool = False
 
+    def claims(self) -> frozenset[str]:
+        """Return the name, and the points that it is the default for."""
+        default = {"scalars": self.default_for_scalars, "vectors": self.default_for_vectors}
+        points = [points for points, declared in default.items() if declared]
+        return super().claims() | {f"to be the default for {each}" for each in points}
+
 
 @hookspec
 def palette_core_clusterers() -> Iterable[ClustererEntry]:

@@ -15,10 +15,11 @@ from typing import Any
 
 import pluggy
 
-from palette_core.errors import did_you_mean
+from palette_core.errors import DuplicatePluginError, did_you_mean
+from palette_core.plugins.blocking import BlockList
 from palette_core.plugins.kinds import KINDS, PluginKind
 from palette_core.plugins.markers import PROJECT
-from palette_core.plugins.shelves import CORE, Distribution, Quarantined, Registered
+from palette_core.plugins.shelves import CORE, Blocked, Distribution, Quarantined, Registered
 from palette_core.plugins.validation import collect_entries
 
 ENTRY_POINT_GROUP = PROJECT
@@ -31,12 +32,16 @@ class Discovery:
     Attributes:
         entries: by kind, in the order in which they were found.
         quarantined: what could not be used.
+        blocked: what was found and is on the block list.
+        block: the block list.
     """
 
     entries: dict[PluginKind[Any], list[Registered[Any]]] = field(
         default_factory=lambda: defaultdict(list)
     )
     quarantined: list[Quarantined] = field(default_factory=list)
+    blocked: list[Blocked] = field(default_factory=list)
+    block: BlockList = field(default_factory=BlockList.read)
     _manager: pluggy.PluginManager = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +50,13 @@ class Discovery:
         self._manager.add_hookspecs(type("Hooks", (), hooks))
 
     def load(self, dist: Distribution, point: EntryPoint) -> None:
-        """Load one entry point, and register what it names."""
+        """Load one entry point, and register what it names, unless it is blocked."""
+        name = _full_name(dist, point.name)
+        if self.block.has_distribution(dist.name):
+            self._manager.set_blocked(name)
+        if self._manager.is_blocked(name):
+            self.blocked.append(Blocked(dist.name, dist))
+            return
         start = time.perf_counter()
         try:
             plugin = point.load()
@@ -58,7 +69,7 @@ class Discovery:
 
     def add(self, plugin: object, distribution: Distribution, name: str) -> None:
         """Register one plug-in whole, or quarantine it whole."""
-        known = f"{distribution.name}:{name}"
+        known = _full_name(distribution, name)
         try:
             self._manager.register(plugin, name=known)
             self._check_hooks(plugin)
@@ -70,7 +81,25 @@ class Discovery:
             self.reject(distribution, name, error)
             return
         for kind, records in found.items():
-            self.entries[kind] += [Registered(record, distribution) for record in records]
+            for record in records:
+                item = f"{kind.slug}:{record.name}"
+                if item in self.block.entries:
+                    self.blocked.append(Blocked(item, distribution))
+                else:
+                    self.entries[kind].append(Registered(record, distribution))
+
+    def settle_claims(self) -> None:
+        """Set aside what claims the name, the suffix or the like of a built-in plug-in."""
+        for kind, items in self.entries.items():
+            built_in = [item.entry for item in items if item.distribution.name == CORE]
+            taken = {claim for entry in built_in for claim in entry.claims()}
+            for item in list(items):
+                wrong = sorted(taken & item.entry.claims())
+                if wrong and item.distribution.name != CORE:
+                    items.remove(item)
+                    text = f"{kind} {item.entry.name!r} claims {', '.join(wrong)}"
+                    reason = DuplicatePluginError(f"{text}, as a built-in one does")
+                    self.reject(item.distribution, f"{kind.slug}:{item.entry.name}", reason)
 
     def reject(self, distribution: Distribution, name: str, error: BaseException) -> None:
         """Set aside what cannot be used."""
@@ -98,11 +127,16 @@ class Discovery:
         return [entry for hook in own for entry in collect_entries(hook, kind)]
 
 
+def _full_name(distribution: Distribution, point: str) -> str:
+    return f"{distribution.name}:{point}"
+
+
 def find_plugins() -> Discovery:
     """Load every entry point of every installed distribution, the core's own first."""
     found = Discovery()
     for dist, point in _entry_points(found):
         found.load(dist, point)
+    found.settle_claims()
     return found
 
 

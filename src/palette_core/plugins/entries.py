@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,13 +26,17 @@ class PluginEntry:
         options: a frozen pydantic model with ``extra="forbid"``.
     """
 
-    unique: ClassVar[tuple[str, ...]] = ("name",)
-    """Fields by which an entry is picked, so that no two of a kind may share a value."""
-
     name: str
     summary: str
     interface: int
     options: type[BaseModel] = NoOptions
+
+    def claims(self) -> frozenset[str]:
+        """Return by what the entry is picked, in words: ``"the name 'its_name'"``.
+
+        What a built-in entry claims, nobody else may.
+        """
+        return frozenset({f"the name {self.name!r}"})
 
     def check(self) -> None:
         """Refuse what the kind's own fields must not hold: annotations are not enforced.

@@ -44,6 +44,11 @@ class LutQuantizerEntry(PluginEntry):
     error_bound: float = 1.0
     thread_safe: bool = False
 
+    def claims(self) -> frozenset[str]:
+        """Return the name, and the dtypes that it is the default for."""
+        default = self.dtypes if self.is_default else ()
+        return super().claims() | {f"to be the default for {dtype}" for dtype in default}
+
     def check(self) -> None:
         """Refuse dtypes that are not given by name.
 

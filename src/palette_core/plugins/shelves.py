@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from palette_core.errors import (
+    BlockedPluginError,
     DuplicatePluginError,
     PluginOptionsError,
     UnknownPluginError,
     did_you_mean,
 )
+from palette_core.plugins.blocking import VARIABLE
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.kinds import PluginKind, kind_of
 
@@ -55,12 +57,26 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class Blocked:
+    """What somebody wants left out: one entry, or all that an entry point would register.
+
+    Attributes:
+        item: as it is written in a block list, such as ``"clusterer:kmeans1d"``.
+        distribution: where it comes from.
+    """
+
+    item: str
+    distribution: Distribution
+
+
+@dataclass(frozen=True)
 class Shelf(Generic[EntryT]):
     """All entries of one kind."""
 
     kind: PluginKind[EntryT]
     items: tuple[Registered[EntryT], ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
 
     def __iter__(self) -> Iterator[Registered[EntryT]]:
         return iter(self.items)
@@ -75,31 +91,54 @@ class Shelf(Generic[EntryT]):
         Raises:
             UnknownPluginError: nothing is; the message lists what is and the nearest match.
             DuplicatePluginError: two distributions claim the name.
+            BlockedPluginError: it is blocked.
         """
         found = [item for item in self.items if item.entry.name == name]
-        if len(found) == 1:
-            return found[0]
         if found:
-            claims = sorted(str(item.distribution) for item in found)
-            others = sorted(str(i.distribution) for i in found if i.distribution.name != CORE)
-            raise DuplicatePluginError(
-                f"{self.kind} {name!r} is registered by {' and '.join(claims)}; "
-                f"uninstall {' or '.join(others)}"
+            return self._only(found, repr(name))
+        hidden = [each for each in self.blocked if each.item == f"{self.kind.slug}:{name}"]
+        if hidden:
+            raise BlockedPluginError(
+                f"{self.kind} {name!r} of {hidden[0].distribution} is blocked by --block or "
+                f"{VARIABLE}"
             )
         raise UnknownPluginError(self._unknown(name))
+
+    def find_by(self, field: str, value: object) -> Registered[EntryT] | None:
+        """Return the entry that has ``value`` in a field, if any.
+
+        Raises:
+            DuplicatePluginError: two distributions claim it.
+        """
+        found = [item for item in self.items if getattr(item.entry, field) == value]
+        return self._only(found, f"for {field} {value!r}") if found else None
 
     def get(self, name: str) -> EntryT:
         """Return the entry registered under ``name``; raises as `find`."""
         return self.find(name).entry
 
-    def _unknown(self, name: object) -> str:
-        text = (
-            f"no {self.kind} is named {name!r}; installed: {', '.join(self.names()) or 'none'}"
-            f"{did_you_mean(name, self.names())}"
+    def _only(self, found: Sequence[Registered[EntryT]], what: str) -> Registered[EntryT]:
+        if len(found) == 1:
+            return found[0]
+        claims = sorted(str(item.distribution) for item in found)
+        raise DuplicatePluginError(
+            f"{self.kind} {what} is registered by {' and '.join(claims)}; "
+            f"uninstall or block {' or '.join(claims)}"
         )
+
+    def _unknown(self, name: object) -> str:
+        return (
+            f"no {self.kind} is named {name!r}; installed: {', '.join(self.names()) or 'none'}"
+            f"{did_you_mean(name, self.names())}{self._left_out()}"
+        )
+
+    def _left_out(self) -> str:
+        text = ""
         if self.quarantined:
             broken = "; ".join(f"{q.distribution}: {q.error}" for q in self.quarantined)
             text += f" (not usable: {broken})"
+        if self.blocked:
+            text += f" (blocked: {', '.join(each.item for each in self.blocked)})"
         return text
 
 

@@ -7,7 +7,7 @@ from palette_core._common.lazy import lazy_names
 if TYPE_CHECKING:
     from palette_core.tensors.assignment import assign_and_sum, metric, tidy_entries
     from palette_core.tensors.distortion import square_sums
-    from palette_core.tensors.dtypes import FP8_DTYPES, LUT_DTYPES, dtype_name, parse_dtype
+    from palette_core.tensors.dtypes import FP8_DTYPES, dtype_name, parse_dtype
     from palette_core.tensors.layout import BlockLayout, Shape
     from palette_core.tensors.moments import InputMoments
     from palette_core.tensors.nearest import (
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FP8_DTYPES",
-    "LUT_DTYPES",
     "OP_NAME",
     "BlockLayout",
     "Codebook",
@@ -63,7 +62,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "palette_core.tensors.assignment": ["assign_and_sum", "metric", "tidy_entries"],
         "palette_core.tensors.distortion": ["square_sums"],
-        "palette_core.tensors.dtypes": ["FP8_DTYPES", "LUT_DTYPES", "dtype_name", "parse_dtype"],
+        "palette_core.tensors.dtypes": ["FP8_DTYPES", "dtype_name", "parse_dtype"],
         "palette_core.tensors.layout": ["BlockLayout", "Shape"],
         "palette_core.tensors.moments": ["InputMoments"],
         "palette_core.tensors.nearest": [

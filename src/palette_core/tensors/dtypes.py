@@ -1,4 +1,4 @@
-"""Names of dtypes, and the dtypes of quantized look-up tables."""
+"""Names of dtypes, and the 8-bit floats that torch computes with everywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from palette_core.errors import did_you_mean
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
-LUT_DTYPES = (torch.int8, torch.uint8, *FP8_DTYPES)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -22,7 +21,8 @@ def parse_dtype(value: Any) -> Any:
     if isinstance(value, str):
         found = getattr(torch, value.removeprefix("torch."), None)
         if not isinstance(found, torch.dtype):
-            names = [dtype_name(d) for d in LUT_DTYPES]
+            known = [each for each in vars(torch).values() if isinstance(each, torch.dtype)]
+            names = [dtype_name(each) for each in known]
             raise ValueError(f"{value!r} is not a torch dtype{did_you_mean(value, names)}")
         return found
     return value

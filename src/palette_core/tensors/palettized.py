@@ -25,7 +25,7 @@ class QuantizedLut:
     The value of an entry is ``(values - zero_point) * scale``, computed in float32.
 
     Attributes:
-        values: ``[…, K, D]`` of int8, uint8, float8_e4m3fn or float8_e5m2.
+        values: ``[…, K, D]`` of a dtype of one byte, integer or floating.
         scale: ``[…, 1, 1]`` float32, one per LUT.
         zero_point: ``[…, 1, 1]`` in the dtype of ``values``, or None (always for 8-bit floats).
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palette_core.config.spec import QuantizationScheme, QuantizationSpec
 from palette_core.plugins.kinds import LUT_QUANTIZER
-from palette_core.tensors.dtypes import FP8_DTYPES, parse_dtype
+from palette_core.tensors.dtypes import parse_dtype
 from palette_core.tensors.palettized import QuantizedLut
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits, draw, global_rng_untouched, other_global_rng
@@ -25,7 +25,7 @@ def _quantizers(subject: Subject) -> Iterator[tuple[QuantizationSpec, Callable[[
     for options in subject.options:
         for dtype in map(parse_dtype, subject.entry.dtypes):
             for scheme in QuantizationScheme:
-                if dtype in FP8_DTYPES and scheme is not QuantizationScheme.SYMMETRIC:
+                if dtype.is_floating_point and scheme is not QuantizationScheme.SYMMETRIC:
                     continue
                 spec = QuantizationSpec(dtype=dtype, qscheme=scheme)
                 yield spec, partial(subject.entry.factory, spec, options)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from palette_core.plugins import Refusal, TensorFacts
-from palette_core.tensors import LUT_DTYPES, dtype_name
+from palette_core.tensors import FP8_DTYPES, dtype_name
 
 INDEX_BITS = (1, 2, 3, 4, 6, 8)
+LUT_DTYPES = (torch.int8, torch.uint8, *FP8_DTYPES)
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -16,7 +16,7 @@ from palette_core.plugins import (
     Refusal,
     TensorFacts,
 )
-from palette_core.tensors import FP8_DTYPES, dtype_name
+from palette_core.tensors import dtype_name
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _BITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
@@ -53,7 +53,7 @@ def _first_obstacle(
 ) -> tuple[str, PalettizationSpec] | None:
     """Return what stands in the way of ``spec``, and ``spec`` without it."""
     quantized = spec.lut_qspec
-    if quantized is not None and quantized.dtype in FP8_DTYPES:
+    if quantized is not None and quantized.dtype not in (torch.int8, torch.uint8):
         return (
             f"Core ML has no tables of {dtype_name(quantized.dtype)}",
             _with(spec, lut_qspec=QuantizationSpec(dtype="int8")),
