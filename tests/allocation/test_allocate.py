@@ -300,13 +300,13 @@ def test_the_cache_answers_and_a_change_of_anything_asks_again(
     from palette_core.allocation import judging
 
     asked: list[str] = []
-    run_jobs = judging.run_jobs
+    original = judging.Executor.run
 
-    def counted(jobs, **how):
+    def counted(self, jobs, **how):
         asked.extend(job.plan.name for job in jobs)
-        return run_jobs(jobs, **how)
+        return original(self, jobs, **how)
 
-    monkeypatch.setattr(judging, "run_jobs", counted)
+    monkeypatch.setattr(judging.Executor, "run", counted)
     path = tmp_path / "cache.json"
     first = run(candidates=(2, 4), cache=path)
     assert len(asked) == 10
@@ -329,15 +329,15 @@ def test_the_cache_answers_and_a_change_of_anything_asks_again(
 def test_an_interrupt_keeps_what_was_judged(tmp_path: Path, monkeypatch) -> None:
     from palette_core.allocation import judging
 
-    run_jobs, calls = judging.run_jobs, []
+    original, calls = judging.Executor.run, []
 
-    def interrupted(jobs, **how):
+    def interrupted(self, jobs, **how):
         calls.append(len(jobs))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run_jobs(jobs, **how)
+        return original(self, jobs, **how)
 
-    monkeypatch.setattr(judging, "run_jobs", interrupted)
+    monkeypatch.setattr(judging.Executor, "run", interrupted)
     path = tmp_path / "cache.json"
     with pytest.raises(KeyboardInterrupt):
         run(candidates=(2, 4), cache=path)

@@ -43,13 +43,13 @@ def run(net: nn.Module, cache: Path | None, algorithm: str | None = None, **how)
 @pytest.fixture
 def clustered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    run_jobs = judging.run_jobs
+    original = judging.Executor.run
 
-    def counted(jobs, **how):
+    def counted(self, jobs, **how):
         names.extend(job.plan.name for job in jobs)
-        return run_jobs(jobs, **how)
+        return original(self, jobs, **how)
 
-    monkeypatch.setattr(judging, "run_jobs", counted)
+    monkeypatch.setattr(judging.Executor, "run", counted)
     return names
 
 

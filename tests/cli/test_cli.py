@@ -402,7 +402,7 @@ def test_interrupt_ends_with_130_and_no_file(palette, tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("palette_core.engine.executor.run_jobs", stop)
+    monkeypatch.setattr("palette_core.engine.executor.Executor.run", stop)
     code, _, err = palette("palettize", "fac.py", "-o", "m.safetensors")
     assert code == 130
     assert "interrupted" in err

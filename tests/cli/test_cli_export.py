@@ -111,7 +111,7 @@ def test_options_reach_the_backend(palette):
 def test_a_checkpoint_is_exported_without_clustering_again(palette, monkeypatch):
     assert palette("palettize", "fac.py", "-o", "m.safetensors")[0] == 0
     monkeypatch.setattr(
-        "palette_core.engine.executor.run_jobs", lambda *a, **k: pytest.fail("clustered")
+        "palette_core.engine.executor.Executor.run", lambda *a, **k: pytest.fail("clustered")
     )
     code, out, err = palette("export", "fac.py", "m.safetensors", "-o", "m.told", "--json")
     assert code == 0, err
@@ -168,7 +168,7 @@ def test_plan_asks_the_backend_with_its_options(palette):
 def test_bad_input_is_one_line_before_the_work(palette, args, words, monkeypatch):
     if "safetensors" not in args[1]:
         monkeypatch.setattr(
-            "palette_core.engine.executor.run_jobs", lambda *a, **k: pytest.fail("clustered")
+            "palette_core.engine.executor.Executor.run", lambda *a, **k: pytest.fail("clustered")
         )
     code, _, err = palette("palettize", "fac.py", *args)
     assert code == 2

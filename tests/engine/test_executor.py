@@ -22,9 +22,12 @@ from palette_core import (
 )
 from palette_core.engine import executor as execution
 from palette_core.engine.cluster_tensor import cluster_tensor
-from palette_core.engine.executor import Job, check_num_workers, run_jobs
+from palette_core.engine.executor import Executor
+from palette_core.engine.jobs import Job
+from palette_core.engine.results import Clustered
 from palette_core.errors import ClusteringError, WeightError
 from palette_core.planning import Plan
+from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -53,7 +56,7 @@ def parts(tensor: PalettizedTensor) -> list[Tensor]:
     return [part.view(torch.uint8) for part in found if part is not None]
 
 
-def assert_same(a: list[execution.Clustered], b: list[execution.Clustered]) -> None:
+def assert_same(a: list[Clustered], b: list[Clustered]) -> None:
     for one, other in zip(a, b, strict=True):
         assert one.palettized.dtype is other.palettized.dtype
         for x, y in zip(parts(one.palettized), parts(other.palettized), strict=True):
@@ -82,10 +85,8 @@ def test_two_workers_give_the_bytes_of_one() -> None:
         _, jobs = planned(dtype, **spec)
         jobs[0] = replace(jobs[0], importance=torch.rand(32, 8))
         done: list[str] = []
-        alone = run_jobs(jobs)
-        together = run_jobs(
-            jobs, num_workers=2, on_done=lambda job, _, done=done: done.append(job.plan.name)
-        )
+        alone = Executor().run(jobs)
+        together = Executor(2).run(jobs, lambda name, _, done=done: done.append(name))
         assert_same(alone, together)
         assert sorted(done) == ["0.weight", "1.weight", "2.weight"]
 
@@ -108,29 +109,29 @@ def test_errors_in_workers_are_of_the_same_kind_and_name_the_tensor() -> None:
     jobs[1] = replace(jobs[1], weight=bad)
     for workers in (1, 2):
         with pytest.raises(WeightError, match=r"^1\.weight: 1 of 512 weights"):
-            run_jobs(jobs, num_workers=workers)
+            Executor(workers).run(jobs)
 
 
 def test_any_other_error_becomes_one_that_names_the_tensor() -> None:
     _, jobs = planned()
     jobs[2] = replace(jobs[2], importance=torch.ones(3))  # of the wrong shape
     with pytest.raises(ClusteringError, match=r"^2\.weight: RuntimeError") as caught:
-        run_jobs(jobs)
+        Executor().run(jobs)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:
     plan, jobs = planned()
-    results = run_jobs(jobs)
+    results = Executor().run(jobs)
     for tensor, job, result in zip(plan, jobs, results, strict=True):
         assert result.palettized.shape == tensor.shape
-        assert_same([result], [cluster_tensor(tensor, job.weight)])
+        assert_same([result], [cluster_tensor(Job(tensor, job.weight), get_catalog())])
 
 
 def test_little_work_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "_in_workers", None)
     _, jobs = planned()
-    assert len(run_jobs(jobs, num_workers=8)) == 3
+    assert len(Executor(8).run(jobs)) == 3
 
 
 def test_the_callers_joblib_backend_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,27 +145,27 @@ def test_the_callers_joblib_backend_is_honoured(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(execution, "_here", noted)
     with joblib.parallel_config(backend="threading"):
-        together = run_jobs(jobs, num_workers=2)
+        together = Executor(2).run(jobs)
     assert threads
     assert threading.get_ident() not in threads
-    assert_same(run_jobs(jobs), together)
+    assert_same(Executor().run(jobs), together)
 
 
 def test_inputs_are_not_written_to() -> None:
     _, jobs = planned(cluster_dim=2)
     kept = [job.weight.clone() for job in jobs]
-    run_jobs(jobs)
+    Executor().run(jobs)
     assert all(torch.equal(job.weight, before) for job, before in zip(jobs, kept, strict=True))
 
 
 def test_no_jobs() -> None:
-    assert run_jobs([]) == []
-    assert run_jobs([], num_workers=3) == []
+    assert Executor().run([]) == []
+    assert Executor(3).run([]) == []
 
 
 @pytest.mark.parametrize("good", [1, 2, 64])
 def test_numbers_of_workers(good: int) -> None:
-    assert check_num_workers(good) == good
+    assert Executor(good).num_workers == good
 
 
 SCRIPT = """

@@ -14,7 +14,7 @@ from torch import nn
 from palette_core import KMeansPalettizer, PerGroupedChannelGranularity, PerTensorGranularity
 from palette_core._common.files import atomic_path
 from palette_core._common.progress import progress_bar
-from palette_core.engine.report import Report, snr_db
+from palette_core.engine.results import Report, snr_db
 from palette_core.errors import PaletteWarning
 from palette_core.plugins.checked.granularities import described
 from palette_core.reporting.pictures import MissingPlotError, plot_report

@@ -22,9 +22,10 @@ from torch.nn.utils import parametrize
 from palette_core import KMeansPalettizer
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
 from palette_core.engine import executor as execution
+from palette_core.engine import jobs
 from palette_core.errors import ClusteringError, PluginOptionsError
 from palette_core.model import parametrization
-from palette_core.palettizer import palettizer, preparing
+from palette_core.palettizer import attaching, palettizer
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.storage import sites
 from palette_core.storage.packed_weight import PackedWeight
@@ -120,10 +121,10 @@ def test_attaching_stops_in_the_middle_of_torch(
         (palettizer, "trace"),
         (palettizer, "make_plan"),
         (palettizer, "warn_about"),
-        (preparing, "check_finite"),
-        (execution, "run_jobs"),
-        (preparing, "make_report"),
-        (preparing, "PalettizedWeight"),
+        (jobs, "check_finite"),
+        (palettizer, "cluster_model"),
+        (palettizer, "make_report"),
+        (attaching, "PalettizedWeight"),
         (execution, "cluster_tensor"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",

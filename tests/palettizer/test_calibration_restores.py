@@ -233,7 +233,7 @@ class Stop:
         (Calibration, "step", 2),
         (SquareSum, "take", 4),
         (mode, "fingerprint", 10),
-        (mode, "run_with_bar", 1),
+        (execution.Executor, "run", 1),
         (execution, "cluster_tensor", 3),
         (PalettizedWeight, "set_palettized", 1),
         (PalettizedWeight, "set_palettized", 7),

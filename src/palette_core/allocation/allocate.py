@@ -25,7 +25,7 @@ from palette_core.allocation.judging import Evidence, judge
 from palette_core.allocation.solver import Choices, Solution, curve, solve
 from palette_core.allocation.writing import config_of
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.executor import check_num_workers
+from palette_core.engine.executor import Executor
 from palette_core.errors import AllocationError
 from palette_core.model import ExampleInputs, trace
 from palette_core.planning import Plan, make_plan, warn_about
@@ -178,7 +178,7 @@ def allocate(
     if over not in ("palettized", "model"):
         raise AllocationError(f"over must be 'palettized' or 'model', got {over!r}")
     target_bpw = _checked_target(target_bpw)
-    check_num_workers(num_workers)
+    executor = Executor(num_workers, catalog, show_progress)
     specs = checked(candidates)
     entry = catalog.sensitivity_metrics.get(metric)
     judge_with = make_metric(catalog, metric, metric_options or {})
@@ -193,7 +193,7 @@ def allocate(
     warn_about(plan)
     plan, limits = constrained(plan, fixed or {}, minimum or {}, exclude)
     plans = candidate_plans(plan, specs, catalog, target, limits)
-    evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, show_progress)
+    evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, executor)
     judged = judge(
         plans,
         evidence,
@@ -205,8 +205,7 @@ def allocate(
             str(catalog.sensitivity_metrics.find(metric).distribution),
         ),
         cache=None if cache is None else Path(cache),
-        num_workers=num_workers,
-        show_progress=show_progress,
+        executor=executor,
     )
     rest, weights = _what_counts(model, plan, over)
     choices = [

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from palette_core._common.progress import progress_bar
 from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.allocate import Allocation
 from palette_core.allocation.judging import Evidence, job_of
-from palette_core.engine.executor import check_num_workers, run_jobs
+from palette_core.engine.executor import Executor
 from palette_core.errors import AllocationError
-from palette_core.palettizer.preparing import attach_palettes
+from palette_core.palettizer.attaching import attach_palettes
 from palette_core.planning import Plan, TensorPlan
-from palette_core.plugins.catalog import get_catalog
 from palette_core.storage.sites import palette_sites
 
 Measure = Callable[[nn.Module], Any]
@@ -80,7 +78,7 @@ def compare_predictions(
         ClusteringError: an algorithm failed.
         TypeError, ValueError: num_workers is no positive integer.
     """
-    check_num_workers(num_workers)
+    executor = Executor(num_workers, progress=show_progress)
     if points < 1:
         raise AllocationError(f"points must be a number of at least 1, got {points!r}")
     _check_model(model, allocation)
@@ -90,14 +88,14 @@ def compare_predictions(
     if not math.isfinite(dense):
         raise AllocationError(f"measure returned {dense} for the dense model")
     evidence = Evidence.gather(
-        model, Plan(plans[at[0]]), _by_name(plans), None, sensitivity_path, batches, show_progress
+        model, Plan(plans[at[0]]), _by_name(plans), None, sensitivity_path, batches, executor
     )
     found = []
-    with progress_bar("Measuring", len(at), show=show_progress) as advance:
+    with executor.bar("Measuring", len(at)) as advance:
         for i in at:
             bits, predicted = allocation.curve[i]
             where = f"the model at {bits:.3f} bits per weight"
-            loss = _measured(measure, _palettized(model, plans[i], evidence, num_workers), where)
+            loss = _measured(measure, _palettized(model, plans[i], evidence, executor), where)
             found.append(Compared(bits, predicted, loss - dense))
             advance(f"{bits:.3f} bits per weight", 1)
     return tuple(found)
@@ -135,13 +133,13 @@ def _check_model(model: nn.Module, allocation: Allocation) -> None:
 
 
 def _palettized(
-    model: nn.Module, plans: tuple[TensorPlan, ...], evidence: Evidence, num_workers: int
+    model: nn.Module, plans: tuple[TensorPlan, ...], evidence: Evidence, executor: Executor
 ) -> nn.Module:
     jobs = [job_of(plan, evidence) for plan in plans]
     with untouched_global_rng():
-        results = run_jobs(jobs, num_workers=num_workers)
+        results = executor.run(jobs)
         made = _copied(model)
-        attach_palettes(made, Plan(plans), results, {}, get_catalog())
+        attach_palettes(made, Plan(plans), results, {}, executor.catalog)
     return made
 
 

@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from palette_core._common.progress import progress_bar
 from palette_core._common.pytrees import floating
 from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
 from palette_core.engine.data_aware import warn_about
-from palette_core.engine.executor import Job, run_jobs
+from palette_core.engine.executor import Executor
+from palette_core.engine.jobs import Job, dense_weights
 from palette_core.errors import AllocationError, CalibrationError, MissingArgumentError
-from palette_core.palettizer.preparing import planned_weights, read_sensitivities
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import (
     Candidate,
@@ -28,7 +27,9 @@ from palette_core.plugins import (
 )
 from palette_core.plugins.catalog import get_catalog
 from palette_core.statistics.activations import Runner, as_batch, collect
+from palette_core.storage.sensitivity_files import load_sensitivities
 from palette_core.tensors.moments import InputMoments
+from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.sensitivities import Sensitivity, fingerprint
 
 
@@ -59,7 +60,7 @@ class Evidence:
         entry: SensitivityMetricEntry | None,
         sensitivity_path: str | Path | None,
         batches: Iterable[Any],
-        show_progress: bool | None,
+        executor: Executor,
     ) -> Evidence:
         """Measure what the metric, if there is one, and the candidates' algorithms want.
 
@@ -70,8 +71,9 @@ class Evidence:
             CalibrationError: the model failed on a batch.
             SensitivityError: the file does not fit.
         """
-        made = cls(planned_weights(model, plan))
-        made.sensitivities = read_sensitivities(sensitivity_path, plan, made.weights, trust=False)
+        made = cls(dense_weights(model, plan))
+        if sensitivity_path is not None:
+            made.sensitivities = load_sensitivities(sensitivity_path, plan, made.weights)
         if entry is not None and entry.needs_squares:
             _check_squares(entry.name, made.sensitivities)
         given = [as_batch(item) for item in batches]
@@ -83,7 +85,7 @@ class Evidence:
         if given:
             made.runs_id = functools.cache(lambda: runs_digest(model, given))
         runner = Runner(model, tuple(plan), given)
-        made._look_at_inputs(runner, candidates, entry, show_progress)
+        made._look_at_inputs(runner, candidates, entry, executor)
         if entry is not None and entry.needs_outputs:
             made.outputs = _outputs(runner)
         return made
@@ -93,7 +95,7 @@ class Evidence:
         runner: Runner,
         candidates: Mapping[str, Sequence[TensorPlan]],
         entry: SensitivityMetricEntry | None,
-        show_progress: bool | None,
+        executor: Executor,
     ) -> None:
         judged_by = entry is not None and entry.needs_moments
         clustered_by = [n for n, row in candidates.items() if any(map(needs_moments, row))]
@@ -101,7 +103,7 @@ class Evidence:
             return
         missing = dict.fromkeys(clustered_by, "no calibration batches were given")
         if runner.batches:
-            with progress_bar("Calibrating", len(runner.batches), show=show_progress) as advance:
+            with executor.bar("Calibrating", len(runner.batches)) as advance:
                 self.moments, missing = collect(runner, advance=advance)
         if entry is not None and judged_by and missing:
             what = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
@@ -109,7 +111,8 @@ class Evidence:
                 f"metric {entry.name!r} has nothing to judge these weights by: {what}; "
                 "exclude them, or choose another metric"
             )
-        warn_about({name: missing[name] for name in clustered_by if name in missing})
+        found = {name: missing[name] for name in clustered_by if name in missing}
+        warn_about(found, stacklevel=5)  # whoever called allocate()
 
 
 def needs_moments(plan: TensorPlan) -> bool:
@@ -125,8 +128,7 @@ def judge(
     *,
     identity: Any,
     cache: Path | None,
-    num_workers: int,
-    show_progress: bool | None,
+    executor: Executor,
 ) -> dict[str, list[Judged]]:
     """Cluster and judge every candidate, tensor by tensor.
 
@@ -137,8 +139,7 @@ def judge(
         entry: of the metric; says what it looks at.
         identity: of the metric and its options, for the cache.
         cache: a file of earlier results, which is written after every tensor.
-        num_workers: clustering processes.
-        show_progress: None shows a bar on a terminal.
+        executor: who clusters.
 
     Raises:
         AllocationError: the cache is damaged, or the metric returned no usable number.
@@ -147,13 +148,13 @@ def judge(
     known = LossFile(cache)
     found: dict[str, list[Judged]] = {}
     total = sum(map(len, plans.values()))
-    with progress_bar("Judging", total, show=show_progress) as advance:
+    with executor.bar("Judging", total) as advance:
         for name, candidates in plans.items():
             keys = [_key(plan, evidence, entry, identity, cache) for plan in candidates]
             fresh = [i for i, key in enumerate(keys) if key not in known.values]
             jobs = [job_of(candidates[i], evidence) for i in fresh]
             advance(name, len(candidates) - len(fresh))
-            for i, result in zip(fresh, _clustered(jobs, num_workers), strict=True):
+            for i, result in zip(fresh, _clustered(jobs, executor), strict=True):
                 loss = _loss(metric, entry, candidates[i], result.decode(), evidence)
                 known.values[keys[i]] = (result.size_in_bits(), loss)
                 advance(name, 1)
@@ -180,9 +181,9 @@ def job_of(plan: TensorPlan, evidence: Evidence) -> Job:
     )
 
 
-def _clustered(jobs: Sequence[Job], num_workers: int) -> list[Any]:
+def _clustered(jobs: Sequence[Job], executor: Executor) -> list[PalettizedTensor]:
     with untouched_global_rng():
-        return [result.palettized for result in run_jobs(jobs, num_workers=num_workers)]
+        return [result.palettized for result in executor.run(jobs)]
 
 
 def _key(

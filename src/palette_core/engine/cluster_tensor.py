@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from palette_core.errors import PlanError, WeightError
+from palette_core.engine.jobs import Job, check_finite
+from palette_core.engine.results import Clustered
+from palette_core.errors import PlanError
 from palette_core.planning import TensorPlan
 from palette_core.planning.choose import default_clusterer
 from palette_core.plugins import (
@@ -18,7 +20,7 @@ from palette_core.plugins import (
     InputMoments,
     LutQuantizer,
 )
-from palette_core.plugins.catalog import Catalog, get_catalog
+from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked import lut_quantizers as checked
 from palette_core.plugins.checked.clusterers import fit_checked
 from palette_core.plugins.shelves import Registered
@@ -27,51 +29,10 @@ from palette_core.tensors.quantized_fit import quantize_codebook
 from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points
 
 
-@dataclass(frozen=True)
-class Clustered:
-    """A palettized tensor, how well it stands for the weight, and what it took.
-
-    Attributes:
-        palettized: the result.
-        squared_error: Σ (decoded − weight)², in float64.
-        squared_norm: Σ weight².
-        seconds: wall time.
-        algorithm: name of the clusterer that ran: not the plan's where that needs moments and
-            there were none.
-        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
-        objective_after: the same at the result.
-    """
-
-    palettized: PalettizedTensor
-    squared_error: float
-    squared_norm: float
-    seconds: float
-    algorithm: str = ""
-    objective_before: float | None = None
-    objective_after: float | None = None
-
-
-def cluster_tensor(
-    plan: TensorPlan,
-    weight: Tensor,
-    importance: Tensor | None = None,
-    catalog: Catalog | None = None,
-    moments: InputMoments | None = None,
-    *,
-    checked: bool = False,
-) -> Clustered:
-    """Palettize ``weight`` as ``plan`` says.
+def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
+    """Palettize a weight as its plan says.
 
     Where the algorithm needs moments and there are none, the default one takes its place.
-
-    Args:
-        plan: the decisions.
-        weight: of ``plan.shape``; read only.
-        importance: non-negative, of the weight's shape; None means ones. Of no account to an
-            algorithm that goes by moments and does not take it.
-        catalog: the installed plug-ins; discovered when None.
-        moments: second moments of the layer's inputs, usable ones.
-        checked: `check_finite` has passed already.
 
     Raises:
         WeightError: NaN or infinite weights.
@@ -79,9 +40,9 @@ def cluster_tensor(
         PlanError: importance was given to an algorithm that takes neither it nor moments.
     """
     start = time.perf_counter()
-    catalog = catalog or get_catalog()
-    weight = weight.detach()
-    if not checked:
+    plan, importance, moments = job.plan, job.importance, job.moments
+    weight = job.weight.detach()
+    if not job.checked:
         check_finite(plan.name, weight)
     item = catalog.clusterers.find(plan.algorithm)
     if not item.entry.needs_moments:
@@ -144,20 +105,6 @@ def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> In
     """Return moments for points of the plan's layout, whose channels were divided by ``scale``."""
     moments = replace(moments.laid_out(plan.layout), target=None)
     return moments if scale is None else moments.divided_by(scale)
-
-
-def check_finite(name: str, weight: Tensor) -> None:
-    """Raise a `WeightError` that names the tensor and its first bad element."""
-    if weight.is_meta:
-        raise WeightError(f"{name} is on the meta device and has no values; load weights first")
-    if weight.numel() == 0 or all(math.isfinite(float(end)) for end in torch.aminmax(weight)):
-        return
-    bad = (~torch.isfinite(weight)).nonzero()
-    where = tuple(int(i) for i in bad[0])
-    raise WeightError(
-        f"{name}: {len(bad)} of {weight.numel()} weights are NaN or infinite, the first "
-        f"{weight[where].item()} at {where}; repair the model, or leave this tensor out with None"
-    )
 
 
 def _channel_scale(weight: Tensor, axis: int) -> Tensor:

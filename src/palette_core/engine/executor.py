@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import joblib
@@ -12,29 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palette_core._common.progress import progress_bar
-from palette_core.engine.cluster_tensor import Clustered, cluster_tensor
+from palette_core._common.progress import Advance, progress_bar
+from palette_core.engine.cluster_tensor import cluster_tensor
+from palette_core.engine.jobs import Job
+from palette_core.engine.results import Clustered
 from palette_core.errors import ClusteringError, PaletteError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.tensors.moments import InputMoments
-
-
-@dataclass(frozen=True)
-class Job:
-    """One weight to cluster: its plan, itself, and what is known about it.
-
-    ``checked``: it is known to be finite.
-    """
-
-    plan: TensorPlan
-    weight: Tensor
-    importance: Tensor | None = None
-    moments: InputMoments | None = None
-    checked: bool = False
-
-
-OnDone = Callable[[Job, Clustered], None]
 
 # Starting a worker process means importing torch: about two seconds, in which one core clusters
 # tens of millions of scalars. Less work than this is over before a worker is up.
@@ -44,67 +30,60 @@ _ALONE = 1 << 21
 _FEWEST_TO_SHARE = 2
 
 
-def check_num_workers(num_workers: Any) -> int:
-    """Return ``num_workers``.
+@dataclass(frozen=True)
+class Executor:
+    """Who clusters, with which plug-ins, and who may watch. Results do not depend on it.
 
-    Raises:
-        TypeError: not an integer.
-        ValueError: less than 1.
-    """
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int):
-        raise TypeError(f"num_workers must be an integer, got {num_workers!r}")
-    if num_workers < 1:
-        raise ValueError(f"num_workers must be >= 1, got {num_workers}")
-    return num_workers
-
-
-def run_jobs(
-    jobs: Iterable[Job],
-    *,
-    num_workers: int = 1,
-    catalog: Catalog | None = None,
-    on_done: OnDone | None = None,
-) -> list[Clustered]:
-    """Cluster every job; results in the order of ``jobs``, the same for any ``num_workers``.
-
-    Args:
-        jobs: what to do.
-        num_workers: 1 runs here; more asks joblib, whose backend (loky processes by default) a
-            surrounding ``joblib.parallel_config`` chooses.
+    Attributes:
+        num_workers: 1 clusters in this process; more asks joblib, whose backend (loky processes
+            by default) a surrounding ``joblib.parallel_config`` chooses.
         catalog: plug-ins for work in this process; workers discover their own.
-        on_done: called here after each job, in any order.
+        progress: None shows bars on a terminal.
 
     Raises:
-        PaletteError: the first failure, naming its tensor.
+        TypeError: ``num_workers`` is not an integer.
+        ValueError: it is less than 1.
     """
-    ordered = list(jobs)
-    results: list[Clustered | None] = [None] * len(ordered)
-    # Largest first: the last worker to finish then has a small one.
-    queue = sorted(range(len(ordered)), key=lambda i: -_cost(ordered[i]))
-    done: Iterable[tuple[int, Clustered]]
-    if num_workers == 1 or not _worth_workers(ordered):
-        done = _in_this_process(ordered, queue, catalog or get_catalog())
-    else:
-        done = _in_workers(ordered, queue, num_workers)
-    for index, result in done:
-        results[index] = result
-        if on_done is not None:
-            on_done(ordered[index], result)
-    return [result for result in results if result is not None]
 
+    num_workers: int = 1
+    catalog: Catalog = field(default_factory=get_catalog)
+    progress: bool | None = None
 
-def run_with_bar(
-    jobs: Iterable[Job], *, num_workers: int, catalog: Catalog, show: bool | None
-) -> list[Clustered]:
-    """Do the same as `run_jobs`, with a progress bar; None shows it on a terminal."""
-    ordered = list(jobs)
-    with progress_bar("Palettizing", len(ordered), show=show) as advance:
-        return run_jobs(
-            ordered,
-            num_workers=num_workers,
-            catalog=catalog,
-            on_done=lambda job, _: advance(job.plan.name, 1),
-        )
+    def __post_init__(self) -> None:
+        count: object = self.num_workers
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"num_workers must be an integer, got {count!r}")
+        if count < 1:
+            raise ValueError(f"num_workers must be >= 1, got {count}")
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """Return a progress bar, as `progress_bar` does."""
+        return progress_bar(title, total, show=self.progress)
+
+    def run(self, jobs: Iterable[Job], advance: Advance | None = None) -> list[Clustered]:
+        """Cluster every job; results in the order of ``jobs``, the same for any ``num_workers``.
+
+        Args:
+            jobs: what to do.
+            advance: called here with the name of a weight and 1 when it is done, in any order.
+
+        Raises:
+            PaletteError: the first failure, naming its tensor.
+        """
+        ordered = list(jobs)
+        results: list[Clustered | None] = [None] * len(ordered)
+        # Largest first: the last worker to finish then has a small one.
+        queue = sorted(range(len(ordered)), key=lambda i: -_cost(ordered[i]))
+        done: Iterable[tuple[int, Clustered]]
+        if self.num_workers == 1 or not _worth_workers(ordered):
+            done = _in_this_process(ordered, queue, self.catalog)
+        else:
+            done = _in_workers(ordered, queue, self.num_workers)
+        for index, result in done:
+            results[index] = result
+            if advance is not None:
+                advance(ordered[index].plan.name, 1)
+        return [result for result in results if result is not None]
 
 
 def _cost(job: Job) -> int:
@@ -161,11 +140,9 @@ def _may_share(job: Job, catalog: Catalog) -> bool:
     return catalog.clusterers.get(plan.algorithm).thread_safe
 
 
-def _here(job: Job, catalog: Catalog | None) -> Clustered:
+def _here(job: Job, catalog: Catalog) -> Clustered:
     try:
-        return cluster_tensor(
-            job.plan, job.weight, job.importance, catalog, job.moments, checked=job.checked
-        )
+        return cluster_tensor(job, catalog)
     except PaletteError:
         raise
     except Exception as error:
@@ -241,7 +218,7 @@ def _work(
     weight = _tensor(array).view(dtype)
     matter = None if importance is None else _tensor(importance)
     job = Job(plan, weight, matter, _received(moments))
-    return index, _here(job, None)
+    return index, _here(job, get_catalog())
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

@@ -6,15 +6,16 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from palette_core._common.rng import untouched_global_rng
-from palette_core.engine.cluster_tensor import Clustered
-from palette_core.engine.executor import Job, check_num_workers, run_with_bar
+from palette_core.engine.executor import Executor
+from palette_core.engine.jobs import Job
+from palette_core.engine.results import Clustered
 from palette_core.errors import PaletteWarning, PlanError, StateError
 from palette_core.model.parametrization import Kept
 from palette_core.palettizer.calibration_session import Calibration, LossFn
@@ -25,7 +26,6 @@ from palette_core.palettizer.surroundings import (
     left_as_it_was,
     no_gradients_of_others,
 )
-from palette_core.plugins.catalog import Catalog
 from palette_core.storage.sensitivity_files import check_writable, save_sensitivities
 from palette_core.storage.sites import PaletteSite, palette_sites
 from palette_core.tensors.sensitivities import Sensitivity, fingerprint, from_squares
@@ -38,8 +38,7 @@ class CalibrationOptions:
     loss_fn: LossFn
     sensitivity_path: str | Path | None = None
     offload: bool = False
-    num_workers: int = 1
-    show_progress: bool | None = None
+    executor: Executor = field(default_factory=Executor)
 
 
 Sites = Sequence[PaletteSite[PalettizedWeight]]
@@ -48,14 +47,13 @@ Results = dict[PalettizedWeight, Clustered]
 
 @contextlib.contextmanager
 def calibration(
-    model: nn.Module, options: CalibrationOptions, catalog: Catalog, results: Results
+    model: nn.Module, options: CalibrationOptions, results: Results
 ) -> Iterator[Calibration]:
     """Measure inside of the block, and cluster anew on the way out.
 
     Args:
         model: a prepared one.
         options: how.
-        catalog: the installed plug-ins.
         results: filled with what has become of each weight.
 
     Raises:
@@ -66,7 +64,7 @@ def calibration(
             the model is calibrated all the same.
     """
     sites = palette_sites(model, PalettizedWeight)
-    _check(sites, options, catalog)
+    _check(sites, options)
     with left_as_it_was(model), _dense(sites):
         with (
             differentiable_recurrence(model),
@@ -81,7 +79,7 @@ def calibration(
             session.check_complete()
         measured = _sensitivities(sites, gauges, session.steps)
         unsaved = _save(options.sensitivity_path, measured)
-        clustered = _cluster(sites, measured, options, catalog)
+        clustered = _cluster(sites, measured, options.executor)
     _take_over(sites, measured, clustered)
     results.update({site.palette: c for site, c in zip(sites, clustered, strict=True)})
     if unsaved is not None:
@@ -91,17 +89,16 @@ def calibration(
 # --- before -------------------------------------------------------------------------------------
 
 
-def _check(sites: Sites, options: CalibrationOptions, catalog: Catalog) -> None:
+def _check(sites: Sites, options: CalibrationOptions) -> None:
     """Refuse what would fail at the end."""
     if not callable(options.loss_fn):
         raise TypeError(f"loss_fn must be callable, got {type(options.loss_fn).__name__}")
-    check_num_workers(options.num_workers)
     if not sites:
         raise StateError("no weight of the model is palettized, so there is none to calibrate")
     blind: dict[str, list[str]] = {}
     for site in sites:
         algorithm = site.palette.plan.algorithm
-        if not catalog.clusterers.get(algorithm).supports_importance:
+        if not options.executor.catalog.clusterers.get(algorithm).supports_importance:
             blind.setdefault(algorithm, []).append(site.name)
     if blind:
         which = "; ".join(f"{name!r} of {', '.join(names)}" for name, names in blind.items())
@@ -192,17 +189,11 @@ def _save(path: str | Path | None, measured: Mapping[str, Sensitivity]) -> OSErr
 def _cluster(
     sites: Sites,
     measured: Mapping[str, Sensitivity],
-    options: CalibrationOptions,
-    catalog: Catalog,
+    executor: Executor,
 ) -> list[Clustered]:
     jobs = [Job(s.palette.plan, _weight(s), measured[s.name].values) for s in sites]
-    with untouched_global_rng():
-        return run_with_bar(
-            jobs,
-            num_workers=options.num_workers,
-            catalog=catalog,
-            show=options.show_progress,
-        )
+    with untouched_global_rng(), executor.bar("Palettizing", len(jobs)) as advance:
+        return executor.run(jobs, advance)
 
 
 def _take_over(

@@ -10,22 +10,23 @@ from typing import Any, Self, final
 from torch import Tensor, nn
 
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.data_aware import look
-from palette_core.engine.executor import check_num_workers
-from palette_core.engine.report import Report, updated_report
+from palette_core.engine.data_aware import cluster_model
+from palette_core.engine.executor import Executor
+from palette_core.engine.jobs import dense_weights, make_jobs
+from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.model import ExampleInputs, trace
 from palette_core.palettizer import life_cycle
+from palette_core.palettizer.attaching import attach_palettes, sensitivities_of
 from palette_core.palettizer.calibration import CalibrationOptions, Results, calibration
 from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
 from palette_core.palettizer.exporting import export, finalize, find_target
 from palette_core.palettizer.life_cycle import Action, State
-from palette_core.palettizer.preparing import palettize, sensitivities_of
 from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of
-from palette_core.storage.sensitivity_files import save_sensitivities
+from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
+from palette_core.storage.sensitivity_files import load_sensitivities, save_sensitivities
 
 
 @final
@@ -207,7 +208,7 @@ class KMeansPalettizer:
             ClusteringError: an algorithm failed; the message names the tensor.
             CalibrationError: the model failed on a calibration batch.
         """
-        num_workers = check_num_workers(num_workers)
+        executor = Executor(num_workers, self._catalog, show_progress)
         life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
         plan = self.make_plan(
             example_inputs,
@@ -216,16 +217,16 @@ class KMeansPalettizer:
             backend_options=backend_options,
         )
         warn_about(plan)
-        report = palettize(
-            self._model,
-            plan,
-            self._looked,
-            sensitivity_path,
-            catalog=self._catalog,
-            num_workers=num_workers,
-            trust_sensitivities=trust_sensitivities,
-            show=show_progress,
-        )
+        weights = dense_weights(self._model, plan)
+        sensitivities = {}
+        if sensitivity_path is not None:
+            sensitivities = load_sensitivities(
+                sensitivity_path, plan, weights, trust=trust_sensitivities
+            )
+        jobs = make_jobs(plan, weights, sensitivities)
+        results = cluster_model(self._model, jobs, self._looked, executor)
+        report = make_report(plan, results)
+        attach_palettes(self._model, plan, results, sensitivities, self._catalog)
         life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
         self._looked = None  # moments are large, and not needed any more
@@ -345,11 +346,12 @@ class KMeansPalettizer:
         """
         model = self._chosen(model)
         life_cycle.check(Action.CALIBRATE, self._doing or life_cycle.state_of(model))
-        options = CalibrationOptions(loss_fn, sensitivity_path, offload, num_workers, show_progress)
+        executor = Executor(num_workers, self._catalog, show_progress)
+        options = CalibrationOptions(loss_fn, sensitivity_path, offload, executor)
         results: Results = {}
         with (
             self._occupied(model, State.CALIBRATING),
-            calibration(model, options, self._catalog, results) as session,
+            calibration(model, options, results) as session,
         ):
             yield session
         if model is self._model and self.report is not None:

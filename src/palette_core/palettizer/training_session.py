@@ -8,7 +8,8 @@ from typing import Self, final
 from torch import nn
 
 from palette_core._common.rng import untouched_global_rng
-from palette_core.engine.executor import Job, run_jobs
+from palette_core.engine.executor import Executor
+from palette_core.engine.jobs import Job
 from palette_core.errors import StateError
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.plugins.catalog import Catalog
@@ -86,7 +87,7 @@ def palettize_current(sites: Sites, catalog: Catalog) -> None:
         for site in waiting
     ]
     with untouched_global_rng():
-        results = run_jobs(jobs, catalog=catalog)
+        results = Executor(catalog=catalog).run(jobs)
     for site, result in zip(waiting, results, strict=True):
         site.palette.set_palettized(result.palettized)
         site.palette.enable(True)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.report import Report
+from palette_core.engine.results import Report
 from palette_core.errors import printable
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import PluginEntry

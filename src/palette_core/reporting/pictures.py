@@ -8,7 +8,7 @@ from pathlib import Path
 
 from palette_core._common.files import atomic_path
 from palette_core.allocation import Allocation, Compared
-from palette_core.engine.report import Report
+from palette_core.engine.results import Report
 from palette_core.errors import PaletteError
 
 

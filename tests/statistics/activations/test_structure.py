@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import palette_core.engine.block_by_block as walk
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+from palette_core.engine.executor import Executor
 from palette_core.errors import CalibrationError
 from palette_core.statistics.activations import Runner, find_blocks, find_structure
 from palette_core.statistics.activations.structure import merged
@@ -64,13 +64,13 @@ def batches():
 @pytest.fixture
 def counts(monkeypatch):
     """How many input vectors the moments of each weight are from."""
-    found, real = {}, walk.run_jobs
+    found, real = {}, Executor.run
 
-    def spy(jobs, **options):
+    def spy(self, jobs, *rest):
         found.update({job.plan.name: job.moments and job.moments.count for job in jobs})
-        return real(jobs, **options)
+        return real(self, jobs, *rest)
 
-    monkeypatch.setattr(walk, "run_jobs", spy)
+    monkeypatch.setattr(Executor, "run", spy)
     return found
 
 

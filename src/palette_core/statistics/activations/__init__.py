@@ -3,7 +3,9 @@
 from palette_core.statistics.activations.accumulate import Accumulator
 from palette_core.statistics.activations.blocks import block_of, find_blocks
 from palette_core.statistics.activations.collect import CallKey, collect, compensated, moments_of
+from palette_core.statistics.activations.feeding import Feeder
 from palette_core.statistics.activations.guided import loss_weights
+from palette_core.statistics.activations.look import completed, look
 from palette_core.statistics.activations.options import Findings, InputCalibration, Loss, batches_of
 from palette_core.statistics.activations.runs import Runner, Seen, Stop, as_batch, copied
 from palette_core.statistics.activations.structure import Structure, find_structure
@@ -11,6 +13,7 @@ from palette_core.statistics.activations.structure import Structure, find_struct
 __all__ = [
     "Accumulator",
     "CallKey",
+    "Feeder",
     "Findings",
     "InputCalibration",
     "Loss",
@@ -23,9 +26,11 @@ __all__ = [
     "block_of",
     "collect",
     "compensated",
+    "completed",
     "copied",
     "find_blocks",
     "find_structure",
+    "look",
     "loss_weights",
     "moments_of",
 ]

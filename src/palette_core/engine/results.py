@@ -1,4 +1,4 @@
-"""What happened to each weight: as records, as JSON, as a table."""
+"""What came of clustering: one record per weight, and the report of them all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from palette_core.engine.cluster_tensor import Clustered
 from palette_core.planning import Plan, SkippedTensor, TensorPlan
+from palette_core.tensors.palettized import PalettizedTensor
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """A palettized tensor, how well it stands for the weight, and what it took.
+
+    Attributes:
+        palettized: the result.
+        squared_error: Σ (decoded − weight)², in float64.
+        squared_norm: Σ weight².
+        seconds: wall time.
+        algorithm: name of the clusterer that ran: not the plan's where that needs moments and
+            there were none.
+        objective_before: what the algorithm lowers, at its plain start; None if it does not say.
+        objective_after: the same at the result.
+    """
+
+    palettized: PalettizedTensor
+    squared_error: float
+    squared_norm: float
+    seconds: float
+    algorithm: str = ""
+    objective_before: float | None = None
+    objective_after: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""Palettes in a live model: put there, and asked what they were found with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from palette_core.engine.cluster_tensor import make_lut_quantizer
+from palette_core.engine.results import Clustered
+from palette_core.errors import SensitivityError
+from palette_core.model import parametrization
+from palette_core.model.hooked_weights import replace_hook
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.planning import Plan
+from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.checked.training import make_strategy
+from palette_core.storage.sites import palette_sites
+from palette_core.tensors.sensitivities import Sensitivity
+
+Sensitivities = Mapping[str, Sensitivity]
+
+
+def sensitivities_of(model: nn.Module) -> dict[str, Sensitivity]:
+    """Return the sensitivities that the palettes of a prepared model were found with.
+
+    Raises:
+        SensitivityError: there are none.
+    """
+    sites = palette_sites(model, PalettizedWeight)
+    found = {s.name: s.palette.sensitivity for s in sites if s.palette.sensitivity is not None}
+    if not found:
+        raise SensitivityError(
+            "No sensitivities found in the model; measure them in calibration_mode(), or "
+            "prepare with sensitivity_path"
+        )
+    return found
+
+
+def attach_palettes(
+    model: nn.Module,
+    plan: Plan,
+    results: Sequence[Clustered],
+    sensitivities: Sensitivities,
+    catalog: Catalog,
+) -> None:
+    """Install every palette, or none."""
+    places = [list(parametrization.places(model, tensor.owners)) for tensor in plan]
+    kept = parametrization.Kept(module for each in places for module, _ in each)
+    try:
+        for tensor, result, where in zip(plan, results, places, strict=True):
+            entry = catalog.training_strategies.get(tensor.spec.training_strategy)
+            strategy = make_strategy(
+                catalog, entry.name, tensor.spec.training_strategy_options, tensor.name
+            )
+            item = PalettizedWeight(
+                tensor,
+                result.palettized,
+                strategy,
+                trains_lut=entry.trains_lut,
+                moves_lut=entry.moves_lut,
+                quantizer=make_lut_quantizer(tensor, catalog),
+            )
+            item.sensitivity = sensitivities.get(tensor.name)
+            for module, state in where:
+                replace_hook(module, state)
+                item.train(module.training)
+                item.requires_grad_(parametrization.is_trained(module, state))
+                parametrization.attach(module, state, item)
+    except BaseException:
+        kept.restore()
+        raise

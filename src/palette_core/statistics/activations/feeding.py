@@ -1,0 +1,251 @@
+"""A model on its calibration batches while one block after another becomes palettes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from palette_core.errors import CalibrationError
+from palette_core.planning import TensorPlan
+from palette_core.statistics.activations.accumulate import Accumulator
+from palette_core.statistics.activations.blocks import find_blocks
+from palette_core.statistics.activations.collect import CallKey, moments_of
+from palette_core.statistics.activations.comparing import distance, has_values
+from palette_core.statistics.activations.options import Findings, InputCalibration
+from palette_core.statistics.activations.runs import Runner, Seen, Stop, copied
+from palette_core.statistics.activations.structure import Stage, Structure, find_structure
+from palette_core.tensors.moments import InputMoments
+
+Inputs = Mapping[CallKey, tuple[Tensor, ...]]
+"""What weights are multiplied with, by call."""
+
+
+class Feeder:
+    """Feeds calibration batches to a model, as it was and as it is by now.
+
+    Inside ``with feeder:`` the model is in evaluation mode. It is never written to: what stands
+    for its weights by now is in ``decoded``.
+
+    Args:
+        model: the model.
+        plans: of the weights to watch.
+        calibration: batches for calibration, and held-out ones to judge by.
+        findings: what has been found out before.
+
+    Attributes:
+        decoded: what stands for weights by now, by name.
+        missing: why a weight that needs moments has none, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plans: Sequence[TensorPlan],
+        calibration: InputCalibration,
+        findings: Findings,
+    ) -> None:
+        self.decoded: dict[str, Tensor] = {}
+        self.missing: dict[str, str] = dict(findings.missing)
+        self._calibration = calibration
+        self._weights = findings.weights or {}
+        self._n = len(calibration.batches)
+        batches = (*calibration.batches, *calibration.held_out)
+        blocks = find_blocks(model, plans, calibration.blocks)
+        self._runner = Runner(model, plans, batches, blocks, self._n)
+        self._structure = Structure((), {}, frozenset(), {}, {})
+        # Outputs of finished blocks by batch: of the unchanged model, and as it is by now.
+        self._first: list[dict[str, Any]] = [{} for _ in batches]
+        self._now: list[dict[str, Any]] = [{} for _ in batches]
+
+    def __enter__(self) -> Self:
+        self._runner.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._runner.__exit__(*exc)
+
+    def look(self, *, held_out_only: bool = False) -> Structure:
+        """Run the unchanged model on all batches, and return what it does.
+
+        Raises:
+            CalibrationError: it fails on one, or gives nothing to judge by on a held-out one.
+        """
+        batches = range(self._n if held_out_only else 0, len(self._runner.batches))
+        keep = self._calibration.compensate or bool(self._calibration.held_out)
+        self._structure = find_structure(
+            self._runner, batches, keep=keep, check=self._check_held_out
+        )
+        return self._structure
+
+    def _check_held_out(self, batch: int, output: Any) -> None:
+        if batch >= self._n and not has_values(output):
+            raise CalibrationError(
+                f"nothing can be judged by {self._runner.label(batch)}: what the unchanged model "
+                "returns on it is empty, or NaN or infinite throughout"
+            )
+
+    # --- moments --------------------------------------------------------------------------------
+
+    def inputs_before(self, block: str | None, names: Sequence[str]) -> Inputs:
+        """Return what the unchanged model multiplies some weights of a block with."""
+        found: dict[CallKey, tuple[Tensor, ...]] = {}
+        for batch in range(self._n):
+            copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+            def copy(x: Tensor, copies: dict[Any, Any] = copies) -> Tensor:
+                key = (id(x), x._version)
+                if key not in copies:
+                    copies[key] = (x, x.detach().clone())
+                return copies[key][1]  # type: ignore[no-any-return]
+
+            def see(
+                seen: Seen, batch: int = batch, copy: Callable[[Tensor], Tensor] = copy
+            ) -> None:
+                if seen.what is not None:
+                    key = (seen.name, batch, seen.call)
+                    found[key] = tuple(copy(x) for x in seen.what.raw)
+
+            self._runner.run(
+                batch,
+                self._structure.until(names, see),
+                answers=self._first[batch],
+                keep=_stop_after(block),
+            )
+        return found
+
+    def moments(
+        self, stage: Stage, wanted: Sequence[TensorPlan], before: Inputs | None
+    ) -> tuple[dict[str, InputMoments], Callable[[str], Tensor | None]]:
+        """Return moments of the weights of a stage in the model as it is by now.
+
+        Args:
+            stage: the weights.
+            wanted: plans of those whose moments are needed.
+            before: inputs in the unchanged model, to compensate for what has changed; or None.
+
+        Returns:
+            usable moments by name; and what gives the sums of `Accumulator.cross` by name.
+        """
+        sums = Accumulator(self._calibration.folder)
+        reasons: dict[str, str] = {}
+        names = {plan.name for plan in wanted}
+
+        for batch in range(self._n) if wanted else ():
+
+            def see(seen: Seen, batch: int = batch) -> None:
+                key = (seen.name, batch, seen.call)
+                if seen.what is None:
+                    reasons[seen.name] = f"the inputs of {seen.op_type!r} are not understood"
+                elif seen.name in names:
+                    earlier = None if before is None else before.get(key)
+                    if earlier is not None and not _alike(earlier, seen.what.raw):
+                        earlier = None
+                    # Palettized blocks before it may send it other inputs, or more of them.
+                    shapes = tuple(x.shape for x in seen.what.raw)
+                    counts = None
+                    if self._structure.shapes.get(key) == shapes:
+                        counts = self._weights.get(key)
+                    sums.add(seen.name, seen.what, counts, earlier)
+
+            self._runner.run(
+                batch,
+                self._structure.until(stage.names, see),
+                weights=self.decoded,
+                answers=self._now[batch],
+                keep=_stop_after(stage.block),
+            )
+            sums.forget_inputs()
+        found, missing = moments_of(wanted, sums, reasons)
+        self.missing |= missing
+        return found, sums.cross
+
+    # --- outputs --------------------------------------------------------------------------------
+
+    def keep_outputs(self, block: str) -> None:
+        """Run a palettized block on every batch, and let it answer from memory from now on."""
+        for batch, known in enumerate(self._now):
+            ran, output = self._output(block, batch, known, self.decoded)
+            if ran:
+                known[block] = output
+
+    def finish(self, block: str | None) -> None:
+        """Let a block of the unchanged model answer from memory from now on."""
+        for batch, outputs in self._structure.outputs.items():
+            if block is not None and block in outputs:
+                self._first[batch][block] = outputs[block]
+
+    def errors(
+        self,
+        block: str | None,
+        weights: Sequence[Mapping[str, Tensor]],
+        *,
+        alone: bool,
+    ) -> list[float]:
+        """Return how far a block's outputs on held-out batches are from the unchanged model's.
+
+        Args:
+            block: its name; None judges by the outputs of the model.
+            weights: what to use in place of weights, by name: one error for each.
+            alone: everything else is as in the unchanged model, rather than as it is by now.
+
+        Raises:
+            CalibrationError: there is nothing to judge by.
+        """
+        totals = [0.0] * len(weights)
+        answers = self._first if alone else self._now
+        rest = {} if alone else self.decoded
+        changed = [{**rest, **mine} for mine in weights]
+        for batch in range(self._n, len(self._runner.batches)):
+            for i, error in enumerate(self._errors(block, batch, answers[batch], changed)):
+                totals[i] += error
+        return totals
+
+    def _errors(
+        self,
+        block: str | None,
+        batch: int,
+        answers: Mapping[str, Any],
+        weights: Sequence[Mapping[str, Tensor]],
+    ) -> list[float]:
+        ran, truth = self._output(block, batch, self._first[batch], {})
+        others = [self._output(block, batch, answers, changed) for changed in weights]
+        if any(also != ran for also, _ in others):
+            # Its weights decide whether it runs: only the model's own outputs can be compared.
+            return self._errors(None, batch, answers, weights)
+        if not has_values(truth):
+            raise CalibrationError(
+                f"{block or 'the model'} cannot be judged by {self._runner.label(batch)}: what "
+                "the unchanged one returns on it is empty, or NaN or infinite throughout"
+            )
+        return [distance(truth, other) for _, other in others]
+
+    def _output(
+        self, block: str | None, batch: int, answers: Mapping[str, Any], weights: Mapping[str, Any]
+    ) -> tuple[bool, Any]:
+        """Return what a block returns; where it is None, or does not run, what the model does."""
+        kept: list[Any] = []
+
+        def keep(name: str, output: Any) -> None:
+            if name == block:
+                kept.append(copied(output))
+                raise Stop
+
+        whole = self._runner.run(
+            batch, weights=weights, answers=answers, keep=None if block is None else keep
+        )
+        return (True, kept[0]) if kept else (False, whole)
+
+
+def _stop_after(block: str | None) -> Callable[[str, Any], None] | None:
+    def stop(name: str, output: Any) -> None:
+        del output
+        if name == block:
+            raise Stop
+
+    return None if block is None else stop
+
+
+def _alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return len(a) == len(b) and all(x.shape == y.shape for x, y in zip(a, b, strict=True))
