@@ -81,7 +81,8 @@ def _copy_of(tensor: Tensor | None) -> tuple[Tensor, int | None] | None:
 
 def _restore(tensor: Tensor, copy: Tensor, version: int | None) -> None:
     # Writes through .data leave the version as it is, so values count too, where they compare.
-    comparable = tensor.layout is torch.strided and not tensor.is_meta
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    comparable = plain and tensor.layout is torch.strided and not tensor.is_meta
     if (version is None or tensor._version == version) and (
         not comparable or torch.equal(tensor, copy)
     ):

@@ -16,6 +16,7 @@ from typing import Any, cast, final
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from palette_core.errors import PlanError
 from palette_core.model.graph import Owner
 
 _REGISTRIES = (
@@ -29,7 +30,21 @@ _REGISTRIES = (
 
 
 def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
-    """Compute ``module.<name>`` through ``parametrization`` from now on."""
+    """Compute ``module.<name>`` through ``parametrization`` from now on.
+
+    Raises:
+        PlanError: the module's class cannot be replaced by a class of its own.
+    """
+    try:
+        _attach(module, name, parametrization)
+    except TypeError as error:
+        raise PlanError(
+            f"a palette for {name!r} of {type(module).__name__} needs to replace the class of the "
+            f"module, which fails: {error}; leave this module alone by its type or name"
+        ) from error
+
+
+def _attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
     recurrent = isinstance(module, nn.RNNBase)
     if parametrize.is_parametrized(module):
         # Copies that torch made of a parametrized module share its class.

@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize
 from palette_core.model.hooked_weights import is_replaceable
 
 _PLAIN = (Tensor, nn.Parameter)
+# What tensor classes have that compute as torch does; bound methods, compared by equality.
+_ORDINARY = (Tensor.__torch_function__, nn.Parameter.__torch_function__)
 # What most attributes of a module are: to look these up is quicker than to ask for subclasses.
 _NO_TENSORS = frozenset({bool, int, float, str, type(None), tuple, list, dict, set, OrderedDict})
 
@@ -23,23 +25,57 @@ def is_lazy(tensor: Tensor) -> bool:
 
 def states_of(module: nn.Module) -> Iterator[tuple[str, Tensor, str, str | None]]:
     """Yield name, tensor as operations receive it, kind and obstacle of a module's own tensors."""
-    obstacle = None
-    if isinstance(module, torch.jit.ScriptModule):
-        obstacle = "its module is compiled to TorchScript; palettize the model it was made from"
+    obstacle = _module_obstacle(module)
     for name, parameter in module._parameters.items():
         if parameter is not None and not is_lazy(parameter):
-            yield name, parameter, "parameter", obstacle
+            yield name, parameter, "parameter", obstacle or _tensor_obstacle(parameter)
     for name, buffer in module._buffers.items():
         if buffer is not None and not is_lazy(buffer):
-            yield name, buffer, "buffer", obstacle
+            yield name, buffer, "buffer", obstacle or _tensor_obstacle(buffer)
     for name in _parametrized(module):
-        yield name, getattr(module, name), "parameter", None
+        value = getattr(module, name)
+        yield name, value, "parameter", _tensor_obstacle(value)
     for name, value in vars(module).items():
         if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
             if is_replaceable(module, name):
-                yield name, value, "parameter", obstacle
+                yield name, value, "parameter", obstacle or _tensor_obstacle(value)
             else:
                 yield name, value, "constant", _constant_obstacle(module, name)
+
+
+def _module_obstacle(module: nn.Module) -> str | None:
+    """Return why nothing that hangs in a module can be replaced, or None."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "its module is compiled to TorchScript; palettize the model it was made from"
+    if type(module).__setattr__ is not nn.Module.__setattr__:
+        try:
+            module.__class__ = type(module)
+        except Exception as error:
+            return (
+                f"{type(module).__name__} refuses that its class is replaced, which a palette "
+                f"needs ({type(error).__name__}: {error})"
+            )
+    return None
+
+
+def _tensor_obstacle(tensor: Tensor) -> str | None:
+    """Return why a tensor cannot be palettized whatever holds it, or None."""
+    kind = type(tensor)
+    if tensor.layout is not torch.strided:
+        return f"it is sparse ({str(tensor.layout).removeprefix('torch.')}); make it dense first"
+    if tensor.is_quantized:
+        return "it is quantized already; palettize the weight that it was made from"
+    if kind not in _PLAIN and (
+        kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+        or kind.__torch_function__ not in _ORDINARY
+    ):
+        return f"it is a {kind.__name__}, a tensor class that stores its values in its own way"
+    if tensor.is_inference():
+        return (
+            "it was made in torch.inference_mode and cannot be changed; load the model outside of "
+            "it, or make the tensor anew with clone()"
+        )
+    return None
 
 
 def _constant_obstacle(module: nn.Module, name: str) -> str:

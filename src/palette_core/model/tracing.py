@@ -7,7 +7,7 @@ the operation receives it itself, not something computed from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,34 @@ class _Frame:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+class _Hook:
+    """A hook of one module, which does nothing in copies that ``forward`` makes of the module."""
+
+    def __init__(
+        self, module: nn.Module, call: Callable[..., None], copies: list[nn.Module]
+    ) -> None:
+        self._module = module
+        self._call = call
+        self._copies = copies
+
+    def __call__(self, module: nn.Module, *more: Any) -> None:
+        if module is self._module:
+            self._call(module, *more)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        copy = memo.get(id(self._module))
+        if copy is not None:
+            self._copies.append(copy)
+        return self
+
+
+def _remove_hooks_from(module: nn.Module) -> None:
+    for registry in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in registry.items() if isinstance(hook, _Hook)]:
+            del registry[key]
+            module._forward_hooks_always_called.pop(key, None)
+
+
 class _Recorder(TorchFunctionMode):
     """Watches operations while hooks keep track of the module that runs."""
 
@@ -91,6 +119,7 @@ class _Recorder(TorchFunctionMode):
         self._names = {id(m): n for n, m in model.named_modules()}
         self._frames: list[_Frame] = []
         self._handles: list[Any] = []
+        self._copies: list[nn.Module] = []
         self._uses: dict[int, dict[Use, None]] = {}
         self._ran: set[str] = set()
         # Holding the states themselves keeps their ids from being given to other tensors.
@@ -103,9 +132,11 @@ class _Recorder(TorchFunctionMode):
             self._learn_states(module)
         try:
             for module in modules:
+                enter = _Hook(module, self._enter_module, self._copies)
+                leave = _Hook(module, self._leave_module, self._copies)
                 self._handles += [
-                    module.register_forward_pre_hook(self._enter_module),
-                    module.register_forward_hook(self._leave_module, always_call=True),
+                    module.register_forward_pre_hook(enter),
+                    module.register_forward_hook(leave, always_call=True),
                 ]
             super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:
@@ -122,6 +153,8 @@ class _Recorder(TorchFunctionMode):
     def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
+        for copy in self._copies:
+            _remove_hooks_from(copy)
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         del args
