@@ -106,5 +106,5 @@ def configs(draw: st.DrawFn) -> KMeansPalettizerConfig:
         global_config=draw(st.none() | modules(with_states=False)),
         module_type_configs=draw(st.dictionaries(TYPES, st.none() | modules(), max_size=2)),
         module_name_configs=draw(st.dictionaries(NAMES, st.none() | modules(), max_size=2)),
-        seed=draw(st.integers()),
+        seed=draw(st.integers(-(2**63), 2**64 - 1)),
     )

@@ -98,9 +98,14 @@ class _Hook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         copy = memo.get(id(self._module))
-        if copy is not None:
-            self._copies.append(copy)
-        return self
+        if copy is None:
+            return self
+        self._copies.append(copy)
+        return _Hook(copy, _do_nothing, self._copies)  # which may be copied in its turn
+
+
+def _do_nothing(*args: Any) -> None:
+    del args
 
 
 def _remove_hooks_from(module: nn.Module) -> None:
