@@ -11,10 +11,13 @@ import argparse
 import sys
 import time
 
+import file_attack
 import yaml_attack
 
 ATTACKS = {
     "yaml": (yaml_attack.attack, 10_000),
+    "kills": (file_attack.kills, 1_000),
+    "full-disks": (file_attack.full_disks, 1_000),
 }
 
 

@@ -153,6 +153,9 @@ kmeans_palettization_config:
 def test_files(tmp_path: Path, as_text: bool) -> None:
     config = KMeansPalettizerConfig.presets.w6()
     path: Any = tmp_path / "new" / "config.yaml"
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        config.to_yaml(path)
+    path.parent.mkdir()
     text = config.to_yaml(str(path) if as_text else path)
     assert path.read_text(encoding="utf-8") == text == config.to_yaml()
     assert KMeansPalettizerConfig.from_yaml(str(path) if as_text else path) == config

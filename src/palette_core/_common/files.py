@@ -1,30 +1,219 @@
-"""Write files whole or not at all."""
+"""Write files and folders whole or not at all, and clear away what a killed process left.
+
+What is written stands in a hidden work folder beside its place, ``.NAME.palette-XXXXXXXX``, until
+it is complete and on the disk; then one rename puts it there. Each work folder is locked by the
+process that writes in it. A kill ends the lock, so that the next run knows which ones to remove.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
+import re
+import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+
+_fcntl: ModuleType | None
+try:
+    import fcntl as _fcntl
+except ImportError:  # pragma: no cover - Windows: nothing is locked, and nothing cleared away
+    _fcntl = None
+
+_MARK = ".palette-"
+_WORK = re.compile(r"\.(?P<name>.+)\.palette-\w{8}", re.DOTALL)
+_FORMER = ".former"  # in a work folder: the folder that stood at the place before
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``, renamed to it when the block succeeds.
+def atomic_path(path: Path, *, make_folders: bool = False) -> Iterator[Path]:
+    """Yield a fresh path of the same name, put in the place of ``path`` when the block succeeds.
 
-    When the block fails or is interrupted, the temporary file is removed and what stood at
-    ``path`` before still does. Missing parent directories are made.
+    When the block fails or is interrupted, what was written is removed, and what stood at
+    ``path`` before still does. What work folders of killed processes hold is put back or removed.
+
+    Args:
+        path: a file or folder that is there or not; a symbolic link is written through, and the
+            permissions of what was there are kept.
+        make_folders: make the folder of ``path`` where it is missing.
+
+    Raises:
+        OSError: the folder of ``path`` is missing or cannot be written to, ``path`` is neither
+            file nor folder, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    place = Path(os.path.realpath(path))
+    if make_folders:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    check_place(path)
+    with work_folder(place.parent, place.name) as work:
+        fresh = work / place.name
+        yield fresh
+        _keep_mode(fresh, place)
+        _sync(fresh)
+        _put(fresh, place, work / _FORMER)
+        with contextlib.suppress(OSError):  # it is there already
+            _sync_entry(place.parent)
+
+
+def check_place(path: Path) -> None:
+    """Find out before the work whether a file or folder can be written at ``path``.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        OSError: its folder cannot be written to, or what stands there is neither file nor folder.
+    """
+    place = Path(os.path.realpath(path))
+    if not place.parent.exists():
+        hint = f"the folder does not exist; make it first: mkdir -p {place.parent}"
+        raise FileNotFoundError(errno.ENOENT, hint, str(place.parent))
+    with contextlib.suppress(FileNotFoundError):
+        mode = place.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "neither a file nor a folder", str(path))
+    with work_folder(place.parent, place.name):
+        pass
+
+
+@contextlib.contextmanager
+def work_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield a new hidden folder in ``parent``, removed with all it holds on every way out.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    clear_away(parent)
+    work, lock = _locked_folder(parent, name)
     try:
-        yield temporary
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+_cleared: set[tuple[int, Path]] = set()  # per process, forked ones apart
+
+
+def clear_away(folder: Path) -> None:
+    """Remove what killed processes left in ``folder``, and put back what they moved away.
+
+    Done once by a process: folders of many files are not searched for each of them.
+    """
+    if _fcntl is None or (os.getpid(), folder) in _cleared:
+        return
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _WORK.fullmatch(entry.name)
+            if match is not None and entry.is_dir(follow_symlinks=False):
+                _clear(Path(entry.path), folder / match["name"])
+        _cleared.add((os.getpid(), folder))
+
+
+def _clear(work: Path, place: Path) -> None:
+    lock = _lock(work)
+    if lock is None:
+        return  # somebody writes in it
+    try:
+        former = work / _FORMER
+        if former.exists() and not place.exists():
+            former.rename(place)
+        shutil.rmtree(work, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _locked_folder(parent: Path, name: str) -> tuple[Path, int | None]:
+    """Make a work folder; where locks do not work, it stays unlocked, and is never cleared."""
+    while True:
+        try:
+            work = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}{_MARK}"))
+        except OSError as error:
+            reason = f"cannot write in this folder: {error.strerror}"
+            raise type(error)(error.errno, reason, str(parent)) from None
+        lock = _lock(work)
+        if work.exists():  # else another process has cleared it away before it was locked
+            return work, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(work: Path) -> int | None:
+    """Return a descriptor that locks a folder as long as it is open, or None."""
+    if _fcntl is None:
+        return None
+    try:
+        handle = os.open(work, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _keep_mode(fresh: Path, place: Path) -> None:
+    if place.exists() and place.is_dir() == fresh.is_dir():
+        fresh.chmod(stat.S_IMODE(place.stat().st_mode))
+    elif fresh.is_file():
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files private
-        temporary.replace(path)
+        fresh.chmod(0o666 & ~mask)  # some libraries make files private
+
+
+def _sync(fresh: Path) -> None:
+    """Have all of a file or folder written to the disk, so that a full one is noticed now."""
+    for folder, _, names in os.walk(fresh):
+        for name in names:
+            _sync_entry(Path(folder) / name)
+        _sync_entry(Path(folder))
+    if not fresh.is_dir():
+        _sync_entry(fresh)
+
+
+def _sync_entry(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # pragma: no cover - has no descriptors of folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems know no fsync
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _put(fresh: Path, place: Path, former: Path) -> None:
+    """Rename ``fresh`` to ``place``; a folder that stands there changes places with it."""
+    if not place.is_dir() and not (fresh.is_dir() and place.exists()):
+        fresh.replace(place)
+    elif not _exchanged(fresh, place):
+        try:
+            place.rename(former)
+            fresh.rename(place)
+        except BaseException:
+            if former.exists() and not place.exists():
+                former.rename(place)
+            raise
+
+
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux
+_HERE = -100  # AT_FDCWD
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; return whether the system can."""
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    return int(call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)) == 0

@@ -139,7 +139,7 @@ def dump(data: Mapping[str, Any], target: str | Path | IO[Any] | None) -> str:
     """Return plain data as YAML, and write it to ``target``: to a path, all of it or nothing."""
     text: str = yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     if isinstance(target, (str, Path)):
-        with atomic_path(Path(target).resolve()) as temporary:
+        with atomic_path(Path(target)) as temporary:
             temporary.write_bytes(text.encode())
     elif isinstance(target, (io.RawIOBase, io.BufferedIOBase)):
         target.write(text.encode())

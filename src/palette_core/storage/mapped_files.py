@@ -114,7 +114,7 @@ def write_mapped(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, T
     Raises:
         OSError: the file cannot be written.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, make_folders=True) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     with safe_open(path, framework="pt", device="cpu") as file:
         mapped = {name: file.get_tensor(name) for name in tensors}
