@@ -176,6 +176,7 @@ def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     _, model = prepared_mlp()
+    (tmp_path / "deep").mkdir()
     path = save_checkpoint(model, tmp_path / "deep" / "model.safetensors")
     before = path.read_bytes()
 
