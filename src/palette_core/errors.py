@@ -86,6 +86,10 @@ class CalibrationError(PaletteError, RuntimeError):
     """Calibration batches are missing, or the model cannot be run on them."""
 
 
+class OperationError(PaletteError, RuntimeError):
+    """A plug-in that knows an operation failed, or said of a call what cannot be."""
+
+
 class CheckpointError(PaletteError, ValueError):
     """A packed checkpoint is missing, truncated, of an unknown version, or for another model."""
 

@@ -13,7 +13,7 @@ from palette_core.config import (
     OpKMeansPalettizerConfig,
     PATSchedule,
 )
-from palette_core.config.names import KNOWN_OP_TYPES
+from palette_core.operations import installed_operations
 from palette_core.spec import (
     PalettizationSpec,
     PerGroupedChannelGranularity,
@@ -22,6 +22,7 @@ from palette_core.spec import (
     QuantizationSpec,
 )
 
+OP_TYPES = st.sampled_from(installed_operations().names())
 GRANULARITIES = st.just(PerTensorGranularity()) | st.builds(
     PerGroupedChannelGranularity, axis=st.sampled_from([None, 0, 1]), group_size=st.integers(1, 64)
 )
@@ -85,7 +86,9 @@ def modules(draw: st.DrawFn, with_states: bool = True) -> ModuleKMeansPalettizer
     fast = draw(st.booleans())
     return ModuleKMeansPalettizerConfig(
         op_state_spec=draw(states(1 if fast else 4)),
-        op_type_config=draw(st.dictionaries(st.sampled_from(KNOWN_OP_TYPES), OPS, max_size=1)),
+        op_type_config=draw(
+            st.dictionaries(st.sampled_from(installed_operations().names()), OPS, max_size=1)
+        ),
         op_name_config=draw(st.dictionaries(NAMES, OPS, max_size=1)),
         module_state_spec=draw(states()) if with_states else None,
         enable_fast_kmeans_mode=fast,

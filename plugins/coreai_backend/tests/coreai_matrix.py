@@ -39,7 +39,8 @@ from palette_core import (
     QuantizationSpec,
 )
 from palette_core.errors import IncompatibleShapeError
-from palette_core.planning.choose import channel_axis, lay_out
+from palette_core.operations import installed_operations
+from palette_core.planning.choose import lay_out
 from palette_core.plugins import Granularity, TensorFacts
 from palette_core.storage import PackedWeight
 from palette_core.tensors import PalettizedTensor
@@ -174,7 +175,9 @@ class Case:
     @property
     def facts(self) -> TensorFacts:
         kind = KINDS[self.kind]
-        layout = lay_out(kind.shape, self.spec, channel_axis(kind.op_type, kind.shape))
+        layout = lay_out(
+            kind.shape, self.spec, installed_operations().channel_axis(kind.op_type, kind.shape)
+        )
         return TensorFacts(self.name, kind.shape, self.dtype, kind.op_type, layout, self.spec)
 
 

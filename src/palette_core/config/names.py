@@ -1,4 +1,4 @@
-"""Canonical names of module types and operations, so that every spelling means one thing.
+"""Canonical names of module types, so that every spelling means one thing.
 
 Nothing here imports a module on behalf of a configuration: names are looked up only among what
 the process has imported already.
@@ -7,133 +7,16 @@ the process has imported already.
 from __future__ import annotations
 
 import difflib
-import re
 import sys
 from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
-from palette_core.errors import did_you_mean
-
-DEFAULT_OP_TYPES: tuple[str, ...] = (
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "multi_head_attention_forward",
-)
-"""Operations whose weights a configuration covers without naming them."""
-
-OPT_IN_OP_TYPES: tuple[str, ...] = (
-    "embedding",
-    "embedding_bag",
-    "bilinear",
-    "lstm",
-    "gru",
-    "rnn_tanh",
-    "rnn_relu",
-    "lstm_cell",
-    "gru_cell",
-    "rnn_tanh_cell",
-    "rnn_relu_cell",
-    "matmul",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "einsum",
-    "scaled_dot_product_attention",
-    "layer_norm",
-    "rms_norm",
-    "group_norm",
-    "batch_norm",
-    "instance_norm",
-    "prelu",
-    "add",
-    "sub",
-    "mul",
-    "div",
-)
-"""Operations that are palettized only when an op or module type, or a name, asks for them."""
-
-KNOWN_OP_TYPES: tuple[str, ...] = DEFAULT_OP_TYPES + OPT_IN_OP_TYPES
-"""Every operation that a configuration may name."""
-
-_OP_PREFIX = re.compile(r"^(?:torch\.nn\.functional\.|torch\.ops\.aten\.|aten\.|torch\.)")
+from palette_core._common.imported import find_imported
 
 _PATTERN_SIGNS = frozenset("*+?()[]{}|^$\\")
-
-# aten operators that the functional ones decompose into, which nobody calls by that name.
-_CONVOLUTIONS = tuple(name for name in DEFAULT_OP_TYPES if name.startswith("conv"))
-_INSTEAD: dict[str, tuple[str, ...]] = {
-    "convolution": _CONVOLUTIONS,
-    "_convolution": _CONVOLUTIONS,
-    "convolution_overrideable": _CONVOLUTIONS,
-    "_embedding_bag": ("embedding_bag",),
-    "_native_multi_head_attention": ("multi_head_attention_forward",),
-    "native_layer_norm": ("layer_norm",),
-    "native_group_norm": ("group_norm",),
-    "native_batch_norm": ("batch_norm",),
-    "_trilinear": ("bilinear",),
-}
-
-
-def canonical_op_type(key: str) -> str:
-    """Return the functional name of an operation type.
-
-    Args:
-        key: ``"linear"``, ``"torch.nn.functional.linear"``, ``"aten.linear"``,
-            ``"aten.linear.default"`` or ``"torch.ops.aten.linear.default"``.
-
-    Raises:
-        ValueError: no operation that a configuration may name; the message has the nearest.
-    """
-    if not isinstance(key, str):
-        raise ValueError(f"op types are names such as 'linear', got {key!r}")
-    prefix = _OP_PREFIX.match(key)
-    is_aten = prefix is not None and "aten" in prefix.group()
-    name = key[prefix.end() :] if prefix else key
-    name, _, overload = name.partition(".") if is_aten else (name, "", "")
-    if name in _INSTEAD:
-        raise ValueError(
-            f"op type {key!r} is an internal form; use {_one_of(_INSTEAD[name])} instead"
-        )
-    if name not in KNOWN_OP_TYPES:
-        raise ValueError(f"unknown op type {key!r}{_nearest_op(key, name)}")
-    if overload:
-        _check_overload(key, name, overload)
-    return name
-
-
-def _check_overload(key: str, name: str, overload: str) -> None:
-    packet = getattr(torch.ops.aten, name, None)
-    known = packet.overloads() if packet is not None else ["default"]
-    if overload not in known:
-        raise ValueError(
-            f"unknown op type {key!r}: {name!r} has no overload {overload!r}; "
-            f"write {name!r}, or one of its overloads {', '.join(known)}"
-        )
-
-
-def _nearest_op(key: str, name: str) -> str:
-    last = key.rsplit(".", 1)[-1]
-    if _find_class(f"torch.nn.{last}") is not None:
-        lowered = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", last).lower()
-        op = f"the op type is {lowered!r}" if lowered in KNOWN_OP_TYPES else "not an op type"
-        return f": that is a module type; {op} (module types go into module_type_configs)"
-    hints = (did_you_mean(word.lower(), KNOWN_OP_TYPES) for word in (name, last))
-    return next(filter(None, hints), "; op types are " + ", ".join(KNOWN_OP_TYPES))
-
-
-def _one_of(names: tuple[str, ...]) -> str:
-    *rest, last = (repr(name) for name in names)
-    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def type_name(cls: type) -> str:
@@ -169,7 +52,7 @@ def canonical_type_name(key: str | type[nn.Module]) -> str:
             f"{key!r} is not the name of a class; module types are matched exactly "
             "(patterns go into module_name_configs)"
         )
-    found = _find_class(key)
+    found = find_imported(key)
     if found is not None:
         return type_name(_check_module_class(found, key))
     if key.startswith("torch.") and not _might_be_imported_later(key):
@@ -184,18 +67,6 @@ def _check_module_class(found: Any, shown: str) -> type[nn.Module]:
             f"names, and {shown!r} is not an nn.Module"
         )
     return found
-
-
-def _find_class(key: str) -> Any:
-    """Follow a dotted name from the longest imported module, running no ``__getattr__``."""
-    parts = key.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        value: Any = sys.modules.get(".".join(parts[:end]))
-        for part in parts[end:]:
-            value = vars(value).get(part) if hasattr(value, "__dict__") else None
-        if value is not None:
-            return value
-    return None
 
 
 def _might_be_imported_later(key: str) -> bool:

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, final
 from pydantic import BeforeValidator, Field
 
 from palette_core.config.base import EditableConfig
-from palette_core.config.names import canonical_op_type
 from palette_core.config.patterns import check_pattern
 from palette_core.config.spec import PalettizationSpec, default_weight_palettization_spec
 
 EVERY_STATE = "*"
 """The state key that stands for every state without a key of its own."""
+
+
+def canonical_op_type(key: Any) -> str:
+    """Return the name of an operation type; see `palette_core.operations.canonical_op_type`."""
+    from palette_core import operations
+
+    return operations.canonical_op_type(key)
 
 
 def _check_state_key(key: Any) -> str:

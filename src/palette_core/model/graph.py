@@ -18,11 +18,14 @@ class Use:
         op_type: functional name, such as ``"linear"``.
         op_name: ``"<module>.<op_type>"``, numbered from the second in that module:
             ``"<module>.linear_1"``; without the dot in the root module.
+        axis: the tensor's output-channel axis in this call; None where the operation is not
+            known, or the call was not looked at.
     """
 
     module: str
     op_type: str
     op_name: str
+    axis: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class TensorRecord:
         uses: operations that received it; empty where the run never reached it.
         reached: whether an owning module ran.
         obstacle: why the tensor cannot be replaced where it hangs, or None.
+        view_axis: its output-channel axis by the first operation that received a view of it, such
+            as its transpose or one of its experts; None where none did.
     """
 
     owners: tuple[Owner, ...]
@@ -59,6 +64,7 @@ class TensorRecord:
     uses: tuple[Use, ...] = ()
     reached: bool = True
     obstacle: str | None = None
+    view_axis: int | None = None
 
     @property
     def name(self) -> str:

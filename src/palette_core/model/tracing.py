@@ -18,11 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from palette_core._common.rng import untouched_global_rng
 from palette_core.config.names import type_name
-from palette_core.errors import TracingError
+from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.isolation import evaluation_mode, restored_values, uncompiled
-from palette_core.model.op_types import op_type_of
 from palette_core.model.states import is_parametrization, states_of, tensors_of
+from palette_core.model.views import StateStorages, axis_in_state
+from palette_core.operations import installed_operations, op_type_of
 
 _SCALARS = frozenset({bool, int, float, str, type(None)})  # most arguments that are no tensors
 
@@ -55,6 +56,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
     Raises:
         TypeError: ``example_inputs`` is neither a sequence nor a mapping.
         TracingError: the model fails on the inputs.
+        OperationError: a plug-in that knows an operation fails.
     """
     args, kwargs = check_example_inputs(example_inputs)
     with (
@@ -68,6 +70,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
     ):
         try:
             model(*args, **kwargs)
+        except OperationError:
+            raise
         except (Exception, SystemExit) as error:
             raise TracingError(
                 f"{type(model).__name__} failed on example_inputs: {type(error).__name__}: {error}"
@@ -126,9 +130,11 @@ class _Recorder(TorchFunctionMode):
         self._handles: list[Any] = []
         self._copies: list[nn.Module] = []
         self._uses: dict[int, dict[Use, None]] = {}
+        self._view_axes: dict[int, int] = {}
         self._ran: set[str] = set()
         # Holding the states themselves keeps their ids from being given to other tensors.
         self._states: dict[int, Tensor] = {}
+        self._storages = StateStorages(self._states)
 
     def __enter__(self) -> _Recorder:
         # TorchScript runs outside Python, where nothing can be watched.
@@ -184,20 +190,47 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         op_type = op_type_of(func)
         if self._frames and op_type is not None:
-            self._record(op_type, args, kwargs)
+            try:
+                self._record(op_type, func, args, kwargs)
+            except OperationError:
+                func(*args, **kwargs)  # where the call is wrong, its own complaint says it better
+                raise
         # Inside a composite such as multi_head_attention_forward this mode is off, so its inner
         # linear calls are not seen: the composite is the operation.
         return func(*args, **kwargs)
 
-    def _record(self, op_type: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _record(
+        self, op_type: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        operations = installed_operations()
         frame = self._frames[-1]
         count = frame.counts.get(op_type, 0)
         frame.counts[op_type] = count + 1
         local = op_type if count == 0 else f"{op_type}_{count}"
-        use = Use(frame.name, op_type, f"{frame.name}.{local}" if frame.name else local)
+        name = f"{frame.name}.{local}" if frame.name else local
         for tensor in _tensors((args, kwargs)):
             if id(tensor) in self._states:
-                self._uses.setdefault(id(tensor), {})[use] = None
+                axis = operations.channel_axis_in(op_type, func, args, kwargs, tensor)
+                self._uses.setdefault(id(tensor), {})[Use(frame.name, op_type, name, axis)] = None
+            elif operations.understands(op_type):
+                self._record_view(op_type, func, args, kwargs, tensor)
+
+    def _record_view(
+        self,
+        op_type: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensor: Tensor,
+    ) -> None:
+        """Learn a state's output-channel axis from an operation that receives a view of it."""
+        state = self._storages.state_of(tensor)
+        if state is None or id(state) in self._view_axes:
+            return
+        axis = installed_operations().channel_axis_in(op_type, func, args, kwargs, tensor)
+        axis = None if axis is None else axis_in_state(state, tensor, axis)
+        if axis is not None:
+            self._view_axes[id(state)] = axis
 
     def graph(self) -> ModelGraph:
         """Return the records; call before the mode is left, while cached values live."""
@@ -227,7 +260,14 @@ class _Recorder(TorchFunctionMode):
             uses = tuple(self._uses.get(key, {}))
             reached = bool(uses) or any(owner.module in self._ran for owner in owners[key])
             yield TensorRecord(
-                tuple(owners[key]), tuple(tensor.shape), tensor.dtype, kind, uses, reached, obstacle
+                tuple(owners[key]),
+                tuple(tensor.shape),
+                tensor.dtype,
+                kind,
+                uses,
+                reached,
+                obstacle,
+                self._view_axes.get(key),
             )
 
 

@@ -15,6 +15,7 @@ from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import dense_weights, make_jobs
 from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.model import ExampleInputs, trace
+from palette_core.operations import installed_operations
 from palette_core.palettizer import life_cycle
 from palette_core.palettizer.attaching import attach_palettes, sensitivities_of
 from palette_core.palettizer.calibration import CalibrationOptions, Results, calibration
@@ -69,7 +70,7 @@ class KMeansPalettizer:
         Others are reached by asking: by operation type, by module type, or by
         ``module_state_spec``.
         """
-        return _SUPPORTED_MODULES
+        return installed_operations().default_modules()
 
     def make_plan(
         self,
@@ -429,15 +430,3 @@ class KMeansPalettizer:
                 yield
         finally:
             self._doing = None
-
-
-_SUPPORTED_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.MultiheadAttention,
-)

@@ -12,16 +12,6 @@ from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
 
 
-def channel_axis(op_type: str | None, shape: tuple[int, ...]) -> int:
-    """Return the axis of a weight's output channels: 1 for transposed convolutions, else 0.
-
-    Args:
-        op_type: the operation that consumes the tensor.
-        shape: its shape; biases have axis 0 only.
-    """
-    return 1 if (op_type or "").startswith("conv_transpose") and len(shape) > 1 else 0
-
-
 def lay_out(
     shape: tuple[int, ...], spec: PalettizationSpec, axis: int, tensor: str = "a weight"
 ) -> BlockLayout:

@@ -14,8 +14,9 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanError
 from palette_core.model import ExampleInputs
 from palette_core.model.graph import ModelGraph, TensorRecord
+from palette_core.operations import OperationTable
 from palette_core.planning.check import check_names
-from palette_core.planning.choose import channel_axis, clusterer_for, lay_out, lut_quantizer_name
+from palette_core.planning.choose import clusterer_for, lay_out, lut_quantizer_name
 from palette_core.planning.notes import ineffective_rules
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
@@ -56,7 +57,8 @@ def make_plan(
         raise PlanError(f"on_incompatible must be 'skip' or 'error', got {on_incompatible!r}")
     config = config.checked_copy()  # its dictionaries may have been changed in place
     check_names(config, catalog)
-    rules = RuleBook(config, graph)
+    operations = OperationTable(catalog.operations)
+    rules = RuleBook(config, graph, operations)
     tensors: list[TensorPlan] = []
     skipped: list[SkippedTensor] = []
     dense: list[DenseTensor] = []
@@ -72,8 +74,11 @@ def make_plan(
         if obstacle:
             skipped.append(_skip(record, obstacle, decision.rule))
             continue
+        axis = decision.axis
+        if axis is None:
+            axis = operations.channel_axis(decision.op_type, record.shape)
         try:
-            tensors.append(_plan_tensor(record, decision, decision.spec, config, catalog))
+            tensors.append(_plan_tensor(record, decision, decision.spec, axis, config, catalog))
         except IncompatibleShapeError as error:
             skipped.append(_skip(record, f"incompatible with its spec: {error}", decision.rule))
     if on_incompatible == "error" and skipped:
@@ -119,10 +124,10 @@ def _plan_tensor(
     record: TensorRecord,
     decision: Decision,
     spec: PalettizationSpec,
+    axis: int,
     config: KMeansPalettizerConfig,
     catalog: Catalog,
 ) -> TensorPlan:
-    axis = channel_axis(decision.op_type, record.shape)
     layout = lay_out(record.shape, spec, axis, record.name)
     entry = clusterer_for(spec, catalog)
     options = validate_options(entry, spec.algorithm_options)

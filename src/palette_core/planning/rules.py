@@ -17,6 +17,7 @@ from palette_core.config.names import canonical_type_name
 from palette_core.config.patterns import NamePatterns
 from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import ModelGraph, ModuleRecord, TensorRecord, Use
+from palette_core.operations import OperationTable
 from palette_core.planning import opt_in
 
 _States = Mapping[str, PalettizationSpec | None]
@@ -54,6 +55,7 @@ class Decision:
         rule: path of the entry that decided.
         config: the module config it stands in.
         op_type: the operation through which it was reached, or None.
+        axis: its output-channel axis in that operation; None where no call showed it.
         asked: with ``spec`` None, whether some rule did ask for the tensor to be palettized.
         reason: with ``spec`` None, why.
     """
@@ -62,6 +64,7 @@ class Decision:
     rule: str
     config: ModuleKMeansPalettizerConfig | None = None
     op_type: str | None = None
+    axis: int | None = None
     asked: bool = False
     reason: str = ""
 
@@ -98,8 +101,11 @@ class _OpRules:
 class RuleBook:
     """Resolves the rules of one config for one model."""
 
-    def __init__(self, config: KMeansPalettizerConfig, graph: ModelGraph) -> None:
+    def __init__(
+        self, config: KMeansPalettizerConfig, graph: ModelGraph, operations: OperationTable
+    ) -> None:
         self._config = config
+        self._operations = operations
         self._types = {name: m.type_name for m in graph.modules for name in m.names}
         self._modules = {name: m for m in graph.modules for name in m.names}
         self._names = list(config.module_name_configs.items())
@@ -187,25 +193,28 @@ class RuleBook:
         found, key, spec = _lookup(rule.config.module_state_spec, names)
         if found:
             path = f"{rule.path}.module_state_spec[{key!r}]"
-            op_type = opt_in.main_op_type(tensor, [self._types[o.module] for o in tensor.owners])
-            yield _binding(rule, 3, 0, path, spec, op_type)
+            types = [self._types[owner.module] for owner in tensor.owners]
+            op_type = opt_in.main_op_type(tensor, types, self._operations)
+            axes = [use.axis for use in tensor.uses if use.op_type == op_type]
+            axis = next((axis for axis in axes if axis is not None), tensor.view_axis)
+            yield _binding(rule, 3, 0, path, spec, op_type, axis)
 
     def _operation(
         self, rule: ModuleRule, names: list[str], use: Use, tensor: TensorRecord
     ) -> Iterator[_Candidate]:
         for step, order, path, states in self._op_entries(rule, use):
             self.used.add(path)
-            yield _op(rule, (step, order), path, states, names, use)
+            yield _op(rule, (step, order), path, states, names, use, tensor)
         found, key, spec = _lookup(rule.config.op_state_spec, names)
         if not found:
             return
         path = f"{rule.path}.op_state_spec[{key!r}]"
-        if spec is None or rule.by_choice or opt_in.is_default(use.op_type):
-            yield _binding(rule, 0, 0, path, spec, use.op_type)
+        if spec is None or rule.by_choice or self._operations.is_default(use.op_type):
+            yield _binding(rule, 0, 0, path, spec, use.op_type, _axis(use, tensor))
             return
         by_name = rule.level == 2 and rule.on_itself
-        asked, reason = opt_in.why_not(tensor, use.op_type, key, by_name)
-        decision = Decision(None, path, rule.config, use.op_type, asked, reason)
+        asked, reason = opt_in.why_not(tensor, use.op_type, key, by_name, self._operations)
+        decision = Decision(None, path, rule.config, use.op_type, asked=asked, reason=reason)
         yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
 
     def _op_entries(self, rule: ModuleRule, use: Use) -> Iterator[tuple[int, int, str, _States]]:
@@ -234,8 +243,8 @@ class RuleBook:
             yield _binding(rule, 0, 0, path, None, None)
             return
         types = [self._types[owner.module] for owner in tensor.owners]
-        asked, reason = opt_in.why_unused(tensor, types, key, rule.by_choice)
-        decision = Decision(None, path, rule.config, None, asked, reason)
+        asked, reason = opt_in.why_unused(tensor, types, key, rule.by_choice, self._operations)
+        decision = Decision(None, path, rule.config, asked=asked, reason=reason)
         yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
 
 
@@ -246,9 +255,10 @@ def _binding(
     path: str,
     spec: PalettizationSpec | None,
     op_type: str | None,
+    axis: int | None = None,
 ) -> _Candidate:
     reason = "" if spec is not None else f"left alone by {path}"
-    decision = Decision(spec, path, rule.config, op_type, reason=reason)
+    decision = Decision(spec, path, rule.config, op_type, axis, reason=reason)
     return _Candidate((rule.level, step, rule.order, order), decision)
 
 
@@ -259,11 +269,16 @@ def _op(
     states: _States,
     names: list[str],
     use: Use,
+    tensor: TensorRecord,
 ) -> _Candidate:
     found, key, spec = _lookup(states, names)
     # An operation config that does not name the state leaves it alone: no falling back.
     where = f"{path}.op_state_spec[{key!r}]" if found else path
-    return _binding(rule, *rank, where, spec, use.op_type)
+    return _binding(rule, *rank, where, spec, use.op_type, _axis(use, tensor))
+
+
+def _axis(use: Use, tensor: TensorRecord) -> int | None:
+    return tensor.view_axis if use.axis is None else use.axis
 
 
 def _lookup(states: _States, names: Iterable[str]) -> tuple[bool, str, PalettizationSpec | None]:

@@ -21,6 +21,12 @@ from palette_core.plugins.metrics import (
     SensitivityMetric,
     SensitivityMetricEntry,
 )
+from palette_core.plugins.operations import (
+    Consumption,
+    Operation,
+    OperationCall,
+    OperationEntry,
+)
 from palette_core.plugins.training import TrainingStrategy, TrainingStrategyEntry
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ __all__ = [
     "ClusterProblem",
     "Clusterer",
     "ClustererEntry",
+    "Consumption",
     "ExportBackendEntry",
     "Granularity",
     "GranularityEntry",
@@ -49,6 +56,9 @@ __all__ = [
     "LutQuantizerEntry",
     "ModelOutputs",
     "NoOptions",
+    "Operation",
+    "OperationCall",
+    "OperationEntry",
     "PalettizationSpec",
     "PerGroupedChannelGranularity",
     "PerTensorGranularity",

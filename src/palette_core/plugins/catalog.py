@@ -20,6 +20,7 @@ from palette_core.plugins.kinds import (
     GRANULARITY,
     KINDS,
     LUT_QUANTIZER,
+    OPERATION,
     SENSITIVITY_METRIC,
     TRAINING_STRATEGY,
     EntryT,
@@ -27,6 +28,7 @@ from palette_core.plugins.kinds import (
 )
 from palette_core.plugins.lut_quantizers import LutQuantizerEntry
 from palette_core.plugins.metrics import SensitivityMetricEntry
+from palette_core.plugins.operations import OperationEntry
 from palette_core.plugins.shelves import CORE, Blocked, Quarantined, Shelf
 from palette_core.plugins.training import TrainingStrategyEntry
 
@@ -78,6 +80,11 @@ class Catalog:
     def sensitivity_metrics(self) -> Shelf[SensitivityMetricEntry]:
         """The sensitivity metrics."""
         return self[SENSITIVITY_METRIC]
+
+    @property
+    def operations(self) -> Shelf[OperationEntry]:
+        """The operations."""
+        return self[OPERATION]
 
     def backend(self, name: str) -> ExportBackendEntry:
         """Return the export backend ``name``.

@@ -14,6 +14,7 @@ from palette_core.errors import (
     AllocationError,
     BackendError,
     ClusteringError,
+    OperationError,
     PaletteError,
     PlanError,
     TrainingError,
@@ -24,6 +25,7 @@ from palette_core.plugins import (
     granularities,
     lut_quantizers,
     metrics,
+    operations,
     training,
 )
 from palette_core.plugins.entries import PluginEntry
@@ -108,6 +110,14 @@ SENSITIVITY_METRIC = PluginKind(
     metrics.SensitivityMetric,
     AllocationError,
 )
+OPERATION = PluginKind(
+    "operation",
+    "operation",
+    operations.palette_core_operations,
+    operations.OperationEntry,
+    operations.Operation,
+    OperationError,
+)
 
 KINDS: tuple[PluginKind[Any], ...] = (
     CLUSTERER,
@@ -116,6 +126,7 @@ KINDS: tuple[PluginKind[Any], ...] = (
     TRAINING_STRATEGY,
     EXPORT_BACKEND,
     SENSITIVITY_METRIC,
+    OPERATION,
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.layout import BlockLayout, Shape
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,17 @@ class InputMoments:
     The weight is taken as G matrices of R output channels by C input coordinates, such that
     every output is a row times an input vector x: R = out_features and C = in_features of a
     linear layer; of a convolution, R output channels of each of G groups, and C = input channels
-    of a group times kernel elements; of an embedding, R = its width and C the vocabulary.
+    of a group times kernel elements; of an embedding, R = its width and C the vocabulary; of
+    experts stacked along axis 0, G experts.
 
     Attributes:
         hessian: ``[G, C, C]`` float32, Σ x xᵀ / count over calibration inputs, one matrix per
             group of output channels; ``[G, C]`` where only the diagonal is not zero.
         layout: the layout whose `merge` turns points back into the weight.
         count: how many input vectors were summed.
-        transposed: the input channels are axis 0 of the weight and the outputs axis 1
-            (transposed convolutions, embeddings); otherwise outputs are axis 0.
+        rows: axes of the weight on which outputs lie: ``(0,)`` of linear layers and
+            convolutions, ``(1,)`` of transposed convolutions, embeddings and ``x @ W``. With
+            G > 1, axis 0 is cut into G groups first. All other axes are input coordinates.
         share: ``[G * R]`` float32, not negative: how much an output channel counts; None means
             ones.
         target: of the weight's shape: what the palettized weight should come near to in place
@@ -38,7 +40,7 @@ class InputMoments:
     hessian: Tensor
     layout: BlockLayout
     count: int
-    transposed: bool = False
+    rows: tuple[int, ...] = (0,)
     share: Tensor | None = None
     target: Tensor | None = None
     ridge: Tensor | None = None
@@ -50,25 +52,29 @@ class InputMoments:
 
     @property
     def output_axis(self) -> int:
-        """The axis of the weight on which output channels lie."""
-        return 1 if self.transposed else 0
+        """The axis of the weight along which neighbouring rows lie."""
+        return self.rows[-1]
 
     def to_matrices(self, weight: Tensor) -> Tensor:
         """Return anything of the weight's shape as ``[G, R, C]``."""
-        groups = self.hessian.shape[0]
-        if not self.transposed:
-            return weight.reshape(groups, weight.shape[0] // groups, -1)
-        cut = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-        return cut.transpose(1, 2).reshape(groups, weight.shape[1], -1)
+        cut, order = self._cut(tuple(weight.shape))
+        n_rows = math.prod(cut[axis] for axis in order[1 : 1 + len(self.rows)])
+        return weight.reshape(cut).permute(order).reshape(cut[0], n_rows, -1)
 
     def from_matrices(self, matrices: Tensor) -> Tensor:
         """Return ``[G, R, C]`` in the shape of the weight: the inverse of `to_matrices`."""
-        shape = self.layout.shape
-        if not self.transposed:
-            return matrices.reshape(shape)
-        groups, rows, _ = matrices.shape
-        cut = matrices.reshape(groups, rows, shape[0] // groups, math.prod(shape[2:]))
-        return cut.transpose(1, 2).reshape(shape)
+        cut, order = self._cut(self.layout.shape)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        ordered = matrices.reshape([cut[axis] for axis in order])
+        return ordered.permute(back).reshape(self.layout.shape)
+
+    def _cut(self, shape: Shape) -> tuple[list[int], list[int]]:
+        """Return a shape with its groups in front, and the order groups, rows, columns."""
+        groups = self.hessian.shape[0]
+        cut = [groups, shape[0] // groups, *shape[1:]]
+        rows = [axis + 1 for axis in self.rows]
+        columns = [axis for axis in range(1, len(cut)) if axis not in rows]
+        return cut, [0, *rows, *columns]
 
     def diagonal(self) -> Tensor:
         """Return ``[G, C]``, the mean square of every input coordinate."""
@@ -131,15 +137,13 @@ class InputMoments:
             scale: broadcasts to the weight's shape; not negative, and the same either for all
                 inputs of an output channel, or for all output channels of a group.
         """
-        groups, shape, axis = self.hessian.shape[0], list(self.layout.shape), self.output_axis
+        groups = self.hessian.shape[0]
         scale = scale.detach().cpu().float()
-        if scale.shape[axis] == shape[axis]:
-            rows = scale.reshape(-1).square()
-            if self.transposed:
-                rows = rows.repeat(groups)
+        varies = {axis for axis, extent in enumerate(scale.shape) if extent > 1}
+        if varies <= set(self.rows):
+            rows = self._along(scale, outputs=True).reshape(-1).square()
             return replace(self, share=rows if self.share is None else rows * self.share)
-        shape[axis] = 1 if self.transposed else groups
-        columns = self.to_matrices(scale.expand(shape))[:, 0].double()
+        columns = self._along(scale, outputs=False)[:, 0].double()
         most = columns.max()
         columns = columns / (most if most > 0 else 1.0)  # so that squares stay in range
         both = columns.square() if self.is_diagonal else columns[:, :, None] * columns[:, None, :]
@@ -150,6 +154,14 @@ class InputMoments:
         share = (share if self.share is None else self.share) * most.float().square()
         ridge = self.ridges() * columns.square().clamp(min=1e-12)
         return replace(self, hessian=hessian, share=share, ridge=ridge)
+
+    def _along(self, scale: Tensor, *, outputs: bool) -> Tensor:
+        """Return a scale as ``[G, R, 1]``, or that along inputs as ``[G, 1, C]``."""
+        shape = self.layout.shape
+        extents = [n if (axis in self.rows) == outputs else 1 for axis, n in enumerate(shape)]
+        if (0 in self.rows) != outputs:
+            extents[0] = self.hessian.shape[0]
+        return self.to_matrices(scale.expand(extents))
 
     def laid_out(self, layout: BlockLayout) -> InputMoments:
         """Return the same moments for points cut by another layout."""

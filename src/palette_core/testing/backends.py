@@ -16,9 +16,10 @@ from torch import Tensor
 
 from palette_core import KMeansPalettizer, PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteError
+from palette_core.operations import installed_operations
 from palette_core.palettizer.finalizing import pack
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.planning.choose import channel_axis, lay_out
+from palette_core.planning.choose import lay_out
 from palette_core.plugins import Refusal, TensorFacts
 from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.storage import palette_sites
@@ -128,7 +129,7 @@ def refusals(subject: Subject) -> None:
             if not isinstance(first, Refusal) or not first.reason.strip():
                 fail(subject, f"answers {first!r}, expected None or a Refusal with a reason")
             if first.instead is not None:
-                axis = channel_axis(facts.op_type, facts.shape)
+                axis = installed_operations().channel_axis(facts.op_type, facts.shape)
                 layout = lay_out(facts.shape, first.instead, axis)
                 other = TensorFacts(
                     facts.name, facts.shape, facts.dtype, facts.op_type, layout, first.instead
@@ -144,7 +145,7 @@ def _facts(subject: Subject) -> Iterator[TensorFacts]:
     specs = list(known_specs(subject.specs).values())
     for (op_type, shape), dtype, spec in product(shapes.items(), dtypes, specs):
         try:
-            layout = lay_out(shape, spec, channel_axis(op_type, shape))
+            layout = lay_out(shape, spec, installed_operations().channel_axis(op_type, shape))
         except IncompatibleShapeError:
             continue
         yield TensorFacts("layer.weight", shape, dtype, op_type or None, layout, spec)

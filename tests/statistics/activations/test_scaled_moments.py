@@ -1,6 +1,7 @@
 """Per-channel scales on any axis: algorithms still minimise the error of the layer itself."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from palette_core.tensors.moments import InputMoments
 
 
 class Product(nn.Module):
-    """``x @ W``: axis 0, on which scales lie, is the input axis."""
+    """``x @ W``: scales lie on axis 1, the output axis."""
 
     def __init__(self):
         super().__init__()
@@ -127,32 +128,38 @@ def test_other_ways_to_calibrate_help_products_too(name, mode):
 
 
 LAYOUTS = [
-    # shape, groups of H, transposed, axis of the scale
-    ((6, 4), 1, False, 0),
-    ((6, 4), 3, False, 0),
-    ((6, 4), 3, False, 1),
-    ((6, 4), 1, True, 0),
-    ((6, 4), 1, True, 1),
-    ((6, 4, 3), 2, False, 1),
-    ((6, 4, 3), 2, True, 0),
-    ((6, 4, 3), 2, True, 1),
+    # shape, groups of H, rows, axis of the scale
+    ((6, 4), 1, (0,), 0),
+    ((6, 4), 3, (0,), 0),
+    ((6, 4), 3, (0,), 1),
+    ((6, 4), 1, (1,), 0),
+    ((6, 4), 1, (1,), 1),
+    ((6, 4, 3), 2, (0,), 1),
+    ((6, 4, 3), 2, (1,), 0),
+    ((6, 4, 3), 2, (1,), 1),
+    ((3, 4, 5), 3, (2,), 2),
+    ((3, 4, 5), 3, (2,), 1),
+    ((3, 4, 5), 3, (2,), 0),
+    ((4, 3, 5), 1, (1, 2), 1),
+    ((4, 3, 5), 1, (1, 2), 0),
+    ((1, 6), 1, (0,), 1),
 ]
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("dead", [False, True])
-@pytest.mark.parametrize(("shape", "groups", "transposed", "axis"), LAYOUTS)
+@pytest.mark.parametrize(("shape", "groups", "rows", "axis"), LAYOUTS)
 def test_the_error_of_a_divided_weight_is_that_of_the_weight(
-    shape, groups, transposed, axis, dead, diagonal
+    shape, groups, rows, axis, dead, diagonal
 ):
     torch.manual_seed(1)
     layout = BlockLayout(shape, shape, 1, axis)
-    rows = shape[1] * groups if transposed else shape[0]
-    size = torch.Size(shape).numel() // rows
+    outputs = math.prod(shape[axis] for axis in rows) * (1 if 0 in rows else groups)
+    size = math.prod(shape) // outputs
     x = torch.randn(groups, 50, size)
     hessian = x.square().mean(1) if diagonal else x.mT @ x / 50
-    share = torch.rand(rows) if groups > 1 else None
-    moments = InputMoments(hessian, layout, 50, transposed, share)
+    share = torch.rand(outputs) if groups > 1 else None
+    moments = InputMoments(hessian, layout, 50, rows, share)
     scale = spread(shape[axis], axis, len(shape))
     if dead:
         scale.view(-1)[1] = 0.0
@@ -162,7 +169,7 @@ def test_the_error_of_a_divided_weight_is_that_of_the_weight(
         h = moments.hessian.double()
         each = (d.square() * h[:, None]).sum(2) if diagonal else ((d @ h) * d).sum(2)
         ridge = (d.square() * moments.ridges()[:, None]).sum(2)
-        counts = torch.ones(rows) if moments.share is None else moments.share
+        counts = torch.ones(outputs) if moments.share is None else moments.share
         counts = counts.double().reshape(each.shape)
         return float((each * counts).sum()), float((ridge * counts).sum())
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from palette_core.planning import TensorPlan
-from palette_core.statistics.activations.consumers import Consumption
+from palette_core.plugins import Consumption
 from palette_core.statistics.activations.matrix_files import MatrixFiles
-from palette_core.statistics.activations.views import View
+from palette_core.tensors.input_views import InputView
 from palette_core.tensors.moments import InputMoments
 
 _REMEMBERED = 4  # latest products: layers that share an input follow each other
@@ -21,7 +21,7 @@ _REMEMBERED = 4  # latest products: layers that share an input follow each other
 
 @dataclass
 class _Sum:
-    view: View
+    view: InputView
     total: Tensor
     cross: Tensor | None
     count: int = 0
@@ -32,7 +32,7 @@ class _Sum:
 class _Product:
     raw: tuple[Tensor, ...]  # held, so that their ids are not given to others
     versions: tuple[int, ...]
-    view: View
+    view: InputView
     weights: Tensor | None
     before: tuple[Tensor, ...] | None
     total: Tensor
@@ -71,7 +71,7 @@ class Accumulator:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._files = MatrixFiles(folder)
-        self._sums: dict[tuple[str, View], _Sum] = {}
+        self._sums: dict[tuple[str, InputView], _Sum] = {}
         self._latest: list[_Product] = []
         self._made: dict[int, Tensor] = {}
         self._serial = itertools.count()
@@ -137,7 +137,7 @@ class Accumulator:
         sums = self._best(plan.name)
         if sums is None:
             return None
-        return InputMoments(self._hessian(sums), plan.layout, sums.count, sums.view.transposed)
+        return InputMoments(self._hessian(sums), plan.layout, sums.count, sums.view.rows)
 
     def cross(self, name: str) -> Tensor | None:
         """Return ``[G, C, C]`` float64, Σ (x_before − x) xᵀ / count."""
@@ -207,14 +207,14 @@ def _multiply(
                 left = other[:, :, low : low + _TALL]
                 cross[into] += (left if part is None else left * part) @ piece.mT
         at += x.shape[2]
-        if first == 0:
-            count += x.shape[2]
+        count += x.shape[0] * x.shape[2]
     if total is None:
         return torch.zeros(1, 1, dtype=torch.float64), None, 0
-    return total, cross, count
+    # Of all matrices together; experts get different numbers of vectors.
+    return total, cross, -(-count // view.groups())
 
 
-def _count(view: View, raw: tuple[Tensor, ...]) -> tuple[Tensor, None, int]:
+def _count(view: InputView, raw: tuple[Tensor, ...]) -> tuple[Tensor, None, int]:
     """Return Σ x of one-hot vectors as ``[1, C]``."""
     counts = torch.cat([x.cpu().double() for _, x in view.vectors(raw)], dim=2).sum(dim=2)
     return counts, None, int(counts.sum())

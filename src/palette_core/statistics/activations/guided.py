@@ -11,7 +11,7 @@ from torch import Tensor
 from palette_core.errors import CalibrationError
 from palette_core.statistics.activations.collect import CallKey
 from palette_core.statistics.activations.runs import Runner, Seen
-from palette_core.statistics.activations.views import View
+from palette_core.tensors.input_views import InputView
 
 
 def loss_weights(
@@ -35,7 +35,7 @@ def loss_weights(
     """
     found: dict[CallKey, Tensor] = {}
     for number, batch in enumerate(runner.batches):
-        outputs: dict[CallKey, tuple[View, Tensor]] = {}
+        outputs: dict[CallKey, tuple[InputView, Tensor]] = {}
 
         def see(
             seen: Seen, out: Any, number: int = number, outputs: dict[Any, Any] = outputs
@@ -43,7 +43,7 @@ def loss_weights(
             if seen.what is None or not isinstance(out, Tensor):
                 return out
             view = seen.what.view
-            if view.groups() != 1 or view.transposed or view.is_diagonal:
+            if view.groups() != 1 or view.rows != (0,) or view.is_diagonal:
                 return out
             if view.outputs(out) is None:
                 return out
@@ -102,7 +102,7 @@ def _gradients(
         ) from error
 
 
-def _squares(view: View, gradient: Tensor, output_groups: int) -> Tensor:
+def _squares(view: InputView, gradient: Tensor, output_groups: int) -> Tensor:
     rows = view.outputs(gradient.detach().double())
     assert rows is not None
     groups = output_groups if rows.shape[1] % output_groups == 0 else 1

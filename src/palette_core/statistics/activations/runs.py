@@ -18,17 +18,17 @@ from torch.overrides import TorchFunctionMode
 
 from palette_core._common.pytrees import mapped
 from palette_core._common.rng import untouched_global_rng
-from palette_core.errors import CalibrationError
+from palette_core.errors import CalibrationError, OperationError
 from palette_core.model import (
     ExampleInputs,
     check_example_inputs,
     evaluation_mode,
-    op_type_of,
     restored_values,
     uncompiled,
 )
+from palette_core.operations import installed_operations, op_type_of
 from palette_core.planning import TensorPlan
-from palette_core.statistics.activations.consumers import Consumption, consumptions
+from palette_core.plugins import Consumption
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ class Runner:
 
         Raises:
             CalibrationError: the model failed, or what looks at its weights.
+            OperationError: a plug-in that knows an operation failed.
         """
         args, kwargs = check_example_inputs(self.batches[batch])
         recording = torch.enable_grad() if gradients else torch.no_grad()
@@ -173,6 +174,8 @@ class Runner:
                     return self.model(*args, **kwargs)
             except Stop:
                 return None
+            except OperationError:
+                raise
             except _NotTaken as failed:
                 raise CalibrationError(
                     f"what {failed.seen.op_type!r} multiplies {failed.seen.name} with could not "
@@ -272,7 +275,12 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         seen = []
         if self._on_seen is not None or self._on_output is not None:
-            seen = self._describe(op_type, func, args, kwargs, names)
+            try:
+                seen = self._describe(op_type, func, args, kwargs, names)
+            except OperationError:
+                # Where the call is wrong, the operation's own complaint says it better.
+                func(*self._exchange(args), **self._exchange(kwargs))
+                raise
         if self._on_seen is not None:
             for item in seen:
                 try:
@@ -294,7 +302,7 @@ class _Watch(TorchFunctionMode):
         exchanged = self._exchange(args), self._exchange(kwargs)
         own = {id(self._weights.get(name, t)): name for name, t in self._own.values()}
         found: dict[str, Consumption] = {}
-        for what in consumptions(op_type, func, *exchanged):
+        for what in installed_operations().consumptions(op_type, func, *exchanged):
             name = own.get(id(what.weight))
             if name is not None:
                 found.setdefault(name, what)

@@ -11,15 +11,15 @@ DAMPING = 0.01
 ALGORITHMS = [Gptq(GptqOptions(damping=DAMPING)), Lnq(LnqOptions(damping=DAMPING))]
 
 
-def moments_for(layout, groups=1, transposed=False, share=None, rank=None, seed=0):
+def moments_for(layout, groups=1, rows=(0,), share=None, rank=None, seed=0):
     g = torch.Generator().manual_seed(seed)
-    blank = InputMoments(torch.zeros(groups, 1), layout, 1, transposed)
+    blank = InputMoments(torch.zeros(groups, 1), layout, 1, rows)
     size = blank.to_matrices(torch.zeros(layout.shape)).shape[2]
     x = torch.randn(groups, size, rank or 3 * size, generator=g)
     x = x * torch.linspace(0.2, 2.0, size)[None, :, None] + torch.randn(
         groups, 1, x.shape[2], generator=g
     )
-    return InputMoments(x @ x.transpose(1, 2) / x.shape[2], layout, x.shape[2], transposed, share)
+    return InputMoments(x @ x.transpose(1, 2) / x.shape[2], layout, x.shape[2], rows, share)
 
 
 def objective(weight, decoded, moments, damping=DAMPING):
@@ -41,20 +41,23 @@ def solve(algorithm, weight, layout, moments, k, quantizer=None):
 
 
 LAYOUTS = {
-    "rows": (BlockLayout((8, 12), (4, 12)), 1, False),
-    "tensor": (BlockLayout((8, 12), (8, 12)), 1, False),
-    "columns": (BlockLayout((8, 12), (8, 4)), 1, False),
-    "grid": (BlockLayout((8, 12), (4, 3)), 1, False),
-    "single rows": (BlockLayout((5, 7), (1, 7)), 1, False),
-    "one column": (BlockLayout((16, 1), (8, 1)), 1, False),
-    "vectors": (BlockLayout((8, 12), (4, 12), 2), 1, False),
-    "output groups": (BlockLayout((8, 12), (4, 12)), 4, False),
-    "grouped convolution": (BlockLayout((8, 4, 3), (4, 4, 3)), 2, False),
-    "depthwise": (BlockLayout((8, 1, 3, 3), (4, 1, 3, 3)), 8, False),
-    "depthwise vectors": (BlockLayout((8, 1, 3, 3), (4, 1, 3, 3), 2), 8, False),
-    "transposed": (BlockLayout((6, 8, 2), (6, 4, 2), 1, 1), 2, True),
-    "transposed, across groups": (BlockLayout((6, 4, 2), (2, 4, 2), 1, 1), 2, True),
-    "transposed vectors": (BlockLayout((6, 8, 2), (6, 4, 2), 2, 1), 1, True),
+    "rows": (BlockLayout((8, 12), (4, 12)), 1, (0,)),
+    "tensor": (BlockLayout((8, 12), (8, 12)), 1, (0,)),
+    "columns": (BlockLayout((8, 12), (8, 4)), 1, (0,)),
+    "grid": (BlockLayout((8, 12), (4, 3)), 1, (0,)),
+    "single rows": (BlockLayout((5, 7), (1, 7)), 1, (0,)),
+    "one column": (BlockLayout((16, 1), (8, 1)), 1, (0,)),
+    "vectors": (BlockLayout((8, 12), (4, 12), 2), 1, (0,)),
+    "output groups": (BlockLayout((8, 12), (4, 12)), 4, (0,)),
+    "grouped convolution": (BlockLayout((8, 4, 3), (4, 4, 3)), 2, (0,)),
+    "depthwise": (BlockLayout((8, 1, 3, 3), (4, 1, 3, 3)), 8, (0,)),
+    "depthwise vectors": (BlockLayout((8, 1, 3, 3), (4, 1, 3, 3), 2), 8, (0,)),
+    "transposed": (BlockLayout((6, 8, 2), (6, 4, 2), 1, 1), 2, (1,)),
+    "transposed, across groups": (BlockLayout((6, 4, 2), (2, 4, 2), 1, 1), 2, (1,)),
+    "transposed vectors": (BlockLayout((6, 8, 2), (6, 4, 2), 2, 1), 1, (1,)),
+    "experts": (BlockLayout((3, 4, 8), (3, 4, 4), 1, 2), 3, (2,)),
+    "expert vectors": (BlockLayout((3, 4, 8), (1, 4, 8), 2, 2), 3, (2,)),
+    "heads": (BlockLayout((6, 2, 4), (6, 1, 4), 1, 1), 1, (1, 2)),
 }
 
 

@@ -24,9 +24,9 @@ from palette_core.tensors.layout import BlockLayout
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["gptq", "lnq"])
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_every_layout_gets_lower_and_says_what_it_is(algorithm, case):
-    layout, groups, transposed = LAYOUTS[case]
+    layout, groups, rows = LAYOUTS[case]
     weight = torch.randn(layout.shape, generator=torch.Generator().manual_seed(1))
-    moments = moments_for(layout, groups, transposed)
+    moments = moments_for(layout, groups, rows)
     book, after = solve(algorithm, weight, layout, moments, 4)
     assert book.objective_after == pytest.approx(after, rel=1e-3, abs=1e-6)
     assert book.objective_after <= book.objective_before
@@ -112,9 +112,9 @@ QUANTIZERS = [
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.dtype}"[6:])
 @pytest.mark.parametrize("case", ["rows", "columns", "vectors"])
 def test_quantized_tables_are_what_the_quantizer_stores(quantizer, case):
-    layout, groups, transposed = LAYOUTS[case]
+    layout, groups, rows = LAYOUTS[case]
     weight = torch.randn(layout.shape, generator=torch.Generator().manual_seed(4))
-    moments = moments_for(layout, groups, transposed)
+    moments = moments_for(layout, groups, rows)
     book, after = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 4, quantizer)
     _, dense = solve(Lnq(LnqOptions(damping=DAMPING)), weight, layout, moments, 4)
     assert book.quantized is not None

@@ -44,9 +44,9 @@ def problem_of(weight, zeros, layout, moments, k=4, quantizer=None):
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["gptq", "lnq"])
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_zeros_are_exact_in_every_layout(case, algorithm, quantizer):
-    layout, groups, transposed = LAYOUTS[case]
+    layout, groups, rows = LAYOUTS[case]
     weight, zeros = pruned(layout)
-    moments = moments_for(layout, groups, transposed)
+    moments = moments_for(layout, groups, rows)
     book = algorithm.fit(problem_of(weight, zeros, layout, moments, quantizer=quantizer))
     made = decode(book, layout)
     assert bool((made[weight == 0] == 0).all())
@@ -192,9 +192,9 @@ def test_feedback_of_pinned_elements_is_that_of_the_paper(aimed, act_order):
 
 @pytest.mark.parametrize("case", ["rows", "columns", "grid", "vectors", "depthwise", "transposed"])
 def test_the_objective_never_rises_along_lnq(case):
-    layout, groups, transposed = LAYOUTS[case]
+    layout, groups, rows = LAYOUTS[case]
     weight, zeros = pruned(layout, 0.4)
-    moments = moments_for(layout, groups, transposed)
+    moments = moments_for(layout, groups, rows)
     problem = problem_of(weight, zeros, layout, moments)
     last = Gptq(GptqOptions(damping=DAMPING)).fit(problem).objective_after * (1 + 1e-6)
     for rounds in range(5):
@@ -259,7 +259,7 @@ def test_diagonal_moments(algorithm):
     layout = BlockLayout((12, 8), (12, 8), 1, 1)
     weight, zeros = pruned(layout)
     counts = torch.arange(12.0)[None]
-    moments = InputMoments(counts, layout, 66, transposed=True)
+    moments = InputMoments(counts, layout, 66, rows=(1,))
     book = algorithm.fit(problem_of(weight, zeros, layout, moments))
     made = decode(book, layout)
     assert bool((made[weight == 0] == 0).all())

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from palette_core.statistics.activations import accumulate, views
-from palette_core.statistics.activations.consumers import consumptions
+from palette_core.operations import installed_operations
+from palette_core.statistics.activations import accumulate
+from palette_core.tensors import input_views
 
 
 def modules():
@@ -56,7 +57,7 @@ def consumed(module, x):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             name = getattr(func, "__name__", "")
             if name.startswith("conv"):
-                found.extend(consumptions(name, func, args, kwargs or {}))
+                found.extend(installed_operations().consumptions(name, func, args, kwargs or {}))
             return func(*args, **(kwargs or {}))
 
     with torch.no_grad(), Watch():
@@ -74,7 +75,7 @@ def vectors(module, x, what):
     rows = module(x.double()).shape[axis] // view.n_groups
     made = []
     for group in range(view.n_groups):
-        if view.transposed:  # [inputs, outputs of a group, …]
+        if view.rows == (1,):  # [inputs, outputs of a group, …]
             inputs = weight.shape[0] // view.n_groups
             own = weight[group * inputs : (group + 1) * inputs, 0]
         else:
@@ -98,8 +99,8 @@ def test_sums_are_those_of_what_unit_weights_give(module, x, monkeypatch):
         padless.padding, padless.padding_mode = (0, 0), "zeros"
         before = vectors(padless, earlier.raw[0], what)
     for held in (1 << 20, 100):  # all samples at once, or one by one
-        monkeypatch.setattr(views, "_PADDED", held)
-        monkeypatch.setattr(views, "_CHUNK", held)
+        monkeypatch.setattr(input_views, "_PADDED", held)
+        monkeypatch.setattr(input_views, "_CHUNK", held)
         total, cross, count = accumulate._multiply(what, None, earlier.raw)
         assert count == now.shape[1]
         torch.testing.assert_close(total, now.mT @ now, rtol=1e-5, atol=1e-4)
@@ -122,7 +123,10 @@ def test_depthwise_in_other_dtypes(dtype):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_wide_inputs_use_symmetry_and_weights_count(columns, weighted):
     x = torch.randn(columns + 50, columns)
-    what = next(consumptions("linear", F.linear, (x, torch.empty(3, columns)), {}))
+    linear = installed_operations().consumptions(
+        "linear", F.linear, (x, torch.empty(3, columns)), {}
+    )
+    (what,) = linear
     weights = torch.rand(2, len(x)) if weighted else None
     total, _, count = accumulate._multiply(what, weights, None)
     rows = x.double()

@@ -18,15 +18,15 @@ _PADDED = 1 << 20  # values of padded input held at once
 MOST_COORDINATES = 64  # of windows that are multiplied by the kernel for small ones
 
 
-class View(ABC):
+class InputView(ABC):
     """Turns the raw input of an operation into input vectors. Frozen, compared by value.
 
     Attributes:
-        transposed: as in `InputMoments`.
+        rows: axes of the weight that are outputs, as in `InputMoments`.
         is_diagonal: inputs are one-hot, so only counts are kept.
     """
 
-    transposed: bool = False
+    rows: tuple[int, ...] = (0,)
     is_diagonal: bool = False
 
     @abstractmethod
@@ -67,14 +67,17 @@ class View(ABC):
 
 @final
 @dataclass(frozen=True)
-class Features(View):
+class Features(InputView):
     """The last axis holds the C coordinates: linear layers and products with a matrix.
 
-    With ``parts`` > 1 there are that many raw inputs, each for its own share of the outputs.
+    Attributes:
+        parts: how many raw inputs there are, each for its own matrix: for a share of the
+            outputs, or for one of the experts on the weight's first axis.
+        rows: axes of the weight that are outputs.
     """
 
     parts: int = 1
-    transposed: bool = False
+    rows: tuple[int, ...] = (0,)
 
     def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
         """Yield rows of the flattened inputs."""
@@ -95,16 +98,56 @@ class Features(View):
 
 @final
 @dataclass(frozen=True)
-class Lookup(View):
-    """Indices into the rows of a weight: one-hot vectors, of which only counts are kept."""
+class Contraction(InputView):
+    """Some axes of the input hold the coordinates, and every index of the others is a vector.
 
-    rows: int
-    transposed: bool = True
+    Attributes:
+        columns: axes of the input that are summed over, in the order of the weight's, counted
+            from the end.
+        n_groups: G, the extent of ``batch``.
+        batch: axis of the input that it shares with the weight's first axis and with the
+            output, counted from the end: a matrix for each index of it. None where there is none.
+        rows: axes of the weight that are outputs.
+    """
+
+    columns: tuple[int, ...]
+    n_groups: int = 1
+    batch: int | None = None
+    rows: tuple[int, ...] = (0,)
+
+    def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
+        """Yield ``[groups, coordinates, T]``, some of the other indices at a time."""
+        (x,) = raw
+        columns = [axis % x.dim() for axis in self.columns]
+        batch = [] if self.batch is None else [self.batch % x.dim()]
+        others = [axis for axis in range(x.dim()) if axis not in (*columns, *batch)]
+        size = math.prod(x.shape[axis] for axis in columns)
+        ordered = x.permute(*batch, *columns, *others).reshape(self.n_groups, size, -1)
+        for piece in torch.split(ordered, max(1, _CHUNK // max(1, self.n_groups * size)), dim=2):
+            yield 0, piece.float()
+
+    def groups(self) -> int:
+        """Return ``n_groups``."""
+        return self.n_groups
+
+
+@final
+@dataclass(frozen=True)
+class Lookup(InputView):
+    """Indices into the first axis of a weight: one-hot vectors, of which only counts are kept.
+
+    Attributes:
+        size: of that axis.
+        rows: axes of the weight that are outputs.
+    """
+
+    size: int
+    rows: tuple[int, ...] = (1,)
     is_diagonal: bool = True
 
     def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
-        """Yield ``[1, rows, 1]``: how often each row was looked up."""
-        counts = torch.bincount(raw[0].reshape(-1).long(), minlength=self.rows)
+        """Yield ``[1, size, 1]``: how often each row was looked up."""
+        counts = torch.bincount(raw[0].reshape(-1).long(), minlength=self.size)
         yield 0, counts.float()[None, :, None]
 
     def groups(self) -> int:
@@ -114,7 +157,7 @@ class Lookup(View):
 
 @final
 @dataclass(frozen=True)
-class Windows(View):
+class Windows(InputView):
     """The windows of a convolution, or of the convolution that a transposed one is.
 
     A transposed convolution is an ordinary one over its input with ``stride − 1`` zeros between
@@ -125,7 +168,9 @@ class Windows(View):
         kernel, stride, dilation: by spatial axis.
         padding: before and after, by spatial axis.
         n_groups: groups of the convolution.
-        stuffing: of a transposed convolution: distance between inputs after zeros came between.
+        stuffing: of a transposed convolution: distance between inputs after zeros came between;
+            empty for an ordinary one.
+        rows: axes of the weight that are outputs: axis 1 of a transposed convolution's.
     """
 
     channels: int
@@ -135,7 +180,7 @@ class Windows(View):
     padding: tuple[tuple[int, int], ...]
     n_groups: int
     stuffing: tuple[int, ...] = ()
-    transposed: bool = False
+    rows: tuple[int, ...] = (0,)
 
     def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
         """Yield ``[groups, channels * kernel elements, T]``, some samples at a time."""
@@ -150,7 +195,7 @@ class Windows(View):
         """Multiply the windows of grouped convolutions without unfolding all of them."""
         if self.n_groups == 1 or self.channels * math.prod(self.kernel) > MOST_COORDINATES:
             return None
-        from palette_core.statistics.activations._window_kernel import window_products
+        from palette_core.tensors._window_kernel import window_products  # numba loads slowly
 
         shape = (self.n_groups, self.kernel, self.stride, self.dilation)
         size = self.channels * math.prod(self.kernel)
@@ -199,13 +244,13 @@ class Windows(View):
                 for i, d, s, n in zip(at, self.dilation, self.stride, places, strict=True)
             ]
             turned = [k - 1 - i for k, i in zip(self.kernel, at, strict=True)]
-            into: Any = (slice(None), slice(None), *(turned if self.transposed else at))
+            into: Any = (slice(None), slice(None), *(turned if self.stuffing else at))
             out[into] = x[(..., *where)].movedim(0, 2)
         return out.view(self.n_groups, self.channels * math.prod(self.kernel), -1)
 
     def _turned(self, products: Tensor) -> Tensor:
         """Return ``[G, C, C]`` for the kernel turned round, of a transposed convolution."""
-        if not self.transposed:
+        if not self.stuffing:
             return products
         sizes = (self.channels, math.prod(self.kernel))
         return products.view(-1, *sizes, *sizes).flip(2, 4).reshape(products.shape)
@@ -216,7 +261,7 @@ class Windows(View):
 
     def outputs(self, output: Tensor) -> Tensor | None:
         """Return outputs ``[N · places, O]``; not of transposed convolutions."""
-        if self.transposed:
+        if self.stuffing:
             return None
         if output.dim() == len(self.kernel) + 1:
             output = output[None]

@@ -1,0 +1,6 @@
+"""What is known of operations: their names, which are palettized, and how inputs meet weights."""
+
+from palette_core.operations.names import canonical_op_type
+from palette_core.operations.table import OperationTable, installed_operations, op_type_of
+
+__all__ = ["OperationTable", "canonical_op_type", "installed_operations", "op_type_of"]
