@@ -10,16 +10,10 @@ from pydantic import BeforeValidator, Field
 from palette_core.config.base import EditableConfig
 from palette_core.config.patterns import check_pattern
 from palette_core.config.spec import PalettizationSpec, default_weight_palettization_spec
+from palette_core.operations import canonical_op_type
 
 EVERY_STATE = "*"
 """The state key that stands for every state without a key of its own."""
-
-
-def canonical_op_type(key: Any) -> str:
-    """Return the name of an operation type; see `palette_core.operations.canonical_op_type`."""
-    from palette_core import operations
-
-    return operations.canonical_op_type(key)
 
 
 def _check_state_key(key: Any) -> str:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from palette_core._common.imported import find_imported
 from palette_core.errors import OperationError
 from palette_core.operations.calls import ACCESSORS, bind, called_name
-from palette_core.plugins.catalog import Catalog, Registered, Shelf, get_catalog
+from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.guards import guarded
 from palette_core.plugins.operations import Consumption, Operation, OperationEntry, plain
+from palette_core.plugins.shelves import Registered, Shelf
 from palette_core.tensors.input_views import InputView
 
 
@@ -120,7 +121,7 @@ class OperationTable:
             return None
         item = self._shelf.find(op_type)
         call = bind(item.entry, func, args, kwargs)
-        who = _who(item)
+        who = str(item)
         operation = self._operation(item)
         axis: object = guarded(who, OperationError, lambda: operation.channel_axis(call, weight))
         if axis is None:
@@ -159,12 +160,12 @@ class OperationTable:
         item = self._shelf.find(op_type)
         call = bind(item.entry, func, args, kwargs)
         operation = self._operation(item)
-        return _checked(_who(item), lambda: operation.consumptions(call))
+        return _checked(str(item), lambda: operation.consumptions(call))
 
     def _operation(self, item: Registered[OperationEntry]) -> Operation:
         name = item.entry.name
         if name not in self._made:
-            who = _who(item)
+            who = str(item)
             made: object = guarded(
                 who, OperationError, lambda: item.entry.factory(item.entry.options())
             )
@@ -209,10 +210,6 @@ def _check(who: str, item: Consumption) -> None:
 
 def _within(axis: int, rank: int) -> int:
     return min(max(axis + rank if axis < 0 else axis, 0), max(rank - 1, 0))
-
-
-def _who(item: Registered[OperationEntry]) -> str:
-    return f"operation {item.entry.name!r} ({item.distribution})"
 
 
 def _dotted(name: str) -> str:
