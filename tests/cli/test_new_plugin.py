@@ -23,6 +23,7 @@ SHOWN = {
     Kind.BACKEND: "export backend",
     Kind.TRAINING: "training strategy",
     Kind.METRIC: "sensitivity metric",
+    Kind.OPERATION: "operation",
 }
 
 

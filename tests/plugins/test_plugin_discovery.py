@@ -19,6 +19,7 @@ BUILT_IN = {
     kinds.TRAINING_STRATEGY: {"frozen"},
     kinds.EXPORT_BACKEND: {"torch"},
     kinds.SENSITIVITY_METRIC: {"data_free", "fisher", "hessian", "output"},
+    kinds.OPERATION: {"linear", "conv2d", "matmul", "embedding", "layer_norm"},
 }
 
 HEAD = """

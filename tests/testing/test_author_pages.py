@@ -26,6 +26,7 @@ PAGES = {
     kinds.TRAINING_STRATEGY: "training-strategies",
     kinds.EXPORT_BACKEND: "export-backends",
     kinds.SENSITIVITY_METRIC: "sensitivity-metrics",
+    kinds.OPERATION: "operations",
 }
 
 
@@ -108,9 +109,11 @@ def test_the_example_of_a_page_keeps_the_contract(kind, register, tmp_path, monk
     reader = None
     if kind is kinds.EXPORT_BACKEND:
         reader = module_of(kind, "reader", tmp_path, monkeypatch).read_weights
-    subject = Subject(
-        Distribution("palette-page", "1.0"), kind, entry, (entry.options(),), reader=reader
-    )
+    calls = None
+    if kind is kinds.OPERATION:
+        calls = module_of(kind, "calls", tmp_path, monkeypatch).calls
+    about = Distribution("palette-page", "1.0")
+    subject = Subject(about, kind, entry, (entry.options(),), reader=reader, calls=calls)
     for check in all_checks():
         if check.kind in (kind, "entry") and check.applies(entry):
             ContractTest(check, subject)()

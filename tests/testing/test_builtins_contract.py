@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import operation_calls
 from safetensors import safe_open
 
 from palette_core.testing import parametrize_contract
@@ -50,6 +51,11 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
         ]
     },
     readers={"torch": read_checkpoint_weights},
+    calls=operation_calls.CALLS,
+    expected_failures={
+        "operation/embedding/axis": "the documented axis is that of the vocabulary",
+        "operation/multi_head_attention_forward/inputs": "softmax stands behind the projections",
+    },
 )
 def test_contract(check):
     check()

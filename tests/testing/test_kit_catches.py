@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from test_builtins_contract import read_checkpoint_weights
 from wrong_clusterers import CLUSTERERS, Fits, entry, right
 from wrong_metrics import METRICS
+from wrong_operations import OPERATIONS, calls, operation
+from wrong_operations import right as right_operation
 from wrong_runtimes import BACKENDS, TRAINING, backend, settles, strategy
 from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
 
@@ -41,6 +43,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     kinds.TRAINING_STRATEGY: TRAINING,
     kinds.EXPORT_BACKEND: BACKENDS,
     kinds.SENSITIVITY_METRIC: METRICS,
+    kinds.OPERATION: OPERATIONS,
 }
 # For checks of any kind, on a clusterer.
 ONE = Fits(right)
@@ -76,7 +79,7 @@ def checks_of(*kinds: str) -> dict[str, Check]:
 def subject_of(kind: str, record: Any, *more: BaseModel) -> Subject:
     about = Distribution("wrong-plugin", "6.6")
     options = more or (record.options(),)
-    return Subject(about, kind, record, options, reader=read_checkpoint_weights)
+    return Subject(about, kind, record, options, reader=read_checkpoint_weights, calls=calls)
 
 
 def test_every_check_has_a_wrong_plugin() -> None:
@@ -167,3 +170,10 @@ def test_the_right_metric_passes(register) -> None:
     register(record)
     for check in checks_of(kinds.SENSITIVITY_METRIC).values():
         ContractTest(check, subject_of(kinds.SENSITIVITY_METRIC, record))()
+
+
+def test_the_right_operation_passes(register) -> None:
+    record = operation(right_operation)
+    register(record)
+    for check in checks_of(kinds.OPERATION).values():
+        ContractTest(check, subject_of(kinds.OPERATION, record))()

@@ -24,6 +24,7 @@ class Kind(StrEnum):
     BACKEND = "backend"
     TRAINING = "training"
     METRIC = "metric"
+    OPERATION = "operation"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,21 @@ palette allocate FACTORY --target-bpw 3 --metric {entry} -o chosen.yaml
         "`metric.py`**: `loss`, which predicts what a candidate costs the model. Declare in\n"
         "  `hooks.py` what it looks at: squares, moments, outputs.",
     ),
+    Kind.OPERATION: _Text(
+        "An operation of `torch.library` that takes a weight",
+        """In a configuration:
+
+```yaml
+kmeans_palettization_config:
+  global_config:
+    op_type_config:
+      {entry}: {{}}
+```""",
+        "`library.py`**: the operation itself; put your own in its place, or import it.\n"
+        "* **`src/{package}/operation.py`**: `consumptions`, which says what the weight is\n"
+        "  multiplied with. Declare in `hooks.py` its output-channel axis, and whether it is\n"
+        "  palettized unasked. In `tests/test_contract.py`, `calls` has to call it.",
+    ),
 }
 
 
@@ -144,5 +160,5 @@ def _answers(name: str, kind: Kind) -> dict[str, object]:
         "interface": INTERFACE_VERSION,
         "what": text.what,
         "usage": text.usage.format(entry=entry),
-        "steps": f"* **`src/{package}/{text.work.removeprefix('`')}",
+        "steps": f"* **`src/{package}/{text.work.removeprefix('`')}".replace("{package}", package),
     }

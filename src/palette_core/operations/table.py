@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from palette_core._common.imported import find_imported
-from palette_core.errors import OperationError
 from palette_core.operations.calls import ACCESSORS, bind, called_name
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.plugins.guards import guarded
+from palette_core.plugins.checked.operations import make_operation
 from palette_core.plugins.operations import Consumption, Operation, OperationEntry, plain
 from palette_core.plugins.shelves import Registered, Shelf
-from palette_core.tensors.input_views import InputView
 
 
 class OperationTable:
@@ -121,20 +119,12 @@ class OperationTable:
             return None
         item = self._shelf.find(op_type)
         call = bind(item.entry, func, args, kwargs)
-        who = str(item)
-        operation = self._operation(item)
-        axis: object = guarded(who, OperationError, lambda: operation.channel_axis(call, weight))
-        if axis is None:
-            names = (name for name, value in call.arguments.items() if value is weight)
-            name = next(names, "")
-            axis = item.entry.argument_axes.get(name, item.entry.channel_axis)
-            return _within(axis, weight.dim())
-        if type(axis) is int and -weight.dim() <= axis < weight.dim():
-            return axis % weight.dim()
-        raise OperationError(
-            f"{who}: channel_axis returned {axis!r} for a weight of shape {tuple(weight.shape)}; "
-            "expected None or one of its axes"
-        )
+        axis = self._operation(item).channel_axis(call, weight)
+        if axis is not None:
+            return axis
+        name = next((name for name, value in call.arguments.items() if value is weight), "")
+        stated = item.entry.argument_axes.get(name, item.entry.channel_axis)
+        return _within(stated, weight.dim())
 
     def consumptions(
         self,
@@ -158,54 +148,13 @@ class OperationTable:
         if op_type not in self._entries:
             return []
         item = self._shelf.find(op_type)
-        call = bind(item.entry, func, args, kwargs)
-        operation = self._operation(item)
-        return _checked(str(item), lambda: operation.consumptions(call))
+        return list(self._operation(item).consumptions(bind(item.entry, func, args, kwargs)))
 
     def _operation(self, item: Registered[OperationEntry]) -> Operation:
         name = item.entry.name
         if name not in self._made:
-            who = str(item)
-            made: object = guarded(
-                who, OperationError, lambda: item.entry.factory(item.entry.options())
-            )
-            if not isinstance(made, Operation):
-                raise OperationError(f"{who}: its factory made {made!r}, which is no Operation")
-            self._made[name] = made
+            self._made[name] = make_operation(item)
         return self._made[name]
-
-
-def _checked(who: str, look: Callable[[], Iterable[Consumption]]) -> list[Consumption]:
-    found: Iterable[object] = guarded(who, OperationError, lambda: list(look()))
-    checked = []
-    for item in found:
-        if not isinstance(item, Consumption):
-            raise OperationError(f"{who}: consumptions yielded {item!r}, which is no Consumption")
-        _check(who, item)
-        checked.append(item)
-    return checked
-
-
-def _check(who: str, item: Consumption) -> None:
-    """Refuse what would fail, or give nonsense, where sums are made of it."""
-    weight: object = item.weight
-    view: object = item.view
-    if not isinstance(weight, Tensor) or not isinstance(view, InputView):
-        raise OperationError(
-            f"{who}: a Consumption has a weight and an InputView, got "
-            f"{type(weight).__name__} and {view!r}"
-        )
-    rank, groups = weight.dim(), guarded(who, OperationError, view.groups)
-    if not view.rows or any(not 0 <= axis < rank for axis in view.rows):
-        raise OperationError(
-            f"{who}: rows={view.rows!r} of {view!r} are no axes of a weight of shape "
-            f"{tuple(weight.shape)}"
-        )
-    if groups < 1 or weight.shape[0] % groups:
-        raise OperationError(
-            f"{who}: {view!r} has {groups} groups, which do not divide axis 0 of a weight of "
-            f"shape {tuple(weight.shape)}"
-        )
 
 
 def _within(axis: int, rank: int) -> int:

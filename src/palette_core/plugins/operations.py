@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -55,11 +56,8 @@ class Consumption:
     view: InputView
 
 
-class Operation:
-    """Looks at calls of one operation. As it stands, nothing is known of how inputs meet weights.
-
-    Keep no state in it: one object looks at all calls.
-    """
+class Operation(ABC):
+    """Looks at calls of one operation. Keep no state in it: one object looks at all of them."""
 
     def channel_axis(self, call: OperationCall, weight: Tensor) -> int | None:
         """Return the axis of a weight's output channels, where it depends on the call.
@@ -74,6 +72,7 @@ class Operation:
         del call, weight
         return None
 
+    @abstractmethod
     def consumptions(self, call: OperationCall) -> Iterable[Consumption]:
         """Return what each weight of the call is multiplied with.
 
@@ -83,6 +82,10 @@ class Operation:
         Args:
             call: the call; nothing in it may be written to.
         """
+
+
+class _Plain(Operation):
+    def consumptions(self, call: OperationCall) -> Iterable[Consumption]:
         del call
         return ()
 
@@ -90,7 +93,7 @@ class Operation:
 def plain(options: Any) -> Operation:
     """Make an `Operation` of which nothing is known but what its entry says."""
     del options
-    return Operation()
+    return _Plain()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,7 @@ def palette_core_operations() -> Iterable[OperationEntry]:
             '''``torch.ops.my_library.project(x, weight)``, which is ``x @ weight``.'''
 
             def consumptions(self, call):
-                from palette_core.tensors.input_views import Features
+                from palette_core.tensors import Features
 
                 yield Consumption(call["weight"], (call["x"],), Features(rows=(1,)))
 

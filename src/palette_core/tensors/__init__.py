@@ -8,6 +8,13 @@ if TYPE_CHECKING:
     from palette_core.tensors.assignment import assign_and_sum, metric, tidy_entries
     from palette_core.tensors.distortion import square_sums
     from palette_core.tensors.dtypes import FP8_DTYPES, dtype_name, parse_dtype
+    from palette_core.tensors.input_views import (
+        Contraction,
+        Features,
+        InputView,
+        Lookup,
+        Windows,
+    )
     from palette_core.tensors.layout import BlockLayout, Shape
     from palette_core.tensors.moments import InputMoments
     from palette_core.tensors.nearest import (
@@ -29,10 +36,15 @@ __all__ = [
     "OP_NAME",
     "BlockLayout",
     "Codebook",
+    "Contraction",
+    "Features",
     "InputMoments",
+    "InputView",
+    "Lookup",
     "PalettizedTensor",
     "QuantizedLut",
     "Shape",
+    "Windows",
     "assign_and_sum",
     "depalettize",
     "dtype_name",
@@ -63,6 +75,13 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.tensors.assignment": ["assign_and_sum", "metric", "tidy_entries"],
         "palette_core.tensors.distortion": ["square_sums"],
         "palette_core.tensors.dtypes": ["FP8_DTYPES", "dtype_name", "parse_dtype"],
+        "palette_core.tensors.input_views": [
+            "Contraction",
+            "Features",
+            "InputView",
+            "Lookup",
+            "Windows",
+        ],
         "palette_core.tensors.layout": ["BlockLayout", "Shape"],
         "palette_core.tensors.moments": ["InputMoments"],
         "palette_core.tensors.nearest": [

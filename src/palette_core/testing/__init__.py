@@ -6,10 +6,11 @@ granularities: ``pip install palette-core[testing]``.
 """
 
 from palette_core.errors import ContractError
-from palette_core.testing._kit import Check, Reader
+from palette_core.testing._kit import Calls, Check, Reader
 from palette_core.testing.contract import ContractTest, all_checks, parametrize_contract
 
 __all__ = [
+    "Calls",
     "Check",
     "ContractError",
     "ContractTest",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from palette_core.plugins.kinds import KINDS, PluginKind
 from palette_core.plugins.shelves import Distribution
 
 Reader = Callable[[Path], Mapping[str, Any]]
+Calls = Callable[[], Iterable[tuple[Any, ...]]]
 Applies = Callable[[Any], bool]
 
 ANY = "entry"
@@ -35,6 +36,8 @@ class Subject:
         problem: why there are none.
         reader: reads the weights in a file that a backend has written, as float arrays by name.
         specs: what an export backend is tried with, besides the specs that the kit knows.
+        calls: returns calls of an operation: a function, its positional arguments, and maybe a
+            dictionary of keyword arguments.
         kept: results that several checks of this subject share.
     """
 
@@ -45,6 +48,7 @@ class Subject:
     problem: str = ""
     reader: Reader | None = None
     specs: tuple[PalettizationSpec, ...] = ()
+    calls: Calls | None = None
     kept: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property

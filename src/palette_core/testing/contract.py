@@ -13,12 +13,13 @@ from pydantic import BaseModel
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ConfigError, ContractError, PluginOptionsError, did_you_mean
 from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.kinds import EXPORT_BACKEND
+from palette_core.plugins.kinds import EXPORT_BACKEND, OPERATION
 from palette_core.plugins.shelves import Distribution, validate_options
 from palette_core.testing._kit import (
     ANY,
     CHECKS,
     DISTRIBUTION,
+    Calls,
     Check,
     Reader,
     Subject,
@@ -39,6 +40,7 @@ _MODULES = (
     "training",
     "training_calls",
     "backends",
+    "operations",
 )
 
 
@@ -99,6 +101,7 @@ def parametrize_contract(
     options: Mapping[str, Sequence[Options]] | None = None,
     readers: Mapping[str, Reader] | None = None,
     specs: Mapping[str, Sequence[PalettizationSpec]] | None = None,
+    calls: Mapping[str, Calls] | None = None,
 ) -> Callable[[TestT], TestT]:
     """Run a test function once for every check of everything that a distribution registers.
 
@@ -119,6 +122,9 @@ def parametrize_contract(
             and returns the palettized weights in it, by their names in the torch model, as dense
             float arrays. It must not use the code that wrote them.
         specs: for export backends, by name: specs to try besides those the kit knows.
+        calls: for operations that look at their inputs, by name: a function that returns calls
+            with small random tensors, each as what is called, its positional arguments, and maybe
+            a dictionary of keyword arguments.
 
     Raises:
         MissingExtraError: pytest is not installed.
@@ -126,7 +132,7 @@ def parametrize_contract(
     """
     pytest = import_tool("pytest")
     expected = dict(expected_failures or {})
-    tests = list(_tests(distribution, options or {}, readers or {}, specs or {}))
+    tests = list(_tests(distribution, options or {}, readers or {}, specs or {}, calls or {}))
     # A distribution that is not found has nothing else to check, and says so by failing.
     if any(test.subject.kind for test in tests):
         known = [test.id for test in tests]
@@ -165,6 +171,7 @@ def _tests(
     options: Mapping[str, Sequence[Options]],
     readers: Mapping[str, Reader],
     specs: Mapping[str, Sequence[PalettizationSpec]],
+    calls: Mapping[str, Calls],
 ) -> Iterator[ContractTest]:
     checks = all_checks()
     found = [
@@ -176,10 +183,12 @@ def _tests(
     about = found[0][1].distribution if found else Distribution(distribution, "")
     slugs = [f"{kind.slug}/{item.entry.name}" for kind, item in found]
     backends = [item.entry.name for kind, item in found if kind is EXPORT_BACKEND]
+    operations = [item.entry.name for kind, item in found if kind is OPERATION]
     if found:
         _check_keys("options", options, slugs)
         _check_keys("readers", readers, backends)
         _check_keys("specs", specs, backends)
+        _check_keys("calls", calls, operations)
     whole = Subject(about)
     yield from (ContractTest(check, whole) for check in checks if check.kind == DISTRIBUTION)
     for slug, (kind, item) in zip(slugs, found, strict=True):
@@ -193,6 +202,7 @@ def _tests(
             problem,
             readers.get(entry.name) if kind is EXPORT_BACKEND else None,
             tuple(specs.get(entry.name, ())) if kind is EXPORT_BACKEND else (),
+            calls.get(entry.name) if kind is OPERATION else None,
         )
         for each in checks:
             if each.kind in (ANY, kind) and each.applies(entry):

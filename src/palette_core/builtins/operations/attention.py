@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from palette_core.plugins import Consumption, Operation, OperationCall
-from palette_core.tensors.input_views import Features
+from palette_core.tensors import Features
 
 
 class Attention(Operation):

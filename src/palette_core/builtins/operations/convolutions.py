@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from palette_core.plugins import Consumption, Operation, OperationCall
-from palette_core.tensors.input_views import Windows
+from palette_core.tensors import Windows
 
 
 class Convolution(Operation):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from palette_core.plugins import Consumption, Operation, OperationCall
-from palette_core.tensors.input_views import Contraction
+from palette_core.tensors import Contraction
 
 _FORMULA = re.compile(r"[A-Za-z,]*(\.\.\.[A-Za-z,]*)*")
 

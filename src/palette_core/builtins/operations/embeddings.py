@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from palette_core.plugins import Consumption, Operation, OperationCall
-from palette_core.tensors.input_views import Lookup
+from palette_core.tensors import Lookup
 
 
 class Embedding(Operation):
