@@ -41,7 +41,8 @@ class PerGroupedChannelGranularity(Granularity):
 
     Attributes:
         axis: the channel axis; None means the output-channel axis of the operation that consumes
-            the weight (1 for transposed convolutions, 0 otherwise).
+            the weight (0 of linear layers and convolutions, 1 of transposed ones, the last of
+            ``x @ W``).
         group_size: how many neighbouring channels share a table; has to divide their number.
     """
 

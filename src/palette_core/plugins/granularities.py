@@ -37,7 +37,7 @@ class Granularity(FrozenModel, ABC):
         Args:
             shape: shape of the weight, at least one axis.
             default_axis: the output-channel axis of the operation that consumes the weight
-                (1 for transposed convolutions, 0 otherwise).
+                (0 of linear layers and convolutions, 1 of transposed ones, the last of ``x @ W``).
 
         Returns:
             As many positive integers as ``shape`` has, each dividing its extent.
