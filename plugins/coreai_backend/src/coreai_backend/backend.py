@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import torch
 from torch import nn
 
+from coreai_backend.dialect import dialect
 from coreai_backend.ir import quiet
 from coreai_backend.lowering import register_lowerings, take_indices
 from coreai_backend.options import CoreAIOptions
 from coreai_backend.refusals import refusal
 from coreai_backend.writing import replaced_folder
+from export_rewrites import rewritten, summary, trace
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.tensors import PalettizedTensor
@@ -93,7 +93,7 @@ class CoreAIBackend(Backend):
         # The converter raises whatever its parts raise.
         except Exception as error:
             raise BackendError(
-                f"coreai-torch cannot convert the model: {_told(error)}. Leave the operation out "
+                f"coreai-torch cannot convert the model: {summary(error)}. Leave the operation out "
                 "of the exported part, write it in operations that convert, or register a "
                 "lowering for it and convert with coreai_backend.register_lowerings"
             ) from error
@@ -119,52 +119,5 @@ def export_program(
         BackendError: no example inputs, or ``torch.export`` fails on the model.
     """
     with quiet():
-        from coreai_torch import get_decomp_table
-    if example_inputs is None:
-        raise BackendError(
-            "backend 'coreai' traces the model and needs example_inputs: a tuple of positional "
-            "or a dictionary of keyword inputs"
-        )
-    args, kwargs = _split(example_inputs)
-    try:
-        with _evaluating(model), torch.no_grad(), quiet():
-            program: ExportedProgram = torch.export.export(
-                model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
-            ).run_decompositions(get_decomp_table())
-            return program
-    except Exception as error:
-        raise BackendError(
-            f"torch.export cannot trace the model: {_told(error)}. Try "
-            "torch.export.export(model.eval(), inputs) by itself; its message and its "
-            "documentation say what to rewrite"
-        ) from error
-
-
-def _split(
-    inputs: Sequence[Any] | Mapping[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, Sequence):
-        return tuple(inputs), {}
-    raise BackendError(
-        f"example_inputs must be a tuple of positional or a dictionary of keyword inputs, got "
-        f"{type(inputs).__name__}"
-    )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _told(error: Exception) -> str:
-    """Return the type and the first lines of a message that may run over pages."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:600]}{' …' if len(text) > 600 else ''}".rstrip(".")
+        program = trace(model, example_inputs, dynamic_shapes, backend="coreai")
+        return rewritten(program, dialect())

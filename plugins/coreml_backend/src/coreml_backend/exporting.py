@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import coremltools as ct
-import torch
-from coremltools.converters.mil.frontend.torch.torch_op_registry import is_torch_fx_node_supported
 from torch import nn
 from torch.export import ExportedProgram
 
+from coreml_backend.dialect import dialect, takes_node
 from coreml_backend.lowering import Lowered, recording
 from coreml_backend.reading import METADATA_KEY
 from coreml_backend.refusals import generation
-from coreml_backend.rewriting import spread_grouped_heads
 from coreml_backend_hooks import CoreMLOptions
+from export_rewrites import left_over, rewritten
+from export_rewrites import trace as exported
 from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
 
@@ -71,22 +71,10 @@ def trace(
     Raises:
         BackendError: no inputs, torch.export fails, or a dynamic dimension has no maximum.
     """
-    if example_inputs is None:
-        raise BackendError("backend 'coreml' traces the model; give example_inputs")
-    keywords = isinstance(example_inputs, Mapping)
-    args = () if keywords else tuple(example_inputs)
-    kwargs = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
-    try:
-        with _evaluating(model), torch.no_grad():
-            exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-            program: ExportedProgram = exported.run_decompositions({})
-    except Exception as error:
-        raise BackendError(
-            f"torch.export cannot take {type(model).__name__} with these inputs: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    program = rewritten(
+        exported(model, example_inputs, dynamic_shapes, backend="coreml"), dialect()
+    )
     _check_dynamic(program)
-    spread_grouped_heads(program)
     return program
 
 
@@ -96,13 +84,7 @@ def convert(program: ExportedProgram, options: CoreMLOptions) -> Any:
     Raises:
         BackendError: naming the operations that coremltools does not know, or that failed.
     """
-    unknown = sorted(
-        {
-            f"{node.target} (in {_module_of(node)})"
-            for node in program.graph.nodes
-            if node.op == "call_function" and not is_torch_fx_node_supported(node)
-        }
-    )
+    unknown = sorted(left_over(program, takes_node))
     if unknown:
         raise BackendError(
             f"coremltools {ct.__version__} has no conversion for {', '.join(unknown)}; write the "
@@ -128,18 +110,6 @@ def convert(program: ExportedProgram, options: CoreMLOptions) -> Any:
 
 
 # --- inside -------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and every module back into its own after."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
 
 
 def _check_dynamic(program: ExportedProgram) -> None:
@@ -175,13 +145,6 @@ def _error_lines() -> Iterator[list[str]]:
         yield lines
     finally:
         logger.removeHandler(handler)
-
-
-def _module_of(node: Any) -> str:
-    """Return the name of the module in whose forward a node came about."""
-    stack = node.meta.get("nn_module_stack") or {}
-    names = [name for name, _ in stack.values()]
-    return repr(names[-1]) if names and names[-1] else "the root module"
 
 
 def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:

@@ -1,0 +1,106 @@
+"""What coremltools takes, and what it gets wrong."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from coremltools.converters.mil.frontend.torch.torch_op_registry import is_torch_fx_node_supported
+from torch import fx
+from torch._ops import OpOverload
+
+from export_rewrites import REWRITES, Dialect
+
+aten = torch.ops.aten
+# Converted without a word into something else, or refused, for some arguments; the sweep of the
+# tests tells. What REWRITES has nothing better for stays.
+_REWRITTEN = (
+    aten.acosh.default,
+    aten.add.Scalar,
+    aten.add.Tensor,
+    aten.adaptive_max_pool2d.default,
+    aten.argmax.default,
+    aten.asinh.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool3d.default,
+    aten.bucketize.Tensor,
+    aten.clamp.default,
+    aten.clamp_max.default,
+    aten.clamp_min.default,
+    aten.cumsum.default,
+    aten.diagonal.default,
+    aten.full_like.default,
+    aten.gelu.default,
+    aten.index_put.default,
+    aten.linalg_vector_norm.default,
+    aten.matmul.default,
+    aten.max_pool2d.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
+    aten.mv.default,
+    aten.ones_like.default,
+    aten.reciprocal.default,
+    aten.rsub.Scalar,
+    aten.rsub.Tensor,
+    aten.scaled_dot_product_attention.default,
+    aten.scatter_add.default,
+    aten.searchsorted.Tensor,
+    aten.softplus.default,
+    aten.std.correction,
+    aten.sub.Scalar,
+    aten.sub.Tensor,
+    aten.tril.default,
+    aten.triu.default,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_nearest2d.vec,
+    aten._upsample_bilinear2d_aa.default,
+    aten._upsample_bilinear2d_aa.vec,
+    aten.var.correction,
+    aten.where.Scalar,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+    aten.zeros_like.default,
+)
+# Names that coremltools knows and converts wrongly, or for few arguments only, where torch's own
+# decomposition is in operations that it converts well.
+_LEFT_TO_TORCH = frozenset(
+    {
+        aten.col2im.default,
+        aten.cross.default,
+        aten.max_pool3d.default,
+        aten.mse_loss.default,
+        aten.pad.default,
+        aten.rms_norm.default,
+        aten.std.default,
+        aten.std.dim,
+        aten.var.default,
+        aten.var.dim,
+        aten._upsample_bilinear2d_aa.vec,
+    }
+)
+
+
+@cache
+def dialect() -> Dialect:
+    """Return what the installed coremltools takes."""
+    assert set(_REWRITTEN) <= set(REWRITES)
+    return Dialect(takes, rewrite=frozenset(_REWRITTEN))
+
+
+def takes(op: OpOverload) -> bool:
+    """Return whether coremltools has a conversion for an operation, right or wrong."""
+    if op in _LEFT_TO_TORCH:
+        return False
+    node = fx.Graph().create_node("call_function", op, ())
+    return takes_node(node)
+
+
+def takes_node(node: fx.Node) -> bool:
+    """Return whether coremltools has a conversion for a node.
+
+    Its own check asserts on operations whose name ends like one of an in-place operation.
+    """
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    if name.endswith("_"):
+        return False
+    return bool(is_torch_fx_node_supported(node))

@@ -1,0 +1,36 @@
+"""Programs of ``torch.export`` in operations that a converter takes, and takes right.
+
+`rewritten` is one step between ``torch.export.export`` and a converter: what the converter lacks,
+or silently gets wrong, is written in other operations that compute the same. `REWRITES` is the
+table, with the reason for each.
+"""
+
+from export_rewrites import (
+    activations,
+    elementwise,
+    indexing,
+    layers,
+    pooling,
+    reductions,
+    resizing,
+)
+from export_rewrites._registry import REWRITES, Rewrite
+from export_rewrites.program import Dialect, decompositions, left_over, module_of, rewritten
+from export_rewrites.tracing import evaluating, split_inputs, summary, trace
+
+__all__ = [
+    "REWRITES",
+    "Dialect",
+    "Rewrite",
+    "decompositions",
+    "evaluating",
+    "left_over",
+    "module_of",
+    "rewritten",
+    "split_inputs",
+    "summary",
+    "trace",
+]
+
+# Imported for what they enter into the table.
+del activations, elementwise, indexing, layers, pooling, reductions, resizing

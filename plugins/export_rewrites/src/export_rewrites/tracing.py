@@ -1,0 +1,91 @@
+"""From a model to an exported program, the model left as it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from palette_core.errors import BackendError
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    dynamic_shapes: Any = None,
+    *,
+    backend: str,
+) -> ExportedProgram:
+    """Export a model in evaluation mode.
+
+    Args:
+        model: every module is put back into the mode that it was in.
+        example_inputs: a tuple of positional or a dictionary of keyword inputs; what is no
+            tensor becomes a constant of the program.
+        dynamic_shapes: as in ``torch.export.export``.
+        backend: the name to blame in messages.
+
+    Raises:
+        BackendError: no inputs, inputs of another kind, or ``torch.export`` fails.
+    """
+    args, kwargs = split_inputs(example_inputs, backend)
+    try:
+        with evaluating(model), torch.no_grad():
+            return torch.export.export(
+                model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:
+        raise BackendError(
+            f"torch.export cannot take {type(model).__name__} with these inputs: "
+            f"{summary(error)}. Try torch.export.export(model.eval(), inputs) by itself; its "
+            "message and its documentation say what to rewrite"
+        ) from error
+
+
+def split_inputs(
+    inputs: Sequence[Any] | Mapping[str, Any] | None, backend: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword inputs.
+
+    Raises:
+        BackendError: there are none, or they are neither a sequence nor a mapping.
+    """
+    if inputs is None:
+        raise BackendError(
+            f"backend {backend!r} traces the model and needs example_inputs: a tuple of "
+            "positional or a dictionary of keyword inputs"
+        )
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence):
+        return tuple(inputs), {}
+    raise BackendError(
+        f"example_inputs must be a tuple of positional or a dictionary of keyword inputs, got "
+        f"{type(inputs).__name__}"
+    )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Clear the flag ``training`` of every module, and set it again as it was.
+
+    Not by ``eval()``, which may be the model's own and do more, or refuse.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def summary(error: Exception) -> str:
+    """Return the type and the first lines of a message that may run over pages."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:600]}{' …' if len(text) > 600 else ''}".rstrip(".")

@@ -1,0 +1,138 @@
+"""The step between torch.export and a converter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export_rewrites import REWRITES, Dialect, evaluating, left_over, rewritten, trace
+from palette_core.errors import BackendError
+
+aten = torch.ops.aten
+X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Calls(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.function(*inputs)
+
+
+def lacking(*ops) -> Dialect:
+    return Dialect(takes=lambda op: op not in ops)
+
+
+def targets(program) -> set[str]:
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+def rewrite(function, dialect: Dialect, *inputs: Tensor):
+    program = rewritten(torch.export.export(Calls(function).eval(), inputs), dialect)
+    torch.testing.assert_close(program.module()(*inputs), function(*inputs), equal_nan=True)
+    return program
+
+
+def test_what_a_converter_takes_stays() -> None:
+    assert targets(rewrite(lambda x: x.std(-1), lacking(), X)) == {"aten.std.dim"}
+
+
+def test_what_a_rewrite_uses_is_rewritten_in_turn() -> None:
+    """median is a kthvalue, which is a topk."""
+    dialect = lacking(aten.median.dim, aten.kthvalue.default)
+    names = targets(rewrite(lambda x: x.median(-1), dialect, X))
+    assert "aten.topk.default" in names
+    assert not names & {"aten.median.dim", "aten.kthvalue.default"}
+
+
+def test_torch_decomposes_what_has_no_rewrite() -> None:
+    names = targets(rewrite(nn.functional.mse_loss, lacking(aten.mse_loss.default), X, X + 1))
+    assert aten.mse_loss.default not in REWRITES
+    assert "aten.mse_loss.default" not in names
+
+
+def test_an_operation_that_is_wrong_for_some_arguments_is_rewritten_for_these() -> None:
+    dialect = Dialect(takes=lambda op: True, rewrite=frozenset({aten.add.Tensor}))
+    program = rewrite(lambda x: torch.add(x, x, alpha=3) + x, dialect, X)
+    assert targets(program) == {"aten.add.Tensor", "aten.mul.Tensor"}
+    assert all(len(n.args) < 3 for n in program.graph.nodes if "add" in str(n.target))
+
+
+def test_what_nobody_looks_at_goes_away() -> None:
+    """Indices of maxima, which the rewrite has to make before it is known who uses them."""
+    ops = frozenset({aten.max_pool2d_with_indices.default})
+    dialect = Dialect(lambda op: op is not aten.max_pool2d.default, rewrite=ops)
+    image = X.reshape(1, 1, 4, 4)
+    program = rewrite(lambda x: nn.functional.max_pool2d(x, 2), dialect, image)
+    assert targets(program) == {
+        "aten.max_pool2d_with_indices.default",
+        "<built-in function getitem>",
+    }
+
+
+def test_checks_and_copies_go_and_defaults_are_written_out() -> None:
+    def function(x: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(x.to(torch.float32).detach(), 2)
+
+    program = rewrite(function, lacking(), X.reshape(1, 1, 4, 4))
+    assert targets(program) == {"aten.max_pool2d.default"}
+    (pool,) = (node for node in program.graph.nodes if "pool" in str(node.target))
+    assert list(pool.args[1:]) == [[2, 2], [], [0, 0], [1, 1], False]
+
+
+def test_dynamic_shapes_stay_dynamic() -> None:
+    dim = torch.export.Dim("batch", min=2, max=64)
+    model = Calls(lambda x: x.var(-1) + torch.add(x, x, alpha=2).sum(-1)).eval()
+    program = torch.export.export(model, (X,), dynamic_shapes={"inputs": ({0: dim},)})
+    made = rewritten(program, lacking(aten.var.correction, aten.add.Tensor))
+    other = torch.randn(5, 8)
+    torch.testing.assert_close(made.module()(other), model(other))
+
+
+def test_what_is_left_is_named_with_its_module() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Calls(torch.erfinv)).eval()
+    program = rewritten(torch.export.export(model, (X,)), lacking(aten.erfinv.default))
+    left = left_over(program, lambda node: node.target is not aten.erfinv.default)
+    assert list(left) == ["aten.erfinv.default (in '1')"]
+
+
+# --- tracing --------------------------------------------------------------------------------------
+
+
+class Refuses(nn.Linear):
+    def train(self, mode: bool = True) -> nn.Module:
+        raise RuntimeError("not to be called")
+
+
+def test_a_model_with_a_train_of_its_own() -> None:
+    model = nn.ModuleList([nn.Dropout(), Refuses(8, 8)])
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+
+
+def test_an_exported_program_as_a_module() -> None:
+    model = torch.export.export(nn.Linear(8, 8).eval(), (X,)).module()
+    torch.testing.assert_close(trace(model, (X,), backend="b").module()(X), model(X))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [(None, "needs example_inputs"), (X, "got Tensor"), ((X[:, :3],), "cannot take Linear")],
+)
+def test_inputs_that_are_none(inputs, text) -> None:
+    with pytest.raises(BackendError, match=text):
+        trace(nn.Linear(8, 8), inputs, backend="b")
+
+
+def test_inputs_that_are_no_tensors() -> None:
+    class Options(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None, *, twice: bool = False) -> Tensor:
+            return x * 2 if twice else x
+
+    made = trace(Options(), {"x": X, "mask": None, "twice": True}, backend="b")
+    torch.testing.assert_close(made.module()(x=X, mask=None, twice=True), X * 2)
