@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 
 from coreai_backend.ir import quiet
 from export_rewrites import Dialect
-from palette_core.tensors.operators import OP_NAME
+from palette_core.tensors import OP_NAME
 
 aten = torch.ops.aten
 # Converted without a word into something else, for some arguments; the sweep of the tests tells.
