@@ -132,6 +132,7 @@ def explore(history: tuple[str, ...], kind: str, length: int, folder: Path) -> i
     return tried
 
 
+@pytest.mark.slow
 def test_every_order_up_to_four(tmp_path: Path) -> None:
     assert explore((), "unprepared", 4, tmp_path) == 7 + 7**2 + 7**3 + 7**4
 

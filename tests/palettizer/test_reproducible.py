@@ -150,6 +150,7 @@ def test_training_twice_in_one_process(strategy: str, here: dict[str, list[str]]
     assert trained(strategy) == here[f"training, {strategy}"]
 
 
+@pytest.mark.slow
 def test_in_another_process(here: dict[str, list[str]]) -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "THREADS": "2"}
     done = subprocess.run(

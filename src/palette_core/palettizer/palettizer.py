@@ -117,11 +117,12 @@ class KMeansPalettizer:
         output_groups: int = 4,
         folder: str | Path | None = None,
     ) -> None:
-        """Give `prepare` inputs to look at, for algorithms that need second moments.
+        """Gather second moments of the layers' inputs before `prepare`, without any gradient.
 
-        Runs the model forward on every batch, in evaluation mode, and sums x xᵀ of what each
-        planned weight is multiplied with. Call it before `prepare`; calling it again replaces
-        what it found. See the page on data-aware palettes for what each option costs.
+        Data-aware algorithms choose palettes by them; `calibration_mode`, which takes gradients,
+        is another thing. Runs the model forward on every batch, in evaluation mode, and sums x xᵀ
+        of what each planned weight is multiplied with. Calling it again replaces what it found.
+        See the page on data-aware palettes for what each option costs.
 
         Args:
             batches: model inputs: each a tuple of positional or a dictionary of keyword inputs,
@@ -315,14 +316,15 @@ class KMeansPalettizer:
         num_workers: int = 1,
         show_progress: bool | None = None,
     ) -> Iterator[Calibration]:
-        """Measure how much each weight matters, and cluster again with that in mind.
+        """Measure by gradients of a loss how much each weight matters, and cluster again by that.
 
-        Inside, the model computes with its dense weights, in the mode it is in. Run it on a
-        batch and call ``step(output, target)`` of the object that the ``with`` statement gives;
-        the squares of the gradients of ``loss_fn(output, target)`` add up to the sensitivities
-        (SqueezeLLM, https://arxiv.org/abs/2306.07629, section 4.1). On the way out palettes are
-        found by k-means weighted with them, and `report` tells the new figures. Everything else
-        of the model is as before: buffers, gradients, flags; after an exception the palettes too.
+        `calibrate`, which looks at inputs before `prepare`, is another thing. Inside, the model
+        computes with its dense weights, in the mode it is in. Run it on a batch and call
+        ``step(output, target)`` of the object that the ``with`` statement gives; the squares of
+        the gradients of ``loss_fn(output, target)`` add up to the sensitivities (SqueezeLLM,
+        https://arxiv.org/abs/2306.07629, section 4.1). On the way out palettes are found by
+        k-means weighted with them, and `report` tells the new figures. Everything else of the
+        model is as before: buffers, gradients, flags; after an exception the palettes too.
 
         It takes the memory of one float32 tensor per palettized weight and of one gradient.
         Frozen weights are measured like others.

@@ -53,6 +53,7 @@ def run(rank: int, strategy: str, start: int | None) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_both_ranks_hold_the_same_at_every_step(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -25,7 +25,9 @@ ENGINES = {
     "cpu": lambda problem, options: KMeansVector(options).fit(problem),
     "torch": fit_in_torch,
 }
-both_engines = pytest.mark.parametrize("engine", ENGINES)
+both_engines = pytest.mark.parametrize(
+    "engine", ["cpu", pytest.param("torch", marks=pytest.mark.slow)]
+)
 
 
 def fit(points, entries, weights=None, seed=0, options=None, engine="cpu"):
@@ -129,7 +131,6 @@ def test_finds_separate_blobs():
 
 
 @both_engines
-@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("count", "dim", "entries"), [(20000, 2, 16), (9000, 1, 8), (3000, 6, 16), (70000, 2, 4)]
@@ -266,7 +267,7 @@ def test_the_unit_of_points_does_not_matter(engine, power):
     assert torch.equal(plain.codes, scaled.codes)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@both_engines
 def test_large_mean_and_far_outlier(engine):
     near = normal(1, 4000, 2) * 1e-3
     plain = sse(near.double(), None, fit(near.double(), 8, engine=engine))
@@ -300,6 +301,7 @@ def test_more_entries_are_never_worse_and_256_are_the_most():
     assert costs[0] == pytest.approx(float((points - points.mean(1)).double().square().sum()))
 
 
+@pytest.mark.slow
 def test_torch_and_compiled_engines_agree():
     points, weights = normal(2, 3000, 2), normal(2, 3000, 2, seed=1).square()
     options = KMeansVectorOptions(restarts=2, swaps=0)  # what is swapped may differ
