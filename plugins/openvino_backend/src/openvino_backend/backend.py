@@ -1,0 +1,61 @@
+"""The ``openvino`` backend: from a finalized model to ``.xml`` and ``.bin``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from openvino_backend.converting import convert
+from openvino_backend.options import OpenVINOOptions
+from openvino_backend.programs import flatten
+from openvino_backend.refusals import refusal
+from openvino_backend.tracing import export_program
+from openvino_backend.writing import write_model
+from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.tensors import PalettizedTensor
+
+
+@final
+class OpenVINOBackend(Backend):
+    """Exports through ``torch.export`` and OpenVINO's own converter."""
+
+    def __init__(self, options: OpenVINOOptions) -> None:
+        self._options = options
+
+    def refuses(self, facts: TensorFacts) -> Refusal | None:
+        """Return why a tensor cannot be exported, or None; see `refusals`."""
+        return refusal(facts)
+
+    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
+        """Return the model as it is: packed weights are looked for when it is exported."""
+        del palettized
+        return model
+
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+        path: Path,
+        dynamic_shapes: Any = None,
+    ) -> Path:
+        """Convert the model in evaluation mode and write it to ``path`` and its ``.bin``.
+
+        The model is left as it was. Files that stand there are replaced when both are whole.
+
+        Args:
+            model: a finalized model.
+            example_inputs: a tuple of positional or a dictionary of keyword inputs.
+            path: of the ``.xml``; its ``.bin`` lies beside it.
+            dynamic_shapes: as in ``torch.export.export``.
+
+        Raises:
+            BackendError: no example inputs, or ``torch.export`` or the converter does not take the
+                model; the message names the operation and its module where there is one.
+            OSError: the files cannot be written.
+        """
+        program = flatten(model, export_program(model, example_inputs, dynamic_shapes))
+        write_model(convert(program, self._options), path)
+        return path

@@ -1,0 +1,38 @@
+"""What a user can set about an exported file."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@final
+class OpenVINOOptions(BaseModel):
+    """Options of the ``openvino`` backend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    compute_precision: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="How constants of float32 that are not palettized are stored. float32 keeps "
+        "every value; float16 rounds those that fit its range, and keeps the others in float32. "
+        "Look-up tables and scales are never rounded.",
+    )
+    exact_scales: bool = Field(
+        default=False,
+        description="Multiply by the scale of a table of integers and by that of a channel one "
+        "after the other, as the model does. By default the two are multiplied when the file is "
+        "written, which rounds a weight once more (1.2e-7 of it at most), and lets the runtime "
+        "keep such weights in 8 bits.",
+    )
+    input_names: tuple[str, ...] = Field(
+        default=(),
+        description="Names of the inputs, in the order of the model's; empty keeps those of its "
+        "forward.",
+    )
+    output_names: tuple[str, ...] = Field(
+        default=(),
+        description="Names of the outputs; empty takes the keys of dictionaries, and numbers "
+        "others: output_0, output_1.",
+    )

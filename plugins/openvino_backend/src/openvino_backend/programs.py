@@ -1,0 +1,203 @@
+"""A decomposed program, made flat: what the converter sees of it.
+
+The converter folds whatever hangs on constants, look-ups included, so palettized weights come to
+it as inputs, and `lowering` puts the look-ups in their place afterwards. It forgets writes to
+buffers, so such a buffer becomes an input and an output, which `states` joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from openvino_backend.weights import Weight, weights_of
+from palette_core.errors import BackendError
+
+UNUSED = "unused"  # name of an input before all others
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input: its name in forward, the sizes of its axes, its dtype.
+
+    Attributes:
+        name: of forward's argument, with the place inside of it where that is nested.
+        sizes: for each axis least and most; no most is None.
+        dtype: as the model takes it.
+    """
+
+    name: str
+    sizes: tuple[tuple[int, int | None], ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class FlatProgram:
+    """A graph whose inputs are those of the model, its palettized weights, its states, in order.
+
+    Outputs are those of the model, then the new values of states. Everything else is constant.
+    """
+
+    graph: fx.GraphModule
+    inputs: list[Input] = field(default_factory=list)
+    weights: list[Weight] = field(default_factory=list)
+    states: list[tuple[str, Tensor]] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def flatten(model: nn.Module, program: ExportedProgram) -> FlatProgram:
+    """Make a decomposed program flat.
+
+    Args:
+        model: that the program was made of; it knows the names of palettized weights.
+        program: left as it is.
+
+    Raises:
+        BackendError: an output is no tensor, or a palettized weight no constant.
+    """
+    return _Flattening(model, program).run()
+
+
+class _Flattening:
+    """The steps of `flatten`, which share the new graph and what stands for old nodes in it."""
+
+    def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
+        self._model, self._program = model, program
+        self._old = program.graph_signature
+        self._held = {**program.constants, **program.state_dict}
+        self._root, self._graph = nn.Module(), fx.Graph()
+        self._new: dict[fx.Node, fx.Node] = {}
+        self._made = FlatProgram(fx.GraphModule(self._root, fx.Graph()))
+        self._placeholders = {n.name: n for n in program.graph.find_nodes(op="placeholder")}
+
+    def run(self) -> FlatProgram:
+        made = self._made
+        # The converter drops the first input where nothing uses it, and no other.
+        self._graph.placeholder(UNUSED).meta["val"] = torch.zeros(())
+        made.inputs.extend(self._inputs())
+        weights = weights_of(self._model, self._program)
+        for at, weight in enumerate(weights):
+            self._placeholder(weight.nodes[0], f"palette_{at}")
+            self._new |= dict.fromkeys(weight.nodes, self._new[weight.nodes[0]])
+        made.weights.extend(weights)
+        made.states.extend(self._states())
+        for node in self._program.graph.nodes:
+            if node.op == "placeholder":
+                self._constant(node)
+            elif node.op == "get_attr":
+                self._keep(node, getattr(self._program.graph_module, str(node.target)))
+            elif node.op != "output" and node not in self._new:
+                self._new[node] = self._graph.node_copy(node, self._new.__getitem__)
+        made.outputs.extend(self._outputs())
+        self._graph.eliminate_dead_code()
+        return FlatProgram(
+            fx.GraphModule(self._root, self._graph),
+            made.inputs, made.weights, made.states, made.outputs,
+        )  # fmt: skip
+
+    def _placeholder(self, node: fx.Node, name: str) -> None:
+        new = self._graph.placeholder(name)
+        new.meta = dict(node.meta)
+        self._new[node] = new
+
+    def _inputs(self) -> Iterator[Input]:
+        for spec in self._old.input_specs:
+            if spec.kind is not InputKind.USER_INPUT or isinstance(spec.arg, ConstantArgument):
+                continue
+            node = self._placeholders[spec.arg.name]
+            value = node.meta["val"]
+            if not isinstance(value, Tensor):
+                raise BackendError(
+                    f"input {node.name!r} is a {type(value).__name__}, and OpenVINO takes tensors "
+                    "only; leave it out of dynamic_shapes, or give it as a tensor"
+                )
+            self._placeholder(node, node.name)
+            sizes = tuple(self._range(size) for size in value.shape)
+            yield Input(node.name, sizes, value.dtype)
+
+    def _range(self, size: Any) -> tuple[int, int | None]:
+        if isinstance(size, int):
+            return size, size
+        found = self._program.range_constraints.get(size.node.expr)
+        most = None if found is None or not found.upper.is_Integer else int(found.upper)
+        least = 0 if found is None else int(found.lower)
+        return least, most if most is None or most < 1 << 30 else None
+
+    def _states(self) -> Iterator[tuple[str, Tensor]]:
+        mutated = set(self._old.buffers_to_mutate.values())
+        for name, buffer in self._old.inputs_to_buffers.items():
+            if buffer in mutated:
+                self._placeholder(self._placeholders[name], f"state_{name}")
+                yield buffer, self._held[buffer].detach()
+
+    def _constant(self, node: fx.Node) -> None:
+        targets = {
+            **self._old.inputs_to_parameters,
+            **self._old.inputs_to_buffers,
+            **self._old.inputs_to_lifted_tensor_constants,
+        }
+        if node in self._new or not node.users or node.name not in targets:
+            return
+        self._keep(node, self._held[targets[node.name]].detach())
+
+    def _keep(self, node: fx.Node, value: Any) -> None:
+        name = f"held_{len(self._new)}"
+        if isinstance(value, nn.Module):
+            self._root.add_module(name, value)
+        else:
+            self._root.register_buffer(name, value)
+        new = self._graph.get_attr(name)
+        new.meta = dict(node.meta)
+        self._new[node] = new
+
+    def _outputs(self) -> list[str]:
+        """Write the graph's output; returns names of the model's own."""
+        kept, written, names = [], {}, iter(_output_names(self._program))
+        found = []
+        by_name = {node.name: node for node in self._program.graph.nodes}
+        for spec in self._old.output_specs:
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                written[spec.target] = self._new[by_name[spec.arg.name]]
+            elif spec.kind is OutputKind.USER_OUTPUT:
+                name = next(names)
+                if isinstance(spec.arg, ConstantArgument) and spec.arg.value is None:
+                    continue
+                node = by_name.get(getattr(spec.arg, "name", ""))
+                if not isinstance(spec.arg, TensorArgument) or node is None:
+                    raise BackendError(
+                        f"output {name!r} of the model is {_shown(spec.arg)}, and OpenVINO gives "
+                        "tensors only; leave it out of what forward returns"
+                    )
+                kept.append(self._new[node])
+                found.append(name)
+        if not kept:
+            raise BackendError("the model returns no tensor, so there is nothing to export")
+        self._graph.output((*kept, *(written[name] for name, _ in self._made.states)))
+        return found
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """Return names of a program's outputs: their path in what forward returns, or a number."""
+    spec = program.call_spec.out_spec
+    leaves = pytree.tree_unflatten(range(spec.num_leaves), spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(leaves)[0]]
+    return [_joined(path) or f"output_{at}" for at, path in enumerate(paths)]
+
+
+def _joined(path: tuple[Any, ...]) -> str:
+    """Return keys and places joined; empty for a place in a tuple, which says nothing."""
+    parts = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path
+    ]
+    return "" if all(part.isdigit() for part in parts) else ".".join(parts)
+
+
+def _shown(argument: Any) -> str:
+    return repr(argument.value) if isinstance(argument, ConstantArgument) else str(argument)

@@ -1,0 +1,150 @@
+"""The palettized weights of an exported program, as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from palette_core.errors import BackendError
+from palette_core.storage import palette_sites
+
+_DEPALETTIZE = torch.ops.palette_core.depalettize.default
+_ARGUMENTS = (
+    "indices", "lut", "index_shape", "n_bits", "axis", "dtype",
+    "lut_scale", "lut_zero_point", "scale", "lut_dtype",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A palettized weight; B tables of K entries of D values.
+
+    Attributes:
+        name: qualified name of its first owner.
+        nodes: where the program decodes it.
+        packed: 1-D uint8, a little-endian stream of ``n_bits``-bit indices.
+        index_shape: shape of the indices.
+        n_bits: bits per index.
+        axis: the axis along which the D values of an entry lie.
+        dtype: of the decoded weight.
+        lut: ``[*grid, K, D]``, quantized or floating.
+        lut_scale: ``[*grid]`` float32, or None.
+        lut_zero_point: ``[*grid]`` in the dtype of ``lut``, or None.
+        scale: factors that broadcast to the weight, or None.
+    """
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+    packed: Tensor
+    index_shape: tuple[int, ...]
+    n_bits: int
+    axis: int
+    dtype: torch.dtype
+    lut: Tensor
+    lut_scale: Tensor | None = None
+    lut_zero_point: Tensor | None = None
+    scale: Tensor | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tables along each axis."""
+        return tuple(self.lut.shape[:-2])
+
+    @property
+    def n_blocks(self) -> int:
+        """B, the number of tables."""
+        return self.lut.shape[:-2].numel()
+
+    @property
+    def n_entries(self) -> int:
+        """K, the number of entries of a table."""
+        return self.lut.shape[-2]
+
+    @property
+    def dim(self) -> int:
+        """D, the number of values of an entry."""
+        return self.lut.shape[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the decoded weight."""
+        return tuple(s * self.dim if i == self.axis else s for i, s in enumerate(self.index_shape))
+
+
+def weights_of(model: nn.Module, program: ExportedProgram) -> list[Weight]:
+    """Return the palettized weights of a program, each once, however often it is decoded.
+
+    Raises:
+        BackendError: one depends on the inputs, or holds NaN or infinity.
+    """
+    signature = program.graph_signature
+    held = {**program.constants, **program.state_dict}
+    targets = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    names = _names(model)
+    places: dict[Any, list[fx.Node]] = {}
+    parts: dict[Any, dict[str, Any]] = {}
+    for node in program.graph.find_nodes(op="call_function", target=_DEPALETTIZE):
+        given = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+        tensors = {n: _held(node, a, targets, held) for n, a in given.items()}
+        key = tuple(_identity(part) for part in tensors.values())
+        places.setdefault(key, []).append(node)
+        parts[key] = tensors
+    return [_weight(names, tuple(nodes), parts[key]) for key, nodes in places.items()]
+
+
+def _names(model: nn.Module) -> dict[Any, str]:
+    """Return the first name of each palettized weight by where its indices lie."""
+    return {_identity(site.palette.indices): site.name for site in palette_sites(model)}
+
+
+def _identity(part: Any) -> Any:
+    """Return what tells arguments apart: of tensors, where they lie."""
+    if not isinstance(part, Tensor):
+        return str(part)
+    return part.data_ptr(), tuple(part.shape), part.dtype
+
+
+def _held(node: fx.Node, arg: Any, targets: Mapping[str, str], held: Mapping[str, Any]) -> Any:
+    if not isinstance(arg, fx.Node):
+        return arg
+    if arg.op == "placeholder" and arg.name in targets:
+        return held[targets[arg.name]].detach()
+    raise BackendError(
+        f"backend 'openvino' needs palettized weights to be constants; {arg.name!r}, of which "
+        f"{node.name!r} is made, is computed by the model"
+    )
+
+
+def _weight(
+    names: Mapping[Any, str], nodes: tuple[fx.Node, ...], parts: Mapping[str, Any]
+) -> Weight:
+    lut, stored = parts["lut"].cpu(), parts.get("lut_dtype")
+    scale, zero, channels = (parts.get(name) for name in ("lut_scale", "lut_zero_point", "scale"))
+    name = names.get(_identity(parts["indices"]), nodes[0].name)
+    grid = lut.shape[:-2]
+    if stored is not None:
+        lut = lut.view(stored)
+        zero = None if zero is None else zero.view(stored)
+    elif scale is None:
+        lut = lut.to(parts["dtype"])
+    for part in (lut, scale, channels):
+        if part is not None and not bool(torch.isfinite(part.float()).all()):
+            raise BackendError(f"the look-up tables or scales of {name} hold NaN or infinity")
+    return Weight(
+        name,
+        nodes,
+        parts["indices"].cpu().contiguous(),
+        tuple(parts["index_shape"]),
+        parts["n_bits"],
+        parts["axis"],
+        parts["dtype"],
+        lut.contiguous(),
+        None if scale is None else scale.cpu().reshape(grid).contiguous(),
+        None if zero is None else zero.cpu().reshape(grid).contiguous(),
+        None if channels is None else channels.cpu().contiguous(),
+    )
