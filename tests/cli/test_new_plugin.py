@@ -24,6 +24,7 @@ SHOWN = {
     Kind.TRAINING: "training strategy",
     Kind.METRIC: "sensitivity metric",
     Kind.OPERATION: "operation",
+    Kind.STORED_FORM: "stored form",
 }
 
 

@@ -136,7 +136,7 @@ def test_casting_a_prepared_model(spec: dict[str, object], dtype: torch.dtype) -
     _, model = prepared_mlp(**spec)
     exact = decoded_weights(model)
     item = palette_sites(model)[0].palette
-    lut, _, _ = item.entries()
+    lut = item.palettized().lut
     model.to(dtype)
     assert model(MLP_INPUTS[0].to(dtype)).dtype is dtype
     for name, weight in decoded_weights(model).items():
@@ -144,7 +144,7 @@ def test_casting_a_prepared_model(spec: dict[str, object], dtype: torch.dtype) -
         tolerance = 2.0**-6 if dtype is torch.bfloat16 else 2.0**-9
         torch.testing.assert_close(weight.double(), exact[name].double(), rtol=tolerance, atol=0)
     if "lut_qspec" in spec:
-        now, scale, _ = item.entries()
+        now, scale = item.palettized().lut, item.palettized().lut_scale
         assert now.dtype is lut.dtype
         assert torch.equal(now.view(torch.uint8), lut.view(torch.uint8))
         assert scale.dtype is torch.float32

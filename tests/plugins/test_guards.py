@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from wrong_clusterers import entry, right, spoiled
+from wrong_forms import Bytes, form
 from wrong_metrics import metric
 from wrong_metrics import right as right_loss
 from wrong_runtimes import backend, strategy
@@ -332,6 +333,7 @@ RECORDS = {
     "export backend": backend(),
     "training strategy": strategy(None),
     "sensitivity metric": metric(right_loss),
+    "stored form": form(Bytes),
 }
 
 

@@ -20,6 +20,7 @@ BUILT_IN = {
     kinds.EXPORT_BACKEND: {"torch"},
     kinds.SENSITIVITY_METRIC: {"data_free", "fisher", "hessian", "output"},
     kinds.OPERATION: {"linear", "conv2d", "matmul", "embedding", "layer_norm"},
+    kinds.STORED_FORM: {"indices"},
 }
 
 HEAD = """

@@ -27,6 +27,7 @@ PAGES = {
     kinds.EXPORT_BACKEND: "export-backends",
     kinds.SENSITIVITY_METRIC: "sensitivity-metrics",
     kinds.OPERATION: "operations",
+    kinds.STORED_FORM: "stored-forms",
 }
 
 

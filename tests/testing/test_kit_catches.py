@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from test_builtins_contract import read_checkpoint_weights
 from wrong_clusterers import CLUSTERERS, Fits, entry, right
+from wrong_forms import FORMS, Bytes, Runs, form
 from wrong_metrics import METRICS
 from wrong_operations import OPERATIONS, calls, operation
 from wrong_operations import right as right_operation
@@ -44,6 +45,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     kinds.EXPORT_BACKEND: BACKENDS,
     kinds.SENSITIVITY_METRIC: METRICS,
     kinds.OPERATION: OPERATIONS,
+    kinds.STORED_FORM: FORMS,
 }
 # For checks of any kind, on a clusterer.
 ONE = Fits(right)
@@ -177,3 +179,9 @@ def test_the_right_operation_passes(register) -> None:
     register(record)
     for check in checks_of(kinds.OPERATION).values():
         ContractTest(check, subject_of(kinds.OPERATION, record))()
+
+
+@pytest.mark.parametrize("kind", [Bytes, Runs])
+def test_the_right_forms_pass(kind) -> None:
+    for check in checks_of(kinds.STORED_FORM).values():
+        ContractTest(check, subject_of(kinds.STORED_FORM, form(kind)))()

@@ -13,7 +13,12 @@ from palette_core.allocation.constraints import Limits
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import AllocationError, IncompatibleShapeError, PlanError
 from palette_core.planning import Plan, TensorPlan
-from palette_core.planning.choose import clusterer_for, lay_out, lut_quantizer_name
+from palette_core.planning.choose import (
+    check_stored_form,
+    clusterer_for,
+    lay_out,
+    lut_quantizer_name,
+)
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.shelves import validate_options
@@ -160,6 +165,7 @@ def _with(
             lut_quantizer=lut_quantizer_name(spec.lut_qspec, catalog),
             layout=lay_out(tensor.shape, spec, tensor.axis),
         )
+        check_stored_form(made.facts, catalog)
     except (IncompatibleShapeError, PlanError) as error:
         return str(error)
     except ValidationError as error:

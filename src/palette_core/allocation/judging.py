@@ -27,6 +27,7 @@ from palette_core.plugins import (
 )
 from palette_core.plugins.catalog import get_catalog
 from palette_core.statistics.activations import Runner, as_batch, collect
+from palette_core.storage.forms.registry import stored_bits
 from palette_core.storage.sensitivity_files import load_sensitivities
 from palette_core.tensors.moments import InputMoments
 from palette_core.tensors.palettized import PalettizedTensor
@@ -156,7 +157,7 @@ def judge(
             advance(name, len(candidates) - len(fresh))
             for i, result in zip(fresh, _clustered(jobs, executor), strict=True):
                 loss = _loss(metric, entry, candidates[i], result.decode(), evidence)
-                known.values[keys[i]] = (result.size_in_bits(), loss)
+                known.values[keys[i]] = (stored_bits(result, candidates[i].spec.stored_form), loss)
                 advance(name, 1)
             if fresh:
                 known.save()

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     TRAINING = "training"
     METRIC = "metric"
     OPERATION = "operation"
+    STORED_FORM = "stored-form"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ palettizer.export("model.npz", backend="{entry}")
         _in_config("training_strategy: {entry}"),
         "`strategy.py`**: `forward`, which says what the weight is while the model trains, and\n"
         "  `harden`, which says what stands for it in the end.",
+    ),
+    Kind.STORED_FORM: _Text(
+        "A stored form",
+        _in_config("stored_form: {entry}"),
+        "`form.py`**: `encode`, which turns indices into parts, `decode`, which gets them back,\n"
+        "  and `expects`, which says what the parts look like in a file.",
     ),
     Kind.METRIC: _Text(
         "A sensitivity metric",

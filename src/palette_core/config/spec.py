@@ -135,6 +135,8 @@ class PalettizationSpec(FrozenModel):
         preserve_zero: weights that are exactly zero, such as pruned ones, decode to exactly zero
             and stay zero in training: one entry of every LUT is zero. With ``cluster_dim`` above
             1, zeros must come in whole vectors.
+        stored_form: name of the registered form in which indices are stored in finalized models,
+            checkpoints and programs; ``indices`` packs every index to ``n_bits``.
         training_strategy: name of a registered strategy for palettization-aware training.
         training_strategy_options: options of that strategy.
     """
@@ -147,6 +149,7 @@ class PalettizationSpec(FrozenModel):
     algorithm: str | None = None
     algorithm_options: Options = Field(default_factory=dict)
     preserve_zero: bool = False
+    stored_form: str = "indices"
     training_strategy: str = "frozen"
     training_strategy_options: Options = Field(default_factory=dict)
 

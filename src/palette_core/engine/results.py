@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from palette_core.planning import Plan, SkippedTensor, TensorPlan
+from palette_core.storage.forms.registry import stored_bits
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -112,7 +113,7 @@ def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         granularity=plan.granularity,
         algorithm=result.algorithm or plan.algorithm,
         dense_bytes=result.palettized.dense_size_in_bits() // 8,
-        palettized_bytes=math.ceil(result.palettized.size_in_bits() / 8),
+        palettized_bytes=math.ceil(stored_bits(result.palettized, plan.spec.stored_form) / 8),
         snr_db=snr_db(result.squared_norm, result.squared_error),
         seconds=result.seconds,
         rule=plan.rule,

@@ -14,6 +14,7 @@ from palette_core.model.hooked_weights import replace_hook
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.planning import Plan
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.checked.training import make_strategy
 from palette_core.storage.sites import palette_sites
 from palette_core.tensors.sensitivities import Sensitivity
@@ -60,6 +61,7 @@ def attach_palettes(
                 trains_lut=entry.trains_lut,
                 moves_lut=entry.moves_lut,
                 quantizer=make_lut_quantizer(tensor, catalog),
+                form=make_stored_form(catalog, tensor.spec.stored_form),
             )
             item.sensitivity = sensitivities.get(tensor.name)
             for module, state in where:

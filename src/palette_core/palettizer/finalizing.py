@@ -50,7 +50,9 @@ def pack(
     """
     packed: dict[str, PackedWeight] = {}
     for site in sites:
-        new = PackedWeight(site.palette.palettized()).train(site.palette.training)
+        new = PackedWeight(site.palette.palettized(), site.palette.form).train(
+            site.palette.training
+        )
         if folder is not None:
             _map(site.name, new, folder)
         packed[site.name] = new
@@ -59,9 +61,9 @@ def pack(
 
 
 def _map(name: str, packed: PackedWeight, folder: WeightFolder) -> None:
-    if packed.indices.device.type != "cpu":
+    if packed.lut.device.type != "cpu":
         raise BackendError(
-            f"{name} is on {packed.indices.device}, and files are mapped into the CPU's memory; "
+            f"{name} is on {packed.lut.device}, and files are mapped into the CPU's memory; "
             "move the model to the CPU, or leave mmap_dir out"
         )
     packed.map_to(folder.next_path(name))

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from palette_core.planning import TensorPlan
 from palette_core.plugins import LutQuantizer, TrainingStrategy
+from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.plugins.checked.training import StrategyCalls
 from palette_core.plugins.training_problem import TrainingProblem
+from palette_core.storage.forms.registry import encode, size_in_bits, stored_form
 from palette_core.storage.packed_weight import PaletteModule
 from palette_core.tensors.palettized import PalettizedTensor, dequantize_lut
 from palette_core.tensors.sensitivities import Sensitivity
@@ -47,6 +49,7 @@ class PalettizedWeight(PaletteModule):
         trains_lut: an optimizer trains the tables.
         moves_lut: the strategy moves the tables after each step.
         quantizer: of the tables, where they are quantized.
+        form: how the weight is stored once it is finalized; None is the default.
     """
 
     enabled: Tensor
@@ -73,9 +76,11 @@ class PalettizedWeight(PaletteModule):
         trains_lut: bool = False,
         moves_lut: bool = False,
         quantizer: LutQuantizer | None = None,
+        form: CheckedForm | None = None,
     ) -> None:
         palettized = _outside_inference(palettized)
-        super().__init__(palettized, palettized.indices)
+        form = stored_form() if form is None else form
+        super().__init__(palettized, form, {"indices": palettized.indices})
         vars(self).update(_AT_FIRST)  # nn.Module's setattr takes its time
         self.plan = plan
         self.strategy = strategy
@@ -89,8 +94,10 @@ class PalettizedWeight(PaletteModule):
             self.register_buffer("steps", torch.tensor(0, device=device))
             if (trains_lut or moves_lut) and palettized.lut_scale is not None:
                 self._trained_name = "float_lut"
-                entries = dequantize_lut(*self.entries()).to(palettized.dtype)
-                self.register_buffer("float_lut", entries)
+                entries = dequantize_lut(
+                    palettized.lut, palettized.lut_scale, palettized.lut_zero_point
+                )
+                self.register_buffer("float_lut", entries.to(palettized.dtype))
             if trains_lut:
                 table = self._buffers.pop(self._trained_name)
                 self.register_parameter(self._trained_name, nn.Parameter(cast("Tensor", table)))
@@ -100,17 +107,15 @@ class PalettizedWeight(PaletteModule):
 
         After training, these are what `settle` last made of them.
         """
-        lut, lut_scale, zero = self.entries()
-        return PalettizedTensor(
-            self.indices,
-            lut.detach(),
-            self.n_bits,
-            self.axis,
-            self.weight_dtype,
-            lut_scale,
-            zero,
-            self.scale,
-        )
+        return self.stored()._replace(lut=self.lut.detach()).with_indices(self.indices)
+
+    def palettized_shape(self) -> torch.Size:
+        """Shape of the decoded weight."""
+        return torch.Size(self.stored().shape)
+
+    def size_in_bits(self) -> int:
+        """Bits of the weight once it is finalized."""
+        return size_in_bits(encode(self.palettized(), self.form), self.form)
 
     def set_palettized(self, palettized: PalettizedTensor) -> None:
         """Take over a new palette of the same shapes and dtypes; nothing is learned of it yet."""
@@ -121,6 +126,7 @@ class PalettizedWeight(PaletteModule):
             trains_lut=self.trains_lut,
             moves_lut=self.moves_lut,
             quantizer=self.quantizer,
+            form=self.form,
         )
         for name, parameter in fresh.named_parameters():
             with torch.no_grad():

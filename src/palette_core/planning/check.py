@@ -9,6 +9,7 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import PaletteError
 from palette_core.planning.choose import clusterer_for, lut_quantizer_name
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.kinds import STORED_FORM
 from palette_core.plugins.shelves import validate_options
 
 ConfigPath = tuple[str, ...]
@@ -65,6 +66,7 @@ def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[],
             clusterer_for(spec, catalog), spec.algorithm_options
         ),
         "lut_qspec.quantizer": lambda: lut_quantizer_name(spec.lut_qspec, catalog),
+        "stored_form": lambda: catalog[STORED_FORM].get(spec.stored_form),
         "training_strategy": strategy,
         "training_strategy_options": lambda: validate_options(
             catalog.training_strategies.get(spec.training_strategy),

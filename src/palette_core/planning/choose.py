@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from palette_core.config.spec import PalettizationSpec, QuantizationSpec
 from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
-from palette_core.plugins import ClustererEntry
+from palette_core.plugins import ClustererEntry, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.granularities import block_shape
+from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.shelves import validate_options
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
@@ -103,3 +104,29 @@ def _only(names: list[str], what: str, field: str) -> str:
     listed = f": {', '.join(names)}" if names else ""
     kind = DuplicatePluginError if names else PlanError
     raise kind(f"{len(names)} {what}{listed}; choose one by {field}")
+
+
+def check_stored_form(facts: TensorFacts, catalog: Catalog) -> None:
+    """Refuse a tensor that the stored form of its spec cannot hold.
+
+    Raises:
+        IncompatibleShapeError: saying why, and what it could.
+        UnknownPluginError: nobody knows the form.
+        CheckpointError: the form fails.
+    """
+    refusal = make_stored_form(catalog, facts.spec.stored_form).refuses(facts)
+    if refusal is not None:
+        raise IncompatibleShapeError(
+            f"stored form {facts.spec.stored_form!r} cannot hold it: {refusal.reason}"
+            f"{nearest(facts.spec, refusal)}"
+        )
+
+
+def nearest(asked: PalettizationSpec, refusal: Refusal) -> str:
+    """Return what a refusal would have instead of what was asked, as the end of a sentence."""
+    if refusal.instead is None:
+        return ""
+    before = asked.model_dump(mode="json")
+    given = refusal.instead.model_dump(mode="json")
+    changed = {name: value for name, value in given.items() if value != before[name]}
+    return f"; what works nearest to it: {changed}"

@@ -16,7 +16,13 @@ from palette_core.model import ExampleInputs
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.operations import OperationTable
 from palette_core.planning.check import check_names
-from palette_core.planning.choose import clusterer_for, lay_out, lut_quantizer_name
+from palette_core.planning.choose import (
+    check_stored_form,
+    clusterer_for,
+    lay_out,
+    lut_quantizer_name,
+    nearest,
+)
 from palette_core.planning.notes import ineffective_rules
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
@@ -132,7 +138,7 @@ def _plan_tensor(
     entry = clusterer_for(spec, catalog)
     options = validate_options(entry, spec.algorithm_options)
     module = decision.config or config.global_config
-    return TensorPlan(
+    plan = TensorPlan(
         owners=record.owners,
         shape=record.shape,
         dtype=record.dtype,
@@ -148,6 +154,8 @@ def _plan_tensor(
         resolution=module.rounding_precision if module.enable_fast_kmeans_mode else None,
         pat_schedule=module.pat_schedule,
     )
+    check_stored_form(plan.facts, catalog)
+    return plan
 
 
 def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
@@ -158,14 +166,7 @@ def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
         if refusal is None:
             continue
         text = f"{plan.name} {plan.shape} ({plan.rule}): {refusal.reason}"
-        if refusal.instead is not None:
-            changed = {
-                name: value
-                for name, value in refusal.instead.model_dump(mode="json").items()
-                if value != plan.spec.model_dump(mode="json")[name]
-            }
-            text += f"; what works nearest to it: {changed}"
-        sentences.append(text)
+        sentences.append(text + nearest(plan.spec, refusal))
     return sentences
 
 

@@ -27,6 +27,7 @@ from palette_core.plugins.operations import (
     OperationCall,
     OperationEntry,
 )
+from palette_core.plugins.stored_forms import Part, StoredForm, StoredFormEntry
 from palette_core.plugins.training import TrainingStrategy, TrainingStrategyEntry
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ __all__ = [
     "OperationCall",
     "OperationEntry",
     "PalettizationSpec",
+    "Part",
     "PerGroupedChannelGranularity",
     "PerTensorGranularity",
     "PluginEntry",
@@ -68,6 +70,8 @@ __all__ = [
     "Refusal",
     "SensitivityMetric",
     "SensitivityMetricEntry",
+    "StoredForm",
+    "StoredFormEntry",
     "TensorFacts",
     "TrainingProblem",
     "TrainingStrategy",

@@ -83,8 +83,9 @@ class Backend(ABC):
         """Replace palettized weights by the runtime's form, in place, and return the model.
 
         Args:
-            model: a model whose weights already decode through ``palette_core::depalettize``,
-                the dense originals freed. Most backends have nothing to add.
+            model: a model whose weights already decode through the operators of their stored
+                forms (``palette_core::depalettize`` by default), the dense originals freed. Most
+                backends have nothing to add.
             palettized: the same weights by fully qualified name of their first owner; each is
                 unpacked when it is looked up.
         """
@@ -109,11 +110,30 @@ class ExportBackendEntry(PluginEntry):
         suffix: file name suffix of what it writes, with the dot.
         supports_mmap: works with weights that ``finalize(mmap_dir=…)`` keeps in files and maps
             into memory, without copying them all.
+        stored_forms: names of the stored forms that it takes; None takes any, for a backend that
+            does not look into them.
     """
 
     factory: Callable[[Any], Backend]
     suffix: str
     supports_mmap: bool = False
+    stored_forms: tuple[str, ...] | None = ("indices",)
+
+    def check(self) -> None:
+        """Refuse stored forms that are not given by name.
+
+        Raises:
+            TypeError: naming what is no name.
+        """
+        super().check()
+        forms: Any = self.stored_forms
+        if forms is not None and not (
+            isinstance(forms, tuple) and forms and all(type(form) is str for form in forms)
+        ):
+            raise TypeError(
+                f"stored_forms of {self.name!r} must be None, or a tuple of names such as "
+                f"('indices',), got {forms!r}"
+            )
 
     def claims(self) -> frozenset[str]:
         """Return name and suffix."""

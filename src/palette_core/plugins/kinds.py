@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from palette_core.errors import (
     AllocationError,
     BackendError,
+    CheckpointError,
     ClusteringError,
     OperationError,
     PaletteError,
@@ -26,6 +27,7 @@ from palette_core.plugins import (
     lut_quantizers,
     metrics,
     operations,
+    stored_forms,
     training,
 )
 from palette_core.plugins.entries import PluginEntry
@@ -118,6 +120,14 @@ OPERATION = PluginKind(
     operations.Operation,
     OperationError,
 )
+STORED_FORM = PluginKind(
+    "stored-form",
+    "stored form",
+    stored_forms.palette_core_stored_forms,
+    stored_forms.StoredFormEntry,
+    stored_forms.StoredForm,
+    CheckpointError,
+)
 
 KINDS: tuple[PluginKind[Any], ...] = (
     CLUSTERER,
@@ -127,6 +137,7 @@ KINDS: tuple[PluginKind[Any], ...] = (
     EXPORT_BACKEND,
     SENSITIVITY_METRIC,
     OPERATION,
+    STORED_FORM,
 )
 
 

@@ -22,6 +22,7 @@ from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
 from palette_core.storage.checkpoint import Checkpoint
+from palette_core.storage.forms.registry import stored_bits
 
 # Piped output has no width of its own; wide enough that names are not folded.
 _PIPED_WIDTH = 160
@@ -307,7 +308,7 @@ def _palettized(value: Checkpoint) -> list[dict[str, Any]]:
             "lut_dtype": str(tensor.lut.dtype).removeprefix("torch."),
             "per_channel_scale": tensor.scale is not None,
             "dtype": str(tensor.dtype).removeprefix("torch."),
-            "bytes": math.ceil(tensor.size_in_bits() / 8),
+            "bytes": math.ceil(stored_bits(tensor, value.stored_forms[name]) / 8),
             "dense_bytes": tensor.dense_size_in_bits() // 8,
         }
         for name, tensor in value.palettized.items()

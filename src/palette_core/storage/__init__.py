@@ -1,4 +1,4 @@
-"""A palettized weight at rest: packed modules and where they stand, checkpoints, files, sizes."""
+"""A palettized weight at rest: stored forms, packed modules and where they stand, checkpoints."""
 
 from typing import TYPE_CHECKING
 
@@ -7,12 +7,18 @@ from palette_core._common.lazy import lazy_names
 if TYPE_CHECKING:
     from palette_core.storage.bits import bits_per_weight
     from palette_core.storage.checkpoint import load_checkpoint, save_checkpoint
-    from palette_core.storage.checkpoint_file import Checkpoint, read_checkpoint
+    from palette_core.storage.checkpoint_file import (
+        Checkpoint,
+        CheckpointReader,
+        read_checkpoint,
+        write_checkpoint,
+    )
     from palette_core.storage.packed_weight import PackedWeight, PaletteModule
     from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
 
 __all__ = [
     "Checkpoint",
+    "CheckpointReader",
     "PackedWeight",
     "PaletteModule",
     "PaletteSite",
@@ -23,6 +29,7 @@ __all__ = [
     "palette_sites",
     "read_checkpoint",
     "save_checkpoint",
+    "write_checkpoint",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -30,7 +37,12 @@ __getattr__, __dir__ = lazy_names(
     {
         "palette_core.storage.bits": ["bits_per_weight"],
         "palette_core.storage.checkpoint": ["load_checkpoint", "save_checkpoint"],
-        "palette_core.storage.checkpoint_file": ["Checkpoint", "read_checkpoint"],
+        "palette_core.storage.checkpoint_file": [
+            "Checkpoint",
+            "CheckpointReader",
+            "read_checkpoint",
+            "write_checkpoint",
+        ],
         "palette_core.storage.packed_weight": ["PackedWeight", "PaletteModule"],
         "palette_core.storage.sites": ["PaletteSite", "Place", "install_packed", "palette_sites"],
     },

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from palette_core._common.files import atomic_path
 from palette_core.errors import CheckpointError, PaletteWarning, StateError, did_you_mean
 from palette_core.storage.checkpoint_file import (
-    FORMAT_VERSION,
-    METADATA_KEY,
-    PARTS,
     Checkpoint,
     read_checkpoint,
+    write_stored,
 )
+from palette_core.storage.forms.registry import stored_form
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import install_packed, palette_sites
 from palette_core.tensors.dtypes import dtype_name
@@ -39,25 +35,11 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     """
     path = Path(path)
     packed_weights, aliases = _packed_weights(model)
-    tensors: dict[str, Tensor] = {}
-    records: dict[str, Any] = {}
-    for name, packed in packed_weights.items():
+    for packed in packed_weights.values():
         packed.check_file()
-        tensors[f"{name}.indices"] = packed.indices
-        for part, tensor in zip(PARTS, (*packed.entries(), packed.scale), strict=True):
-            if tensor is not None:
-                tensors[f"{name}.{part}"] = tensor
-        records[name] = {
-            "index_shape": packed.index_shape,
-            "axis": packed.axis,
-            "n_bits": packed.n_bits,
-            "dtype": dtype_name(packed.weight_dtype),
-        }
-    tensors |= _dense_tensors(model, aliases)
-    header = {"version": FORMAT_VERSION, "palettized": records, "aliases": aliases}
-    with atomic_path(path) as temporary:
-        save_file(_on_host(tensors), temporary, metadata={METADATA_KEY: json.dumps(header)})
-    return path
+    dense = _dense_tensors(model, aliases)
+    stored = {name: (packed.form, packed.stored()) for name, packed in packed_weights.items()}
+    return write_stored(path, stored, dense, aliases)
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
@@ -87,8 +69,9 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
             dense[alias] = dense[first]
     model.load_state_dict(dense, strict=False)
     for name, tensor in checkpoint.palettized.items():
-        device = own[name].device
-        install_packed(model, names[name], PackedWeight(tensor.to(device)))
+        form = stored_form(checkpoint.stored_forms[name])
+        packed = PackedWeight(tensor.to(own[name].device), form)
+        install_packed(model, names[name], packed)
     return model
 
 
@@ -102,7 +85,7 @@ def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str
             packed[site.name] = site.palette
         elif site.palette.is_enabled:
             site.palette.settle(site.dense())
-            packed[site.name] = PackedWeight(site.palette.palettized())
+            packed[site.name] = PackedWeight(site.palette.palettized(), site.palette.form)
         else:
             raise StateError(
                 f"{site.name} still trains dense, its PATSchedule has not come; finish training, "
@@ -111,18 +94,6 @@ def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str
     if not packed:
         raise StateError("no weight of the model is palettized; call prepare() first")
     return packed, aliases
-
-
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous CPU tensors, none of which shares memory with another."""
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in tensors.items():
-        host = tensor.detach().cpu().contiguous()
-        storage = host.untyped_storage().data_ptr()
-        out[name] = host.clone() if storage in seen else host
-        seen.add(storage)
-    return out
 
 
 def _dense_tensors(model: nn.Module, aliases: dict[str, str]) -> dict[str, Tensor]:

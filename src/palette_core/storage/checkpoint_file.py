@@ -1,32 +1,40 @@
-"""Packed checkpoints: one safetensors file with indices, look-up tables and everything else.
+"""Packed checkpoints: one safetensors file with stored weights, look-up tables and the rest.
 
-For each palettized weight ``name`` the file holds ``name.indices`` (1-D uint8, a little-endian
-bit stream), ``name.lut`` and, where they exist, ``name.lut_scale``, ``name.lut_zero_point`` and
-``name.scale``; every other parameter and buffer is held dense under its own name. The metadata
-entry ``palette_core`` is JSON with the format's version and what is needed to decode.
+For each palettized weight ``name`` the file holds the parts of its stored form (``name.indices``
+for the default form: 1-D uint8, a little-endian bit stream), ``name.lut`` and, where they exist,
+``name.lut_scale``, ``name.lut_zero_point`` and ``name.scale``; every other parameter and buffer is
+held dense under its own name. The metadata entry ``palette_core`` is JSON with the format's version
+and what is needed to decode. No model is needed to read or to write one.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn, Self, final
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from palette_core.errors import CheckpointError
+from palette_core._common.files import atomic_path
+from palette_core.errors import CheckpointError, UnknownPluginError
+from palette_core.plugins.checked.stored_forms import CheckedForm
+from palette_core.storage.forms.registry import DEFAULT_FORM, encode, stored_form
 from palette_core.tensors.dtypes import dtype_name, parse_dtype
-from palette_core.tensors.packing import packed_size, unpack_indices
+from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors.stored import StoredTensor
 
 FORMAT_VERSION = 1
 METADATA_KEY = "palette_core"
-PARTS = ("lut", "lut_scale", "lut_zero_point", "scale")
+TABLES = ("lut", "lut_scale", "lut_zero_point", "scale")
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,107 @@ class Checkpoint:
         dense: every other tensor by name.
         aliases: further names of tied tensors: alias to first name.
         version: of the format.
+        stored_forms: name of the stored form of each palettized weight.
     """
 
     palettized: Mapping[str, PalettizedTensor]
     dense: Mapping[str, Tensor]
     aliases: Mapping[str, str]
     version: int
+    stored_forms: Mapping[str, str]
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def write_checkpoint(
+    path: str | Path,
+    palettized: Mapping[str, PalettizedTensor],
+    dense: Mapping[str, Tensor] = _NONE,
+    *,
+    aliases: Mapping[str, str] = _NONE,
+    stored_forms: Mapping[str, str] = _NONE,
+) -> Path:
+    """Write palettized and dense tensors to a packed checkpoint, whole or not at all.
+
+    Args:
+        path: of the file; its folder exists.
+        palettized: palettized weights by name.
+        dense: other tensors by name.
+        aliases: further names of tied tensors: alias to a name of the other two.
+        stored_forms: names of registered stored forms by the names of palettized weights; those
+            left out have the default form.
+
+    Raises:
+        CheckpointError: the parts of a weight do not fit each other, two tensors have one name, or
+            an alias or a form is of a tensor that is not there; or a form fails.
+        UnknownPluginError: nobody knows a form.
+        OSError: the file cannot be written; what stood there still does.
+    """
+    for name, first in aliases.items():
+        if first not in palettized and first not in dense:
+            raise CheckpointError(f"alias {name}: there is no tensor {first}")
+    for name in stored_forms:
+        if name not in palettized:
+            raise CheckpointError(f"stored form of {name}: no such weight is palettized")
+    stored: dict[str, tuple[CheckedForm, StoredTensor]] = {}
+    for name, tensor in palettized.items():
+        try:
+            tensor.check()
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {error}") from None
+        form = stored_form(stored_forms.get(name, DEFAULT_FORM))
+        stored[name] = form, encode(tensor, form)
+    return write_stored(Path(path), stored, dense, aliases)
+
+
+def write_stored(
+    path: Path,
+    stored: Mapping[str, tuple[CheckedForm, StoredTensor]],
+    dense: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+) -> Path:
+    """Write weights that are in a stored form already; see `write_checkpoint`."""
+    tensors: dict[str, Tensor] = {}
+    records: dict[str, Any] = {}
+    for name, (form, weight) in stored.items():
+        typed = weight.typed()
+        tensors |= {f"{name}.{part}": tensor for part, tensor in typed.parts.items()}
+        tables = {f"{name}.{table}": getattr(typed, table) for table in TABLES}
+        tensors |= {key: tensor for key, tensor in tables.items() if tensor is not None}
+        records[name] = {
+            "form": form.name,
+            "index_shape": list(typed.index_shape),
+            "axis": typed.axis,
+            "n_bits": typed.n_bits,
+            "dtype": dtype_name(typed.dtype),
+        }
+    twice = sorted(tensors.keys() & dense.keys())
+    if twice:
+        raise CheckpointError(
+            f"{', '.join(twice)}: a dense tensor and a part of a palettized weight have one name"
+        )
+    header = {"version": FORMAT_VERSION, "palettized": records, "aliases": dict(aliases)}
+    with atomic_path(path) as temporary:
+        save_file(
+            _on_host(tensors | dict(dense)), temporary, metadata={METADATA_KEY: json.dumps(header)}
+        )
+    return path
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors, none of which shares memory with another."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        host = tensor.detach().cpu().contiguous()
+        storage = host.untyped_storage().data_ptr()
+        out[name] = host.clone() if storage in seen else host
+        seen.add(storage)
+    return out
+
+
+# --- reading ------------------------------------------------------------------------------------
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -51,24 +154,177 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a packed checkpoint, truncated, damaged, or of another version.
+        CheckpointError: not a packed checkpoint, truncated, damaged, or of another version; or
+            a weight's stored form is not installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _header(path, file.metadata() or {})
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
-    palettized = {
-        name: _palettized(path, name, record, stored)
-        for name, record in header["palettized"].items()
-    }
-    own = {f"{n}.{part}" for n in palettized for part in ("indices", *PARTS)}
-    dense = {name: stored[name] for name in sorted(stored.keys() - own)}
-    return Checkpoint(palettized, dense, header["aliases"], header["version"])
+    with CheckpointReader(path) as file:
+        return Checkpoint(
+            {name: file.palettized(name) for name in file.palettized_names},
+            {name: file.dense(name) for name in file.dense_names},
+            file.aliases,
+            file.version,
+            {name: file.form(name).name for name in file.palettized_names},
+        )
+
+
+@final
+class CheckpointReader:
+    """A packed checkpoint, opened: names and shapes at once, each tensor when it is asked for.
+
+    Used in a ``with`` statement, or closed by `close`. Tensors that were read stay valid.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        palettized_names: the palettized weights, by the names of their first owners.
+        dense_names: all other tensors, sorted.
+        aliases: further names of tied tensors: alias to first name.
+        version: of the format.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: not a packed checkpoint, damaged, or of another version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}")
+        try:
+            self._file: Any = safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+            header = _header(path, self._file.metadata() or {})
+            self._keys = frozenset(self._file.keys())
+        except SafetensorError as error:
+            self._unreadable(error)
+        self._records: dict[str, Any] = header["palettized"]
+        self._forms: dict[str, CheckedForm] = {}
+        self.aliases: Mapping[str, str] = header["aliases"]
+        self.version: int = header["version"]
+        self.palettized_names = tuple(self._records)
+        own = {f"{n}.{part}" for n in self._records for part in (*self.form(n).parts, *TABLES)}
+        self.dense_names = tuple(sorted(self._keys - own))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.__exit__(None, None, None)
+
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a tensor, decoded where it is palettized, from the file's header.
+
+        Raises:
+            KeyError: there is no such tensor.
+            CheckpointError: the parts of a palettized weight do not fit.
+        """
+        name = self.aliases.get(name, name)
+        if name in self._records:
+            try:
+                return self.form(name).shape(self.stored(name))
+            except IndexError:
+                raise CheckpointError(f"{self._path}: {name}.lut has no shape of tables") from None
+        self._check_dense(name)
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def dense(self, name: str) -> Tensor:
+        """Read a tensor that is not palettized.
+
+        Raises:
+            KeyError: there is none of that name.
+            CheckpointError: the file is damaged.
+        """
+        self._check_dense(name)
+        return self._tensor(name)
+
+    def palettized(self, name: str) -> PalettizedTensor:
+        """Read a palettized weight, its indices unpacked.
+
+        Raises:
+            KeyError: there is none of that name.
+            CheckpointError: its parts are missing, damaged, or do not fit each other.
+        """
+        stored = self.stored(name)
+        try:
+            tensor = self.form(name).decode(stored)
+            tensor.check()
+            if int(tensor.indices.max()) >> tensor.n_bits:
+                raise ValueError(f"an index is {int(tensor.indices.max())}")
+        except ValueError as error:
+            raise CheckpointError(f"{self._path}: {name}: {error}") from None
+        return tensor
+
+    def stored(self, name: str) -> StoredTensor:
+        """Return a palettized weight in its stored form, pages of the file where it can be.
+
+        Raises:
+            KeyError: there is none of that name.
+            CheckpointError: a part is missing, or of the wrong dtype or shape.
+        """
+        form, path = self.form(name), self._path
+        needed = [f"{name}.{part}" for part in (*form.parts, "lut")]
+        lacking = [key for key in needed if key not in self._keys]
+        if lacking:
+            raise CheckpointError(f"{path} lacks {' and '.join(lacking)}")
+        n_bits, axis, index_shape, dtype = _decoding(path, name, self._records[name])
+        parts = {part: self._tensor(f"{name}.{part}") for part in form.parts}
+        lut, lut_scale, zero, scale = (
+            self._tensor(key) if (key := f"{name}.{table}") in self._keys else None
+            for table in TABLES
+        )
+        assert lut is not None
+        stored = StoredTensor(
+            parts, lut, index_shape, n_bits, axis, dtype, lut_scale, zero, scale
+        )  # fmt: skip
+        for part, expected in form.expects(stored).items():
+            got = parts[part]
+            sizes = zip(got.shape, expected.shape, strict=False)
+            fits = got.dim() == len(expected.shape) and all(e in (None, g) for g, e in sizes)
+            if got.dtype is not expected.dtype or not fits:
+                raise CheckpointError(
+                    f"{path}: {name}.{part} is {dtype_name(got.dtype)} of shape "
+                    f"{tuple(got.shape)}, expected {dtype_name(expected.dtype)} of shape "
+                    f"{expected.shape} for {stored.index_count} indices of {n_bits} bits"
+                )
+        return stored
+
+    def _check_dense(self, name: str) -> None:
+        if name not in self.dense_names:
+            raise KeyError(name)
+
+    def _tensor(self, key: str) -> Tensor:
+        try:
+            found: Tensor = self._file.get_tensor(key)
+        except SafetensorError as error:
+            self._unreadable(error)
+        return found
+
+    def form(self, name: str) -> CheckedForm:
+        """Return the stored form of a palettized weight.
+
+        Raises:
+            KeyError: there is none of that name.
+            CheckpointError: the form is not installed.
+        """
+        if name in self._forms:
+            return self._forms[name]
+        record = self._records[name]
+        form = record.get("form", DEFAULT_FORM) if isinstance(record, dict) else DEFAULT_FORM
+        if not isinstance(form, str):
+            raise _damaged(self._path, f"record of {name}: form {form!r}")
+        try:
+            made = self._forms[name] = stored_form(form)
+        except UnknownPluginError as error:
+            raise CheckpointError(f"{self._path}: {name} needs another plug-in: {error}") from None
+        return made
+
+    def _unreadable(self, error: SafetensorError) -> NoReturn:
+        text = f"{self._path} is damaged or no safetensors file: {error}"
+        raise CheckpointError(text) from error
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -98,34 +354,6 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is damaged: {what}")
-
-
-def _palettized(
-    path: Path, name: str, record: Any, stored: Mapping[str, Tensor]
-) -> PalettizedTensor:
-    lacking = [p for p in (f"{name}.indices", f"{name}.lut") if p not in stored]
-    if lacking:
-        raise CheckpointError(f"{path} lacks {' and '.join(lacking)}")
-    n_bits, axis, index_shape, dtype = _decoding(path, name, record)
-    count = math.prod(index_shape)
-    packed = stored[f"{name}.indices"]
-    if packed.dtype is not torch.uint8 or packed.shape != (packed_size(count, n_bits),):
-        raise CheckpointError(
-            f"{path}: {name}.indices is {dtype_name(packed.dtype)} of shape {tuple(packed.shape)}, "
-            f"expected uint8 of shape {(packed_size(count, n_bits),)} for {count} indices of "
-            f"{n_bits} bits"
-        )
-    lut, lut_scale, zero, scale = (stored.get(f"{name}.{part}") for part in PARTS)
-    assert lut is not None
-    tensor = PalettizedTensor(
-        unpack_indices(packed, n_bits, count).reshape(index_shape),
-        lut, n_bits, axis, dtype, lut_scale, zero, scale,
-    )  # fmt: skip
-    try:
-        tensor.check()
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {name}: {error}") from None
-    return tensor
 
 
 def _decoding(path: Path, name: str, record: Any) -> tuple[int, int, list[int], torch.dtype]:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from palette_core.plugins.checked.stored_forms import CheckedForm
+from palette_core.storage.forms.registry import size_in_bits, stored_form
 from palette_core.storage.mapped_files import WeightFile, write_mapped
-from palette_core.tensors import operators as ops
-from palette_core.tensors.packing import unpack_indices
 from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors.stored import StoredTensor
 
 
 class PaletteModule(nn.Module, ABC):
-    """Holds look-up tables as buffers; subclasses hold the indices in their own way."""
+    """Holds look-up tables as buffers; subclasses hold the indices in their own way.
+
+    Args:
+        palettized: the weight.
+        form: how it is stored in the end.
+        parts: buffers that stand for the indices.
+    """
 
     indices: Tensor
     lut: Tensor
@@ -24,16 +32,21 @@ class PaletteModule(nn.Module, ABC):
     lut_zero_point: Tensor | None
     scale: Tensor | None
 
-    def __init__(self, palettized: PalettizedTensor, indices: Tensor) -> None:
+    def __init__(
+        self, palettized: PalettizedTensor, form: CheckedForm, parts: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
+        self.form = form
         self.n_bits = palettized.n_bits
         self.axis = palettized.axis
         self.index_shape = list(palettized.indices.shape)
+        self.part_names = tuple(parts)
         # Quantized entries are kept as bytes: moving a model to half precision must not turn
         # 8-bit floats into 16-bit ones.
         quantized = palettized.lut_scale is not None
         self.lut_dtype = palettized.lut.dtype if quantized else None
-        self.register_buffer("indices", indices)
+        for name, part in parts.items():
+            self.register_buffer(name, part)
         self.register_buffer(
             "lut", palettized.lut.view(torch.uint8) if quantized else palettized.lut
         )
@@ -58,20 +71,19 @@ class PaletteModule(nn.Module, ABC):
             self.lut_scale = lut_scale.to(self.lut.device)
         return self
 
-    def palettized_shape(self) -> torch.Size:
-        """Shape of the decoded weight."""
-        dim = self.lut.shape[-1]
-        return torch.Size(s * dim if i == self.axis else s for i, s in enumerate(self.index_shape))
-
-    def entries(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return LUT, its scale and zero point, in the dtypes of `PalettizedTensor`."""
-        if self.lut_dtype is None:
-            return self.lut, None, None
-        zero = self.lut_zero_point
-        return (
-            self.lut.view(self.lut_dtype),
+    def stored(self) -> StoredTensor:
+        """Return tables and the parts that stand for the indices, sharing this module's memory."""
+        return StoredTensor(
+            {name: getattr(self, name) for name in self.part_names},
+            self.lut,
+            self.index_shape,
+            self.n_bits,
+            self.axis,
+            self.weight_dtype,
             self.lut_scale,
-            None if zero is None else zero.view(self.lut_dtype),
+            self.lut_zero_point,
+            self.scale,
+            self.lut_dtype,
         )
 
     @property
@@ -80,34 +92,43 @@ class PaletteModule(nn.Module, ABC):
         return True
 
     @abstractmethod
+    def palettized_shape(self) -> torch.Size:
+        """Shape of the decoded weight."""
+
+    @abstractmethod
     def palettized(self) -> PalettizedTensor:
         """Return the weight as unpacked indices and tables."""
 
+    @abstractmethod
     def size_in_bits(self) -> int:
         """Bits of indices, tables and scales as a finalized model stores them."""
-        tables = (self.lut, self.lut_scale, self.lut_zero_point, self.scale)
-        return torch.Size(self.index_shape).numel() * self.n_bits + sum(
-            t.numel() * t.element_size() * 8 for t in tables if t is not None
-        )
 
     def settle(self, weight: Tensor) -> None:
         """Make indices and tables what training has come to; by default they always are.
 
         Args:
-            weight: the dense weight, `parametrization.chain_input` of this module.
+            weight: the dense weight, `PaletteSite.dense`.
         """
 
 
 @final
 class PackedWeight(PaletteModule):
-    """A weight of a finalized model: packed indices and tables behind one operator."""
+    """A weight of a finalized model: a stored form and tables behind one operator.
 
-    def __init__(self, palettized: PalettizedTensor, packed: Tensor | None = None) -> None:
-        super().__init__(palettized, palettized.packed_indices() if packed is None else packed)
+    The parts of the form are buffers under their names: ``indices`` where the form is the default.
+
+    Args:
+        palettized: the weight.
+        form: how to store it; None is the default, every index packed to n bits.
+    """
+
+    def __init__(self, palettized: PalettizedTensor, form: CheckedForm | None = None) -> None:
+        form = stored_form() if form is None else form
+        super().__init__(palettized, form, form.encode(palettized))
         self._file: WeightFile | None = None
 
     def map_to(self, path: Path) -> None:
-        """Move indices and tables to a file, and map them from there.
+        """Move parts and tables to a file, and map them from there.
 
         The file must stay; `check_file` tells when it has not.
 
@@ -130,15 +151,20 @@ class PackedWeight(PaletteModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.check_file()
-        before = self.indices
+        before = self.stored().parts
         super()._apply(fn, recurse)
-        if self.indices is not before and self.indices.data_ptr() != before.data_ptr():
+        moved = zip(before.values(), self.stored().parts.values(), strict=True)
+        if all(now is not old and now.data_ptr() != old.data_ptr() for old, now in moved):
             self._file = None  # everything has been copied
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_file()
         return {**vars(self), "_file": None}  # a copy is in memory
+
+    def palettized_shape(self) -> torch.Size:
+        """Shape of the decoded weight."""
+        return torch.Size(self.form.shape(self.stored()))
 
     def palettized(self) -> PalettizedTensor:
         """Return the weight with its indices unpacked.
@@ -147,35 +173,23 @@ class PackedWeight(PaletteModule):
             WeightFileError: the file it is mapped from is missing or damaged.
         """
         self.check_file()
-        count = torch.Size(self.index_shape).numel()
-        lut, lut_scale, zero = self.entries()
-        indices = unpack_indices(self.indices, self.n_bits, count).reshape(self.index_shape)
-        return PalettizedTensor(
-            indices, lut, self.n_bits, self.axis, self.weight_dtype, lut_scale, zero, self.scale
-        )
+        return self.form.decode(self.stored())
 
     def placeholder(self) -> nn.Parameter:
         """Return an empty parameter of the weight's dtype and device, to stand for the original."""
-        empty = torch.empty(0, dtype=self.weight_dtype, device=self.indices.device)
+        empty = torch.empty(0, dtype=self.weight_dtype, device=self.lut.device)
         return nn.Parameter(empty, requires_grad=False)
+
+    def size_in_bits(self) -> int:
+        """Bits of parts, tables and scales."""
+        return size_in_bits(self.stored(), self.form)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Decode; the placeholder that stands where the dense weight was is not read."""
         del weight
         if self._file is not None and not torch.compiler.is_compiling():
             self._file.check()
-        return ops.depalettize(  # type: ignore[no-any-return]
-            self.indices,
-            self.lut,
-            self.index_shape,
-            self.n_bits,
-            self.axis,
-            self.weight_dtype,
-            self.lut_scale,
-            self.lut_zero_point,
-            self.scale,
-            self.lut_dtype,
-        )
+        return self.form.torch_operator(*self.stored().arguments())
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows in brackets."""

@@ -37,6 +37,7 @@ _MODULES = (
     "declared",
     "granularities",
     "lut_quantizers",
+    "stored_forms",
     "training",
     "training_calls",
     "backends",

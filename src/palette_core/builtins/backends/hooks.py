@@ -24,5 +24,6 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             factory=_torch,
             suffix=".safetensors",
             supports_mmap=True,
+            stored_forms=None,
         ),
     ]

@@ -26,21 +26,28 @@ def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Bac
         BackendError: making it fails.
     """
     catalog.backend(name)
-    made, who = make(catalog[EXPORT_BACKEND].find(name), options)
-    return _CheckedBackend(who, made)
+    item = catalog[EXPORT_BACKEND].find(name)
+    made, who = make(item, options)
+    return _CheckedBackend(who, made, item.entry.stored_forms)
 
 
 @final
 class _CheckedBackend(Backend):
-    def __init__(self, who: str, backend: Backend) -> None:
-        self._who, self._backend = who, backend
+    def __init__(self, who: str, backend: Backend, forms: tuple[str, ...] | None) -> None:
+        self._who, self._backend, self._forms = who, backend, forms
 
     def refuses(self, facts: TensorFacts) -> Refusal | None:
-        """Ask the plug-in.
+        """Ask the plug-in, about tensors in stored forms that it takes.
 
         Raises:
             BackendError: it fails, or answers neither None nor a Refusal.
         """
+        form = facts.spec.stored_form
+        if self._forms is not None and form not in self._forms:
+            return Refusal(
+                f"{self._who} does not take stored form {form!r}, only {', '.join(self._forms)}",
+                facts.spec.model_copy(update={"stored_form": self._forms[0]}),
+            )
         who = f"{facts.name}: {self._who}"
         answer: object = guarded(
             who, BackendError, lambda: self._backend.refuses(facts), tensor=facts.name

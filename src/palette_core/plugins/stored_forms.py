@@ -1,0 +1,155 @@
+"""The kind *stored form*: how the indices of a palettized weight lie at rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from palette_core.plugins.entries import NoOptions, PluginEntry
+from palette_core.plugins.markers import hookspec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from palette_core.plugins.backends import Refusal, TensorFacts
+    from palette_core.tensors.layout import Shape
+    from palette_core.tensors.palettized import PalettizedTensor
+    from palette_core.tensors.stored import StoredTensor
+
+
+class Part(NamedTuple):
+    """What one part of a stored weight must look like; None is a length that the data decides."""
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+
+class StoredForm(ABC):
+    """Stores the indices of a palettized weight as named parts, and gets them back, exactly.
+
+    The parts lie in finalized models and in checkpoints, and are what export backends write. A
+    form decides about the indices alone, a mask of weights that have none included:
+
+    * Tables, their scales and zero points, and scales of channels lie beside the parts as
+      `PalettizedTensor` has them, in every form alike.
+    * Clustering, granularities and training know nothing of forms: `encode` is called once, when a
+      weight is finalized or saved, with a palettized tensor that is whole and checked.
+    * Parts are integers or booleans. They follow the model from device to device, and no cast of
+      the model changes them; they may be mapped from files, and must not be written to.
+    * How many elements a part has may depend on the values of the indices.
+    * One object serves every weight, in several threads, and is copied and pickled with models:
+      keep nothing in it.
+    """
+
+    parts: ClassVar[tuple[str, ...]]
+    """Names of the parts, in the order of the operator's arguments; none is a name of a table."""
+
+    operator: ClassVar[str]
+    """Name of the torch operator that decodes a weight in a graph: ``"my_plugin::depalettize"``.
+
+    It takes the parts, then the fields that `StoredTensor` has for all forms, and is registered
+    (`palette_core.tensors.define_operator`) when the form is first used, unless it is already.
+    """
+
+    @abstractmethod
+    def encode(self, tensor: PalettizedTensor) -> Mapping[str, Tensor]:
+        """Return the parts, on the device of the indices."""
+
+    @abstractmethod
+    def decode(self, stored: StoredTensor) -> PalettizedTensor:
+        """Return what was encoded: uint8 indices of ``stored.index_shape``, and the tables.
+
+        ``stored.with_indices`` puts them together. Parts have the dtypes and shapes of `expects`;
+        where they come from a file, their values may be anything.
+
+        Raises:
+            ValueError: the parts' values do not fit each other.
+        """
+
+    @abstractmethod
+    def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
+        """Return what each part must look like, told by shapes and bits, not by the parts."""
+
+    def size_in_bits(self, stored: StoredTensor) -> int:
+        """Bits that the parts take, without tables and scales; by default whole bytes."""
+        return sum(part.numel() * part.element_size() * 8 for part in stored.parts.values())
+
+    def shape(self, stored: StoredTensor) -> Shape:
+        """Return the shape of the weight, by shapes alone; by default each index stands for D."""
+        return stored.shape
+
+    def refuses(self, facts: TensorFacts) -> Refusal | None:
+        """Say in planning whether this tensor cannot be stored so; None, the default: it can."""
+        del facts
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFormEntry(PluginEntry):
+    """A stored form. It takes no options: a file is read by the form's name alone.
+
+    Attributes:
+        factory: makes the form.
+    """
+
+    factory: Callable[[Any], StoredForm]
+
+    def check(self) -> None:
+        """Refuse options.
+
+        Raises:
+            TypeError: there are any.
+        """
+        super().check()
+        if self.options is not NoOptions:
+            raise TypeError(f"options of {self.name!r} must be NoOptions: stored forms have none")
+
+
+@hookspec
+def palette_core_stored_forms() -> Iterable[StoredFormEntry]:
+    """Return the stored forms that this distribution provides.
+
+    Example::
+
+        from palette_core.plugins import (
+            INTERFACE_VERSION,
+            Part,
+            StoredForm,
+            StoredFormEntry,
+            hookimpl,
+        )
+
+
+        class Bytes(StoredForm):
+            '''One byte for each index, in the indices' own shape.'''
+
+            parts = ("bytes",)
+            operator = "palette_bytes::depalettize"
+
+            def encode(self, tensor):
+                return {"bytes": tensor.indices}
+
+            def decode(self, stored):
+                return stored.with_indices(stored.parts["bytes"])
+
+            def expects(self, stored):
+                import torch
+
+                return {"bytes": Part(torch.uint8, tuple(stored.index_shape))}
+
+
+        @hookimpl
+        def palette_core_stored_forms():
+            return [
+                StoredFormEntry(
+                    name="bytes",
+                    summary="one byte for each index",
+                    interface=INTERFACE_VERSION,
+                    factory=lambda options: Bytes(),
+                )
+            ]
+    """
+    raise AssertionError("hook specifications are never called")

@@ -1,0 +1,1 @@
+"""Stored forms: how the indices of a palettized weight lie at rest."""

@@ -1,0 +1,48 @@
+"""The registry of stored forms: forms by the names that specs and files hold."""
+
+from __future__ import annotations
+
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.checked.stored_forms import CheckedForm, make_stored_form
+from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors.stored import StoredTensor
+
+DEFAULT_FORM = "indices"
+
+
+def stored_form(name: str = DEFAULT_FORM) -> CheckedForm:
+    """Return the installed stored form ``name``.
+
+    Raises:
+        UnknownPluginError: nobody knows it.
+        CheckpointError: making it fails.
+    """
+    return make_stored_form(get_catalog(), name)
+
+
+def encode(tensor: PalettizedTensor, form: CheckedForm) -> StoredTensor:
+    """Return ``tensor`` in a stored form.
+
+    Raises:
+        CheckpointError: the form fails.
+    """
+    return StoredTensor.of(tensor, form.encode(tensor))
+
+
+def size_in_bits(stored: StoredTensor, form: CheckedForm) -> int:
+    """Return the bits of a weight in a stored form: parts, LUTs, scales and zero points."""
+    tables = (stored.lut, stored.lut_scale, stored.lut_zero_point, stored.scale)
+    return form.size_in_bits(stored) + sum(
+        t.numel() * t.element_size() * 8 for t in tables if t is not None
+    )
+
+
+def stored_bits(tensor: PalettizedTensor, form: str) -> int:
+    """Return the bits of a weight once it is stored in the form of that name.
+
+    Raises:
+        UnknownPluginError: nobody knows the form.
+        CheckpointError: the form fails.
+    """
+    made = stored_form(form)
+    return size_in_bits(encode(tensor, made), made)
