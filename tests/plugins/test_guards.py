@@ -13,6 +13,8 @@ from wrong_clusterers import entry, right, spoiled
 from wrong_forms import Bytes, form
 from wrong_metrics import metric
 from wrong_metrics import right as right_loss
+from wrong_operations import operation
+from wrong_operations import right as right_operation
 from wrong_runtimes import backend, strategy
 from wrong_tables import Rows, granularity, quantizer
 from wrong_tables import right as right_table
@@ -333,6 +335,7 @@ RECORDS = {
     "export backend": backend(),
     "training strategy": strategy(None),
     "sensitivity metric": metric(right_loss),
+    "operation": operation(right_operation),
     "stored form": form(Bytes),
 }
 
