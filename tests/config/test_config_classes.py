@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_global_config_none_is_disabled() -> None:
     [
         {"module_type_configs": {nn.Linear: ModuleKMeansPalettizerConfig()}},
         {"module_name_configs": {"a": ModuleKMeansPalettizerConfig()}},
-        {"module_name_configs": {"a": None}},
+        {"module_name_configs": {"a": ModuleKMeansPalettizerConfig(), "b": None}},
     ],
 )
 def test_without_a_global_config_modules_that_are_not_listed_are_skipped(named: Any) -> None:
@@ -116,6 +117,34 @@ def test_without_a_global_config_modules_that_are_not_listed_are_skipped(named: 
     ) == KMeansPalettizerConfig(**named)
     both = KMeansPalettizerConfig(global_config=ModuleKMeansPalettizerConfig(), **named)
     assert both.global_config == ModuleKMeansPalettizerConfig()
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        {"module_type_configs": {nn.BatchNorm2d: None}},
+        {"module_type_configs": {}, "module_name_configs": {"2": None}},
+        {"module_name_configs": {"2": ModuleKMeansPalettizerConfig.disabled()}},
+        {"module_name_configs": {"2": {"op_state_spec": {}}}},
+        {"module_name_configs": None, "module_type_configs": None},
+    ],
+)
+def test_a_config_that_only_skips_keeps_the_default_for_the_rest(skipped: Any) -> None:
+    config = KMeansPalettizerConfig(**skipped)
+    assert config.global_config == ModuleKMeansPalettizerConfig()
+    data = {"kmeans_palettization_config": skipped}
+    assert KMeansPalettizerConfig.from_dict(data) == config
+    assert KMeansPalettizerConfig.from_yaml(io.StringIO(config.to_yaml())) == config
+
+
+def test_skipping_by_a_setter_and_by_the_constructor_is_the_same() -> None:
+    by_name = KMeansPalettizerConfig().set_module_name("2", None)
+    assert by_name == KMeansPalettizerConfig(module_name_configs={"2": None})
+    by_type = KMeansPalettizerConfig().set_module_type(nn.BatchNorm2d, None)
+    assert by_type == KMeansPalettizerConfig(module_type_configs={nn.BatchNorm2d: None})
+    assert KMeansPalettizerConfig().without("2", nn.BatchNorm2d) == KMeansPalettizerConfig(
+        module_name_configs={"2": None}, module_type_configs={nn.BatchNorm2d: None}
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +24,19 @@ from palette_core.errors import did_you_mean, shortened
 _COMPARED = 100  # unknown fields of one model that near ones are looked for
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """A field that configs for other programs have, accepted where it asks for nothing new.
+
+    Attributes:
+        asks_nothing: whether a value, beside the other fields, means what happens anyway.
+        reason: what to tell where it does not.
+    """
+
+    asks_nothing: Callable[[Any, Mapping[str, Any]], bool]
+    reason: str
+
+
 class StrictModel(BaseModel):
     """A pydantic model whose unknown fields are errors that name the nearest known one.
 
@@ -30,6 +44,8 @@ class StrictModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    foreign_fields: ClassVar[Mapping[str, Foreign]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         for base in cls.__mro__[1:]:
@@ -40,6 +56,8 @@ class StrictModel(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _name_nearest_field(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if cls.foreign_fields and isinstance(data, Mapping):
+            data = cls._without_foreign(data)
         try:
             return handler(data)
         except ValidationError as error:
@@ -51,6 +69,23 @@ class StrictModel(BaseModel):
                 for at, problem in enumerate(found)
             ]
             raise ValidationError.from_exception_data(error.title, problems) from None
+
+    @classmethod
+    def _without_foreign(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Drop foreign fields that ask for nothing; refuse the others."""
+        present = [name for name in cls.foreign_fields if name in data]
+        problems = [
+            InitErrorDetails(
+                type=_verbatim("foreign", f"{cls.__name__} has no {name}: {field.reason}"),
+                loc=(name,),
+                input=data[name],
+            )
+            for name, field in cls.foreign_fields.items()
+            if name in data and not field.asks_nothing(data[name], data)
+        ]
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return {key: value for key, value in data.items() if key not in present}
 
     @classmethod
     def _explained(cls, problem: dict[str, Any], *, compare: bool) -> InitErrorDetails:

@@ -54,8 +54,9 @@ class KMeansPalettizerConfig(EditableConfig):
 
     Attributes:
         global_config: for every module; None leaves alone what no other entry matches. Omitted,
-            it is the default when nothing else is given, and None when ``module_type_configs``
-            or ``module_name_configs`` name something. It cannot have a ``module_state_spec``.
+            it is None where an entry of ``module_type_configs`` or ``module_name_configs`` asks
+            for something, and the default where they only leave modules alone, or nothing is
+            given. It cannot have a ``module_state_spec``.
         module_type_configs: by module type, an ``nn.Module`` class or its fully qualified name,
             kept under the name where the class is defined; the type has to match exactly. None
             as a value leaves those modules alone.
@@ -82,14 +83,14 @@ class KMeansPalettizerConfig(EditableConfig):
             seed: int = ...,
         ) -> None: ...
 
-    @model_validator(mode="before")
-    @classmethod
-    def _restrict_to_named(cls, data: Any) -> Any:
-        """Modules that are not listed are skipped when some are and there is no global config."""
-        if isinstance(data, Mapping) and "global_config" not in data:
-            named = data.get("module_type_configs") or data.get("module_name_configs")
-            return {**data, "global_config": None} if named else data
-        return data
+    @model_validator(mode="after")
+    def _restrict_to_named(self) -> Self:
+        """Leave alone what is not named where an entry asks for something and no global config."""
+        if "global_config" not in self.model_fields_set:
+            entries = (*self.module_type_configs.values(), *self.module_name_configs.values())
+            if not all(entry.is_disabled for entry in entries):
+                self.__dict__["global_config"] = ModuleKMeansPalettizerConfig.disabled()
+        return self
 
     @field_validator("global_config")
     @classmethod

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from pydantic import Field, model_validator
 
+from palette_core._common.strict import Foreign
+from palette_core.config import foreign
 from palette_core.config.base import EditableConfig
 from palette_core.config.op import (
     ModuleStates,
@@ -55,12 +57,7 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
         pat_schedule: when palettization begins in training; None means at once.
     """
 
-    activation_fields: ClassVar[tuple[str, ...]] = (
-        "op_input_spec",
-        "op_output_spec",
-        "module_input_spec",
-        "module_output_spec",
-    )
+    foreign_fields: ClassVar[Mapping[str, Foreign]] = foreign.of_modules
     presets: ClassVar[Presets[ModuleKMeansPalettizerConfig]]
 
     op_state_spec: OpStates = Field(default_factory=default_states)

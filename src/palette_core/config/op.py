@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, final
 
 from pydantic import BeforeValidator, Field
 
+from palette_core._common.strict import Foreign
+from palette_core.config import foreign
 from palette_core.config.base import EditableConfig
 from palette_core.config.patterns import check_pattern
 from palette_core.config.spec import PalettizationSpec, default_weight_palettization_spec
@@ -94,7 +96,7 @@ class OpKMeansPalettizerConfig(EditableConfig):
             ``{"*": None}``; ``{}`` names nothing.
     """
 
-    activation_fields: ClassVar[tuple[str, ...]] = ("op_input_spec", "op_output_spec")
+    foreign_fields: ClassVar[Mapping[str, Foreign]] = foreign.of_operations
 
     op_state_spec: OpStates = Field(default_factory=default_states)
 

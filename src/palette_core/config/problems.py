@@ -22,7 +22,7 @@ Locate = Callable[[Path], str]
 """Turns a path into the file and line where it stands, as in ``"config.yaml:7: "``."""
 
 # Problems whose message is our own and holds what matters of the value.
-_WITHOUT_VALUE = frozenset({"missing", "unknown_field", "weight_only", "value_error"})
+_WITHOUT_VALUE = frozenset({"missing", "unknown_field", "foreign", "value_error"})
 
 
 def nowhere(path: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, final
+from typing import Annotated, Any, ClassVar, Literal, Self, final
 
 import torch
 from pydantic import (
@@ -17,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from palette_core._common.strict import FrozenModel, Options
+from palette_core._common.strict import Foreign, FrozenModel, Options
+from palette_core.config import foreign
 from palette_core.config.granularity import (
     PerGroupedChannelGranularity,
     PerTensorGranularity,
@@ -86,6 +88,8 @@ class QuantizationSpec(FrozenModel):
         quantizer_options: options of that quantizer.
     """
 
+    foreign_fields: ClassVar[Mapping[str, Foreign]] = foreign.of_quantization
+
     dtype: TorchDtype = torch.int8
     qscheme: QuantizationScheme = QuantizationScheme.SYMMETRIC
     granularity: SerializeAsAny[Granularity] = Field(default_factory=PerTensorGranularity)
@@ -140,6 +144,8 @@ class PalettizationSpec(FrozenModel):
         training_strategy: name of a registered strategy for palettization-aware training.
         training_strategy_options: options of that strategy.
     """
+
+    foreign_fields: ClassVar[Mapping[str, Foreign]] = foreign.of_palettization
 
     n_bits: Literal[1, 2, 3, 4, 6, 8] = 4
     lut_qspec: QuantizationSpec | None = None

@@ -33,6 +33,8 @@ from palette_core.tensors.dtypes import dtype_name
 
 OnIncompatible = Literal["skip", "error"]
 
+_TOLD = 50  # tensors, and rules, that are warned about one by one
+
 
 def make_plan(
     graph: ModelGraph,
@@ -100,16 +102,30 @@ def make_plan(
 
 
 def warn_about(plan: Plan) -> None:
-    """Issue one `PaletteWarning` per skipped tensor and per rule without effect."""
-    for skipped in plan.skipped:
+    """Issue a `PaletteWarning` per skipped tensor and rule without effect, and for an empty plan.
+
+    Of thousands of either, the first are told one by one, and the rest in one sentence.
+    """
+    asked = [
+        f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
+        f"{skipped.reason}"
+        for skipped in plan.skipped
+    ]
+    for sentences, kind in ((asked, "tensors stay dense"), (plan.notes, "rules have no effect")):
+        for sentence in sentences[:_TOLD]:
+            warnings.warn(sentence, PaletteWarning, stacklevel=3)
+        if len(sentences) > _TOLD:
+            rest = f"{len(sentences) - _TOLD:,} more {kind}; the plan lists them all"
+            warnings.warn(rest, PaletteWarning, stacklevel=3)
+    if not plan.tensors:
+        why = "no rule of the config asks for any" if not asked else "none that is asked for can be"
+        tensors = len(plan.dense) + len(plan.skipped)
         warnings.warn(
-            f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
-            f"{skipped.reason}",
+            f"nothing is palettized: of the model's {tensors} tensors, {why}; "
+            "make_plan tells the reason for each",
             PaletteWarning,
             stacklevel=3,
         )
-    for note in plan.notes:
-        warnings.warn(note, PaletteWarning, stacklevel=3)
 
 
 def _skip(record: TensorRecord, reason: str, rule: str) -> SkippedTensor:
