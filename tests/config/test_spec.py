@@ -89,7 +89,7 @@ def test_per_channel_scale_goes_with_any_cluster_dim(value: Any, cluster_dim: in
             {"lut_qspec": {"qshceme": "symmetric"}},
             "lut_qspec.qshceme\n.*in QuantizationSpec; did you mean 'qscheme'",
         ),
-        ({"training_strategy_spec": {"type": "default"}}, "did you mean 'training_strategy'"),
+        ({"training_strategy_spec": {"type": "soft"}}, "did you mean 'training_strategy'"),
     ],
 )
 def test_unknown_fields_name_the_nearest(fields: dict[str, Any], expected: str) -> None:

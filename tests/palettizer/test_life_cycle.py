@@ -284,6 +284,7 @@ def nothing_to_do() -> KMeansPalettizerConfig:
     return KMeansPalettizerConfig(global_config=None)
 
 
+@pytest.mark.filterwarnings("ignore:nothing is palettized")
 def test_a_model_of_which_nothing_is_palettized() -> None:
     palettizer = KMeansPalettizer(layer(), nothing_to_do())
     with pytest.raises(StateError, match="before finalization"):

@@ -8,7 +8,7 @@ from plan_models import Deep, OptIn, Shared, Tied
 from torch import nn
 
 from palette_core.errors import PaletteWarning
-from palette_core.planning import warn_about
+from palette_core.planning import Plan, warn_about
 
 OFF = OURS.M(op_state_spec=None)
 
@@ -92,6 +92,7 @@ OFF = OURS.M(op_state_spec=None)
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:nothing is palettized")
 def test_note(config, note):
     plan = plan_of(Deep(), config)
     assert plan.skipped == ()
@@ -163,3 +164,18 @@ def test_a_second_call_of_a_module_is_no_second_operation():
     (note,) = plan_of(Shared(), config).notes
     assert "matches no operation" in note
     assert "'a.linear'" in note or "'b.linear'" in note
+
+
+def test_a_plan_of_nothing_is_warned_about():
+    plan = plan_of(Deep(), OURS.K(global_config=None))
+    with pytest.warns(PaletteWarning, match="nothing is palettized: of the model's"):
+        warn_about(plan)
+
+
+def test_thousands_of_notes_are_told_in_some_fifty_warnings():
+    sentences = tuple(f"rule {number} matches no module" for number in range(4000))
+    with pytest.warns(PaletteWarning) as caught:
+        warn_about(Plan((), notes=sentences))
+    told = [str(warning.message) for warning in caught]
+    assert told[:50] == list(sentences[:50])
+    assert told[50].startswith("3,950 more rules have no effect")

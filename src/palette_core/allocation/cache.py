@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path
 from palette_core.errors import AllocationError
 from palette_core.planning import TensorPlan
@@ -34,7 +35,7 @@ class LossFile:
         if path is None or not path.exists():
             return
         try:
-            stored = json.loads(path.read_text())
+            stored = read_json(path.read_bytes())
             if stored["version"] != _VERSION:
                 raise ValueError(f"version {stored['version']!r}")
             self.values = {k: (int(b), float(x)) for k, (b, x) in stored["losses"].items()}
