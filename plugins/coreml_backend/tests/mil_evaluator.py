@@ -44,7 +44,7 @@ def run_package(path: Path, inputs: Sequence[Array] | Mapping[str, Array]) -> di
     for name in states:
         held[name] = np.zeros(function.inputs[name].shape, np.float32)
     evaluate_block(function, held)
-    return {var.name: held[var.name] for var in function.outputs}
+    return {var.name: held.get(var.name, var.val) for var in function.outputs}
 
 
 def evaluate_block(block: Any, held: dict[str, Any]) -> None:

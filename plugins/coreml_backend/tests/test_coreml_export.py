@@ -213,7 +213,7 @@ def test_an_operation_that_fails_to_convert_is_named(tmp_path) -> None:
 
 
 def test_without_inputs(tmp_path) -> None:
-    with pytest.raises(BackendError, match="give example_inputs"):
+    with pytest.raises(BackendError, match="needs example_inputs"):
         export(finalized(), None, tmp_path / "m.mlpackage")
 
 

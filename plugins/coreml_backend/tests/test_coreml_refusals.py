@@ -99,14 +99,6 @@ def test_dtypes_that_core_ml_lacks(dtype) -> None:
     assert "convert the model with .float()" in refusal.reason
 
 
-@pytest.mark.parametrize("op_type", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
-def test_recurrent_layers(op_type) -> None:
-    facts = replace(Cell("Linear", PalettizationSpec()).facts(), op_type=op_type)
-    refusal = refuses(facts)
-    assert refusal is not None
-    assert f"coremltools converts no {op_type}" in refusal.reason
-
-
 def test_half_weights_with_tables_of_integers() -> None:
     facts = Cell("Linear", PalettizationSpec(lut_qspec=LUTS["int8"])).facts(torch.float16)
     assert refuses(facts) is None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from torch import nn
 
-from coreai_backend.dialect import dialect
+from coreai_backend.dialect import check_operations, dialect, latest_node
 from coreai_backend.ir import quiet
 from coreai_backend.lowering import register_lowerings, take_indices
 from coreai_backend.options import CoreAIOptions
@@ -36,6 +37,20 @@ class CoreAIBackend(Backend):
     def refuses(self, facts: TensorFacts) -> Refusal | None:
         """Say whether a tensor cannot be exported; see `refusals`."""
         return refusal(facts)
+
+    def check_program(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any],
+        dynamic_shapes: Any = None,
+    ) -> Sequence[Refusal]:
+        """Trace and convert the model as it is, which is what export will do."""
+        try:
+            program = export_program(model, example_inputs, dynamic_shapes)
+            self.convert(program)
+        except BackendError as error:
+            return [Refusal(str(error))]
+        return []
 
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Return the model as it is: packed weights are lowered when it is exported."""
@@ -84,18 +99,20 @@ class CoreAIBackend(Backend):
         names = {
             "input_names": list(self._options.input_names),
             "output_names": list(self._options.output_names),
+            "state_names": list(self._options.state_names),
         }
+        check_operations(program)
         try:
-            with quiet():
+            with quiet(), latest_node(converter) as node:
                 return converter.add_exported_program(program, **names).to_coreai()
         except BackendError:
             raise
         # The converter raises whatever its parts raise.
         except Exception as error:
             raise BackendError(
-                f"coreai-torch cannot convert the model: {summary(error)}. Leave the operation out "
-                "of the exported part, write it in operations that convert, or register a "
-                "lowering for it and convert with coreai_backend.register_lowerings"
+                f"coreai-torch {version('coreai-torch')} cannot convert {node()}: "
+                f"{summary(error)}. Write it in other operations, or register a lowering for it "
+                "and convert with coreai_backend.register_lowerings"
             ) from error
 
     def _metadata(self) -> Any:

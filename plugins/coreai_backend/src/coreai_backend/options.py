@@ -22,6 +22,11 @@ class CoreAIOptions(BaseModel):
         default=(),
         description="Names of the program's outputs; empty lets the converter name them.",
     )
+    state_names: tuple[str, ...] = Field(
+        default=(),
+        description="Names of its states, buffers that the model writes to, in the order of the "
+        "model's; empty keeps those of torch.export.",
+    )
     author: str = Field(default="", description="Kept in the file's metadata.")
     license: str = Field(default="", description="Kept in the file's metadata.")
     description: str = Field(default="", description="Kept in the file's metadata.")

@@ -8,9 +8,10 @@ from typing import Any, final
 
 from torch import nn
 
-from coreml_backend.exporting import export_package
+from coreml_backend.exporting import convert, export_package, trace
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
+from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.tensors import PalettizedTensor
 
@@ -25,6 +26,19 @@ class CoreMLBackend(Backend):
     def refuses(self, facts: TensorFacts) -> Refusal | None:
         """Refuse what the deployment target cannot store exactly; see `refusals`."""
         return refuse(facts, self._options)
+
+    def check_program(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any],
+        dynamic_shapes: Any = None,
+    ) -> Sequence[Refusal]:
+        """Trace and convert the model as it is, which is what export will do."""
+        try:
+            convert(trace(model, example_inputs, dynamic_shapes), self._options, check=True)
+        except BackendError as error:
+            return [Refusal(str(error))]
+        return []
 
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Return the model as it is: coremltools takes packed weights behind their operator."""

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from functools import cache
 
+import coremltools as ct
 import torch
 from coremltools.converters.mil.frontend.torch.torch_op_registry import is_torch_fx_node_supported
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.export import ExportedProgram
 
-from export_rewrites import REWRITES, Dialect
+from export_rewrites import REWRITES, Dialect, left_over, module_of, unfit
+from palette_core.errors import BackendError
 
 aten = torch.ops.aten
+_RANK = 5
+_VIEWS = (
+    aten.expand.default,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+    aten._unsafe_view.default,
+)
 # Converted without a word into something else, or refused, for some arguments; the sweep of the
 # tests tells. What REWRITES has nothing better for stays.
 _REWRITTEN = (
@@ -24,9 +37,11 @@ _REWRITTEN = (
     aten.avg_pool2d.default,
     aten.avg_pool3d.default,
     aten.bucketize.Tensor,
+    aten.clamp.Tensor,
     aten.clamp.default,
     aten.clamp_max.default,
     aten.clamp_min.default,
+    aten.constant_pad_nd.default,
     aten.cumsum.default,
     aten.diagonal.default,
     aten.full_like.default,
@@ -38,6 +53,9 @@ _REWRITTEN = (
     aten.max_pool2d_with_indices.default,
     aten.max_pool3d_with_indices.default,
     aten.mv.default,
+    aten.new_full.default,
+    aten.new_zeros.default,
+    aten.ones.default,
     aten.ones_like.default,
     aten.reciprocal.default,
     aten.rsub.Scalar,
@@ -59,12 +77,14 @@ _REWRITTEN = (
     aten.where.Scalar,
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
+    aten.zeros.default,
     aten.zeros_like.default,
 )
 # Names that coremltools knows and converts wrongly, or for few arguments only, where torch's own
 # decomposition is in operations that it converts well.
 _LEFT_TO_TORCH = frozenset(
     {
+        aten.affine_grid_generator.default,
         aten.col2im.default,
         aten.cross.default,
         aten.max_pool3d.default,
@@ -93,6 +113,40 @@ def takes(op: OpOverload) -> bool:
         return False
     node = fx.Graph().create_node("call_function", op, ())
     return takes_node(node)
+
+
+def check_operations(program: ExportedProgram) -> None:
+    """Refuse operations of a rewritten program that are known not to convert, or not to be right.
+
+    Raises:
+        BackendError: naming each operation, and the module that holds it.
+    """
+    unknown = left_over(program, takes_node)
+    sentences = unfit(program, "Core ML")
+    sentences += [
+        f"{name}: a tensor of {rank} dimensions, of which Core ML takes {_RANK}"
+        for name, rank in _too_deep(program).items()
+    ]
+    if unknown:
+        sentences.append(
+            f"coremltools {ct.__version__} has no conversion for {', '.join(unknown)}; write the "
+            "model without them, or register one with "
+            "coremltools.converters.mil.register_torch_op"
+        )
+    if sentences:
+        raise BackendError("; ".join(sentences))
+
+
+def _too_deep(program: ExportedProgram) -> dict[str, int]:
+    """Return operations on too many dimensions; coremltools folds those between two views."""
+    return {
+        f"{node.target} ({module_of(node)})": node.meta["val"].dim()
+        for node in program.graph.nodes
+        if node.op == "call_function"
+        and isinstance(node.meta.get("val"), Tensor)
+        and node.meta["val"].dim() > _RANK
+        and node.target not in _VIEWS
+    }
 
 
 def takes_node(node: fx.Node) -> bool:

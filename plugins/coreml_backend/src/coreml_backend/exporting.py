@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,12 @@ import coremltools as ct
 from torch import nn
 from torch.export import ExportedProgram
 
-from coreml_backend.dialect import dialect, takes_node
+from coreml_backend.dialect import check_operations, dialect
 from coreml_backend.lowering import Lowered, recording
 from coreml_backend.reading import METADATA_KEY
-from coreml_backend.refusals import generation
+from coreml_backend.refusals import generation, precision
 from coreml_backend_hooks import CoreMLOptions
-from export_rewrites import left_over, rewritten
+from export_rewrites import module_of, rewritten, summary
 from export_rewrites import trace as exported
 from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
@@ -78,38 +79,51 @@ def trace(
     return program
 
 
-def convert(program: ExportedProgram, options: CoreMLOptions) -> Any:
+def convert(program: ExportedProgram, options: CoreMLOptions, *, check: bool = False) -> Any:
     """Return the converted `coremltools.models.MLModel`, not yet saved.
 
+    Args:
+        program: from `trace`.
+        options: deployment target and precision.
+        check: stop after the first of coremltools' steps, in which operations are refused, and
+            return nothing of use.
+
     Raises:
-        BackendError: naming the operations that coremltools does not know, or that failed.
+        BackendError: naming the operations that coremltools does not know, or that failed, and
+            the modules that hold them.
     """
-    unknown = sorted(left_over(program, takes_node))
-    if unknown:
-        raise BackendError(
-            f"coremltools {ct.__version__} has no conversion for {', '.join(unknown)}; write the "
-            "model without them, or register one with "
-            "coremltools.converters.mil.register_torch_op"
-        )
+    check_operations(program)
+    how: dict[str, Any] = {"compute_precision": precision(options)}
+    if check:
+        how = {"pass_pipeline": ct.PassPipeline.EMPTY, "convert_to": "milinternal"}
     with _error_lines() as lines:
         try:
             return ct.convert(
                 program,
                 minimum_deployment_target=generation(options),
-                compute_precision=getattr(ct.precision, options.compute_precision.upper()),
                 skip_model_load=True,
+                **how,
             )
         except BackendError:
             raise
         except Exception as error:
             where = "; ".join(line.strip() for line in lines if line.strip())
             raise BackendError(
-                f"coremltools {ct.__version__} cannot convert the model"
-                f"{': ' * bool(where)}{where}: {type(error).__name__}: {error}"
+                f"coremltools {ct.__version__} cannot convert {_blamed(program, where)}"
+                f"{': ' * bool(where)}{where}: {summary(error)}"
             ) from error
 
 
 # --- inside -------------------------------------------------------------------------------------
+
+
+def _blamed(program: ExportedProgram, where: str) -> str:
+    """Return operation and module of the node that coremltools names in its log."""
+    found = re.search(r"located at: '([^']*)'", where)
+    for node in program.graph.nodes:
+        if found is not None and node.name == found[1]:
+            return f"{node.target} ({module_of(node)})"
+    return "the model"
 
 
 def _check_dynamic(program: ExportedProgram) -> None:

@@ -18,7 +18,6 @@ from palette_core.plugins import (
 )
 from palette_core.tensors import dtype_name
 
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _BITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
 
 
@@ -27,12 +26,13 @@ def generation(options: CoreMLOptions) -> Any:
     return getattr(ct.target, options.deployment_target)
 
 
+def precision(options: CoreMLOptions) -> Any:
+    """Return the precision as coremltools has it."""
+    return getattr(ct.precision, options.compute_precision.upper())
+
+
 def refuse(facts: TensorFacts, options: CoreMLOptions) -> Refusal | None:
     """Return why a weight cannot be stored exactly, and the nearest spec that can; else None."""
-    if facts.op_type in _RECURRENT:
-        return Refusal(
-            f"coremltools converts no {facts.op_type} from torch.export programs, palettized or not"
-        )
     if facts.dtype not in (torch.float32, torch.float16):
         return Refusal(
             f"Core ML has no {dtype_name(facts.dtype)}; convert the model with .float() or .half() "

@@ -7,6 +7,7 @@ table, with the reason for each.
 
 from export_rewrites import (
     activations,
+    constants,
     elementwise,
     indexing,
     layers,
@@ -15,6 +16,7 @@ from export_rewrites import (
     resizing,
 )
 from export_rewrites._registry import REWRITES, Rewrite
+from export_rewrites.checks import unfit
 from export_rewrites.program import Dialect, decompositions, left_over, module_of, rewritten
 from export_rewrites.tracing import evaluating, split_inputs, summary, trace
 
@@ -30,7 +32,8 @@ __all__ = [
     "split_inputs",
     "summary",
     "trace",
+    "unfit",
 ]
 
 # Imported for what they enter into the table.
-del activations, elementwise, indexing, layers, pooling, reductions, resizing
+del activations, constants, elementwise, indexing, layers, pooling, reductions, resizing

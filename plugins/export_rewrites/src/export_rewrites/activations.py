@@ -74,6 +74,22 @@ def clamp(a: Tensor, min: Any = None, max: Any = None) -> Any:
     return a if max is None else torch.minimum(a, like(max, a))
 
 
+@rewrites(aten.clamp.Tensor, why="coremltools 9.0 takes no bounds of more than one element")
+def clamp_by_tensors(a: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Any:
+    """A bound for each element."""
+    a = a if min is None else torch.maximum(a, min)
+    return a if max is None else torch.minimum(a, max)
+
+
+@rewrites(
+    aten.log_sigmoid_forward.default,
+    why="coremltools 9.0 fails on torch's own decomposition, which fills a tensor of no elements",
+)
+def log_sigmoid(a: Tensor) -> Any:
+    """Without overflow on either side; the second result is for gradients."""
+    return torch.clamp(a, max=0) - torch.log1p(torch.exp(-torch.abs(a))), a.clone()
+
+
 @rewrites(aten.clamp_min.default, why="coremltools 9.0 wants equal dtypes")
 def clamp_min(a: Tensor, min: Any) -> Any:
     """A lower bound."""

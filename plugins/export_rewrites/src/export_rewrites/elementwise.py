@@ -169,6 +169,26 @@ def where_numbers(condition: Tensor, a: Any, b: Any) -> Any:
     return torch.where(condition, a, b)
 
 
+@rewrites(
+    aten.ge.Tensor,
+    aten.ge.Scalar,
+    why="coreai-torch 0.4.3 negates the opposite, so that NaN is larger than everything",
+)
+def at_least(a: Tensor, b: Any) -> Any:
+    """Larger, or equal."""
+    return torch.gt(a, b) | torch.eq(a, b) if a.is_floating_point() else NotImplemented
+
+
+@rewrites(
+    aten.le.Tensor,
+    aten.le.Scalar,
+    why="coreai-torch 0.4.3 negates the opposite, so that NaN is smaller than everything",
+)
+def at_most(a: Tensor, b: Any) -> Any:
+    """Smaller, or equal."""
+    return torch.lt(a, b) | torch.eq(a, b) if a.is_floating_point() else NotImplemented
+
+
 @rewrites(aten.isnan.default, why=_COREAI)
 def isnan(a: Tensor) -> Any:
     """What does not equal itself."""

@@ -176,12 +176,20 @@ def index_add(a: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any 
     return made.reshape(moved.shape).movedim(0, dim)
 
 
-@rewrites(aten.index_put.default, why="coreai-torch 0.4.3 does not accumulate")
+@rewrites(
+    aten.index_put.default,
+    why="coreai-torch 0.4.3 does not accumulate, coremltools 9.0 spreads no single value",
+)
 def index_put(
     a: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Any:
     """With accumulation, a product with the matrix of who gets what."""
-    if not accumulate or not _static(a, values):
+    if not accumulate:
+        if values.dim():
+            return NotImplemented
+        places = aten.index.Tensor(a, indices)
+        return aten.index_put.default(a, indices, values.expand(places.shape))
+    if not _static(a, values):
         return NotImplemented
     given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     axes = [axis for axis, _ in given]
@@ -207,40 +215,34 @@ def index_put(
 
 
 @rewrites(
+    aten.index_fill.int_Scalar, why="coremltools 9.0 has no conversion for it, nor for torch's own"
+)
+def index_fill(a: Tensor, dim: int, index: Tensor, number: Any) -> Any:
+    """Chosen by who is named."""
+    shape = [1] * a.dim()
+    shape[dim] = a.shape[dim]
+    named = _hot(index, a.shape[dim]).any(0).reshape(shape)
+    return torch.where(named, aten.full.default([], number, dtype=a.dtype), a)
+
+
+@rewrites(aten.constant_pad_nd.default, why="coremltools 9.0 takes no negative padding")
+def constant_pad_nd(a: Tensor, pad: Sequence[int], value: Any = 0) -> Any:
+    """Cut where padding is negative."""
+    if not _static(a) or all(side >= 0 for side in pad):
+        return NotImplemented
+    for i in range(len(pad) // 2):
+        before, after = min(0, pad[2 * i]), min(0, pad[2 * i + 1])
+        a = a.narrow(-1 - i, -before, a.shape[-1 - i] + before + after)
+    return aten.constant_pad_nd.default(a, [max(0, side) for side in pad], value)
+
+
+@rewrites(
     aten.take.default, why="torch's own decomposition of negative indices is not everywhere taken"
 )
 def take(a: Tensor, index: Tensor) -> Any:
     """From the tensor as one row."""
     index = torch.where(index < 0, index + a.numel(), index)
     return a.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
-
-
-# --- constants ------------------------------------------------------------------------------------
-
-
-@rewrites(aten.full_like.default, why="coremltools 9.0 ignores dtype")
-def full_like(a: Tensor, number: Any, *, dtype: Any = None, **rest: Any) -> Any:
-    """In another dtype."""
-    del rest
-    if dtype is None or dtype is a.dtype:
-        return NotImplemented
-    if not dtype.is_floating_point:
-        number = bool(number) if dtype is torch.bool else int(number)
-    return aten.full.default(list(a.shape), number, dtype=dtype)
-
-
-@rewrites(aten.zeros_like.default, why="coremltools 9.0 ignores dtype")
-def zeros_like(a: Tensor, *, dtype: Any = None, **rest: Any) -> Any:
-    """In another dtype."""
-    del rest
-    return full_like(a, 0, dtype=dtype)
-
-
-@rewrites(aten.ones_like.default, why="coremltools 9.0 ignores dtype")
-def ones_like(a: Tensor, *, dtype: Any = None, **rest: Any) -> Any:
-    """In another dtype."""
-    del rest
-    return full_like(a, 1, dtype=dtype)
 
 
 # --- look-ups -------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""What no rewrite mends: numbers that a runtime does not compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+
+from export_rewrites.program import module_of
+
+_NARROW = (torch.int8, torch.uint8, torch.int16)
+# What moves numbers, and computes none.
+_MOVES = frozenset(
+    {
+        "alias",
+        "cat",
+        "clone",
+        "constant_pad_nd",
+        "copy",
+        "depalettize",
+        "embedding",
+        "expand",
+        "flatten",
+        "flip",
+        "full",
+        "full_like",
+        "gather",
+        "getitem",
+        "index",
+        "index_select",
+        "permute",
+        "repeat",
+        "reshape",
+        "select",
+        "slice",
+        "split_with_sizes",
+        "squeeze",
+        "stack",
+        "transpose",
+        "unsqueeze",
+        "view",
+        "where",
+    }
+)
+
+
+def unfit(program: ExportedProgram, runtime: str) -> list[str]:
+    """Return, in words, what a runtime of 32-bit numbers would compute otherwise than torch.
+
+    float64 would be narrowed, integers of 8 and 16 bits saturate or grow where torch's wrap, and
+    a parameter that the model writes to has no place in a file.
+
+    Args:
+        program: a rewritten one.
+        runtime: its name, for the sentences.
+    """
+    return [*dict.fromkeys(_sentences(program, runtime))]
+
+
+def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.PARAMETER_MUTATION:
+            yield f"the model writes to its parameter {spec.target!r}, which {runtime} has constant"
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            continue
+        if value.dtype is torch.float64 and value.dim() and node.users:
+            yield (
+                f"{_name(node)}: {runtime} computes float64 in float32; convert the model and its "
+                "inputs with .float()"
+            )
+        elif value.dtype in _NARROW and node.op == "call_function" and not _moves(node):
+            name = str(value.dtype).removeprefix("torch.")
+            yield (
+                f"{_name(node)}: {runtime} does not wrap {name} as torch does; compute in int32, "
+                "and keep such tensors for storage"
+            )
+
+
+def _moves(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    return name.removesuffix("_copy") in _MOVES
+
+
+def _name(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return f"input or weight {node.name!r}"
+    return f"{node.target} ({module_of(node)})"
