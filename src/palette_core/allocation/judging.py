@@ -27,8 +27,8 @@ from palette_core.plugins import (
 )
 from palette_core.plugins.catalog import get_catalog
 from palette_core.statistics.activations import Runner, as_batch, collect
+from palette_core.statistics.gradients.reading import read_sensitivities
 from palette_core.storage.forms.registry import stored_bits
-from palette_core.storage.sensitivity_files import load_sensitivities
 from palette_core.tensors.moments import InputMoments
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.sensitivities import Sensitivity, fingerprint
@@ -74,7 +74,7 @@ class Evidence:
         """
         made = cls(dense_weights(model, plan))
         if sensitivity_path is not None:
-            made.sensitivities = load_sensitivities(sensitivity_path, plan, made.weights)
+            made.sensitivities = read_sensitivities(sensitivity_path, plan, made.weights)
         if entry is not None and entry.needs_squares:
             _check_squares(entry.name, made.sensitivities)
         given = [as_batch(item) for item in batches]

@@ -16,7 +16,6 @@ from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
 from palette_core.model.parametrization import Kept
 from palette_core.palettizer import life_cycle
-from palette_core.palettizer.finalizing import pack
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.palettizer.training_session import palettize_current, settle_trained
@@ -25,6 +24,7 @@ from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.backends import make_backend
 from palette_core.storage.mapped_files import WeightFolder
+from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import palette_sites
 

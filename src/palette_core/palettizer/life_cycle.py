@@ -1,4 +1,4 @@
-"""What may be done to a model when: the states, the actions, and one table of both."""
+"""State machine: which call is allowed in which state of a model, in one table."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
-from palette_core.storage.sensitivity_files import load_sensitivities, save_sensitivities
+from palette_core.statistics.gradients.reading import read_sensitivities
+from palette_core.storage.sensitivity_files import save_sensitivities
 
 
 @final
@@ -222,7 +223,7 @@ class KMeansPalettizer:
         weights = dense_weights(self._model, plan)
         sensitivities = {}
         if sensitivity_path is not None:
-            sensitivities = load_sensitivities(
+            sensitivities = read_sensitivities(
                 sensitivity_path, plan, weights, trust=trust_sensitivities
             )
         jobs = make_jobs(plan, weights, sensitivities)

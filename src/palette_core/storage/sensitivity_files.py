@@ -23,13 +23,33 @@ from torch import Tensor
 
 from palette_core._common.files import atomic_path
 from palette_core.errors import SensitivityError, did_you_mean
-from palette_core.planning import TensorPlan
 from palette_core.tensors.dtypes import dtype_name
-from palette_core.tensors.sensitivities import Sensitivity, fingerprint, normalized
+from palette_core.tensors.layout import Shape
+from palette_core.tensors.sensitivities import Sensitivity, normalized
 
 FORMAT_VERSION = 1
 METADATA_KEY = "palette_core_sensitivities"
 _TORCH_SUFFIXES = (".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class WantedTensor:
+    """A tensor whose sensitivities are looked for in a file.
+
+    Attributes:
+        names: every name of it, the first one first.
+        shape: its shape.
+        fingerprint: of its values, `palette_core.tensors.sensitivities.fingerprint`.
+    """
+
+    names: tuple[str, ...]
+    shape: Shape
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The first name."""
+        return self.names[0]
 
 
 @dataclass(frozen=True)
@@ -87,12 +107,11 @@ def check_writable(path: str | Path) -> Path:
 
 def load_sensitivities(
     path: str | Path,
-    plans: Iterable[TensorPlan],
-    weights: Mapping[str, Tensor],
+    wanted: Iterable[WantedTensor],
     *,
     trust: bool = False,
 ) -> dict[str, Sensitivity]:
-    """Read the sensitivities of planned tensors, by name, normalized, on the CPU.
+    """Read the sensitivities of tensors, by their first names, normalized, on the CPU.
 
     Entries for other tensors are not looked at.
 
@@ -100,8 +119,7 @@ def load_sensitivities(
         path: of a safetensors file, or of a ``torch.save`` dictionary, which is read with
             ``weights_only``. Keys are tensor names, or the names that parametrized models give
             them. A tied weight is found under any of its names.
-        plans: the tensors wanted.
-        weights: the values of these tensors, by the plans' names.
+        wanted: the tensors.
         trust: take what was measured on other weights of the same shapes.
 
     Raises:
@@ -114,17 +132,16 @@ def load_sensitivities(
     problems: list[str] = []
     others: list[str] = []
     found: dict[str, Sensitivity] = {}
-    for plan in plans:
-        name = next((o.name for o in plan.owners if o.name in stored.values), None)
-        problem = _problem(plan, name, stored.values)
+    for tensor in wanted:
+        name = next((each for each in tensor.names if each in stored.values), None)
+        problem = _problem(tensor, name, stored.values)
         if problem or name is None:
             problems.append(problem)
             continue
-        own = fingerprint(weights[plan.name])
-        if not trust and stored.fingerprints.get(name, own) != own:
-            others.append(plan.name)
+        if not trust and stored.fingerprints.get(name, tensor.fingerprint) != tensor.fingerprint:
+            others.append(tensor.name)
         values = normalized(stored.values.pop(name))
-        found[plan.name] = Sensitivity(values, own, stored.scales.get(name))
+        found[tensor.name] = Sensitivity(values, tensor.fingerprint, stored.scales.get(name))
     if others:
         problems.append(_of_other_weights(others, len(found)))
     if problems:
@@ -140,18 +157,18 @@ def _of_other_weights(names: list[str], of: int) -> str:
     )
 
 
-def _problem(plan: TensorPlan, name: str | None, stored: Mapping[str, Tensor]) -> str:
+def _problem(tensor: WantedTensor, name: str | None, stored: Mapping[str, Tensor]) -> str:
     if name is None:
-        return f"no entry for {plan.name}{did_you_mean(plan.name, stored)}"
+        return f"no entry for {tensor.name}{did_you_mean(tensor.name, stored)}"
     value = stored[name]
-    if tuple(value.shape) != plan.shape:
-        return f"{plan.name} has shape {tuple(value.shape)}, expected {plan.shape}"
+    if tuple(value.shape) != tensor.shape:
+        return f"{tensor.name} has shape {tuple(value.shape)}, expected {tensor.shape}"
     if value.dtype.is_complex or value.dtype is torch.bool or value.dtype.itemsize == 1:
-        return f"{plan.name} has dtype {dtype_name(value.dtype)}, expected a floating dtype"
+        return f"{tensor.name} has dtype {dtype_name(value.dtype)}, expected a floating dtype"
     if not bool(torch.isfinite(value).all()):
-        return f"{plan.name} has NaN or infinite values"
+        return f"{tensor.name} has NaN or infinite values"
     if bool((value < 0).any()):
-        return f"{plan.name} has negative values, the smallest {value.min().item()}"
+        return f"{tensor.name} has negative values, the smallest {value.min().item()}"
     return ""
 
 

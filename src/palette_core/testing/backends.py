@@ -17,12 +17,11 @@ from torch import Tensor
 from palette_core import KMeansPalettizer, PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteError
 from palette_core.operations import installed_operations
-from palette_core.palettizer.finalizing import pack
-from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.planning.choose import lay_out
 from palette_core.plugins import Refusal, TensorFacts
 from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.storage import palette_sites
+from palette_core.storage.pack import pack
 from palette_core.testing._backend_models import Layers, config_of, inputs_of, known_specs
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits
@@ -184,7 +183,7 @@ def _lowers(
     target = _backend(subject, options)
     read = _reader(subject)
     try:
-        final = target.finalize(prepared, pack(palette_sites(prepared, PalettizedWeight)))
+        final = target.finalize(prepared, pack(palette_sites(prepared)))
         path = target.export(final, inputs, folder / f"m{subject.entry.suffix}", None)
         return not _differences(weights, read(path))
     except Exception:

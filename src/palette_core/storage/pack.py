@@ -1,4 +1,4 @@
-"""From a prepared model to packed weights behind one operator, dense originals freed."""
+"""Packing: palettes of a prepared model become packed weights, dense originals are freed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 from palette_core.errors import BackendError
-from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.storage.mapped_files import WeightFolder
-from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.packed_weight import PackedWeight, PaletteModule
 from palette_core.storage.sites import PaletteSite, replace_palettes
 from palette_core.tensors.palettized import PalettizedTensor
 
@@ -31,7 +30,7 @@ class Unpacked(Mapping[str, PalettizedTensor]):
 
 
 def pack(
-    sites: Sequence[PaletteSite[PalettizedWeight]], folder: WeightFolder | None = None
+    sites: Sequence[PaletteSite[PaletteModule]], folder: WeightFolder | None = None
 ) -> Unpacked:
     """Replace prepared weights by packed ones, in place.
 
