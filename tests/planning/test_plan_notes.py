@@ -92,7 +92,6 @@ OFF = OURS.M(op_state_spec=None)
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:nothing is palettized")
 def test_note(config, note):
     plan = plan_of(Deep(), config)
     assert plan.skipped == ()
@@ -168,7 +167,7 @@ def test_a_second_call_of_a_module_is_no_second_operation():
 
 def test_a_plan_of_nothing_is_warned_about():
     plan = plan_of(Deep(), OURS.K(global_config=None))
-    with pytest.warns(PaletteWarning, match="nothing is palettized: of the model's"):
+    with pytest.warns(PaletteWarning, match="nothing is palettized: no rule of the config"):
         warn_about(plan)
 
 

@@ -34,7 +34,6 @@ G = PerGroupedChannelGranularity
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:nothing is palettized")
 def test_incompatible_shapes(spec, reason):
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     plan = plan_of(model, every(spec))

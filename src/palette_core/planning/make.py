@@ -102,9 +102,10 @@ def make_plan(
 
 
 def warn_about(plan: Plan) -> None:
-    """Issue a `PaletteWarning` per skipped tensor and rule without effect, and for an empty plan.
+    """Issue a `PaletteWarning` per skipped tensor and rule without effect.
 
-    Of thousands of either, the first are told one by one, and the rest in one sentence.
+    Of thousands of either, the first are told one by one, and the rest in one sentence. A plan
+    of nothing is told where nothing else is.
     """
     asked = [
         f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
@@ -117,12 +118,10 @@ def warn_about(plan: Plan) -> None:
         if len(sentences) > _TOLD:
             rest = f"{len(sentences) - _TOLD:,} more {kind}; the plan lists them all"
             warnings.warn(rest, PaletteWarning, stacklevel=3)
-    if not plan.tensors:
-        why = "no rule of the config asks for any" if not asked else "none that is asked for can be"
-        tensors = len(plan.dense) + len(plan.skipped)
+    if not plan.tensors and not asked and not plan.notes:
         warnings.warn(
-            f"nothing is palettized: of the model's {tensors} tensors, {why}; "
-            "make_plan tells the reason for each",
+            f"nothing is palettized: no rule of the config asks for any of the model's "
+            f"{len(plan.dense)} tensors; make_plan tells the reason for each",
             PaletteWarning,
             stacklevel=3,
         )
