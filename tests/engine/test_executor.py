@@ -29,6 +29,7 @@ from palette_core.errors import ClusteringError, WeightError
 from palette_core.planning import Plan
 from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors.sensitivities import Sensitivity
 
 
 class Model(nn.Sequential):
@@ -83,7 +84,7 @@ CASES = [
 def test_two_workers_give_the_bytes_of_one() -> None:
     for dtype, spec in CASES:  # one test, so that the worker processes are started once
         _, jobs = planned(dtype, **spec)
-        jobs[0] = replace(jobs[0], importance=torch.rand(32, 8))
+        jobs[0] = replace(jobs[0], sensitivity=Sensitivity(torch.rand(32, 8), ""))
         done: list[str] = []
         alone = Executor().run(jobs)
         together = Executor(2).run(jobs, lambda name, _, done=done: done.append(name))
@@ -114,7 +115,7 @@ def test_errors_in_workers_are_of_the_same_kind_and_name_the_tensor() -> None:
 
 def test_any_other_error_becomes_one_that_names_the_tensor() -> None:
     _, jobs = planned()
-    jobs[2] = replace(jobs[2], importance=torch.ones(3))  # of the wrong shape
+    jobs[2] = replace(jobs[2], sensitivity=Sensitivity(torch.ones(3), ""))  # of the wrong shape
     with pytest.raises(ClusteringError, match=r"^2\.weight: RuntimeError") as caught:
         Executor().run(jobs)
     assert isinstance(caught.value.__cause__, RuntimeError)

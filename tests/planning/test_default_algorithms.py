@@ -6,12 +6,11 @@ import pytest
 
 from palette_core.errors import ClusteringError, DuplicatePluginError, PlanError
 from palette_core.planning.choose import default_clusterer
-from palette_core.plugins import INTERFACE_VERSION, ClustererEntry, InputMoments
+from palette_core.plugins import INTERFACE_VERSION, ClustererEntry
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.checked.clusterers import damping_of
 from palette_core.plugins.kinds import CLUSTERER
 from palette_core.plugins.shelves import Distribution, Registered, Shelf
-from palette_core.tensors.layout import BlockLayout
 
 
 def registered(name: str, **flags: object) -> Registered[ClustererEntry]:
@@ -47,24 +46,16 @@ def test_two_of_them_are_named() -> None:
         default_clusterer(1, two)
 
 
-@pytest.fixture
-def moments() -> InputMoments:
-    import torch
-
-    return InputMoments(torch.eye(4)[None], BlockLayout((4, 4), (4, 4), 1, 0), 1000)
-
-
-def test_damping_is_what_the_algorithm_says(moments: InputMoments) -> None:
-    says = registered("theirs", damping=lambda options: 0.25)
-    assert damping_of(says, {}, moments, "w") == 0.25
-    for silent in (registered("theirs"), registered("theirs", damping=lambda options: None)):
-        assert damping_of(silent, {}, moments, "w") == moments.damping()
+def test_damping_is_what_the_algorithm_says() -> None:
+    assert damping_of(registered("theirs", damping=lambda options: 0.25), {}, "w") == 0.25
+    assert damping_of(registered("theirs", damping=lambda options: None), {}, "w") is None
+    assert damping_of(registered("theirs"), {}, "w") is None
     gptq = get_catalog().clusterers.find("gptq")
-    assert damping_of(gptq, {"damping": 0.125}, moments, "w") == 0.125
-    assert damping_of(gptq, {}, moments, "w") == moments.damping()
+    assert damping_of(gptq, {"damping": 0.125}, "w") == 0.125
+    assert damping_of(gptq, {}, "w") is None
 
 
 @pytest.mark.parametrize("given", [-1.0, float("nan"), "much"])
-def test_damping_that_is_none_is_refused(moments: InputMoments, given: object) -> None:
+def test_damping_that_is_none_is_refused(given: object) -> None:
     with pytest.raises(ClusteringError, match=r"w: clusterer 'theirs' .*damps by"):
-        damping_of(registered("theirs", damping=lambda options: given), {}, moments, "w")
+        damping_of(registered("theirs", damping=lambda options: given), {}, "w")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from palette_core._common.progress import progress_bar
 from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.allocate import Allocation
 from palette_core.allocation.judging import Evidence, job_of
@@ -91,7 +92,7 @@ def compare_predictions(
         model, Plan(plans[at[0]]), _by_name(plans), None, sensitivity_path, batches, executor
     )
     found = []
-    with executor.bar("Measuring", len(at)) as advance:
+    with progress_bar("Measuring", len(at), show=executor.progress) as advance:
         for i in at:
             bits, predicted = allocation.curve[i]
             where = f"the model at {bits:.3f} bits per weight"
@@ -139,7 +140,7 @@ def _palettized(
     with untouched_global_rng():
         results = executor.run(jobs)
         made = _copied(model)
-        attach_palettes(made, Plan(plans), results, {}, executor.catalog)
+        attach_palettes(made, jobs, results, executor.catalog)
     return made
 
 

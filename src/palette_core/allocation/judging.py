@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from palette_core._common.progress import progress_bar
 from palette_core._common.pytrees import floating
 from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
@@ -104,7 +105,9 @@ class Evidence:
             return
         missing = dict.fromkeys(clustered_by, "no calibration batches were given")
         if runner.batches:
-            with executor.bar("Calibrating", len(runner.batches)) as advance:
+            with progress_bar(
+                "Calibrating", len(runner.batches), show=executor.progress
+            ) as advance:
                 self.moments, missing = collect(runner, advance=advance)
         if entry is not None and judged_by and missing:
             what = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
@@ -149,7 +152,7 @@ def judge(
     known = LossFile(cache)
     found: dict[str, list[Judged]] = {}
     total = sum(map(len, plans.values()))
-    with executor.bar("Judging", total) as advance:
+    with progress_bar("Judging", total, show=executor.progress) as advance:
         for name, candidates in plans.items():
             keys = [_key(plan, evidence, entry, identity, cache) for plan in candidates]
             fresh = [i for i, key in enumerate(keys) if key not in known.values]
@@ -177,7 +180,7 @@ def job_of(plan: TensorPlan, evidence: Evidence) -> Job:
     return Job(
         plan,
         evidence.weights[plan.name],
-        sensitivity.values if sensitivity is not None and weighted else None,
+        sensitivity if weighted else None,
         moments,
     )
 

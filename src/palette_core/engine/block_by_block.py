@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from palette_core._common.progress import Advance
@@ -11,46 +11,67 @@ from palette_core.engine.cluster_tensor import without_moments
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
-from palette_core.planning import TensorPlan
-from palette_core.plugins.checked.clusterers import damping_of
-from palette_core.statistics.activations import Feeder, Findings, InputCalibration, compensated
+from palette_core.statistics.activations import Feeder, compensated
 from palette_core.statistics.activations.feeding import Inputs
 from palette_core.statistics.activations.structure import Stage
 
 
-class Walk:
-    """A walk through the model's weights, all at once or in the order of their use.
-
-    Call `at_once` or `sequentially` once, inside ``with feeder:``.
+def walk_through(
+    jobs: Sequence[Job],
+    feeder: Feeder,
+    damping: Mapping[str, float | None],
+    executor: Executor,
+    advance: Advance,
+) -> tuple[list[Clustered], dict[str, str]]:
+    """Cluster every job with moments where its algorithm needs them.
 
     Args:
         jobs: what to cluster, without moments.
         feeder: the model and its batches.
-        calibration: how they are used.
+        damping: of the weights that need moments, as a share of the mean diagonal; None is as
+            much as `InputMoments.damping`.
         executor: who clusters.
         advance: called when a weight is done.
+
+    Returns:
+        results in the order of ``jobs``; and by name why a weight that needs moments had none.
+
+    Raises:
+        ClusteringError: an algorithm failed.
+        CalibrationError: the model failed on a batch.
+    """
+    walk = _Walk(jobs, feeder, damping, executor, advance)
+    with feeder:
+        found = walk.sequentially() if feeder.calibration.sequential else walk.at_once()
+    return [found[job.plan.name] for job in jobs], feeder.missing
+
+
+class _Walk:
+    """A walk through the model's weights, all at once or in the order of their use.
+
+    Call `at_once` or `sequentially` once, inside ``with feeder:``.
     """
 
     def __init__(
         self,
         jobs: Sequence[Job],
         feeder: Feeder,
-        calibration: InputCalibration,
+        damping: Mapping[str, float | None],
         executor: Executor,
         advance: Advance,
     ) -> None:
         self._jobs = {job.plan.name: job for job in jobs}
         self._feeder = feeder
-        self._calibration = calibration
+        self._damping = damping
         self._executor = executor
         self._advance = advance
         self._results: dict[str, Clustered] = {}
 
-    def at_once(self, findings: Findings) -> dict[str, Clustered]:
+    def at_once(self) -> dict[str, Clustered]:
         """Cluster with the moments of the unchanged model."""
-        judge = bool(self._calibration.held_out)
+        judge = bool(self._feeder.calibration.held_out)
         structure = self._feeder.look(held_out_only=True) if judge else None
-        known = findings.moments
+        known = self._feeder.findings.moments
         self._cluster([replace(job, moments=known.get(name)) for name, job in self._jobs.items()])
         for block, stages in _by_block(() if structure is None else structure.stages):
             # What is in no block is judged one by one, by the model's output.
@@ -62,7 +83,8 @@ class Walk:
 
     def sequentially(self) -> dict[str, Clustered]:
         """Cluster block after block, each fed by those before it as they have become."""
-        compensate, judge = self._calibration.compensate, bool(self._calibration.held_out)
+        calibration = self._feeder.calibration
+        compensate, judge = calibration.compensate, bool(calibration.held_out)
         structure = self._feeder.look()
         for block, stages in _by_block(structure.stages):
             names = _names(stages)
@@ -76,7 +98,7 @@ class Walk:
                 self._feeder.keep_outputs(block)
         rest = [job for name, job in self._jobs.items() if name not in structure.calls]
         for job in rest:
-            if self._needs(job.plan):
+            if self._needs(job):
                 self._feeder.missing.setdefault(job.plan.name, "no input came to it")
         self._cluster(rest)
         return self._results
@@ -84,14 +106,14 @@ class Walk:
     def _stage(self, stage: Stage, before: Inputs | None) -> None:
         """Cluster the weights of a stage with the moments of the model as it is by now."""
         jobs = [self._jobs[name] for name in stage.names]
-        wanted = [job.plan for job in jobs if self._needs(job.plan)]
+        wanted = [job.plan for job in jobs if self._needs(job)]
         moments, cross = self._feeder.moments(stage, wanted, before)
         ready = []
         for job in jobs:
             own, gap = moments.get(job.plan.name), cross(job.plan.name)
             if own is not None and gap is not None and not own.is_diagonal:
-                item = self._executor.catalog.clusterers.find(job.plan.algorithm)
-                damping = damping_of(item, job.plan.algorithm_options, own, job.plan.name)
+                share = self._damping[job.plan.name]
+                damping = own.damping() if share is None else share
                 own = replace(own, target=compensated(job.weight, own, gap, damping))
             ready.append(replace(job, moments=own))
         self._cluster(ready)
@@ -102,7 +124,7 @@ class Walk:
         jobs = [
             replace(job, plan=without_moments(job.plan, catalog), moments=None)
             for job in (self._jobs[name] for name in names if name in self._results)
-            if self._needs(job.plan)
+            if self._needs(job)
         ]
         if not jobs:
             return
@@ -115,8 +137,8 @@ class Walk:
             self._results |= plain
             self._feeder.decoded |= with_plain
 
-    def _needs(self, plan: TensorPlan) -> bool:
-        return self._executor.catalog.clusterers.get(plan.algorithm).needs_moments
+    def _needs(self, job: Job) -> bool:
+        return job.plan.name in self._damping
 
     def _cluster(self, jobs: Sequence[Job]) -> None:
         results = self._executor.run(jobs, self._advance)

@@ -18,11 +18,10 @@ from palette_core.plugins import (
     ClustererEntry,
     ClusterProblem,
     InputMoments,
-    LutQuantizer,
 )
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.checked import lut_quantizers as checked
 from palette_core.plugins.checked.clusterers import fit_checked
+from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.shelves import Registered
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.tensors.quantized_fit import quantize_codebook
@@ -148,17 +147,12 @@ def _problem(
         points=points,
         n_entries=plan.spec.n_entries,
         importance=importance,
-        lut_quantizer=make_lut_quantizer(plan, catalog),
+        lut_quantizer=make_lut_quantizer(
+            catalog, plan.lut_quantizer, plan.spec.lut_qspec, plan.name
+        ),
         seed=plan.seed,
         resolution=plan.resolution,
     )
-
-
-def make_lut_quantizer(plan: TensorPlan, catalog: Catalog) -> LutQuantizer | None:
-    """Return the quantizer of a plan's tables, or None where they stay floats."""
-    if plan.spec.lut_qspec is None or plan.lut_quantizer is None:
-        return None
-    return checked.make_lut_quantizer(catalog, plan.lut_quantizer, plan.spec.lut_qspec, plan.name)
 
 
 def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterProblem) -> Codebook:

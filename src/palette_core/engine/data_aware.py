@@ -7,19 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from palette_core._common.progress import Advance
+from palette_core._common.progress import progress_bar
 from palette_core._common.rng import untouched_global_rng
-from palette_core.engine.block_by_block import Walk
+from palette_core.engine.block_by_block import walk_through
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.errors import PaletteWarning, PlanError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.checked.clusterers import damping_of
 from palette_core.statistics.activations import Feeder, Findings, InputCalibration, completed
-
-Results = tuple[list[Clustered], dict[str, str]]
-"""Results in the order of jobs; and by name why a weight that needs moments had none."""
 
 
 def cluster_model(
@@ -46,17 +44,28 @@ def cluster_model(
         ClusteringError: an algorithm failed.
         CalibrationError: the model failed on a calibration batch.
     """
-    with untouched_global_rng(), executor.bar("Palettizing", len(jobs)) as advance:
-        if looked is not None:
-            results, missing = _calibrated(model, jobs, *looked, executor, advance)
-        else:
-            missing = dict.fromkeys(
-                _needy(jobs, executor.catalog), "no calibration batches were given"
-            )
+    catalog = executor.catalog
+    needy = _needy(jobs, catalog)
+    feeder = None
+    if looked is not None:
+        calibration, findings = looked
+        findings = completed(model, list(needy.values()), calibration, findings)
+        _check_of_use(jobs, calibration, findings, catalog)
+        feeder = Feeder(model, [job.plan for job in jobs], calibration, findings)
+    damping = {
+        name: damping_of(catalog.clusterers.find(plan.algorithm), plan.algorithm_options, name)
+        for name, plan in needy.items()
+    }
+    bar = progress_bar("Palettizing", len(jobs), show=executor.progress)
+    with untouched_global_rng(), bar as advance:
+        if feeder is None:
+            missing = dict.fromkeys(needy, "no calibration batches were given")
             results = executor.run(jobs, advance)
+        else:
+            results, missing = walk_through(jobs, feeder, damping, executor, advance)
     warn_about(missing, stacklevel=4)
     by_moments = [j for j, r in zip(jobs, results, strict=True) if r.algorithm == j.plan.algorithm]
-    if jobs and len(_ignoring(by_moments, executor.catalog)) == len(jobs):
+    if jobs and len(_ignoring(by_moments, catalog)) == len(jobs):
         warnings.warn(
             "sensitivity_path was of no use: all weights were palettized by moments instead",
             PaletteWarning,
@@ -65,30 +74,18 @@ def cluster_model(
     return results
 
 
-def _calibrated(
-    model: nn.Module,
-    jobs: Sequence[Job],
-    calibration: InputCalibration,
-    findings: Findings,
-    executor: Executor,
-    advance: Advance,
-) -> Results:
-    """Cluster every job with moments where its algorithm needs them."""
-    needy = _needy(jobs, executor.catalog)
-    findings = completed(model, list(needy.values()), calibration, findings)
-    if not calibration.sequential and not calibration.held_out:
-        aware = [job for job in jobs if job.plan.name in findings.moments]
-        useless = _ignoring(aware, executor.catalog)
-        if useless and len(useless) == len(jobs):
-            raise PlanError(
-                f"algorithm {useless[0].plan.algorithm!r} does not take sensitivities, and all "
-                "weights have moments; prepare without sensitivity_path"
-            )
-    feeder = Feeder(model, [job.plan for job in jobs], calibration, findings)
-    walk = Walk(jobs, feeder, calibration, executor, advance)
-    with feeder:
-        found = walk.sequentially() if calibration.sequential else walk.at_once(findings)
-    return [found[job.plan.name] for job in jobs], feeder.missing
+def _check_of_use(
+    jobs: Sequence[Job], calibration: InputCalibration, findings: Findings, catalog: Catalog
+) -> None:
+    """Refuse sensitivities where it is known that every weight goes by moments instead."""
+    if calibration.sequential or calibration.held_out:
+        return
+    useless = _ignoring([job for job in jobs if job.plan.name in findings.moments], catalog)
+    if useless and len(useless) == len(jobs):
+        raise PlanError(
+            f"algorithm {useless[0].plan.algorithm!r} does not take sensitivities, and all "
+            "weights have moments; prepare without sensitivity_path"
+        )
 
 
 def _needy(jobs: Iterable[Job], catalog: Catalog) -> dict[str, TensorPlan]:

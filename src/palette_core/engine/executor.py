@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palette_core._common.progress import Advance, progress_bar
+from palette_core._common.progress import Advance
 from palette_core.engine.cluster_tensor import cluster_tensor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
@@ -21,6 +20,7 @@ from palette_core.errors import ClusteringError, PaletteError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.tensors.moments import InputMoments
+from palette_core.tensors.sensitivities import Sensitivity
 
 # Starting a worker process means importing torch: about two seconds, in which one core clusters
 # tens of millions of scalars. Less work than this is over before a worker is up.
@@ -55,10 +55,6 @@ class Executor:
             raise TypeError(f"num_workers must be an integer, got {count!r}")
         if count < 1:
             raise ValueError(f"num_workers must be >= 1, got {count}")
-
-    def bar(self, title: str, total: int) -> AbstractContextManager[Advance]:
-        """Return a progress bar, as `progress_bar` does."""
-        return progress_bar(title, total, show=self.progress)
 
     def run(self, jobs: Iterable[Job], advance: Advance | None = None) -> list[Clustered]:
         """Cluster every job; results in the order of ``jobs``, the same for any ``num_workers``.
@@ -216,8 +212,8 @@ def _work(
     moments: _Sent | None,
 ) -> tuple[int, Clustered]:
     weight = _tensor(array).view(dtype)
-    matter = None if importance is None else _tensor(importance)
-    job = Job(plan, weight, matter, _received(moments))
+    sensitivity = None if importance is None else Sensitivity(_tensor(importance), "")
+    job = Job(plan, weight, sensitivity, _received(moments))
     return index, _here(job, get_catalog())
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
-from palette_core.engine.cluster_tensor import make_lut_quantizer
+from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.errors import SensitivityError
 from palette_core.model import parametrization
 from palette_core.model.hooked_weights import replace_hook
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.planning import Plan
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.checked.training import make_strategy
 from palette_core.storage.sites import palette_sites
 from palette_core.tensors.sensitivities import Sensitivity
-
-Sensitivities = Mapping[str, Sensitivity]
 
 
 def sensitivities_of(model: nn.Module) -> dict[str, Sensitivity]:
@@ -40,30 +38,30 @@ def sensitivities_of(model: nn.Module) -> dict[str, Sensitivity]:
 
 def attach_palettes(
     model: nn.Module,
-    plan: Plan,
+    jobs: Sequence[Job],
     results: Sequence[Clustered],
-    sensitivities: Sensitivities,
     catalog: Catalog,
 ) -> None:
     """Install every palette, or none."""
-    places = [list(parametrization.places(model, tensor.owners)) for tensor in plan]
+    places = [list(parametrization.places(model, job.plan.owners)) for job in jobs]
     kept = parametrization.Kept(module for each in places for module, _ in each)
     try:
-        for tensor, result, where in zip(plan, results, places, strict=True):
-            entry = catalog.training_strategies.get(tensor.spec.training_strategy)
-            strategy = make_strategy(
-                catalog, entry.name, tensor.spec.training_strategy_options, tensor.name
-            )
+        for job, result, where in zip(jobs, results, places, strict=True):
+            plan, spec = job.plan, job.plan.spec
+            entry = catalog.training_strategies.get(spec.training_strategy)
+            strategy = make_strategy(catalog, entry.name, spec.training_strategy_options, plan.name)
+            quantizer = make_lut_quantizer(catalog, plan.lut_quantizer, spec.lut_qspec, plan.name)
+            form = make_stored_form(catalog, spec.stored_form)
             item = PalettizedWeight(
-                tensor,
+                plan,
                 result.palettized,
                 strategy,
                 trains_lut=entry.trains_lut,
                 moves_lut=entry.moves_lut,
-                quantizer=make_lut_quantizer(tensor, catalog),
-                form=make_stored_form(catalog, tensor.spec.stored_form),
+                quantizer=quantizer,
+                form=form,
             )
-            item.sensitivity = sensitivities.get(tensor.name)
+            item.sensitivity = job.sensitivity
             for module, state in where:
                 replace_hook(module, state)
                 item.train(module.training)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.progress import progress_bar
 from palette_core._common.rng import untouched_global_rng
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
@@ -191,8 +192,11 @@ def _cluster(
     measured: Mapping[str, Sensitivity],
     executor: Executor,
 ) -> list[Clustered]:
-    jobs = [Job(s.palette.plan, _weight(s), measured[s.name].values) for s in sites]
-    with untouched_global_rng(), executor.bar("Palettizing", len(jobs)) as advance:
+    jobs = [Job(s.palette.plan, _weight(s), measured[s.name]) for s in sites]
+    with (
+        untouched_global_rng(),
+        progress_bar("Palettizing", len(jobs), show=executor.progress) as advance,
+    ):
         return executor.run(jobs, advance)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.data_aware import cluster_model
 from palette_core.engine.executor import Executor
-from palette_core.engine.jobs import dense_weights, make_jobs
+from palette_core.engine.jobs import make_jobs
 from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
@@ -27,7 +27,6 @@ from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
-from palette_core.statistics.gradients.reading import read_sensitivities
 from palette_core.storage.sensitivity_files import save_sensitivities
 
 
@@ -220,16 +219,10 @@ class KMeansPalettizer:
             backend_options=backend_options,
         )
         warn_about(plan)
-        weights = dense_weights(self._model, plan)
-        sensitivities = {}
-        if sensitivity_path is not None:
-            sensitivities = read_sensitivities(
-                sensitivity_path, plan, weights, trust=trust_sensitivities
-            )
-        jobs = make_jobs(plan, weights, sensitivities)
+        jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
         results = cluster_model(self._model, jobs, self._looked, executor)
         report = make_report(plan, results)
-        attach_palettes(self._model, plan, results, sensitivities, self._catalog)
+        attach_palettes(self._model, jobs, results, self._catalog)
         life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
         self._looked = None  # moments are large, and not needed any more

@@ -79,12 +79,7 @@ def palettize_current(sites: Sites, catalog: Catalog) -> None:
     """
     waiting = [site for site in sites if not site.palette.is_enabled]
     jobs = [
-        Job(
-            site.palette.plan,
-            site.dense().detach(),
-            None if site.palette.sensitivity is None else site.palette.sensitivity.values,
-        )
-        for site in waiting
+        Job(site.palette.plan, site.dense().detach(), site.palette.sensitivity) for site in waiting
     ]
     with untouched_global_rng():
         results = Executor(catalog=catalog).run(jobs)

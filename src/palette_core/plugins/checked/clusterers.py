@@ -13,8 +13,7 @@ from palette_core.errors import ClusteringError
 from palette_core.plugins.checked.lut_quantizers import check_quantized
 from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
 from palette_core.plugins.guards import guarded, make, named
-from palette_core.plugins.shelves import Registered, validate_options
-from palette_core.tensors.moments import InputMoments
+from palette_core.plugins.shelves import Registered
 from palette_core.tensors.palettized import Codebook
 
 
@@ -50,27 +49,27 @@ def fit_checked(
 
 
 def damping_of(
-    item: Registered[ClustererEntry], options: Mapping[str, Any], moments: InputMoments, tensor: str
-) -> float:
+    item: Registered[ClustererEntry], options: Mapping[str, Any], tensor: str
+) -> float | None:
     """Return what an algorithm adds to the diagonal of moments, as a share of its mean.
+
+    None is as much as `InputMoments.damping`.
 
     Args:
         item: the algorithm.
-        options: the user's.
-        moments: of the inputs of the layer.
-        tensor: name of the weight that they are multiplied with.
+        options: of a plan: they have been validated.
+        tensor: name of the weight that the moments are for.
 
     Raises:
-        PluginOptionsError: the options do not validate.
         ClusteringError: the algorithm fails to say so.
     """
     ask = item.entry.damping
     if ask is None:
-        return moments.damping()
-    who, valid = named(item, tensor), validate_options(item.entry, dict(options))
+        return None
+    who, valid = named(item, tensor), item.entry.options.model_validate(dict(options))
     given: Any = guarded(who, ClusteringError, lambda: ask(valid), tensor=tensor)
     if given is None:
-        return moments.damping()
+        return None
     if not isinstance(given, (int, float)) or not 0 <= given < math.inf:
         raise ClusteringError(f"{who} damps by {given!r}, expected a number of at least 0, or None")
     return float(given)

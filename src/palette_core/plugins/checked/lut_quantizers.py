@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 
 def make_lut_quantizer(
-    catalog: Catalog, name: str, spec: QuantizationSpec, tensor: str
-) -> LutQuantizer:
-    """Make the LUT quantizer ``name`` for one tensor.
+    catalog: Catalog, name: str | None, spec: QuantizationSpec | None, tensor: str
+) -> LutQuantizer | None:
+    """Make the LUT quantizer ``name`` for one tensor; None where its tables stay floats.
 
     Raises:
         PluginOptionsError: its options do not validate.
         ClusteringError: making it fails, or makes something else.
     """
+    if name is None or spec is None:
+        return None
     item = catalog[LUT_QUANTIZER].find(name)
     made, who = make(item, spec.quantizer_options, spec, tensor=tensor)
     return _CheckedLutQuantizer(who, made, spec.dtype)

@@ -35,6 +35,7 @@ class Feeder:
         findings: what has been found out before.
 
     Attributes:
+        calibration, findings: as above.
         decoded: what stands for weights by now, by name.
         missing: why a weight that needs moments has none, by name.
     """
@@ -48,7 +49,8 @@ class Feeder:
     ) -> None:
         self.decoded: dict[str, Tensor] = {}
         self.missing: dict[str, str] = dict(findings.missing)
-        self._calibration = calibration
+        self.calibration = calibration
+        self.findings = findings
         self._weights = findings.weights or {}
         self._n = len(calibration.batches)
         batches = (*calibration.batches, *calibration.held_out)
@@ -73,7 +75,7 @@ class Feeder:
             CalibrationError: it fails on one, or gives nothing to judge by on a held-out one.
         """
         batches = range(self._n if held_out_only else 0, len(self._runner.batches))
-        keep = self._calibration.compensate or bool(self._calibration.held_out)
+        keep = self.calibration.compensate or bool(self.calibration.held_out)
         self._structure = find_structure(
             self._runner, batches, keep=keep, check=self._check_held_out
         )
@@ -128,7 +130,7 @@ class Feeder:
         Returns:
             usable moments by name; and what gives the sums of `Accumulator.cross` by name.
         """
-        sums = Accumulator(self._calibration.folder)
+        sums = Accumulator(self.calibration.folder)
         reasons: dict[str, str] = {}
         names = {plan.name for plan in wanted}
 
