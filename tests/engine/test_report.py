@@ -17,7 +17,8 @@ from palette_core._common.progress import progress_bar
 from palette_core.engine.results import Report, snr_db
 from palette_core.errors import PaletteWarning
 from palette_core.plugins.checked.granularities import described
-from palette_core.reporting.pictures import MissingPlotError, plot_report
+from palette_core.reporting.files import ReportFileError, check_report_file, write_report
+from palette_core.reporting.pictures import MissingPlotError, PictureError, plot_report
 from palette_core.spec import PalettizationSpec
 
 
@@ -99,6 +100,21 @@ def test_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingPlotError, match=r"pip install 'palette-core\[plot\]'"):
         plot_report(report, tmp_path / "report.png")
+
+
+def test_the_suffix_picks_the_format(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    check_report_file(path)
+    write_report(report, path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(report.to_dict()))
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ReportFileError, match="it is a folder"):
+        check_report_file(tmp_path / "folder.json")
+    pytest.importorskip("matplotlib")
+    write_report(report, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(PictureError, match=r"cannot draw 'report\.xyz'"):
+        check_report_file(tmp_path / "report.xyz")
 
 
 # --- progress and files -------------------------------------------------------------------------

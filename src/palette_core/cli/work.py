@@ -26,6 +26,18 @@ from palette_core.storage.bits import bits_per_weight, model_bits
 from palette_core.storage.checkpoint import load_checkpoint
 
 
+def check_report_file(plot: Path | None) -> None:
+    """Refuse, before any work, a file that a report cannot be written into.
+
+    Raises:
+        PaletteError: it cannot.
+    """
+    if plot is not None:
+        from palette_core.reporting import files
+
+        files.check_report_file(plot)
+
+
 def check_picture_name(plot: Path | None) -> None:
     """Refuse, before any work, a picture that cannot be drawn.
 
@@ -169,9 +181,9 @@ def _report(
         raise AssertionError("a prepared palettizer has a report")
     totals = {"bits_per_palettized_weight": report.bits_per_palettized_weight, **totals}
     if plot is not None:
-        from palette_core.reporting.pictures import plot_report
+        from palette_core.reporting.files import write_report
 
-        plot_report(report, plot)
+        write_report(report, plot)
         totals["plot"] = str(plot)
     if as_json:
         show.print_json({**report.to_dict(), "totals": totals})

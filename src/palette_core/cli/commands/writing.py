@@ -68,7 +68,7 @@ def palettize(
         typer.Option(help="Existing folder to keep matrices in instead of in memory."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
+        Path | None, typer.Option(help="Also draw sizes and noise per layer: a picture, or .json.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +88,7 @@ def palettize(
         },
     )
     target = make_target(output, backend, option or (), dynamic or ())
-    work.check_picture_name(plot)
+    work.check_report_file(plot)
     loaded = load_factory(factory, inputs or ())
     calibrate = None
     if calibration is not None:
@@ -145,7 +145,7 @@ def demo(
     ] = Path("palette-demo.safetensors"),
     num_workers: Workers = 1,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw sizes and noise per layer into this picture.")
+        Path | None, typer.Option(help="Also draw sizes and noise per layer: a picture, or .json.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -154,7 +154,7 @@ def demo(
     from palette_core.cli.exporting import make_target
 
     settings = None if config is None else load_config(config)
-    work.check_picture_name(plot)
+    work.check_report_file(plot)
     work.demo(
         model,
         inputs or (),
