@@ -81,7 +81,7 @@ def test_pictures_are_written_in_the_suffixs_format(
     report: Report, tmp_path: Path, suffix: str
 ) -> None:
     pytest.importorskip("matplotlib")
-    path = plot_report(report, tmp_path / "new" / f"report{suffix}")
+    path = plot_report(report, tmp_path / f"report{suffix}")
     start = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
     assert path.read_bytes().startswith(start)
 
