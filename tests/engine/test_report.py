@@ -140,6 +140,7 @@ def test_no_bar_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b.txt"
+    target.parent.mkdir()
     with atomic_path(target) as temporary:
         temporary.write_text("first")
         assert not target.exists()
