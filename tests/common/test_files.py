@@ -38,9 +38,20 @@ def test_the_new_takes_the_place_of_the_old(tmp_path, folder):
             assert fresh.name == out.name
             write(fresh, text, folder=folder)
         assert read(out) == text
-    with atomic_path(out) as fresh:  # a file where a folder was, and the other way round
-        write(fresh, "third", folder=not folder)
-    assert read(out) == "third"
+    assert os.listdir(tmp_path) == ["out.x"]
+
+
+@pytest.mark.usefixtures("renames")
+def test_a_folder_takes_the_place_of_a_file_but_no_file_that_of_a_folder(tmp_path):
+    out = tmp_path / "out.x"
+    out.write_text("file")
+    with atomic_path(out) as fresh:
+        write(fresh, "folder", folder=True)
+    with pytest.raises(IsADirectoryError, match="name a file"):
+        check_place(out, is_file=True)
+    with pytest.raises(IsADirectoryError, match="name a file"), atomic_path(out) as fresh:
+        fresh.write_text("file")
+    assert read(out) == "folder"
     assert os.listdir(tmp_path) == ["out.x"]
 
 

@@ -54,6 +54,8 @@ def atomic_path(path: Path, *, make_folders: bool = False) -> Iterator[Path]:
     with work_folder(place.parent, place.name) as work:
         fresh = work / place.name
         yield fresh
+        if not fresh.is_dir():
+            _refuse_folder(place)
         _keep_mode(fresh, place)
         _sync(fresh)
         _put(fresh, place, work / _FORMER)
@@ -61,8 +63,12 @@ def atomic_path(path: Path, *, make_folders: bool = False) -> Iterator[Path]:
             _sync_entry(place.parent)
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, *, is_file: bool = False) -> None:
     """Find out before the work whether a file or folder can be written at ``path``.
+
+    Args:
+        path: where to write.
+        is_file: a file is to be written, which no folder makes room for.
 
     Raises:
         FileNotFoundError: its folder does not exist.
@@ -72,12 +78,19 @@ def check_place(path: Path) -> None:
     if not place.parent.exists():
         hint = f"the folder does not exist; make it first: mkdir -p {place.parent}"
         raise FileNotFoundError(errno.ENOENT, hint, str(place.parent))
+    if is_file:
+        _refuse_folder(place)
     with contextlib.suppress(FileNotFoundError):
         mode = place.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise OSError(errno.EINVAL, "neither a file nor a folder", str(path))
     with work_folder(place.parent, place.name):
         pass
+
+
+def _refuse_folder(place: Path) -> None:
+    if place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "this is a folder; name a file", str(place))
 
 
 @contextlib.contextmanager
@@ -193,7 +206,7 @@ def _sync_entry(path: Path) -> None:
 
 def _put(fresh: Path, place: Path, former: Path) -> None:
     """Rename ``fresh`` to ``place``; a folder that stands there changes places with it."""
-    if not place.is_dir() and not (fresh.is_dir() and place.exists()):
+    if not fresh.is_dir() or not place.exists():
         fresh.replace(place)
     elif not _exchanged(fresh, place):
         try:

@@ -9,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from palette_core._common.files import check_place
 from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
 from palette_core.cli.factories import FactoryError, load_callable, load_factory
-from palette_core.config import KMeansPalettizerConfig
-from palette_core.errors import AllocationError, MissingArgumentError
+from palette_core.config import KMeansPalettizerConfig, yaml_nodes
+from palette_core.errors import AllocationError, ConfigError, MissingArgumentError
 from palette_core.planning import TensorPlan
 from palette_core.reporting import console as show
 
@@ -44,6 +43,9 @@ def run(
             f"{factory} is a configuration, which goes to -c; FACTORY is the model's "
             "module:callable or file.py:callable"
         )
+    for path in (output, how.get("cache")):
+        if path is not None:
+            check_place(path, is_file=True)
     specs = read_candidates(candidates, granularities)
     call = None if measure is None else load_callable(measure)
     loaded = load_factory(factory, inputs)
@@ -131,8 +133,8 @@ def read_granularity(text: str) -> Any:
         group: dict[str, Any] = {"type": "per_grouped_channel", "group_size": int(size)}
         return {**group, "axis": int(axis)} if axis else group
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml_nodes.value("--granularity", text)
+    except ConfigError:
         value = None
     if isinstance(value, str):
         return {"type": value}

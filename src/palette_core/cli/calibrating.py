@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from palette_core._common.files import check_place
 from palette_core.cli.factories import FactoryError, Loaded, load_callable
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import SensitivityError, did_you_mean
@@ -36,6 +37,7 @@ def calibrate(
     Raises:
         FactoryError: ``data`` or ``loss`` names nothing that can be used.
     """
+    check_place(output, is_file=True)
     batches, loss_fn = _batches(data), load_loss(loss)
     model = loaded.model
     palettizer = KMeansPalettizer(model, config)

@@ -12,11 +12,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch.export import Dim
 
+from palette_core._common.files import check_place
 from palette_core.cli.factories import FactoryError, Loaded
-from palette_core.errors import did_you_mean
+from palette_core.config import yaml_nodes
+from palette_core.errors import ConfigError, did_you_mean
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.plugins import ExportBackendEntry
 from palette_core.plugins.catalog import get_catalog
@@ -85,6 +86,7 @@ def make_target(
         )
     if output.is_dir() and backend == "torch":
         raise FactoryError(f"--output {output} is a folder")
+    check_place(output)
     read = read_options(options)
     validate_options(entry, read)
     return Target(output, backend, read, _read_dynamic(dynamic))
@@ -140,9 +142,9 @@ def read_options(
         if not sign or not name.strip() or name.strip() in options:
             raise FactoryError(f"cannot read {flag} {text!r}; write NAME=VALUE, each name once")
         try:
-            options[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise FactoryError(f"{flag} {text!r}: {value!r} is no YAML value") from None
+            options[name.strip()] = yaml_nodes.value(flag, value)
+        except ConfigError as error:
+            raise FactoryError(f"{flag} {text!r}: {value!r} is no YAML value ({error})") from None
     return options
 
 

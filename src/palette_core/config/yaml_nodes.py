@@ -60,6 +60,15 @@ def read(name: str, content: str | bytes) -> tuple[Any, yaml.Node]:
         ) from None
 
 
+def value(name: str, text: str) -> Any:
+    """Return what a text that is a value of its own means in YAML; None where it is empty.
+
+    Raises:
+        ConfigError: it is not YAML, out of bounds, or has a key twice.
+    """
+    return read(name, text)[0] if text.strip() else None
+
+
 def line_of(root: yaml.Node, path: Path) -> int:
     """Return the line, from 1, of the deepest part of ``path`` that is in the file."""
     node, mark = root, root.start_mark

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from palette_core._common.files import atomic_path
+from palette_core._common.files import atomic_path, check_place
 from palette_core.allocation import Allocation, Compared
 from palette_core.engine.results import Report
 from palette_core.errors import PaletteError
@@ -26,6 +26,7 @@ def check_picture(path: str | Path) -> Path:
     Raises:
         MissingPlotError: matplotlib is not installed.
         PictureError: the suffix is no format that matplotlib writes, or a folder stands there.
+        OSError: the folder of ``path`` does not exist, or cannot be written to.
     """
     try:
         from matplotlib.figure import Figure
@@ -39,6 +40,7 @@ def check_picture(path: str | Path) -> Path:
         raise PictureError(f"cannot draw {path.name!r}; use one of .{', .'.join(sorted(known))}")
     if path.is_dir():
         raise PictureError(f"cannot draw {path}: it is a folder")
+    check_place(path, is_file=True)
     return path
 
 
