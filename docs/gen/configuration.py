@@ -36,7 +36,7 @@ def render() -> str:
     """Return the whole reference as Markdown."""
     parts = [model_section(model) for model in models()]
     parts += [enum_section(choices) for choices in enums()]
-    parts += [shelf_section(shelf) for shelf in get_catalog().shelves()]
+    parts += [shelf_section(shelf) for shelf in get_catalog().shelves() if built_in(shelf)]
     return "\n\n".join(parts) + "\n"
 
 

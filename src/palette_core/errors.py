@@ -102,6 +102,10 @@ class BackendError(PaletteError, ValueError):
     """An export backend cannot do what was asked."""
 
 
+class CommandError(PaletteError, RuntimeError):
+    """A command that a plug-in adds to ``palette`` failed."""
+
+
 class PluginError(PaletteError):
     """Base class of errors about plug-ins."""
 

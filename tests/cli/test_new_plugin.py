@@ -25,6 +25,7 @@ SHOWN = {
     Kind.METRIC: "sensitivity metric",
     Kind.OPERATION: "operation",
     Kind.STORED_FORM: "stored form",
+    Kind.COMMAND: "command",
 }
 
 
@@ -50,6 +51,9 @@ from model import load
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.cli.app import app
 
+packed = KMeansPalettizer(load()[0])
+packed.prepare(load()[1])
+packed.export("packed.safetensors", backend="torch")
 for folder in sys.argv[1:]:
     text = (Path(folder) / "README.md").read_text().partition("## What to change")[0]
     language, code = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)[-1]
@@ -71,6 +75,9 @@ for folder in sys.argv[1:]:
         assert command.pop(0) == "palette"
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0, done.output
+        if "allocate" not in command:
+            assert "0.weight" in done.output, folder
+            continue
         assert "n_bits" in Path("chosen.yaml").read_text(), folder
 """
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 from wrong_clusterers import entry, right, spoiled
+from wrong_commands import command
+from wrong_commands import right as right_run
 from wrong_forms import Bytes, form
 from wrong_metrics import metric
 from wrong_metrics import right as right_loss
@@ -337,6 +339,7 @@ RECORDS = {
     "sensitivity metric": metric(right_loss),
     "operation": operation(right_operation),
     "stored form": form(Bytes),
+    "command": command(right_run),
 }
 
 

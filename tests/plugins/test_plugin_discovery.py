@@ -21,6 +21,7 @@ BUILT_IN = {
     kinds.SENSITIVITY_METRIC: {"data_free", "fisher", "hessian", "output"},
     kinds.OPERATION: {"linear", "conv2d", "matmul", "embedding", "layer_norm"},
     kinds.STORED_FORM: {"indices"},
+    kinds.COMMAND: set(),
 }
 
 HEAD = """

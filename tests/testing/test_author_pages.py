@@ -28,6 +28,7 @@ PAGES = {
     kinds.SENSITIVITY_METRIC: "sensitivity-metrics",
     kinds.OPERATION: "operations",
     kinds.STORED_FORM: "stored-forms",
+    kinds.COMMAND: "commands",
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from test_builtins_contract import read_checkpoint_weights
 from wrong_clusterers import CLUSTERERS, Fits, entry, right
+from wrong_commands import COMMANDS
 from wrong_forms import FORMS, Bytes, Runs, form
 from wrong_metrics import METRICS
 from wrong_operations import OPERATIONS, calls, operation
@@ -46,6 +47,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     kinds.SENSITIVITY_METRIC: METRICS,
     kinds.OPERATION: OPERATIONS,
     kinds.STORED_FORM: FORMS,
+    kinds.COMMAND: COMMANDS,
 }
 # For checks of any kind, on a clusterer.
 ONE = Fits(right)
@@ -185,3 +187,11 @@ def test_the_right_operation_passes(register) -> None:
 def test_the_right_forms_pass(kind) -> None:
     for check in checks_of(kinds.STORED_FORM).values():
         ContractTest(check, subject_of(kinds.STORED_FORM, form(kind)))()
+
+
+def test_the_right_command_passes() -> None:
+    from wrong_commands import command
+    from wrong_commands import right as right_run
+
+    for check in checks_of(kinds.COMMAND).values():
+        ContractTest(check, subject_of(kinds.COMMAND, command(right_run)))()

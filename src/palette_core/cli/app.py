@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any, NoReturn
@@ -11,9 +12,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from palette_core.cli.added import CommandsWithAdded
 from palette_core.cli.commands import looking, measuring, starting, writing
 from palette_core.cli.interrupts import ends_like_an_interrupt
 from palette_core.errors import PaletteError, printable
+from palette_core.plugins.blocking import VARIABLE, BlockList
+from palette_core.plugins.catalog import get_catalog
 
 # Typer brings click along under different names in different versions; this is its base error.
 _UsageError: type[Exception] = next(
@@ -24,6 +28,7 @@ _INTERRUPTED = 130  # as shells say it
 
 app = typer.Typer(
     name="palette",
+    cls=CommandsWithAdded,
     help="Palettize PyTorch models: weights become small indices into look-up tables.",
     no_args_is_help=True,
     add_completion=False,
@@ -43,10 +48,32 @@ app.command()(looking.inspect)
 app.command()(writing.demo)
 
 
+def _block(items: list[str] | None) -> list[str] | None:
+    """Extend the block list, for this process and those it starts."""
+    if items:
+        text = ",".join(filter(None, (os.environ.get(VARIABLE), *items)))
+        BlockList.read(text)
+        os.environ[VARIABLE] = text
+        get_catalog.cache_clear()
+    return items
+
+
 @app.callback(invoke_without_command=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--block",
+            metavar="NAME",
+            help="Leave out a distribution of plug-ins, or one of them as kind:name; "
+            f"once each, or {VARIABLE} with commas.",
+            callback=_block,
+            is_eager=True,
+        ),
+    ] = None,
 ) -> None:
+    del block  # whoever looks for plug-ins reads the environment
     if version:
         from palette_core import __version__
 

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     METRIC = "metric"
     OPERATION = "operation"
     STORED_FORM = "stored-form"
+    COMMAND = "command"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,15 @@ kmeans_palettization_config:
         "* **`src/{package}/operation.py`**: `consumptions`, which says what the weight is\n"
         "  multiplied with. Declare in `hooks.py` its output-channel axis, and whether it is\n"
         "  palettized unasked. In `tests/test_contract.py`, `calls` has to call it.",
+    ),
+    Kind.COMMAND: _Text(
+        "A command of `palette`",
+        """On the command line:
+
+```text
+palette {entry} packed.safetensors
+```""",
+        "`command.py`**: `run`, which reads the arguments, also `--help`, and does the work.",
     ),
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from palette_core._common.lazy import lazy_names
 from palette_core.plugins.backends import Backend, ExportBackendEntry, Refusal, TensorFacts
 from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
+from palette_core.plugins.commands import Command, CommandEntry
 from palette_core.plugins.entries import INTERFACE_VERSION, NoOptions, PluginEntry
 from palette_core.plugins.granularities import Granularity, GranularityEntry
 from palette_core.plugins.lut_quantizers import LutQuantizer, LutQuantizerEntry
@@ -48,6 +49,8 @@ __all__ = [
     "ClusterProblem",
     "Clusterer",
     "ClustererEntry",
+    "Command",
+    "CommandEntry",
     "Consumption",
     "ExportBackendEntry",
     "Granularity",

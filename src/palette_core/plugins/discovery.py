@@ -93,6 +93,7 @@ class Discovery:
         for kind, items in self.entries.items():
             built_in = [item.entry for item in items if item.distribution.name == CORE]
             taken = {claim for entry in built_in for claim in entry.claims()}
+            taken |= {f"the name {name!r}" for name in kind.reserved}
             for item in list(items):
                 wrong = sorted(taken & item.entry.claims())
                 if wrong and item.distribution.name != CORE:

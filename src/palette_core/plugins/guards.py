@@ -24,7 +24,7 @@ def guarded(
     *,
     tensor: str = "",
     about: str = "",
-    passes: tuple[type[Exception], ...] = (),
+    passes: tuple[type[BaseException], ...] = (),
 ) -> ResultT:
     """Run a plug-in's code.
 
@@ -40,7 +40,7 @@ def guarded(
         about: what it was asked, for messages: ``" for shape (8, 8)"``.
         passes: what else is for the caller as it is.
     """
-    let_pass: tuple[type[Exception], ...] = (torch.OutOfMemoryError, MemoryError, *passes)
+    let_pass: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError, *passes)
     try:
         return call()
     except let_pass:

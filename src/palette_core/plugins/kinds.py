@@ -15,6 +15,7 @@ from palette_core.errors import (
     BackendError,
     CheckpointError,
     ClusteringError,
+    CommandError,
     OperationError,
     PaletteError,
     PlanError,
@@ -23,6 +24,7 @@ from palette_core.errors import (
 from palette_core.plugins import (
     backends,
     clusterers,
+    commands,
     granularities,
     lut_quantizers,
     metrics,
@@ -46,6 +48,7 @@ class PluginKind(Generic[EntryT]):
         record: what the hook returns.
         interface: the class that the work is done through; None where the record is all.
         error: what a failure of the plug-in's code becomes.
+        reserved: names that belong to the core, though no plug-in registers them.
     """
 
     slug: str
@@ -54,6 +57,7 @@ class PluginKind(Generic[EntryT]):
     record: type[EntryT]
     interface: type | None
     error: type[PaletteError]
+    reserved: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return self.title
@@ -129,6 +133,16 @@ STORED_FORM = PluginKind(
     CheckpointError,
 )
 
+COMMAND = PluginKind(
+    "command",
+    "command",
+    commands.palette_core_commands,
+    commands.CommandEntry,
+    commands.Command,
+    CommandError,
+    commands.PALETTES_OWN,
+)
+
 KINDS: tuple[PluginKind[Any], ...] = (
     CLUSTERER,
     GRANULARITY,
@@ -138,6 +152,7 @@ KINDS: tuple[PluginKind[Any], ...] = (
     SENSITIVITY_METRIC,
     OPERATION,
     STORED_FORM,
+    COMMAND,
 )
 
 

@@ -96,13 +96,13 @@ class Shelf(Generic[EntryT]):
         found = [item for item in self.items if item.entry.name == name]
         if found:
             return self._only(found, repr(name))
-        hidden = [each for each in self.blocked if each.item == f"{self.kind.slug}:{name}"]
-        if hidden:
-            raise BlockedPluginError(
-                f"{self.kind} {name!r} of {hidden[0].distribution} is blocked by --block or "
-                f"{VARIABLE}"
-            )
+        if self.is_blocked(name):
+            raise BlockedPluginError(f"{self.kind} {name!r} is blocked by --block or {VARIABLE}")
         raise UnknownPluginError(self._unknown(name))
+
+    def is_blocked(self, name: str) -> bool:
+        """Return whether an entry of this name was found, and is on the block list."""
+        return any(each.item == f"{self.kind.slug}:{name}" for each in self.blocked)
 
     def find_by(self, field: str, value: object) -> Registered[EntryT] | None:
         """Return the entry that has ``value`` in a field, if any.

@@ -62,9 +62,10 @@ _SLOW = 1.0  # seconds
 def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
     """Show what is installed."""
     rows, broken = _installed(catalog), _quarantined(catalog)
+    blocked = [{"item": b.item, "distribution": str(b.distribution)} for b in catalog.blocked]
     seconds = import_seconds(catalog)
     if as_json:
-        printed: dict[str, Any] = {"plugins": rows, "quarantined": broken}
+        printed: dict[str, Any] = {"plugins": rows, "quarantined": broken, "blocked": blocked}
         print_json(printed | ({"seconds": seconds} if timings else {}))
         return
     shown = table("Plug-ins", "kind", "name", "summary", "distribution", "options")
@@ -83,6 +84,11 @@ def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
         for item in broken:
             bad.add_row(f"{item['distribution']} {item['version']}", item["error"])
         console.print(bad)
+    if blocked:
+        left = table("Blocked: installed and left out", "distribution", "item")
+        for each in blocked:
+            left.add_row(each["distribution"], escape(each["item"]))
+        console.print(left)
     if timings:
         times = table("Imports", "distribution", "seconds", "", right=("seconds",))
         for name, taken in seconds.items():

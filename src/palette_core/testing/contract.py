@@ -33,6 +33,7 @@ Options = Mapping[str, Any]
 _MODULES = (
     "registration",
     "clusterers",
+    "commands",
     "metrics",
     "declared",
     "granularities",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palette_core.config import KMeansPalettizerConfig
-from palette_core.config.yaml_io import locator
-from palette_core.planning import check_names
-from palette_core.plugins.catalog import get_catalog
+if TYPE_CHECKING:
+    from palette_core.config import KMeansPalettizerConfig
 
 Factory = Annotated[
     str,
@@ -58,6 +56,11 @@ Workers = Annotated[int, typer.Option("--num-workers", min=1, help="Clustering p
 
 def load_config(path: Path | None) -> KMeansPalettizerConfig:
     """Return the configuration of a file, its names checked, or the default one."""
+    from palette_core.config import KMeansPalettizerConfig
+    from palette_core.config.yaml_io import locator
+    from palette_core.planning import check_names
+    from palette_core.plugins.catalog import get_catalog
+
     if path is None:
         return KMeansPalettizerConfig()
     config = KMeansPalettizerConfig.from_yaml(path)

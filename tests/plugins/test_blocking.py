@@ -1,0 +1,173 @@
+"""Block lists: what ships with the core is a set of plug-ins that may be left out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from palette_core import (
+    KMeansPalettizer,
+    KMeansPalettizerConfig,
+    ModuleKMeansPalettizerConfig,
+    PalettizationSpec,
+)
+from palette_core.cli import main
+from palette_core.errors import BlockedPluginError, ConfigError, PlanError, UnknownPluginError
+from palette_core.plugins.blocking import VARIABLE, BlockList
+from palette_core.plugins.catalog import discover, get_catalog
+from palette_core.plugins.kinds import CLUSTERER, EXPORT_BACKEND
+from palette_core.plugins.shelves import CORE
+
+BACKEND = """
+from palette_core.plugins import Backend, ExportBackendEntry, hookimpl
+
+
+class Arrays(Backend):
+    def refuses(self, facts):
+        return None
+
+    def finalize(self, model, palettized):
+        self.names = sorted(palettized)
+        return model
+
+    def export(self, model, example_inputs, path, dynamic_shapes=None):
+        from palette_core.storage import palette_sites
+
+        path.write_text(" ".join(site.name for site in palette_sites(model)))
+        return path
+
+
+@hookimpl
+def palette_core_export_backends():
+    return [
+        ExportBackendEntry(
+            name="arrays", summary="s", interface=1, factory=lambda _: Arrays(), suffix=".arrays"
+        )
+    ]
+"""
+
+
+@pytest.fixture
+def block(site, monkeypatch):
+    """Block items, and forget what was discovered."""
+
+    def put(*items: str) -> None:
+        monkeypatch.setenv(VARIABLE, ",".join(items))
+        get_catalog.cache_clear()
+
+    put()
+    return put
+
+
+def built_in(*kinds: object) -> list[str]:
+    return [
+        f"{kind.slug}:{item.entry.name}"
+        for kind in kinds
+        for item in discover()[kind]
+        if item.distribution.name == CORE
+    ]
+
+
+def test_a_list_is_read() -> None:
+    read = BlockList.read(" Palette_NF4, clusterer:kmeans1d ,,")
+    assert read.entries == {"clusterer:kmeans1d"}
+    assert read.has_distribution("palette.nf4")
+    assert not read.has_distribution("palette")
+    assert BlockList.read("") == BlockList()
+    with pytest.raises(ConfigError, match=r"'clusterr:x': there is no kind.*mean 'clusterer'"):
+        BlockList.read("clusterr:x")
+
+
+def test_a_blocked_entry_says_so_and_the_rest_works(block) -> None:
+    block("clusterer:kmeans1d")
+    catalog = discover()
+    with pytest.raises(BlockedPluginError, match="clusterer 'kmeans1d' is blocked by --block or "):
+        catalog.clusterers.get("kmeans1d")
+    with pytest.raises(UnknownPluginError, match=r"\(blocked: clusterer:kmeans1d\)"):
+        catalog.clusterers.get("kmeans")
+    assert catalog.clusterers.get("kmeans_vector")
+    assert [(each.item, each.distribution.name) for each in catalog.blocked] == [
+        ("clusterer:kmeans1d", CORE)
+    ]
+
+
+def test_a_blocked_distribution_is_not_even_loaded(block, site) -> None:
+    site.install("fake-broken", "raise RuntimeError('loaded')")
+    block("Fake.Broken")
+    catalog = discover()
+    assert not [q for q in catalog.quarantined if q.distribution.name == "fake-broken"]
+    assert [each.item for each in catalog.blocked] == ["fake-broken"]
+
+
+def test_a_blocked_name_is_free_for_others(block, site) -> None:
+    site.install_good("fake-good", "gptq")
+    block(CORE)
+    assert discover().clusterers.find("gptq").distribution.name == "fake-good"
+
+
+def test_without_an_algorithm_the_config_has_to_choose(block) -> None:
+    block("clusterer:kmeans1d")
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    with pytest.raises(PlanError, match="0 algorithms are the default for scalars"):
+        KMeansPalettizer(model).prepare((torch.ones(1, 8),))
+
+
+def test_plug_ins_alone_do_the_whole_trip(block, site, tmp_path) -> None:
+    """Every built-in clusterer and backend is blocked; scikit-learn and an outsider do."""
+    pytest.importorskip("kmeans_sklearn")
+    site.install("fake-arrays", BACKEND)
+    mine = built_in(CLUSTERER, EXPORT_BACKEND)
+    assert len(mine) >= 5
+    block(*mine)
+    assert built_in(CLUSTERER, EXPORT_BACKEND) == []
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    spec = PalettizationSpec(n_bits=2, algorithm="sklearn_kmeans")
+    config = KMeansPalettizerConfig(
+        global_config=ModuleKMeansPalettizerConfig(
+            op_state_spec={"weight": spec}, enable_fast_kmeans_mode=False
+        )
+    )
+    inputs = (torch.randn(3, 16),)
+    palettizer = KMeansPalettizer(model, config)
+    plan = palettizer.make_plan(inputs, backend="arrays")
+    assert {tensor.algorithm for tensor in plan} == {"sklearn_kmeans"}
+    prepared = palettizer.prepare(inputs, backend="arrays")
+    expected = prepared(*inputs)
+    assert all(len(prepared[at].weight.unique()) == 4 for at in (0, 2))
+    finalized = palettizer.finalize(backend="arrays")
+    assert torch.equal(finalized(*inputs), expected)
+    written = KMeansPalettizer(finalized).export(tmp_path / "m.arrays", inputs, backend="arrays")
+    assert written.read_text().split() == ["0.weight", "2.weight"]
+    with pytest.raises(BlockedPluginError, match="export backend 'torch' is blocked"):
+        KMeansPalettizer(finalized).export(tmp_path / "m.safetensors", inputs, backend="torch")
+
+
+def test_the_command_line_blocks_and_lists_what_is_blocked(block, monkeypatch, capsys) -> None:
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["palette", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    options = ("--block", "clusterer:gptq", "--block", "metric:hessian")
+    shown = json.loads(run(*options, "plugins", "--json"))
+    assert [each["item"] for each in shown["blocked"]] == ["clusterer:gptq", "metric:hessian"]
+    assert "gptq" not in {row["name"] for row in shown["plugins"]}
+    text = run("plugins")
+    assert "Blocked: installed and left out" in text
+    assert "clusterer:gptq" in text
+
+
+def test_a_kind_that_does_not_exist_is_refused_on_the_command_line(
+    block, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("sys.argv", ["palette", "--block", "clusterr:x", "plugins"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "there is no kind 'clusterr'; did you mean 'clusterer'?" in capsys.readouterr().err
