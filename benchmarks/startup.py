@@ -48,10 +48,10 @@ def main() -> None:
     found = measure(pythons, given.rounds)
     print(f"{'command':30}" + "".join(f"{state:>22}" for state in pythons))
     for name in COMMANDS:
-        cells = [
-            f"{found[state, name]:9.3f} s {found[state, name] / found[state, 'import torch']:7.2f} ×"
-            for state in pythons
-        ]
+        cells = []
+        for state in pythons:
+            share = found[state, name] / found[state, "import torch"]
+            cells.append(f"{found[state, name]:9.3f} s {share:7.2f} ×")
         print(f"{name:30}" + "".join(f"{cell:>22}" for cell in cells))
 
 
