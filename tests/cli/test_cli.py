@@ -122,6 +122,7 @@ def test_plugins_lists_every_kind_with_options_and_origin(palette):
         "training strategy",
         "export backend",
         "sensitivity metric",
+        "operation",
     }
     grouped = rows["granularity", "per_grouped_channel"]
     assert grouped["options"]["group_size"]["default"] == "required"
