@@ -123,6 +123,7 @@ def test_plugins_lists_every_kind_with_options_and_origin(palette):
         "export backend",
         "sensitivity metric",
         "operation",
+        "stored form",
     }
     grouped = rows["granularity", "per_grouped_channel"]
     assert grouped["options"]["group_size"]["default"] == "required"
