@@ -60,7 +60,8 @@ class _CheckedOperation(Operation):
 
     def _checked(self, item: object) -> Consumption:
         if not isinstance(item, Consumption):
-            raise OperationError(f"{self._who}: consumptions yielded {item!r}, no Consumption")
+            kind = type(item).__name__
+            raise OperationError(f"{self._who}: consumptions yielded a {kind}, no Consumption")
         weight: object = item.weight
         view: object = item.view
         if not isinstance(weight, Tensor) or not isinstance(view, InputView):
