@@ -62,6 +62,10 @@ class PluginKind(Generic[EntryT]):
     def __str__(self) -> str:
         return self.title
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        """Stay one object in copies of a catalog, and in other processes."""
+        return kind_named, (self.slug,)
+
     @property
     def hook(self) -> str:
         """Name of the hook."""
@@ -159,3 +163,8 @@ KINDS: tuple[PluginKind[Any], ...] = (
 def kind_of(entry: PluginEntry) -> PluginKind[Any]:
     """Return the kind whose records ``entry`` is one of."""
     return next(kind for kind in KINDS if isinstance(entry, kind.record))
+
+
+def kind_named(slug: str) -> PluginKind[Any]:
+    """Return the kind of a slug."""
+    return next(kind for kind in KINDS if kind.slug == slug)
