@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
     from palette_core.tensors.palettized import Codebook, PalettizedTensor, QuantizedLut
     from palette_core.tensors.quantized_fit import quantize_codebook, tidy_quantized
-    from palette_core.tensors.stored import StoredTensor, define_operator
+    from palette_core.tensors.stored import StoredTensor, define_operator, named_arguments
     from palette_core.tensors.zeros import fill_points, in_order, keep_zeros, with_zeros
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "keep_zeros",
     "look_up",
     "metric",
+    "named_arguments",
     "nearest_codes",
     "pack_indices",
     "packed_size",
@@ -99,7 +100,7 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.tensors.packing": ["pack_indices", "packed_size", "unpack_indices"],
         "palette_core.tensors.palettized": ["Codebook", "PalettizedTensor", "QuantizedLut"],
         "palette_core.tensors.quantized_fit": ["quantize_codebook", "tidy_quantized"],
-        "palette_core.tensors.stored": ["StoredTensor", "define_operator"],
+        "palette_core.tensors.stored": ["StoredTensor", "define_operator", "named_arguments"],
         "palette_core.tensors.zeros": ["fill_points", "in_order", "keep_zeros", "with_zeros"],
     },
 )

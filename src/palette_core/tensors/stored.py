@@ -77,7 +77,7 @@ class StoredTensor(NamedTuple):
             named: keyword arguments.
             parts: the form's, in the operator's order; that of ``palette_core::depalettize``.
         """
-        given = dict(zip((*parts, *cls._fields[1:]), arguments, strict=False)) | dict(named or {})
+        given = named_arguments(arguments, named, parts)
         return cls({name: given.pop(name) for name in parts}, **given)
 
     def arguments(self) -> tuple[Any, ...]:
@@ -110,6 +110,22 @@ class StoredTensor(NamedTuple):
         """Return the weight with unpacked indices: uint8, of ``index_shape``."""
         _, lut, _, n_bits, axis, dtype, lut_scale, zero, scale, _ = self.typed()
         return PalettizedTensor(indices, lut, n_bits, axis, dtype, lut_scale, zero, scale)
+
+
+def named_arguments(
+    arguments: Sequence[Any],
+    named: Mapping[str, Any] | None = None,
+    parts: Sequence[str] = INDICES,
+) -> dict[str, Any]:
+    """Return the arguments that a call of an operator gives, by name; defaults are left out.
+
+    Args:
+        arguments: positional ones.
+        named: keyword arguments.
+        parts: the form's, in the operator's order; that of ``palette_core::depalettize``.
+    """
+    names = (*parts, *StoredTensor._fields[1:])
+    return dict(zip(names, arguments, strict=False)) | dict(named or {})
 
 
 def define_operator(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, fx
 
 from coreai_backend import ir
 from palette_core.errors import BackendError
-from palette_core.tensors import OP_NAME
+from palette_core.tensors import OP_NAME, StoredTensor
 
 if TYPE_CHECKING:
     from coreai_torch import TorchConverter
@@ -29,18 +28,6 @@ if TYPE_CHECKING:
 
 OP = f"{OP_NAME}.default"
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+\.indices$")
-_ARGUMENTS = (
-    "indices",
-    "lut",
-    "index_shape",
-    "n_bits",
-    "axis",
-    "dtype",
-    "lut_scale",
-    "lut_zero_point",
-    "scale",
-    "lut_dtype",
-)
 
 
 def register_lowerings(
@@ -94,62 +81,43 @@ def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
     return taken
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """The arguments of ``palette_core::depalettize``, tensors read."""
-
-    name: str
-    indices: Tensor
-    lut: Tensor
-    index_shape: list[int]
-    n_bits: int
-    axis: int
-    dtype: torch.dtype
-    lut_scale: Tensor | None
-    lut_zero_point: Tensor | None
-    scale: Tensor | None
-    lut_dtype: torch.dtype | None
-
-
 def _lower(values: dict[str, Any], node: fx.Node, constants: _Constants) -> Any:
     """Emit a weight, or hand out the one emitted for the same tensors before."""
-    given = dict(zip(_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    given = StoredTensor.from_arguments(node.args, node.kwargs)
     # Weights that share their tensors share what is stored. The converter's map of values lives
     # as long as one graph, so nothing is carried over to another.
-    key = f"{OP} {[constants.origin(given.get(name)) for name in _ARGUMENTS]}"
+    key = f"{OP} {[constants.origin(argument) for argument in given.arguments()]}"
     if key not in values:
-        parts = {name: constants.read(given.get(name)) for name in _ARGUMENTS}
-        name = constants.weight_name(given["indices"], parts["indices"])
-        values[key] = _emit(_Weight(name=name, **parts))
+        read = [constants.read(argument) for argument in given.arguments()]
+        weight = StoredTensor.from_arguments(read).typed()
+        name = constants.weight_name(given.parts["indices"], weight.parts["indices"])
+        values[key] = _emit(name, weight)
     return values[key]
 
 
-def _emit(weight: _Weight) -> Any:
+def _emit(name: str, weight: StoredTensor) -> Any:
     lut, scale, zero_point = weight.lut, weight.lut_scale, weight.lut_zero_point
-    if weight.lut_dtype is not None:
-        lut = lut.view(weight.lut_dtype)
-        zero_point = None if zero_point is None else zero_point.view(weight.lut_dtype)
     if scale is None:
         lut = lut.to(weight.dtype)
     indices = ir.packed_constant(
-        weight.indices, weight.index_shape, weight.n_bits, f"{weight.name}.indices"
+        weight.parts["indices"], weight.index_shape, weight.n_bits, f"{name}.indices"
     )
-    dense = ir.lut_to_dense(indices, ir.constant(lut, f"{weight.name}.lut"), weight.axis)
+    dense = ir.lut_to_dense(indices, ir.constant(lut, f"{name}.lut"), weight.axis)
     if scale is not None:
         grid = lut.shape[:-2]
         dense = ir.shift_scale(
             dense,
-            ir.constant(scale.to(torch.float32).reshape(grid), f"{weight.name}.lut_scale"),
+            ir.constant(scale.to(torch.float32).reshape(grid), f"{name}.lut_scale"),
             ir.zeros(grid, lut.dtype)
             if zero_point is None
-            else ir.constant(zero_point.reshape(grid), f"{weight.name}.lut_zero_point"),
+            else ir.constant(zero_point.reshape(grid), f"{name}.lut_zero_point"),
             ir.zeros(grid, torch.float32),
         )
         if weight.dtype is not torch.float32:
             dense = ir.cast(dense, weight.dtype)
     if weight.scale is not None:
         zero = ir.zeros(weight.scale.shape, weight.dtype)
-        factor = ir.constant(weight.scale, f"{weight.name}.scale")
+        factor = ir.constant(weight.scale, f"{name}.scale")
         dense = ir.shift_scale(dense, factor, zero, zero)
     return dense
 

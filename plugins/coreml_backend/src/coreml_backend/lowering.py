@@ -28,20 +28,8 @@ from coremltools.converters.mil.mil.block import curr_block
 from coreml_backend.constants import digest, emit
 from coreml_backend.slicing import ranges, take
 from palette_core.errors import BackendError
-from palette_core.tensors import OP_NAME, PalettizedTensor, unpack_indices
+from palette_core.tensors import OP_NAME, PalettizedTensor, named_arguments, unpack_indices
 
-_PARTS = (
-    "indices",
-    "lut",
-    "index_shape",
-    "n_bits",
-    "axis",
-    "dtype",
-    "lut_scale",
-    "lut_zero_point",
-    "scale",
-    "lut_dtype",
-)
 _DTYPES = (torch.float32, torch.float16)
 _TABLE_DTYPES = (torch.int8, torch.uint8)
 
@@ -89,8 +77,8 @@ def recording(given: dict[str, str]) -> Iterator[Lowered]:
 
 def depalettize(context: Any, node: Any) -> None:
     """Lower one ``palette_core::depalettize`` node."""
-    given = dict(zip(_PARTS, node.inputs, strict=False))
-    given |= {name: item[0] for name, item in (node.kwinputs or {}).items()}
+    named = {name: item[0] for name, item in (node.kwinputs or {}).items()}
+    given = named_arguments(node.inputs, named)
     parts = dict(zip(given, _get_bindings(context, given.values()), strict=True))
     for name, part in parts.items():
         if part is not None and part.val is None:

@@ -12,12 +12,9 @@ from torch.export import ExportedProgram
 
 from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
+from palette_core.tensors import named_arguments
 
 _DEPALETTIZE = torch.ops.palette_core.depalettize.default
-_ARGUMENTS = (
-    "indices", "lut", "index_shape", "n_bits", "axis", "dtype",
-    "lut_scale", "lut_zero_point", "scale", "lut_dtype",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def weights_of(model: nn.Module, program: ExportedProgram) -> list[Weight]:
     places: dict[Any, list[fx.Node]] = {}
     parts: dict[Any, dict[str, Any]] = {}
     for node in program.graph.find_nodes(op="call_function", target=_DEPALETTIZE):
-        given = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+        given = named_arguments(node.args, node.kwargs)
         tensors = {n: _held(node, a, targets, held) for n, a in given.items()}
         key = tuple(_identity(part) for part in tensors.values())
         places.setdefault(key, []).append(node)
