@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from palette_core import KMeansPalettizer
+from palette_core.builtins.backends.packed import PackedBackend
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
 from palette_core.engine import executor as execution
 from palette_core.engine import jobs
-from palette_core.errors import ClusteringError, PluginOptionsError
+from palette_core.errors import BackendError, ClusteringError, PluginOptionsError
 from palette_core.model import parametrization
-from palette_core.palettizer import attaching, palettizer
+from palette_core.palettizer import attaching, exporting, palettizer
+from palette_core.palettizer import palettizer as palettizer_module
 from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.plugins.catalog import get_catalog
 from palette_core.storage import sites
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import palette_sites
@@ -236,3 +240,47 @@ def test_finalize_packs_all_weights_or_none(
     final = prepared.finalize(backend="torch")
     assert all(isinstance(site.palette, PackedWeight) for site in palette_sites(final))
     torch.testing.assert_close(final(*EVERYTHING_INPUTS), expected)
+
+
+class Failing(PackedBackend):
+    """Writes half of its file and fails, or writes somewhere else."""
+
+    def __init__(self, failure: BaseException | None) -> None:
+        self.failure = failure
+
+    def export(
+        self, model: nn.Module, example_inputs: Any, path: Path, dynamic_shapes: Any = None
+    ) -> Path:
+        if self.failure is None:
+            elsewhere = path.parent.parent / "elsewhere.safetensors"
+            elsewhere.write_text("whole")
+            return elsewhere
+        path.write_text("half")
+        raise self.failure
+
+
+@pytest.mark.parametrize("failure", [*FAILURES, OSError("disk full"), None], ids=repr)
+def test_a_failed_export_leaves_the_model_prepared_and_the_older_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: BaseException | None
+) -> None:
+    palettizer = KMeansPalettizer(Everything().eval(), everything_config())
+    model = palettizer.prepare(EVERYTHING_INPUTS)
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    out = tmp_path / "model.safetensors"
+    out.write_text("older")
+    found = exporting.find_target(get_catalog(), "torch", {})
+    monkeypatch.setattr(
+        exporting,
+        "find_target",
+        lambda *_: exporting.Target("torch", found.entry, Failing(failure)),
+    )
+    monkeypatch.setattr(palettizer_module, "find_target", exporting.find_target)
+    with pytest.raises(BackendError if failure is None else type(failure)):
+        palettizer.export(out, backend="torch")
+    assert out.read_text() == "older"
+    assert all(isinstance(site.palette, PalettizedWeight) for site in palette_sites(model))
+    assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    monkeypatch.undo()
+    assert palettizer.export(out, backend="torch") == out
+    assert out.read_bytes() != b"older"

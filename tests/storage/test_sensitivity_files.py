@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, read_checkpoint, save_checkpoint
 from palette_core.errors import CheckpointError, SensitivityError
-from palette_core.tensors.sensitivities import from_squares, normalized
+from palette_core.storage.sensitivity_files import save_sensitivities
+from palette_core.tensors.sensitivities import Sensitivity, from_squares, normalized
 
 
 def sensitivities(seed: int = 0) -> dict[str, Tensor]:
@@ -246,6 +247,7 @@ def calibrated_file(tmp_path: Path, name: str = "own.safetensors") -> Path:
     palettizer = KMeansPalettizer(mlp(), weight_config())
     model = palettizer.prepare(MLP_INPUTS)
     path = tmp_path / "made" / name
+    path.parent.mkdir(exist_ok=True)
     with palettizer.calibration_mode(loss_fn=lambda o, _: o.sum(), sensitivity_path=path) as c:
         for factor in (1.0, -3.0):
             c.step(model(MLP_INPUTS[0] * factor).square(), None)
@@ -421,3 +423,69 @@ def test_measured_values_are_as_documented_and_survive_a_file(raw: np.ndarray) -
         np.testing.assert_allclose(values.double().numpy(), expected, rtol=1e-6)
         assert values.max() == 1
     assert torch.equal(normalized(values), values)
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        (lambda w: w.to_sparse(), "nested, sparse"),
+        (lambda w: torch.empty_like(w, device="meta"), "without values"),
+        (lambda w: w.to(torch.uint16), "dtype uint16, expected a floating"),
+        (lambda w: w.to(torch.uint32), "dtype uint32, expected a floating"),
+        (lambda w: torch.quantize_per_tensor(w, 1.0, 0, torch.quint8), "quantized"),
+        (lambda w: torch.nested.nested_tensor([w]), "nested"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_tensors_that_are_no_plain_ones(tmp_path: Path, odd: Any, problem: str) -> None:
+    model = mlp()
+    values = {name: torch.ones(p.shape) for name, p in model.named_parameters()}
+    first = next(name for name in values if name.endswith("weight"))
+    values[first] = odd(values[first])
+    torch.save(values, tmp_path / "s.pt")
+    with pytest.raises(SensitivityError, match=f"{first} .*{problem}"):
+        KMeansPalettizer(model, weight_config()).prepare(MLP_INPUTS, tmp_path / "s.pt")
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    for name in ("s.pt", "s.safetensors", "s"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(SensitivityError, match="is a folder"):
+            KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "metadata", ["[" * 100_000, '{"version": 1, "tensors": {"x": {"scale": 1' + "0" * 400 + "}}}"]
+)
+def test_metadata_out_of_bounds(tmp_path: Path, metadata: str) -> None:
+    path = tmp_path / "s.safetensors"
+    save_file({"x": torch.ones(1)}, path, metadata={"palette_core_sensitivities": metadata})
+    with pytest.raises(SensitivityError, match="metadata is damaged"):
+        KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
+
+
+def test_a_write_that_fails_is_an_oserror_and_leaves_the_older(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    values = {"w": Sensitivity(torch.ones(100, 100), "", 1.0)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("s.pt", "s.safetensors"):
+        (tmp_path / name).write_text("older")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))  # stands for a full disk
+        try:
+            with pytest.raises(OSError, match="File too large") as caught:
+                save_sensitivities(tmp_path / name, values)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / name).read_text() == "older"
+        assert "palette-" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.pt", "s.safetensors"]
+
+
+def test_a_folder_that_is_missing_is_told_before_any_step(tmp_path: Path) -> None:
+    palettizer = KMeansPalettizer(mlp(), weight_config())
+    palettizer.prepare(MLP_INPUTS)
+    path = tmp_path / "missing" / "s.safetensors"
+    mode = palettizer.calibration_mode(loss_fn=lambda o, _: o.sum(), sensitivity_path=path)
+    with pytest.raises(FileNotFoundError, match="mkdir -p"):
+        mode.__enter__()
+    assert not path.parent.exists()

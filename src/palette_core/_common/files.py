@@ -53,7 +53,12 @@ def atomic_path(path: Path, *, make_folders: bool = False) -> Iterator[Path]:
     check_place(path)
     with work_folder(place.parent, place.name) as work:
         fresh = work / place.name
-        yield fresh
+        try:
+            yield fresh
+        except OSError as error:
+            if error.filename is not None and str(error.filename).startswith(str(work)):
+                error.filename = str(path)  # nobody knows the hidden one
+            raise
         if not fresh.is_dir():
             _refuse_folder(place)
         _keep_mode(fresh, place)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.files import atomic_path
 from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
 from palette_core.model.parametrization import Kept
@@ -114,13 +115,32 @@ def export(
         StateError: the model is neither prepared nor finalized.
         BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
         WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
-        OSError: the folder of ``path`` cannot be made; the model is as before.
+        OSError: the folder of ``path`` does not exist or cannot be written to, or the disk is full.
+            After any error the model, and what stood at ``path``, are as before.
     """
     if path.suffix != target.entry.suffix:
         raise BackendError(f"backend {target.name!r} writes {target.entry.suffix}, got {path}")
     life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
-    # Before the dense weights are freed.
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whatever fails, the model is as before, and so is what stands at the path.
+    prepared = palette_sites(model, PalettizedWeight)
+    kept = Kept([model, *(place.module for site in prepared for place in site.places)])
+    with atomic_path(path) as fresh:
+        try:
+            _write(model, target, catalog, fresh, example_inputs, dynamic_shapes)
+        except BaseException:
+            kept.restore()
+            raise
+    return path
+
+
+def _write(
+    model: nn.Module,
+    target: Target,
+    catalog: Catalog,
+    path: Path,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> None:
     if palette_sites(model, PalettizedWeight):
         model = finalize(model, target, catalog)
     for site in palette_sites(model, PackedWeight):
@@ -128,7 +148,11 @@ def export(
     if isinstance(example_inputs, Mapping):
         example_inputs = dict(example_inputs)
     inputs = mapped(_row_major, example_inputs)
-    return target.backend.export(model, inputs, path, dynamic_shapes)
+    written = target.backend.export(model, inputs, path, dynamic_shapes)
+    if not path.exists():
+        raise BackendError(
+            f"backend {target.name!r} wrote {written} instead of the path that it was given"
+        )
 
 
 def _row_major(tensor: Tensor) -> Tensor:

@@ -293,7 +293,8 @@ class KMeansPalettizer:
             BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
             PluginOptionsError: an option is unknown, or its value wrong.
             WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
-            OSError: the folder of ``path`` cannot be made; the model is as before.
+            OSError: the folder of ``path`` does not exist or cannot be written to, or the disk is
+                full. After any error the model, and what stood at ``path``, are as before.
         """
         model = self._chosen(model)
         target = find_target(self._catalog, backend, backend_options)

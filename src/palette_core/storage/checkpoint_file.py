@@ -18,10 +18,11 @@ from typing import Any, NoReturn, Self, final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path
+from palette_core._common.tensor_files import save_file
 from palette_core.errors import CheckpointError, UnknownPluginError
 from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.storage.forms.registry import DEFAULT_FORM, encode, stored_form
@@ -32,6 +33,7 @@ from palette_core.tensors.stored import StoredTensor
 
 FORMAT_VERSION = 1
 METADATA_KEY = "palette_core"
+_LONGEST = 1 << 48  # elements along an axis, far below what overflows
 TABLES = ("lut", "lut_scale", "lut_zero_point", "scale")
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -334,7 +336,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             "its metadata); write one with save_checkpoint"
         )
     try:
-        header: Any = json.loads(metadata[METADATA_KEY])
+        header: Any = read_json(metadata[METADATA_KEY])
     except ValueError as error:
         raise _damaged(path, f"no JSON: {error}") from None
     if not isinstance(header, dict) or "version" not in header:
@@ -362,7 +364,7 @@ def _decoding(path: Path, name: str, record: Any) -> tuple[int, int, list[int], 
         n_bits, axis, shape = record["n_bits"], record["axis"], record["index_shape"]
         dtype = parse_dtype(record["dtype"])
         whole = all(type(number) is int for number in (n_bits, axis, *shape))
-        if not (whole and 1 <= n_bits <= 8 and shape and min(shape) > 0):
+        if not (whole and 1 <= n_bits <= 8 and shape and 0 < min(shape) <= max(shape) <= _LONGEST):
             raise ValueError(f"n_bits {n_bits!r}, axis {axis!r}, index_shape {shape!r}")
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype {dtype!r}")

@@ -10,10 +10,10 @@ from typing import Self, final
 from urllib.parse import quote
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from palette_core._common.files import atomic_path
+from palette_core._common.tensor_files import save_file
 from palette_core.errors import WeightFileError
 
 _LONGEST_STEM = 120  # file systems allow 255 bytes

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from palette_core._common.files import atomic_path
+from palette_core._common.bounded_json import read_json
+from palette_core._common.files import atomic_path, check_place
+from palette_core._common.tensor_files import save_file, torch_save
 from palette_core.errors import SensitivityError, did_you_mean
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import Shape
@@ -30,6 +31,7 @@ from palette_core.tensors.sensitivities import Sensitivity, normalized
 FORMAT_VERSION = 1
 METADATA_KEY = "palette_core_sensitivities"
 _TORCH_SUFFIXES = (".pt", ".pth")
+_INTEGERS = (torch.int16, torch.int32, torch.int64)  # the dtypes that torch computes with
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def save_sensitivities(path: str | Path, sensitivities: Mapping[str, Sensitivity
     with atomic_path(path) as temporary:
         if path.suffix in _TORCH_SUFFIXES:
             values = {_parametrized_name(n): s.values for n, s in sensitivities.items()}
-            torch.save(values, temporary)
+            torch_save(values, temporary)
             return
         records = {
             name: {
@@ -90,15 +92,13 @@ def save_sensitivities(path: str | Path, sensitivities: Mapping[str, Sensitivity
 
 
 def check_writable(path: str | Path) -> Path:
-    """Make the folder of ``path``, before any work.
+    """Try the place of a file of sensitivities, before any work.
 
     Raises:
-        OSError: the folder cannot be made, or ``path`` is one.
+        OSError: its folder does not exist or cannot be written to, or ``path`` is a folder.
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file for the sensitivities")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_place(path, is_file=True)
     return path
 
 
@@ -161,20 +161,34 @@ def _problem(tensor: WantedTensor, name: str | None, stored: Mapping[str, Tensor
     if name is None:
         return f"no entry for {tensor.name}{did_you_mean(tensor.name, stored)}"
     value = stored[name]
+    if not _is_plain(value):
+        return f"{tensor.name} is nested, sparse, quantized or without values, expected plain ones"
     if tuple(value.shape) != tensor.shape:
         return f"{tensor.name} has shape {tuple(value.shape)}, expected {tensor.shape}"
-    if value.dtype.is_complex or value.dtype is torch.bool or value.dtype.itemsize == 1:
+    if not (value.dtype in _INTEGERS or value.dtype.is_floating_point) or value.dtype.itemsize == 1:
         return f"{tensor.name} has dtype {dtype_name(value.dtype)}, expected a floating dtype"
+    return _unfit_values(tensor.name, value)
+
+
+def _is_plain(value: Tensor) -> bool:
+    return not (value.is_nested or value.is_meta or value.is_quantized) and (
+        value.layout is torch.strided
+    )
+
+
+def _unfit_values(name: str, value: Tensor) -> str:
     if not bool(torch.isfinite(value).all()):
-        return f"{tensor.name} has NaN or infinite values"
+        return f"{name} has NaN or infinite values"
     if bool((value < 0).any()):
-        return f"{tensor.name} has negative values, the smallest {value.min().item()}"
+        return f"{name} has negative values, the smallest {value.min().item()}"
     return ""
 
 
 def _read(path: Path) -> _File:
     if not path.exists():
         raise FileNotFoundError(f"no file of sensitivities at {path}")
+    if path.is_dir():
+        raise SensitivityError(f"{path} is a folder, expected a file of sensitivities")
     if _is_safetensors(path):
         return _read_safetensors(path)
     try:
@@ -193,8 +207,6 @@ def _read(path: Path) -> _File:
 def _is_safetensors(path: Path) -> bool:
     if path.suffix in (".safetensors", *_TORCH_SUFFIXES):
         return path.suffix == ".safetensors"
-    if path.is_dir():
-        raise SensitivityError(f"{path} is a folder, expected a file of sensitivities")
     with path.open("rb") as file:
         start = file.read(4)
     return start[:2] != b"PK" and start[:1] != b"\x80"  # a zip archive, a pickle
@@ -216,7 +228,7 @@ def _records(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, str], d
         return {}, {}
     damaged = f"{path}: its {METADATA_KEY!r} metadata is damaged"
     try:
-        header: Any = json.loads(metadata[METADATA_KEY])
+        header: Any = read_json(metadata[METADATA_KEY])
         version = header["version"]
         if version != FORMAT_VERSION:
             raise SensitivityError(

@@ -105,7 +105,7 @@ class _CheckedBackend(Backend):
             OSError: the file cannot be written.
         """
         made: object = guarded(
-            f"exporting to {path} by {self._who}",
+            f"exporting {path.name} by {self._who}",
             BackendError,
             lambda: self._backend.export(model, example_inputs, path, dynamic_shapes),
             passes=(OSError,),
