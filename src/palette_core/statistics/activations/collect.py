@@ -11,7 +11,8 @@ from torch import Tensor
 from palette_core._common.progress import Advance
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator
-from palette_core.statistics.activations.runs import Runner, Seen
+from palette_core.statistics.activations.runs import Runner
+from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.moments import InputMoments
 
 CallKey = tuple[str, int, int]

@@ -14,8 +14,9 @@ from palette_core.statistics.activations.blocks import find_blocks
 from palette_core.statistics.activations.collect import CallKey, moments_of
 from palette_core.statistics.activations.comparing import distance, has_values
 from palette_core.statistics.activations.options import Findings, InputCalibration
-from palette_core.statistics.activations.runs import Runner, Seen, Stop, copied
+from palette_core.statistics.activations.runs import Runner, Stop, copied
 from palette_core.statistics.activations.structure import Stage, Structure, find_structure
+from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.moments import InputMoments
 
 Inputs = Mapping[CallKey, tuple[Tensor, ...]]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from palette_core.errors import CalibrationError
 from palette_core.statistics.activations.collect import CallKey
-from palette_core.statistics.activations.runs import Runner, Seen
+from palette_core.statistics.activations.runs import Runner
+from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.input_views import InputView
 
 

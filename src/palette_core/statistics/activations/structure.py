@@ -11,7 +11,8 @@ from torch import Tensor
 
 from palette_core.statistics.activations.blocks import block_of
 from palette_core.statistics.activations.collect import CallKey
-from palette_core.statistics.activations.runs import Runner, Seen, Stop, copied
+from palette_core.statistics.activations.runs import Runner, Stop, copied
+from palette_core.statistics.activations.watch import Seen
 
 _Item = TypeVar("_Item", bound=Hashable)
 _Inputs = tuple[int, ...]  # identities of what an operation got

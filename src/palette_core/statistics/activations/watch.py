@@ -1,0 +1,131 @@
+"""Operations that consume weights of a model, shown as they run, with other weights if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from palette_core.errors import OperationError
+from palette_core.operations import installed_operations, op_type_of
+from palette_core.plugins import Consumption
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One weight consumed in a run.
+
+    Attributes:
+        name: of its plan.
+        call: how many calls had consumed it before in this run.
+        what: input and view, or None where the operation is not one whose inputs are known.
+        op_type: the operation.
+    """
+
+    name: str
+    call: int
+    what: Consumption | None
+    op_type: str
+
+
+OnSeen = Callable[[Seen], None]
+OnOutput = Callable[[Seen, Any], Any]
+
+
+class NotTaken(BaseException):
+    """What looks at a weight has failed: that is not the model's doing."""
+
+    def __init__(self, seen: Seen, error: Exception) -> None:
+        super().__init__()
+        self.seen, self.error = seen, error
+
+
+class Watch(TorchFunctionMode):
+    """Shows operations that consume watched weights, and exchanges those weights."""
+
+    def __init__(
+        self,
+        own: Mapping[int, tuple[str, Tensor]],
+        weights: Mapping[str, Tensor],
+        on_seen: OnSeen | None,
+        on_output: OnOutput | None,
+    ) -> None:
+        super().__init__()
+        self._own = own
+        self._weights = weights
+        self._on_seen = on_seen
+        self._on_output = on_output
+        self._calls: dict[str, int] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        op_type = op_type_of(func)
+        if op_type is None:
+            return func(*args, **kwargs)
+        names = list(dict.fromkeys(self._names((args, tuple(kwargs.values())))))
+        if not names:
+            return func(*args, **kwargs)
+        seen = []
+        if self._on_seen is not None or self._on_output is not None:
+            try:
+                seen = self._describe(op_type, func, args, kwargs, names)
+            except OperationError:
+                # Where the call is wrong, the operation's own complaint says it better.
+                func(*self._exchange(args), **self._exchange(kwargs))
+                raise
+        if self._on_seen is not None:
+            for item in seen:
+                try:
+                    self._on_seen(item)
+                except Exception as error:
+                    # Where the inputs do not fit, the operation's own complaint says it better.
+                    func(*self._exchange(args), **self._exchange(kwargs))
+                    raise NotTaken(item, error) from error
+        out = func(*self._exchange(args), **self._exchange(kwargs))
+        if self._on_output is not None:
+            for item in seen:
+                out = self._on_output(item, out)
+        return out
+
+    def _describe(
+        self, op_type: str, func: Any, args: Any, kwargs: Any, names: list[str]
+    ) -> list[Seen]:
+        # The composites among them see the exchanged weights.
+        exchanged = self._exchange(args), self._exchange(kwargs)
+        own = {id(self._weights.get(name, t)): name for name, t in self._own.values()}
+        found: dict[str, Consumption] = {}
+        for what in installed_operations().consumptions(op_type, func, *exchanged):
+            name = own.get(id(what.weight))
+            if name is not None:
+                found.setdefault(name, what)
+        seen = []
+        for name in names:
+            call = self._calls.get(name, 0)
+            self._calls[name] = call + 1
+            seen.append(Seen(name, call, found.get(name), op_type))
+        return seen
+
+    def _names(self, value: Any) -> Iterator[str]:
+        if isinstance(value, Tensor):
+            entry = self._own.get(id(value))
+            if entry is not None:
+                yield entry[0]
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from self._names(item)
+
+    def _exchange(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            entry = self._own.get(id(value))
+            return value if entry is None else self._weights.get(entry[0], value)
+        if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+            return type(value)(self._exchange(item) for item in value)
+        if type(value) is dict:
+            return {key: self._exchange(item) for key, item in value.items()}
+        return value
