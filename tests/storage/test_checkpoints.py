@@ -36,7 +36,7 @@ from palette_core import (
     save_checkpoint,
 )
 from palette_core.errors import CheckpointError, PaletteWarning, StateError
-from palette_core.storage import checkpoint_file
+from palette_core.storage import checkpoint_writing
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
@@ -184,7 +184,7 @@ def test_a_failed_write_leaves_the_old_file(
         Path(file).write_bytes(b"half a fi")
         raise failure
 
-    monkeypatch.setattr(checkpoint_file, "save_file", fail)
+    monkeypatch.setattr(checkpoint_writing, "save_file", fail)
     with pytest.raises(type(failure)):
         save_checkpoint(model, path)
     assert path.read_bytes() == before

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
         Checkpoint,
         CheckpointReader,
         read_checkpoint,
-        write_checkpoint,
     )
+    from palette_core.storage.checkpoint_writing import write_checkpoint
     from palette_core.storage.packed_weight import PackedWeight, PaletteModule
     from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
 
@@ -41,8 +41,8 @@ __getattr__, __dir__ = lazy_names(
             "Checkpoint",
             "CheckpointReader",
             "read_checkpoint",
-            "write_checkpoint",
         ],
+        "palette_core.storage.checkpoint_writing": ["write_checkpoint"],
         "palette_core.storage.packed_weight": ["PackedWeight", "PaletteModule"],
         "palette_core.storage.sites": ["PaletteSite", "Place", "install_packed", "palette_sites"],
     },

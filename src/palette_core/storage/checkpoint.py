@@ -14,8 +14,8 @@ from palette_core.errors import CheckpointError, PaletteWarning, StateError, did
 from palette_core.storage.checkpoint_file import (
     Checkpoint,
     read_checkpoint,
-    write_stored,
 )
+from palette_core.storage.checkpoint_writing import write_stored
 from palette_core.storage.forms.registry import stored_form
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import install_packed, palette_sites
