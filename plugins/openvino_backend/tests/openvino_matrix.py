@@ -25,11 +25,13 @@ from torch.export.graph_signature import (
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils import _pytree as pytree
 
-from openvino_backend.converting import convert
+from export_rewrites import rewritten, trace
+from openvino_backend.dialect import dialect
+from openvino_backend.finishing import finish
 from openvino_backend.options import OpenVINOOptions
 from openvino_backend.programs import flatten
 from openvino_backend.reader import read_weights
-from openvino_backend.tracing import export_program
+from openvino_backend.tracing import _converted
 from openvino_backend.writing import write_model
 from palette_core import (
     PalettizationSpec,
@@ -38,7 +40,8 @@ from palette_core import (
     QuantizationSpec,
 )
 from palette_core.errors import IncompatibleShapeError
-from palette_core.planning.choose import channel_axis, lay_out
+from palette_core.operations import installed_operations
+from palette_core.planning.choose import lay_out
 from palette_core.plugins import Granularity, TensorFacts
 from palette_core.storage import PackedWeight
 from palette_core.tensors import PalettizedTensor
@@ -173,7 +176,9 @@ class Case:
     @property
     def facts(self) -> TensorFacts:
         kind = KINDS[self.kind]
-        layout = lay_out(kind.shape, self.spec, channel_axis(kind.op_type, kind.shape))
+        layout = lay_out(
+            kind.shape, self.spec, installed_operations().channel_axis(kind.op_type, kind.shape)
+        )
         return TensorFacts(self.name, kind.shape, self.dtype, kind.op_type, layout, self.spec)
 
 
@@ -266,7 +271,8 @@ def program_of(
     torch.export takes a tenth of a second for each of a thousand operations; the graph that it
     would make is put together here.
     """
-    program = export_program(_Start(), (torch.eye(8, dtype=dtype), TOKENS))
+    start = trace(_Start(), (torch.eye(8, dtype=dtype), TOKENS), backend="openvino")
+    program = rewritten(start, dialect(frozenset()))
     graph, signature = program.graph, program.graph_signature
     start = next(iter(graph.nodes))
     unit, asked = graph.find_nodes(op="placeholder")[-2:]
@@ -328,8 +334,8 @@ def write_weights(
     weights = {case: random_weight(case) for case in cases(dtype, kinds)}
     program = program_of({c.name: weight for c, weight in weights.items()}, dtype, use)
     path = folder / "weights.xml"
-    made = convert(flatten(nn.Module(), program), OpenVINOOptions(**options))
-    write_model(made, path)
+    flat = flatten(nn.Module(), program)
+    write_model(finish(flat, _converted(flat), OpenVINOOptions(**options)), path)
     return path, weights
 
 

@@ -22,7 +22,8 @@ from palette_core import (
     PalettizationSpec,
 )
 from palette_core.errors import BackendError, PlanError
-from palette_core.planning.choose import channel_axis, lay_out
+from palette_core.operations import installed_operations
+from palette_core.planning.choose import lay_out
 
 ONE_ROUNDING = 2.0**-22  # of two scales multiplied when the file is written
 
@@ -155,7 +156,7 @@ def layer_specs() -> list[tuple[str, PalettizationSpec]]:
 
 def layable(kind: matrix.Kind, spec: PalettizationSpec) -> bool:
     try:
-        lay_out(kind.shape, spec, channel_axis(kind.op_type, kind.shape))
+        lay_out(kind.shape, spec, installed_operations().channel_axis(kind.op_type, kind.shape))
     except ValueError:
         return False
     return True

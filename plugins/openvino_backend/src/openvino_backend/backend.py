@@ -8,12 +8,12 @@ from typing import Any, final
 
 from torch import nn
 
-from openvino_backend.converting import convert
+from openvino_backend.finishing import finish
 from openvino_backend.options import OpenVINOOptions
-from openvino_backend.programs import flatten
 from openvino_backend.refusals import refusal
-from openvino_backend.tracing import export_program
-from openvino_backend.writing import write_model
+from openvino_backend.tracing import LackingOperationsError, converted
+from openvino_backend.writing import check_place, write_model
+from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.tensors import PalettizedTensor
 
@@ -28,6 +28,24 @@ class OpenVINOBackend(Backend):
     def refuses(self, facts: TensorFacts) -> Refusal | None:
         """Return why a tensor cannot be exported, or None; see `refusals`."""
         return refusal(facts)
+
+    def check_program(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any],
+        dynamic_shapes: Any = None,
+    ) -> Sequence[Refusal]:
+        """Return a refusal for each operation that neither converts nor can be rewritten.
+
+        OpenVINO has no list of what it converts, so the dense model is converted.
+        """
+        try:
+            converted(model, example_inputs, dynamic_shapes)
+        except LackingOperationsError as error:
+            return [Refusal(f"OpenVINO has no conversion for {op}") for op in error.operations]
+        except BackendError as error:
+            return [Refusal(str(error))]
+        return ()
 
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Return the model as it is: packed weights are looked for when it is exported."""
@@ -56,6 +74,7 @@ class OpenVINOBackend(Backend):
                 model; the message names the operation and its module where there is one.
             OSError: the files cannot be written.
         """
-        program = flatten(model, export_program(model, example_inputs, dynamic_shapes))
-        write_model(convert(program, self._options), path)
+        check_place(path)
+        program, made = converted(model, example_inputs, dynamic_shapes)
+        write_model(finish(program, made, self._options), path)
         return path

@@ -1,4 +1,4 @@
-"""From a model to a program of ``torch.export``, decomposed as OpenVINO's converter wants it."""
+"""From a model to a program that OpenVINO's converter takes, and to what it makes of it."""
 
 from __future__ import annotations
 
@@ -7,42 +7,61 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
-from torch import nn
+import openvino as ov
+from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+from torch import fx, nn
 from torch.export import ExportedProgram
 
+from export_rewrites import left_over, rewritten, summary, trace
+from openvino_backend.dialect import dialect, lacking_in
+from openvino_backend.programs import UNUSED, FlatProgram, flatten
 from palette_core.errors import BackendError
 
 
-def export_program(
+class LackingOperationsError(BackendError):
+    """The converter has nothing for some operations, and neither have rewrites.
+
+    Attributes:
+        operations: each with the modules that hold it, in words.
+    """
+
+    def __init__(self, operations: Sequence[str]) -> None:
+        self.operations = tuple(operations)
+        super().__init__(
+            f"OpenVINO {_version()} has no conversion for {', '.join(operations)}; write the model "
+            "without them"
+        )
+
+
+def converted(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     dynamic_shapes: Any = None,
-) -> ExportedProgram:
-    """Trace a model in evaluation mode, and decompose what the converter has no operation for.
+) -> tuple[FlatProgram, ov.Model]:
+    """Trace a model in evaluation mode and convert it, palettized weights and states as inputs.
+
+    Operations that the converter finds no conversion for are rewritten, until it finds one for
+    all of them.
+
+    Returns:
+        The program, and what the converter makes of it.
 
     Raises:
-        BackendError: no example inputs, or ``torch.export`` fails on the model.
+        LackingOperationsError: it has no conversion for some, and no rewrite reaches them.
+        BackendError: no inputs, ``torch.export`` fails, or the converter does.
     """
-    if example_inputs is None:
-        raise BackendError(
-            "backend 'openvino' traces the model and needs example_inputs: a tuple of positional "
-            "or a dictionary of keyword inputs"
-        )
-    args, kwargs = _split(example_inputs)
-    try:
-        with _evaluating(model), torch.no_grad(), quiet():
-            program: ExportedProgram = torch.export.export(
-                model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
-            ).run_decompositions(_decompositions())
-            return program
-    except Exception as error:
-        raise BackendError(
-            f"torch.export cannot trace the model: {told(error)}. Try "
-            "torch.export.export(model.eval(), inputs) by itself; its message and its "
-            "documentation say what to rewrite"
-        ) from error
+    with quiet():
+        program = trace(model, example_inputs, dynamic_shapes, backend="openvino")
+        lacking: frozenset[str] = frozenset()
+        while True:
+            decomposed = rewritten(program, dialect(lacking))
+            flat = flatten(model, decomposed)
+            try:
+                return flat, _converted(flat)
+            except _NotConvertedError as error:
+                if error.lacking <= lacking:
+                    raise _told(decomposed, error) from error.__cause__
+                lacking |= error.lacking
 
 
 @contextlib.contextmanager
@@ -54,41 +73,45 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def told(error: Exception) -> str:
-    """Return the type and the first lines of a message that may run over pages."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:600]}{' …' if len(text) > 600 else ''}".rstrip(".")
+class _NotConvertedError(Exception):
+    """The converter does not take a program.
+
+    Attributes:
+        lacking: operations that it says to have nothing for.
+    """
+
+    def __init__(self, lacking: frozenset[str]) -> None:
+        self.lacking = lacking
 
 
-def _decompositions() -> Any:
-    """Return the decompositions that OpenVINO's own tracing would apply."""
-    table: Any = torch.export.default_decompositions()
-    for op in ops_to_not_decompose():
-        if op in table.keys():  # noqa: SIM118 - the table is no mapping
-            table.pop(op)
-    return table
-
-
-def _split(
-    inputs: Sequence[Any] | Mapping[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, Sequence):
-        return tuple(inputs), {}
-    raise BackendError(
-        f"example_inputs must be a tuple of positional or a dictionary of keyword inputs, got "
-        f"{type(inputs).__name__}"
-    )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
+def _converted(program: FlatProgram) -> ov.Model:
     try:
-        for module, _ in flags:  # models may have a train() of their own
-            module.training = False
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
+        model = ov.convert_model(TorchFXPythonDecoder(program.graph))
+    # The converter raises whatever its parts raise.
+    except Exception as error:
+        raise _NotConvertedError(lacking_in(str(error))) from error
+    for parameter in model.get_parameters():
+        if parameter.get_friendly_name() == UNUSED:
+            model.remove_parameter(parameter)
+    wanted = len(program.inputs) + len(program.weights) + len(program.states)
+    if len(model.get_parameters()) != wanted:
+        raise BackendError(
+            f"OpenVINO made {len(model.get_parameters())} inputs of {wanted} inputs, palettized "
+            "weights and states"
+        )
+    return model
+
+
+def _told(program: ExportedProgram, error: _NotConvertedError) -> BackendError:
+    def taken(node: fx.Node) -> bool:
+        return str(node.target) not in error.lacking
+
+    if error.lacking:
+        return LackingOperationsError(sorted(left_over(program, taken)) or sorted(error.lacking))
+    cause = error.__cause__
+    assert isinstance(cause, Exception)
+    return BackendError(f"OpenVINO {_version()} cannot convert the model: {summary(cause)}")
+
+
+def _version() -> str:
+    return str(ov.get_version()).partition("-")[0]

@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 
 from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
-from palette_core.tensors import named_arguments
+from palette_core.tensors import OP_NAME, named_arguments
 
-_DEPALETTIZE = torch.ops.palette_core.depalettize.default
+_DEPALETTIZE = f"{OP_NAME.replace('::', '.')}.default"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ def weights_of(model: nn.Module, program: ExportedProgram) -> list[Weight]:
     names = _names(model)
     places: dict[Any, list[fx.Node]] = {}
     parts: dict[Any, dict[str, Any]] = {}
-    for node in program.graph.find_nodes(op="call_function", target=_DEPALETTIZE):
+    for node in program.graph.nodes:
+        if str(node.target) != _DEPALETTIZE:
+            continue
         given = named_arguments(node.args, node.kwargs)
         tensors = {n: _held(node, a, targets, held) for n, a in given.items()}
         key = tuple(_identity(part) for part in tensors.values())

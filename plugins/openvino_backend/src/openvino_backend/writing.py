@@ -9,7 +9,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from openvino_backend.converting import Converted
+from openvino_backend.finishing import Converted
 from palette_core.errors import BackendError
 
 
@@ -23,8 +23,7 @@ def write_model(converted: Converted, path: Path) -> None:
         BackendError: OpenVINO cannot write the files; what stood there still does.
         OSError: they cannot be moved to their place; what stood there still does.
     """
-    if path.is_dir():
-        raise BackendError(f"{path} is a folder; give the path of a file")
+    check_place(path)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     fresh = work / "fresh.xml"
     try:
@@ -36,6 +35,17 @@ def write_model(converted: Converted, path: Path) -> None:
         _take_place(fresh, path, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def check_place(path: Path) -> None:
+    """Check that files can be written where they shall stand.
+
+    Raises:
+        BackendError: a folder stands there.
+    """
+    for place in (path, path.with_suffix(".bin")):
+        if place.is_dir():
+            raise BackendError(f"{place} is a folder; give the path of a file")
 
 
 def _take_place(fresh: Path, path: Path, work: Path) -> None:

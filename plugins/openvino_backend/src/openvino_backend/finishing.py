@@ -1,4 +1,4 @@
-"""From a flat program to an OpenVINO model with the palettes in it."""
+"""Finish a converted model: palettes and states in it, names on it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import openvino as ov
 import torch
 from openvino import Dimension, PartialShape
 from openvino import opset16 as op
-from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
 from openvino_backend.lowering import Lowering
 from openvino_backend.nodes import TYPES, Constants, Output
 from openvino_backend.options import OpenVINOOptions
 from openvino_backend.precision import store_in_float16
-from openvino_backend.programs import UNUSED, FlatProgram, Input
+from openvino_backend.programs import FlatProgram, Input
 from openvino_backend.states import join_states
-from openvino_backend.tracing import quiet, told
 from openvino_backend.uses import gathers_rows, multiplies, varying
 from openvino_backend.weights import Weight
 from palette_core import __version__
@@ -35,14 +33,18 @@ class Converted:
     constants: Constants
 
 
-def convert(program: FlatProgram, options: OpenVINOOptions) -> Converted:
-    """Convert a flat program, and put look-ups where its palettized weights were inputs.
+def finish(program: FlatProgram, model: ov.Model, options: OpenVINOOptions) -> Converted:
+    """Put look-ups and states where they were inputs, in place, and name what is left.
+
+    Args:
+        program: as it was converted.
+        model: what the converter made of it.
+        options: of the backend.
 
     Raises:
-        BackendError: the converter does not take it; the message names operations and modules.
+        BackendError: names of inputs or outputs that do not fit.
     """
     constants = Constants()
-    model = converted(program)
     parameters, results = model.get_parameters(), model.get_results()
     n_inputs, n_weights = len(program.inputs), len(program.weights)
     _name(parameters[:n_inputs], results, program, options)
@@ -61,30 +63,6 @@ def convert(program: FlatProgram, options: OpenVINOOptions) -> Converted:
     model.validate_nodes_and_infer_types()
     _inform(model, program, stored)
     return Converted(model, constants)
-
-
-def converted(program: FlatProgram) -> ov.Model:
-    """Return what the converter makes of a flat program, weights and states still inputs.
-
-    Raises:
-        BackendError: it does not take the program.
-    """
-    try:
-        with quiet():
-            model = ov.convert_model(TorchFXPythonDecoder(program.graph))
-    # The converter raises whatever its parts raise.
-    except Exception as error:
-        raise BackendError(f"OpenVINO cannot convert the model: {told(error)}") from error
-    for parameter in model.get_parameters():
-        if parameter.get_friendly_name() == UNUSED:
-            model.remove_parameter(parameter)
-    wanted = len(program.inputs) + len(program.weights) + len(program.states)
-    if len(model.get_parameters()) != wanted:
-        raise BackendError(
-            f"OpenVINO made {len(model.get_parameters())} inputs of {wanted} inputs, palettized "
-            "weights and states"
-        )
-    return model
 
 
 # --- inside -------------------------------------------------------------------------------------
