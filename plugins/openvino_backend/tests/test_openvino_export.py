@@ -291,7 +291,8 @@ class Decoder(nn.Module):
         shape = (1, heads, longest, width // heads)
         self.register_buffer("keys", torch.zeros(shape))
         self.register_buffer("values", torch.zeros(shape))
-        nn.init.normal_(self.embed.weight, std=0.8)
+        nn.init.normal_(self.places.weight, std=2.0)
+        nn.init.normal_(self.out.weight, std=0.8)
 
     def forward(self, tokens: Tensor, place: Tensor) -> Tensor:
         x = self.embed(tokens) + self.places(place)

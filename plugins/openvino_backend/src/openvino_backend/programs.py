@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from openvino_backend.weights import Weight, weights_of
 from palette_core.errors import BackendError
 
-UNUSED = "unused"  # name of an input before all others
+UNUSED = "nothing"  # name of an input before all others
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _Flattening:
                     f"input {node.name!r} is a {type(value).__name__}, and OpenVINO takes tensors "
                     "only; leave it out of dynamic_shapes, or give it as a tensor"
                 )
-            self._placeholder(node, node.name)
+            self._placeholder(node, f"input_{len(self._new)}")
             sizes = tuple(self._range(size) for size in value.shape)
             yield Input(node.name, sizes, value.dtype)
 
@@ -134,7 +134,7 @@ class _Flattening:
         mutated = set(self._old.buffers_to_mutate.values())
         for name, buffer in self._old.inputs_to_buffers.items():
             if buffer in mutated:
-                self._placeholder(self._placeholders[name], f"state_{name}")
+                self._placeholder(self._placeholders[name], f"state_{len(self._new)}")
                 yield buffer, self._held[buffer].detach()
 
     def _constant(self, node: fx.Node) -> None:
