@@ -12,10 +12,12 @@ import sys
 import time
 
 import file_attack
+import interrupt_attack
 import yaml_attack
 
 ATTACKS = {
     "yaml": (yaml_attack.attack, 10_000),
+    "interrupts": (interrupt_attack.attack, 2_000),
     "kills": (file_attack.kills, 1_000),
     "full-disks": (file_attack.full_disks, 1_000),
 }

@@ -180,7 +180,12 @@ def test_plan_names_the_rule_that_decided(palette):
 
 
 def test_palettize_writes_a_packed_checkpoint_and_reports_it(palette, tmp_path):
-    found = run_json(palette, "palettize", "fac.py:load", "-c", "c.yaml", "-o", "out/m.safetensors")
+    wanted = ("palettize", "fac.py:load", "-c", "c.yaml", "-o", "out/m.safetensors")
+    code, _, err = palette(*wanted)
+    assert code == 2
+    assert "the folder does not exist; make it first: mkdir -p" in err
+    (tmp_path / "out").mkdir()
+    found = run_json(palette, *wanted)
     packed = read_checkpoint(tmp_path / "out" / "m.safetensors")
     assert {n: t.n_bits for n, t in packed.palettized.items()} == {"0.weight": 2, "2.weight": 8}
     rows = {row["name"]: row for row in found["tensors"]}

@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -105,14 +105,28 @@ def work_folder(parent: Path, name: str) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    clear_away(parent)
-    work, lock = _locked_folder(parent, name)
+    work, release = lasting_work_folder(parent, name)
     try:
         yield work
     finally:
+        release()
+
+
+def lasting_work_folder(parent: Path, name: str) -> tuple[Path, Callable[[], None]]:
+    """Return a new hidden folder in ``parent``, and what removes it with all that it holds.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    clear_away(parent)
+    work, lock = _locked_folder(parent, name)
+
+    def release() -> None:
         shutil.rmtree(work, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+    return work, release
 
 
 _cleared: set[tuple[int, Path]] = set()  # per process, forked ones apart

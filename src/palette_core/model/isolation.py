@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.undoing import undone
 from palette_core.model.states import is_lazy
 
 
@@ -18,13 +19,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch every module to evaluation, and back to the mode it was in."""
     # The flags themselves: train() and eval() may be the model's own, and do more, or refuse.
     flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
+    modules = [module for module, _ in flags]
+    with undone(flags, lambda item: _set_mode(*item)):
+        for module in modules:
             _set_mode(module, False)
         yield
-    finally:
-        for module, flag in flags:
-            _set_mode(module, flag)
 
 
 def _set_mode(module: nn.Module, flag: bool) -> None:
@@ -52,13 +51,16 @@ def restored_values(modules: Iterable[nn.Module]) -> Iterator[None]:
         if not isinstance(module, torch.jit.ScriptModule)
         for states, name, tensor in _changeable(module)
     ]
-    try:
+    with undone(saved, lambda item: _put_back(*item)):
         yield
-    finally:
-        for states, name, tensor, copy in saved:
-            states[name] = tensor
-            if tensor is not None and copy is not None:
-                _restore(tensor, *copy)
+
+
+def _put_back(
+    states: dict[str, Any], name: str, tensor: Tensor | None, copy: tuple[Tensor, int | None] | None
+) -> None:
+    states[name] = tensor
+    if tensor is not None and copy is not None:
+        _restore(tensor, *copy)
 
 
 def _changeable(

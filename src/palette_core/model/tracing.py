@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from palette_core._common.rng import untouched_global_rng
+from palette_core._common.undoing import undone
 from palette_core.config.names import type_name
 from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
@@ -90,11 +91,11 @@ class _Hook:
     """A hook of one module, which does nothing in copies that ``forward`` makes of the module."""
 
     def __init__(
-        self, module: nn.Module, call: Callable[..., None], copies: list[nn.Module]
+        self, module: nn.Module, call: Callable[..., None], hooked: list[nn.Module]
     ) -> None:
         self._module = module
         self._call = call
-        self._copies = copies
+        self._hooked = hooked
 
     def __call__(self, module: nn.Module, *more: Any) -> None:
         if module is self._module:
@@ -104,8 +105,8 @@ class _Hook:
         copy = memo.get(id(self._module))
         if copy is None:
             return self
-        self._copies.append(copy)
-        return _Hook(copy, _do_nothing, self._copies)  # which may be copied in its turn
+        self._hooked.append(copy)
+        return _Hook(copy, _do_nothing, self._hooked)  # which may be copied in its turn
 
 
 def _do_nothing(*args: Any) -> None:
@@ -127,8 +128,7 @@ class _Recorder(TorchFunctionMode):
         self._model = model
         self._names = {id(m): n for n, m in model.named_modules()}
         self._frames: list[_Frame] = []
-        self._handles: list[Any] = []
-        self._copies: list[nn.Module] = []
+        self._hooked: list[nn.Module] = []  # with copies of modules that forward makes
         self._uses: dict[int, dict[Use, None]] = {}
         self._view_axes: dict[int, int] = {}
         self._ran: set[str] = set()
@@ -141,14 +141,12 @@ class _Recorder(TorchFunctionMode):
         modules = [m for m in self._model.modules() if not isinstance(m, torch.jit.ScriptModule)]
         for module in modules:
             self._learn_states(module)
+        self._hooked += modules
         try:
             for module in modules:
-                enter = _Hook(module, self._enter_module, self._copies)
-                leave = _Hook(module, self._leave_module, self._copies)
-                self._handles += [
-                    module.register_forward_pre_hook(enter),
-                    module.register_forward_hook(leave, always_call=True),
-                ]
+                module.register_forward_pre_hook(_Hook(module, self._enter_module, self._hooked))
+                leave = _Hook(module, self._leave_module, self._hooked)
+                module.register_forward_hook(leave, always_call=True)
             super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:
             self._remove_hooks()
@@ -162,10 +160,8 @@ class _Recorder(TorchFunctionMode):
             self._remove_hooks()
 
     def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for copy in self._copies:
-            _remove_hooks_from(copy)
+        with undone(self._hooked, _remove_hooks_from):
+            pass
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         del args

@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.rng import untouched_global_rng
+from palette_core._common.undoing import undone
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
@@ -115,29 +117,24 @@ def _check(sites: Sites, options: CalibrationOptions) -> None:
 def _dense(sites: Sites) -> Iterator[None]:
     """Let the dense weights through."""
     before = [(site.palette, site.palette.is_enabled) for site in sites]
-    try:
-        for item, _ in before:
+    palettes = [item for item, _ in before]
+    with undone(before, lambda item: item[0].enable(item[1])):
+        for item in palettes:
             item.enable(False)
         yield
-    finally:
-        for item, on in before:
-            item.enable(on)
 
 
 @contextlib.contextmanager
 def _gauges(sites: Sites, offload: bool) -> Iterator[list[Gauge]]:
     device = torch.device("cpu") if offload else None
     gauges = [Gauge(site, written=_writes_to(site), device=device) for site in sites]
-    handles = []
+    handles: list[Any] = []
     torch.clear_autocast_cache()  # it may hold weights cast before they were measured
-    try:
+    with undone(handles, lambda handle: handle.remove()):
         for gauge, site in zip(gauges, sites, strict=True):
             if not _is_statistic(site):
                 handles.append(site.palette.register_forward_hook(gauge.hook()))
         yield gauges
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _writes_to(site: PaletteSite[PalettizedWeight]) -> bool:

@@ -88,16 +88,15 @@ def finalize(
         raise BackendError(f"backend {target.name!r} cannot take: " + "; ".join(sentences))
     settle_trained(prepared)
     palettize_current(prepared, catalog)
-    kept = Kept(place.module for site in prepared for place in site.places)
+    kept = Kept([model, *(place.module for site in prepared for place in site.places)])
     folder = None if mmap_dir is None else WeightFolder(mmap_dir)
-    with folder or contextlib.nullcontext():
-        palettized = pack(prepared, folder)
-        try:
-            finalized = target.backend.finalize(model, palettized)
-        except BaseException:
-            kept.restore()
-            raise
-    life_cycle.mark(finalized, State.FINALIZED)
+    try:
+        with folder or contextlib.nullcontext():
+            finalized = target.backend.finalize(model, pack(prepared, folder))
+            life_cycle.mark(finalized, State.FINALIZED)
+    except BaseException:
+        kept.restore()
+        raise
     return finalized
 
 

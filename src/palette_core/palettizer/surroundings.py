@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.undoing import undone
 from palette_core.model.isolation import restored_values
 from palette_core.storage.packed_weight import PaletteModule
 
@@ -28,16 +29,20 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     ]
     # Values of buffers: their count is no reason to worry, palettes excepted.
     others = [module for module, _ in modules if not isinstance(module, PaletteModule)]
-    with restored_values(others):
+    with (
+        restored_values(others),
+        undone(tensors, lambda item: _put_back(*item)),
+        undone(modules, lambda item: setattr(item[0], "training", item[1])),
+    ):
         try:
             yield
         finally:
-            for module, flag in modules:
-                module.training = flag
-            for parameter, flag, gradient in tensors:
-                parameter.requires_grad_(flag)
-                parameter.grad = gradient
             torch.clear_autocast_cache()
+
+
+def _put_back(parameter: nn.Parameter, flag: bool, gradient: Tensor | None) -> None:
+    parameter.requires_grad_(flag)
+    parameter.grad = gradient
 
 
 @contextlib.contextmanager
@@ -59,7 +64,7 @@ def no_gradients_of_others(model: nn.Module, palettized: Set[int]) -> Iterator[N
         for parameter in module.parameters(recurse=False)
     }
     handles: list[Any] = []
-    try:
+    with undone(handles, lambda handle: handle.remove()):
         for parameter in model.parameters():
             if id(parameter) in palettized or not parameter.requires_grad:
                 continue
@@ -70,9 +75,6 @@ def no_gradients_of_others(model: nn.Module, palettized: Set[int]) -> Iterator[N
             else:
                 parameter.requires_grad_(False)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -86,13 +88,15 @@ def differentiable_recurrence(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, nn.RNNBase) and not module.training and _on_cuda(module)
     ]
-    try:
-        for layer, _ in layers:
-            layer.training, layer.dropout = True, 0.0
+    modules = [layer for layer, _ in layers]
+    with undone(layers, lambda item: _set_flags(item[0], False, item[1])):
+        for layer in modules:
+            _set_flags(layer, True, 0.0)
         yield
-    finally:
-        for layer, dropout in layers:
-            layer.training, layer.dropout = False, dropout
+
+
+def _set_flags(layer: nn.RNNBase, training: bool, dropout: float) -> None:
+    layer.training, layer.dropout = training, dropout
 
 
 def _drop(parameter: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.errors import CheckpointError, PaletteWarning, StateError, did_you_mean
+from palette_core.model.parametrization import Kept
 from palette_core.storage.checkpoint_file import (
     Checkpoint,
     read_checkpoint,
@@ -46,7 +47,8 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """Load a packed checkpoint into a dense model of the same architecture, in place.
 
     The weights become packed ones, as after ``finalize(backend="torch")``; the rest is copied.
-    The model is not touched before everything has been found to fit.
+    The model is not touched before everything has been found to fit, and as before after any
+    error or interrupt.
 
     Raises:
         CheckpointError: the file or a tensor in it does not fit; the message lists what.
@@ -67,11 +69,23 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     for alias, first in checkpoint.aliases.items():
         if first in dense:
             dense[alias] = dense[first]
-    model.load_state_dict(dense, strict=False)
-    for name, tensor in checkpoint.palettized.items():
-        form = stored_form(checkpoint.stored_forms[name])
-        packed = PackedWeight(tensor.to(own[name].device), form)
-        install_packed(model, names[name], packed)
+    packed = {
+        name: PackedWeight(tensor.to(own[name].device), stored_form(checkpoint.stored_forms[name]))
+        for name, tensor in checkpoint.palettized.items()
+    }
+    owners = {name.rpartition(".")[0] for group in names.values() for name in group}
+    kept = Kept(model.get_submodule(owner) for owner in owners)
+    before = {name: own[name].detach().clone() for name in dense if name in own}
+    try:
+        model.load_state_dict(dense, strict=False)
+        for name, item in packed.items():
+            install_packed(model, names[name], item)
+    except BaseException:
+        kept.restore()
+        with torch.no_grad():
+            for name, value in before.items():
+                own[name].copy_(value)
+        raise
     return model
 
 

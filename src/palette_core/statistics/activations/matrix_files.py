@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
-import tempfile
+import math
+import os
 import weakref
 from pathlib import Path
 from typing import final
@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from palette_core._common.files import lasting_work_folder
+
 
 @final
 class MatrixFiles:
     """Places for matrices: in a fresh folder inside another one, or in memory.
 
     Every file is removed when its tensor is freed, the fresh folder when the last tensor and
-    this object are, or when the interpreter ends.
+    this object are, or when the interpreter ends; after a kill, by the next run that uses the
+    folder. The disk's space is reserved: what does not fit is an error, not a crash later.
 
     Args:
         folder: an existing folder; None keeps matrices in memory.
@@ -35,18 +38,32 @@ class MatrixFiles:
         """Return a tensor of zeros in a place of its own.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be made, or the disk is full.
         """
         if self._inside is None:
             return torch.from_numpy(np.zeros(shape, dtype))
         if self._own is None:
-            self._own = Path(tempfile.mkdtemp(prefix="moments-", dir=self._inside))
-            weakref.finalize(self, shutil.rmtree, self._own, ignore_errors=True)
+            self._own, release = lasting_work_folder(self._inside, "moments")
+            weakref.finalize(self, release)
         path = self._own / f"{next(self._numbers):05d}.npy"
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
+        try:
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
+            _reserve(path)
+        except OSError as error:
+            _remove(path, self)
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            reason = f"no room for a matrix of {size:,} bytes: {error.strerror}"
+            raise OSError(error.errno, reason, str(self._inside)) from error
         # With this object as an argument, the folder stays as long as the array does.
         weakref.finalize(array, _remove, path, self)
         return torch.from_numpy(array)
+
+
+def _reserve(path: Path) -> None:
+    """Give a file all of its space on the disk; touching a page without any ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _remove(path: Path, files: MatrixFiles) -> None:

@@ -1,0 +1,9 @@
+"""A few of the interrupts of `run.py`."""
+
+from interrupt_attack import attack
+
+
+def test_an_interrupt_anywhere_leaves_the_model_as_before_or_as_after():
+    outcome = attack(60)
+    assert not outcome.broken, "\n".join(outcome.broken)
+    assert outcome.counts["interrupted"] > 40
