@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.plugins import Granularity, GranularityEntry, PluginEntry
 from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.shelves import Registered, Shelf
+from palette_core.plugins.registries import Registered, Registry
 
 MARKER = "<!-- reference: generated from the models -->"
 BUILT_IN = "palette-core"
@@ -36,7 +36,9 @@ def render() -> str:
     """Return the whole reference as Markdown."""
     parts = [model_section(model) for model in models()]
     parts += [enum_section(choices) for choices in enums()]
-    parts += [shelf_section(shelf) for shelf in get_catalog().shelves() if built_in(shelf)]
+    parts += [
+        registry_section(registry) for registry in get_catalog().registries() if built_in(registry)
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -220,16 +222,16 @@ def _value(value: Any) -> str:
 # --- plug-ins -----------------------------------------------------------------------------------
 
 
-def built_in(shelf: Shelf[Any]) -> list[Registered[Any]]:
-    """Entries of a shelf that the core itself registers."""
-    return [item for item in shelf if item.distribution.name == BUILT_IN]
+def built_in(registry: Registry[Any]) -> list[Registered[Any]]:
+    """Entries of a registry that the core itself registers."""
+    return [item for item in registry if item.distribution.name == BUILT_IN]
 
 
-def shelf_section(shelf: Shelf[Any]) -> str:
+def registry_section(registry: Registry[Any]) -> str:
     """The built-in plug-ins of one kind, with their options."""
-    plural = f"{shelf.kind}s".replace("ys", "ies")
+    plural = f"{registry.kind}s".replace("ys", "ies")
     parts = [f"### Built-in {plural}"]
-    parts += [entry_text(item.entry) for item in built_in(shelf)]
+    parts += [entry_text(item.entry) for item in built_in(registry)]
     return "\n\n".join(parts)
 
 

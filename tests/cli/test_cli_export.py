@@ -49,7 +49,7 @@ BACKEND = """
         def __init__(self, options):
             self.options = options
 
-        def refuses(self, facts):
+        def check_support(self, facts):
             return Refusal("told to") if self.options.refuse else None
 
         def finalize(self, model, palettized):

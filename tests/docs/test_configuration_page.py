@@ -92,8 +92,8 @@ def test_known_rows(page: str, model: str, field: str, kind: str | None, default
 
 
 def test_every_built_in_plugin_and_option_is_there(page: str) -> None:
-    for shelf in get_catalog().shelves():
-        for item in shelf:
+    for registry in get_catalog().registries():
+        for item in registry:
             if item.distribution.name != "palette-core":
                 assert f"**`{item.entry.name}`**" not in page
                 continue

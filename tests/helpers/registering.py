@@ -15,7 +15,7 @@ import palette_core.plugins.catalog as plugins
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import discover, get_catalog
 from palette_core.plugins.kinds import kind_of
-from palette_core.plugins.shelves import Distribution, Registered
+from palette_core.plugins.registries import Distribution, Registered
 
 WRONG = Distribution("wrong-plugin", "6.6")
 
@@ -26,8 +26,8 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[PluginEntry]
 
     def put(entry: PluginEntry) -> None:
         catalog, kind = get_catalog(), kind_of(entry)
-        shelf = catalog[kind]
-        more = replace(shelf, items=(*shelf.items, Registered(entry, WRONG)))
+        registry = catalog[kind]
+        more = replace(registry, items=(*registry.items, Registered(entry, WRONG)))
         catalog = replace(catalog, by_kind={**catalog.by_kind, kind: more})
         monkeypatch.setattr(plugins, "discover", lambda: catalog)
         get_catalog.cache_clear()

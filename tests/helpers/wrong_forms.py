@@ -101,7 +101,7 @@ class Counting(Bytes):
 class Curt(Bytes):
     operator = "tests_curt::depalettize"
 
-    def refuses(self, facts: object) -> Any:
+    def check_support(self, facts: object) -> Any:
         return False
 
 

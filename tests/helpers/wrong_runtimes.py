@@ -144,13 +144,13 @@ TRAINING: dict[str, TrainingStrategyEntry] = {
 class Exports(Backend):
     """The built-in backend, with some part replaced."""
 
-    def __init__(self, refuses=None, finalize=None, export=None, check_program=None) -> None:
+    def __init__(self, check_support=None, finalize=None, export=None, check_program=None) -> None:
         self.right = PackedBackend(None)
-        self._refuses, self._finalize, self._export = refuses, finalize, export
+        self._check_support, self._finalize, self._export = check_support, finalize, export
         self._check_program = check_program
 
-    def refuses(self, facts):
-        return self._refuses(facts) if self._refuses else None
+    def check_support(self, facts):
+        return self._check_support(facts) if self._check_support else None
 
     def check_program(self, model, example_inputs, dynamic_shapes=None):
         return self._check_program(model) if self._check_program else ()
@@ -197,7 +197,7 @@ def drops_biases(model: Any) -> Any:
     return model
 
 
-def refuses_once() -> Callable[[Any], Any]:
+def supports_once() -> Callable[[Any], Any]:
     return lambda facts: Refusal("it is a bad day") if next(_days) % 2 else None
 
 
@@ -217,9 +217,9 @@ def backend(**parts: Any) -> ExportBackendEntry:
 
 
 BACKENDS: dict[str, ExportBackendEntry] = {
-    "refusals": backend(refuses=refuses_once()),
+    "refusals": backend(check_support=supports_once()),
     "accepted": backend(export=rejects_vectors),
-    "refused": backend(refuses=lambda f: Refusal("too many") if f.spec.n_bits == 8 else None),
+    "refused": backend(check_support=lambda f: Refusal("too many") if f.spec.n_bits == 8 else None),
     "read-back": backend(export=flips_tables),
     "mapped": backend(export=loses_mapped),
     "finalized": backend(finalize=drops_biases),

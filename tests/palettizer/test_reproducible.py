@@ -27,8 +27,8 @@ CATALOG = get_catalog()
 CORE = "palette_core"
 
 
-def _built_in(shelf: Any) -> list[str]:
-    return [i.entry.name for i in shelf.items if i.entry.factory.__module__.startswith(CORE)]
+def _built_in(registry: Any) -> list[str]:
+    return [i.entry.name for i in registry.items if i.entry.factory.__module__.startswith(CORE)]
 
 
 STRATEGIES = _built_in(CATALOG.training_strategies)

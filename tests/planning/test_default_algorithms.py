@@ -10,7 +10,7 @@ from palette_core.plugins import INTERFACE_VERSION, ClustererEntry
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.checked.clusterers import damping_of
 from palette_core.plugins.kinds import CLUSTERER
-from palette_core.plugins.shelves import Distribution, Registered, Shelf
+from palette_core.plugins.registries import Distribution, Registered, Registry
 
 
 def registered(name: str, **flags: object) -> Registered[ClustererEntry]:
@@ -21,7 +21,7 @@ def registered(name: str, **flags: object) -> Registered[ClustererEntry]:
 
 
 def catalog(*items: Registered[ClustererEntry]) -> Catalog:
-    return Catalog({CLUSTERER: Shelf(CLUSTERER, items)})
+    return Catalog({CLUSTERER: Registry(CLUSTERER, items)})
 
 
 def test_the_declared_one_is_taken() -> None:

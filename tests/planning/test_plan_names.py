@@ -129,7 +129,7 @@ def test_the_plan_has_everything_resolved():
 class Picky(Backend):
     """Takes four bits only."""
 
-    def refuses(self, facts):
+    def check_support(self, facts):
         if facts.spec.n_bits == 4:
             return None
         return Refusal("four bits only", facts.spec.model_copy(update={"n_bits": 4}))

@@ -19,14 +19,14 @@ from palette_core.errors import BlockedPluginError, ConfigError, PlanError, Unkn
 from palette_core.plugins.blocking import VARIABLE, BlockList
 from palette_core.plugins.catalog import discover, get_catalog
 from palette_core.plugins.kinds import CLUSTERER, EXPORT_BACKEND
-from palette_core.plugins.shelves import CORE
+from palette_core.plugins.registries import CORE
 
 BACKEND = """
 from palette_core.plugins import Backend, ExportBackendEntry, hookimpl
 
 
 class Arrays(Backend):
-    def refuses(self, facts):
+    def check_support(self, facts):
         return None
 
     def finalize(self, model, palettized):

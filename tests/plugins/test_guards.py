@@ -40,7 +40,7 @@ from palette_core.errors import (
 from palette_core.plugins import LutQuantizerEntry, PluginEntry, QuantizationSpec, Refusal
 from palette_core.plugins.guards import make
 from palette_core.plugins.kinds import KINDS, kind_of
-from palette_core.plugins.shelves import Distribution, Registered
+from palette_core.plugins.registries import Distribution, Registered
 
 
 def raises(*given: object, **named: object):
@@ -177,10 +177,10 @@ def test_a_lut_quantizer(record, text, model, register) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [(raises, "failed: LookupError"), (lambda facts: "no", "refuses returned 'no'")],
+    [(raises, "failed: LookupError"), (lambda facts: "no", "check_support returned 'no'")],
 )
 def test_a_backend_that_cannot_say_what_it_refuses(answer, text, model, register) -> None:
-    register(backend(refuses=answer))
+    register(backend(check_support=answer))
     with pytest.raises(BackendError) as caught:
         palettizer_of(model).make_plan((torch.ones(1, 8),), backend="wrong")
     assert "0.weight: export backend 'wrong' (wrong-plugin 6.6)" in str(caught.value)

@@ -13,7 +13,7 @@ from palette_core.errors import PaletteError
 from palette_core.plugins.discovery import Discovery
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.kinds import KINDS, kind_of
-from palette_core.plugins.shelves import Distribution
+from palette_core.plugins.registries import Distribution
 
 ABOUT = Distribution("palette-example", "1.0")
 

@@ -9,7 +9,7 @@ import pytest
 from palette_core.errors import UnknownPluginError
 from palette_core.plugins import kinds
 from palette_core.plugins.catalog import discover
-from palette_core.plugins.shelves import CORE, Quarantined
+from palette_core.plugins.registries import CORE, Quarantined
 from palette_core.version import __version__
 
 BUILT_IN = {
@@ -160,9 +160,9 @@ def quarantine_of(distribution: str, catalog) -> list[Quarantined]:
 
 
 def test_built_ins_come_through_the_hooks():
-    for shelf in discover().shelves():
-        mine = {i.entry.name for i in shelf if i.distribution.name == CORE}
-        assert mine >= BUILT_IN[shelf.kind]
+    for registry in discover().registries():
+        mine = {i.entry.name for i in registry if i.distribution.name == CORE}
+        assert mine >= BUILT_IN[registry.kind]
 
 
 def test_a_good_distribution_is_found_and_works(site):
@@ -185,9 +185,9 @@ def test_a_broken_distribution_is_quarantined_and_the_rest_works(site, case):
     assert broken.entry_point == "main"
     for text in expected:
         assert text in broken.error
-    for shelf in catalog.shelves():
-        assert "broken" not in shelf.names()
-        assert set(shelf.names()) >= BUILT_IN[shelf.kind]
+    for registry in catalog.registries():
+        assert "broken" not in registry.names()
+        assert set(registry.names()) >= BUILT_IN[registry.kind]
     assert catalog.clusterers.get("spread").summary == "evenly spread"
 
 

@@ -30,7 +30,7 @@ from palette_core.errors import (
 )
 from palette_core.plugins.catalog import discover, get_catalog
 from palette_core.plugins.kinds import EXPORT_BACKEND
-from palette_core.plugins.shelves import validate_options
+from palette_core.plugins.registries import validate_options
 
 GRANULARITIES = '''
 from typing import Literal
@@ -80,11 +80,11 @@ def test_two_claims_on_one_name_matter_only_when_it_is_picked(site):
     site.install_good("fake-alpha", "contested")
     site.install_good("fake-beta", "contested")
     site.install_good("fake-gamma", "peaceful")
-    shelf = discover().clusterers
-    assert shelf.get("peaceful").name == "peaceful"
-    assert shelf.names().count("contested") == 1
+    registry = discover().clusterers
+    assert registry.get("peaceful").name == "peaceful"
+    assert registry.names().count("contested") == 1
     with pytest.raises(DuplicatePluginError) as caught:
-        shelf.get("contested")
+        registry.get("contested")
     message = str(caught.value)
     assert "clusterer 'contested' is registered by fake-alpha 1.2.3 and fake-beta 1.2.3" in message
     assert "uninstall or block fake-alpha 1.2.3 or fake-beta 1.2.3" in message
@@ -139,10 +139,10 @@ def test_a_suffix_and_a_default_are_claims_too(site):
 def test_two_outsiders_with_one_suffix_are_named_when_it_is_picked(site):
     site.install("fake-alpha", SUFFIX)
     site.install("fake-beta", SUFFIX)
-    shelf = discover().export_backends
-    assert shelf.get("fake_beta").suffix == ".own"
+    registry = discover().export_backends
+    assert registry.get("fake_beta").suffix == ".own"
     with pytest.raises(DuplicatePluginError) as caught:
-        shelf.find_by("suffix", ".own")
+        registry.find_by("suffix", ".own")
     assert "for suffix '.own' is registered by fake-alpha 1.0 and fake-beta 1.0" in str(
         caught.value
     )
@@ -167,7 +167,7 @@ def test_a_contested_granularity_fails_in_a_spec_and_others_do_not(site):
 
 
 @pytest.mark.parametrize(
-    ("shelf", "wrong", "right"),
+    ("registry", "wrong", "right"),
     [
         ("clusterers", "kmean1d", "kmeans1d"),
         ("granularities", "per_tensors", "per_tensor"),
@@ -176,8 +176,8 @@ def test_a_contested_granularity_fails_in_a_spec_and_others_do_not(site):
         ("export_backends", "torhc", "torch"),
     ],
 )
-def test_an_unknown_name_lists_what_is_installed_and_the_nearest(site, shelf, wrong, right):
-    found = getattr(discover(), shelf)
+def test_an_unknown_name_lists_what_is_installed_and_the_nearest(site, registry, wrong, right):
+    found = getattr(discover(), registry)
     with pytest.raises(UnknownPluginError) as caught:
         found.get(wrong)
     message = str(caught.value)
@@ -213,8 +213,8 @@ def test_an_unknown_granularity_in_a_spec_gets_the_same_message(site):
 @pytest.mark.parametrize("name", ["coreml", "coreai"])
 def test_a_known_backend_that_is_absent_names_what_to_install(site, name):
     catalog = discover()
-    shelf = catalog.export_backends
-    without = replace(shelf, items=tuple(i for i in shelf if i.entry.name != name))
+    registry = catalog.export_backends
+    without = replace(registry, items=tuple(i for i in registry if i.entry.name != name))
     catalog = replace(catalog, by_kind={**catalog.by_kind, EXPORT_BACKEND: without})
     with pytest.raises(MissingBackendError, match=f"pip install palette-core-{name}"):
         catalog.backend(name)

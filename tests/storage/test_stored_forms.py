@@ -157,7 +157,7 @@ def test_a_form_that_nobody_knows_is_refused_in_planning() -> None:
 class Dense(Backend):
     """A backend that takes packed indices, as every one does that declares nothing."""
 
-    def refuses(self, facts: object) -> Refusal | None:
+    def check_support(self, facts: object) -> Refusal | None:
         return None
 
     def finalize(self, model: nn.Module, palettized: object) -> nn.Module:
@@ -211,7 +211,7 @@ def test_backends_declare_forms_by_name(forms: object) -> None:
 
 def test_a_form_can_refuse_a_tensor(register: Callable[[PluginEntry], None]) -> None:
     class OnlySmall(Bytes):
-        def refuses(self, facts):
+        def check_support(self, facts):
             if facts.spec.n_bits == 1:
                 return None
             return Refusal("too many bits", facts.spec.model_copy(update={"n_bits": 1}))
@@ -304,7 +304,7 @@ def test_failures_of_a_form_name_it(register: Callable[[PluginEntry], None]) -> 
     with pytest.raises(CheckpointError, match="named like 'my_plugin::depalettize'"):
         make_stored_form(get_catalog(), "nameless")
     register(form(Curt, "curt"))
-    with pytest.raises(CheckpointError, match="refuses returned False"):
+    with pytest.raises(CheckpointError, match="check_support returned False"):
         prepared_mlp(stored_form="curt")
     register(form(Flipped, "flipped"))
     prepared_mlp(stored_form="flipped")  # what only the contract kit can find

@@ -13,7 +13,7 @@ import pytest
 
 from palette_core.plugins import kinds
 from palette_core.plugins.kinds import KINDS
-from palette_core.plugins.shelves import Distribution
+from palette_core.plugins.registries import Distribution
 from palette_core.plugins.validation import collect_entries
 from palette_core.testing import ContractTest, all_checks
 from palette_core.testing._kit import Subject

@@ -18,7 +18,7 @@ from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
 
 from palette_core.errors import ContractError
 from palette_core.plugins import kinds
-from palette_core.plugins.shelves import Distribution
+from palette_core.plugins.registries import Distribution
 from palette_core.testing import Check, ContractTest, all_checks
 from palette_core.testing._kit import Subject
 
@@ -159,7 +159,7 @@ def test_the_right_strategies_pass(record, register) -> None:
 
 
 def test_the_right_backend_passes(register) -> None:
-    record = backend(refuses=None)
+    record = backend(check_support=None)
     register(record)
     subject = subject_of(kinds.EXPORT_BACKEND, record)
     for check in checks_of(kinds.EXPORT_BACKEND).values():

@@ -8,7 +8,7 @@ import pytest
 
 from palette_core.errors import ConfigError, ContractError, MissingExtraError
 from palette_core.plugins.kinds import COMMAND
-from palette_core.plugins.shelves import Distribution
+from palette_core.plugins.registries import Distribution
 from palette_core.testing import ContractTest, all_checks, parametrize_contract
 
 GROUPS = {"granularity/per_grouped_channel": [{"group_size": 2}]}

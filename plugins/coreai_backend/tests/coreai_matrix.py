@@ -299,7 +299,9 @@ def write_weights(dtype: torch.dtype, folder: Path) -> tuple[Path, dict[Case, Pa
     """Save all cases of a dtype that are not refused; returns file and weights."""
     backend = CoreAIBackend(CoreAIOptions())
     taken = {
-        case: random_weight(case) for case in cases(dtype) if backend.refuses(case.facts) is None
+        case: random_weight(case)
+        for case in cases(dtype)
+        if backend.check_support(case.facts) is None
     }
     path = folder / f"{str(dtype).removeprefix('torch.')}.aimodel"
     program = program_of({case.name: weight for case, weight in taken.items()})
@@ -382,7 +384,9 @@ def refusals() -> list[tuple[str, str, str]]:
         ("ConvTranspose3d", "ConvTranspose3d", torch.float32),
         ("weights in float64", "Linear", torch.float64),
     ):
-        refusal = backend.refuses(Case(kind, "per tensor", "as the weight", dtype, spec).facts)
+        refusal = backend.check_support(
+            Case(kind, "per tensor", "as the weight", dtype, spec).facts
+        )
         assert refusal is not None
         reason, _, instead = refusal.reason.partition("; ")
         found.append((what, reason, instead))

@@ -39,7 +39,7 @@ TARGETS = ("iOS16", "macOS14", "iOS18", "watchOS11", "iOS26", "macOS26")
 
 
 def refuses(facts: TensorFacts, **options: object) -> Refusal | None:
-    return CoreMLBackend(CoreMLOptions(**options)).refuses(facts)
+    return CoreMLBackend(CoreMLOptions(**options)).check_support(facts)
 
 
 def decoded(target: str, made) -> torch.Tensor:

@@ -236,6 +236,6 @@ def test_what_is_refused_could_not_have_been_exported(tmp_path):
 def test_widths_that_the_file_lacks_are_refused_with_the_next_one(n_bits):
     spec = PalettizationSpec.model_construct(**{**dict(PalettizationSpec()), "n_bits": n_bits})
     case = matrix.Case("Linear", "per tensor", "as the weight", torch.float32, spec)
-    refusal = OpenVINOBackend(OpenVINOOptions()).refuses(case.facts)
+    refusal = OpenVINOBackend(OpenVINOOptions()).check_support(case.facts)
     assert refusal is not None
     assert refusal.instead == PalettizationSpec(n_bits=n_bits + 1)

@@ -21,7 +21,7 @@ from palette_core.planning.choose import (
 )
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.shelves import validate_options
+from palette_core.plugins.registries import validate_options
 
 CandidateSpec = int | Mapping[str, Any]
 """Bits, or fields of a spec, such as ``{"n_bits": 4, "cluster_dim": 2}``."""
@@ -170,7 +170,7 @@ def _with(
         return str(error)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
-    refusal = None if backend is None else backend.refuses(made.facts)
+    refusal = None if backend is None else backend.check_support(made.facts)
     return made if refusal is None else f"the backend refuses it: {refusal.reason}"
 
 

@@ -11,7 +11,7 @@ from typer.main import get_command
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.commands import CommandEntry
 from palette_core.plugins.kinds import COMMAND
-from palette_core.plugins.shelves import Registered
+from palette_core.plugins.registries import Registered
 
 
 class _PassedOn(TyperCommand):
@@ -38,9 +38,9 @@ class CommandsWithAdded(TyperGroup):
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
-        shelf = get_catalog()[COMMAND]
-        known = cmd_name in shelf.names() or shelf.is_blocked(cmd_name)
-        return _wrapped(shelf.find(cmd_name)) if known else None
+        registry = get_catalog()[COMMAND]
+        known = cmd_name in registry.names() or registry.is_blocked(cmd_name)
+        return _wrapped(registry.find(cmd_name)) if known else None
 
 
 def _wrapped(item: Registered[CommandEntry]) -> Any:

@@ -21,7 +21,7 @@ from palette_core.errors import ConfigError, did_you_mean
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.plugins import ExportBackendEntry
 from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.shelves import Shelf, validate_options
+from palette_core.plugins.registries import Registry, validate_options
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight
 from palette_core.storage.checkpoint import load_checkpoint
@@ -92,15 +92,15 @@ def make_target(
     return Target(output, backend, read, _read_dynamic(dynamic))
 
 
-def _backend_for(output: Path, shelf: Shelf[ExportBackendEntry]) -> str:
+def _backend_for(output: Path, registry: Registry[ExportBackendEntry]) -> str:
     """Return the backend that writes such files, or one that is known to and not installed."""
-    found = shelf.find_by("suffix", output.suffix)
+    found = registry.find_by("suffix", output.suffix)
     if found is not None:
         return found.entry.name
     known = json.loads(files("palette_core.cli").joinpath("known_suffixes.json").read_text())
     if output.suffix in known:
         return str(known[output.suffix])
-    written = ", ".join(f"{item.entry.suffix} ({item.entry.name})" for item in shelf)
+    written = ", ".join(f"{item.entry.suffix} ({item.entry.name})" for item in registry)
     raise FactoryError(f"no export backend writes {output}; installed ones write {written}")
 
 

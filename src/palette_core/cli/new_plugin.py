@@ -76,8 +76,8 @@ _TEXTS = {
 ```python
 palettizer.export("model.npz", backend="{entry}")
 ```""",
-        "`backend.py`**: `refuses`, what the format has no form for, and `export`, which writes\n"
-        "  it. In `tests/test_contract.py`, `read_weights` has to read what you write.",
+        "`backend.py`**: `check_support`, what the format has no form for, and `export`, which\n"
+        "  writes it. In `tests/test_contract.py`, `read_weights` has to read what you write.",
     ),
     Kind.TRAINING: _Text(
         "A training strategy",

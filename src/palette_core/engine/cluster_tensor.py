@@ -22,7 +22,7 @@ from palette_core.plugins import (
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.clusterers import fit_checked
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
-from palette_core.plugins.shelves import Registered
+from palette_core.plugins.registries import Registered
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.tensors.quantized_fit import quantize_codebook
 from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points

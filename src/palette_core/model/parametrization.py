@@ -76,7 +76,7 @@ def parametrizations(module: nn.Module) -> nn.ModuleDict:
 
 
 @final
-class Kept:
+class ModuleSnapshot:
     """What `attach` and `replace_chain` change in modules, kept to be put back.
 
     Classes, attributes and registries come back as they were: the same tensors, in the same

@@ -12,20 +12,20 @@ from palette_core.operations.calls import ACCESSORS, bind, called_name
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.checked.operations import make_operation
 from palette_core.plugins.operations import Consumption, Operation, OperationEntry, plain
-from palette_core.plugins.shelves import Registered, Shelf
+from palette_core.plugins.registries import Registered, Registry
 
 
 class OperationTable:
     """Operations by name, alias, module type and call.
 
     Args:
-        shelf: what is registered; torch's own first.
+        registry: what is registered; torch's own first.
     """
 
-    def __init__(self, shelf: Shelf[OperationEntry]) -> None:
-        self._shelf = shelf
+    def __init__(self, registry: Registry[OperationEntry]) -> None:
+        self._registry = registry
         self._entries: dict[str, OperationEntry] = {}
-        for item in shelf:
+        for item in registry:
             self._entries.setdefault(item.entry.name, item.entry)
         self._spellings = {name: name for name in self._entries}
         self._modules: dict[str, str] = {}
@@ -49,7 +49,7 @@ class OperationTable:
         Raises:
             DuplicatePluginError: naming both.
         """
-        self._shelf.find(name)
+        self._registry.find(name)
 
     def spelled(self, name: str) -> str:
         """Return the operation that goes by a name, such as ``"__matmul__"``; else the name."""
@@ -117,7 +117,7 @@ class OperationTable:
         """
         if op_type not in self._entries or weight.dim() == 0:
             return None
-        item = self._shelf.find(op_type)
+        item = self._registry.find(op_type)
         call = bind(item.entry, func, args, kwargs)
         axis = self._operation(item).channel_axis(call, weight)
         if axis is not None:
@@ -147,7 +147,7 @@ class OperationTable:
         """
         if op_type not in self._entries:
             return []
-        item = self._shelf.find(op_type)
+        item = self._registry.find(op_type)
         return list(self._operation(item).consumptions(bind(item.entry, func, args, kwargs)))
 
     def _operation(self, item: Registered[OperationEntry]) -> Operation:

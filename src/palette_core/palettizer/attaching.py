@@ -44,7 +44,7 @@ def attach_palettes(
 ) -> None:
     """Install every palette, or none."""
     places = [list(parametrization.places(model, job.plan.owners)) for job in jobs]
-    kept = parametrization.Kept(module for each in places for module, _ in each)
+    kept = parametrization.ModuleSnapshot(module for each in places for module, _ in each)
     try:
         for job, result, where in zip(jobs, results, places, strict=True):
             plan, spec = job.plan, job.plan.spec

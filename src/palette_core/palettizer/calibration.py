@@ -20,7 +20,7 @@ from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.errors import PaletteWarning, PlanError, StateError
-from palette_core.model.parametrization import Kept
+from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.palettizer.calibration_session import Calibration, LossFn
 from palette_core.palettizer.gauge import Gauge
 from palette_core.palettizer.palettized_weight import PalettizedWeight
@@ -201,7 +201,7 @@ def _take_over(
     sites: Sites, measured: Mapping[str, Sensitivity], clustered: Sequence[Clustered]
 ) -> None:
     """Install every palette, or none."""
-    kept = Kept(site.palette for site in sites)
+    kept = ModuleSnapshot(site.palette for site in sites)
     # What is written in place: tables that an optimizer holds, and single values.
     parts = [t for s in sites for t in (*s.palette.parameters(), *s.palette.buffers())]
     values = [(t, t.detach().clone()) for t in parts if isinstance(t, nn.Parameter) or t.dim() == 0]

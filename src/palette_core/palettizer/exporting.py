@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from palette_core._common.files import atomic_path
 from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
-from palette_core.model.parametrization import Kept
+from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.palettizer import life_cycle
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
@@ -88,7 +88,7 @@ def finalize(
         raise BackendError(f"backend {target.name!r} cannot take: " + "; ".join(sentences))
     settle_trained(prepared)
     palettize_current(prepared, catalog)
-    kept = Kept([model, *(place.module for site in prepared for place in site.places)])
+    kept = ModuleSnapshot([model, *(place.module for site in prepared for place in site.places)])
     folder = None if mmap_dir is None else WeightFolder(mmap_dir)
     try:
         with folder or contextlib.nullcontext():
@@ -122,7 +122,7 @@ def export(
     life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
     # Whatever fails, the model is as before, and so is what stands at the path.
     prepared = palette_sites(model, PalettizedWeight)
-    kept = Kept([model, *(place.module for site in prepared for place in site.places)])
+    kept = ModuleSnapshot([model, *(place.module for site in prepared for place in site.places)])
     with atomic_path(path) as fresh:
         try:
             _write(model, target, catalog, fresh, example_inputs, dynamic_shapes)

@@ -8,7 +8,7 @@ from palette_core.plugins import ClustererEntry, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.granularities import block_shape
 from palette_core.plugins.checked.stored_forms import make_stored_form
-from palette_core.plugins.shelves import validate_options
+from palette_core.plugins.registries import validate_options
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
 
@@ -75,14 +75,14 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
     """
     if lut_qspec is None:
         return None
-    shelf = catalog.lut_quantizers
-    able = [item.entry for item in shelf if dtype_name(lut_qspec.dtype) in item.entry.dtypes]
+    registry = catalog.lut_quantizers
+    able = [item.entry for item in registry if dtype_name(lut_qspec.dtype) in item.entry.dtypes]
     name = lut_qspec.quantizer
     if name is None:
         default = [entry.name for entry in able if entry.is_default]
         what = f"LUT quantizers are the default for {dtype_name(lut_qspec.dtype)}"
         name = _only(default, what, "lut_qspec.quantizer")
-    entry = shelf.get(name)
+    entry = registry.get(name)
     if dtype_name(lut_qspec.dtype) not in entry.dtypes:
         raise PlanError(
             f"LUT quantizer {name!r} cannot make {dtype_name(lut_qspec.dtype)}; these can: "
@@ -114,7 +114,7 @@ def check_stored_form(facts: TensorFacts, catalog: Catalog) -> None:
         UnknownPluginError: nobody knows the form.
         CheckpointError: the form fails.
     """
-    refusal = make_stored_form(catalog, facts.spec.stored_form).refuses(facts)
+    refusal = make_stored_form(catalog, facts.spec.stored_form).check_support(facts)
     if refusal is not None:
         raise IncompatibleShapeError(
             f"stored form {facts.spec.stored_form!r} cannot hold it: {refusal.reason}"

@@ -28,7 +28,7 @@ from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, Tens
 from palette_core.planning.rules import Decision, RuleBook
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.shelves import validate_options
+from palette_core.plugins.registries import validate_options
 from palette_core.tensors.dtypes import dtype_name
 
 OnIncompatible = Literal["skip", "error"]
@@ -177,7 +177,7 @@ def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
     """Return one sentence per tensor that ``backend`` cannot export."""
     sentences = []
     for plan in tensors:
-        refusal = backend.refuses(plan.facts)
+        refusal = backend.check_support(plan.facts)
         if refusal is None:
             continue
         text = f"{plan.name} {plan.shape} ({plan.rule}): {refusal.reason}"

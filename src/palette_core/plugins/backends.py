@@ -54,8 +54,8 @@ class Backend(ABC):
     """Turns a prepared model into what one runtime loads."""
 
     @abstractmethod
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
-        """Say in planning whether this tensor cannot be exported; None means it can."""
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
+        """Return why this tensor cannot be exported, or None; asked in planning."""
 
     def check_program(
         self,
@@ -63,9 +63,10 @@ class Backend(ABC):
         example_inputs: Sequence[Any] | Mapping[str, Any],
         dynamic_shapes: Any = None,
     ) -> Sequence[Refusal]:
-        """Say in planning which operations of the model cannot be exported; none by default.
+        """Return which operations of the model cannot be exported; none by default.
 
-        Called before anything is clustered, so that nobody waits for palettes that have no file.
+        Asked in planning, before anything is clustered, so that nobody waits for palettes that
+        have no file.
 
         Args:
             model: not palettized, and to be left as it is.
@@ -152,7 +153,7 @@ def palette_core_export_backends() -> Iterable[ExportBackendEntry]:
         class TorchExport(Backend):
             '''The graph that torch.export records, packed weights and all.'''
 
-            def refuses(self, facts):
+            def check_support(self, facts):
                 return None
 
             def finalize(self, model, palettized):

@@ -29,60 +29,60 @@ from palette_core.plugins.kinds import (
 from palette_core.plugins.lut_quantizers import LutQuantizerEntry
 from palette_core.plugins.metrics import SensitivityMetricEntry
 from palette_core.plugins.operations import OperationEntry
-from palette_core.plugins.shelves import CORE, Blocked, Quarantined, Shelf
+from palette_core.plugins.registries import CORE, Blocked, Quarantined, Registry
 from palette_core.plugins.training import TrainingStrategyEntry
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """Every registered plug-in: ``catalog[kind]`` is the shelf of a kind of `KINDS`.
+    """Every registered plug-in: ``catalog[kind]`` is the registry of a kind of `KINDS`.
 
     The kinds that are asked for most have a property each, which says the same in fewer words.
     """
 
-    by_kind: Mapping[PluginKind[Any], Shelf[Any]]
+    by_kind: Mapping[PluginKind[Any], Registry[Any]]
     quarantined: tuple[Quarantined, ...] = ()
     blocked: tuple[Blocked, ...] = ()
 
-    def __getitem__(self, kind: PluginKind[EntryT]) -> Shelf[EntryT]:
+    def __getitem__(self, kind: PluginKind[EntryT]) -> Registry[EntryT]:
         return self.by_kind[kind]
 
-    def shelves(self) -> tuple[Shelf[Any], ...]:
-        """Return one shelf per kind, in the order of `KINDS`."""
+    def registries(self) -> tuple[Registry[Any], ...]:
+        """Return one registry per kind, in the order of `KINDS`."""
         return tuple(self[kind] for kind in KINDS)
 
     @property
-    def clusterers(self) -> Shelf[ClustererEntry]:
+    def clusterers(self) -> Registry[ClustererEntry]:
         """The clustering algorithms."""
         return self[CLUSTERER]
 
     @property
-    def granularities(self) -> Shelf[GranularityEntry]:
+    def granularities(self) -> Registry[GranularityEntry]:
         """The granularities."""
         return self[GRANULARITY]
 
     @property
-    def lut_quantizers(self) -> Shelf[LutQuantizerEntry]:
+    def lut_quantizers(self) -> Registry[LutQuantizerEntry]:
         """The LUT quantizers."""
         return self[LUT_QUANTIZER]
 
     @property
-    def training_strategies(self) -> Shelf[TrainingStrategyEntry]:
+    def training_strategies(self) -> Registry[TrainingStrategyEntry]:
         """The training strategies."""
         return self[TRAINING_STRATEGY]
 
     @property
-    def export_backends(self) -> Shelf[ExportBackendEntry]:
+    def export_backends(self) -> Registry[ExportBackendEntry]:
         """The export backends."""
         return self[EXPORT_BACKEND]
 
     @property
-    def sensitivity_metrics(self) -> Shelf[SensitivityMetricEntry]:
+    def sensitivity_metrics(self) -> Registry[SensitivityMetricEntry]:
         """The sensitivity metrics."""
         return self[SENSITIVITY_METRIC]
 
     @property
-    def operations(self) -> Shelf[OperationEntry]:
+    def operations(self) -> Registry[OperationEntry]:
         """The operations."""
         return self[OPERATION]
 
@@ -93,15 +93,15 @@ class Catalog:
             MissingBackendError: it is one of ours, but its distribution is not installed.
             UnknownPluginError: nobody knows it.
         """
-        shelf, provider = self[EXPORT_BACKEND], _provider(name)
+        registry, provider = self[EXPORT_BACKEND], _provider(name)
         known = [each.distribution.name for each in self.quarantined]
         known += [each.distribution.name for each in self.blocked]
-        if provider and name not in shelf.names() and provider not in known:
+        if provider and name not in registry.names() and provider not in known:
             raise MissingBackendError(
                 f"export backend {name!r} needs the plug-in {provider!r}: pip install {provider}; "
-                f"installed: {', '.join(shelf.names())}"
+                f"installed: {', '.join(registry.names())}"
             )
-        return shelf.get(name)
+        return registry.get(name)
 
 
 def _provider(backend: str) -> str | None:
@@ -117,8 +117,8 @@ def discover() -> Catalog:
     """Load every entry point, those of the built-in plug-ins first, and return a fresh catalog."""
     found = find_plugins()
     left_out = tuple(found.quarantined), tuple(found.blocked)
-    shelves = {kind: Shelf(kind, tuple(found.entries[kind]), *left_out) for kind in KINDS}
-    return Catalog(shelves, *left_out)
+    registries = {kind: Registry(kind, tuple(found.entries[kind]), *left_out) for kind in KINDS}
+    return Catalog(registries, *left_out)
 
 
 @lru_cache(maxsize=1)

@@ -128,12 +128,12 @@ def palette_core_clusterers() -> Iterable[ClustererEntry]:
             def fit(self, problem):
                 import torch
 
-                from palette_core.tensors import Codebook, nearest_codes
+                from palette_core.tensors import Codebook, assign
 
                 low, high = problem.points.aminmax(dim=1, keepdim=True)
                 steps = torch.linspace(0, 1, problem.n_entries, dtype=torch.float64)
                 lut = low + steps[:, None].to(low.device) * (high - low).double()
-                return Codebook(lut, nearest_codes(problem.points, lut))
+                return Codebook(lut, assign(problem.points, lut))
 
 
         @hookimpl

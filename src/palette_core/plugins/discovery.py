@@ -19,7 +19,7 @@ from palette_core.errors import DuplicatePluginError, did_you_mean
 from palette_core.plugins.blocking import BlockList
 from palette_core.plugins.kinds import KINDS, PluginKind
 from palette_core.plugins.markers import PROJECT
-from palette_core.plugins.shelves import CORE, Blocked, Distribution, Quarantined, Registered
+from palette_core.plugins.registries import CORE, Blocked, Distribution, Quarantined, Registered
 from palette_core.plugins.validation import collect_entries
 
 ENTRY_POINT_GROUP = PROJECT

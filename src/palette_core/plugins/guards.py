@@ -12,7 +12,7 @@ import torch
 
 from palette_core.errors import PaletteError
 from palette_core.plugins.kinds import kind_of
-from palette_core.plugins.shelves import Registered, validate_options
+from palette_core.plugins.registries import Registered, validate_options
 
 ResultT = TypeVar("ResultT")
 

@@ -81,7 +81,7 @@ class StoredForm(ABC):
         """Return the shape of the weight, by shapes alone; by default each index stands for D."""
         return stored.shape
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Say in planning whether this tensor cannot be stored so; None, the default: it can."""
         del facts
         return None

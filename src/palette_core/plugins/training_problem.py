@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palette_core.tensors.nearest import nearest_codes, straight_through
+from palette_core.tensors.nearest import assign, straight_through
 from palette_core.tensors.palettized import Codebook, PalettizedTensor, QuantizedLut
 from palette_core.tensors.zeros import with_zeros, zero_mask
 
@@ -87,8 +87,8 @@ class TrainingProblem:
         return Codebook(made.dequantize(), none, made)
 
     def nearest(self, points: Tensor, entries: Tensor) -> Tensor:
-        """Return `nearest_codes`; what is exactly zero stays so where the spec demands it."""
-        codes = nearest_codes(points.detach(), entries.detach())
+        """Return `assign`; what is exactly zero stays so where the spec demands it."""
+        codes = assign(points.detach(), entries.detach())
         return codes if self.zero_entries is None else self.zeros_kept(points, codes)
 
     def zeros_kept(self, points: Tensor, codes: Tensor) -> Tensor:

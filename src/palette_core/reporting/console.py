@@ -100,15 +100,15 @@ def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
 def _installed(catalog: Catalog) -> list[dict[str, Any]]:
     return [
         {
-            "kind": str(shelf.kind),
+            "kind": str(registry.kind),
             "name": item.entry.name,
             "summary": item.entry.summary,
             "distribution": item.distribution.name,
             "version": item.distribution.version,
             "options": _options(item.entry),
         }
-        for shelf in catalog.shelves()
-        for item in shelf
+        for registry in catalog.registries()
+        for item in registry
     ]
 
 
@@ -126,7 +126,7 @@ def _quarantined(catalog: Catalog) -> list[dict[str, Any]]:
 
 def import_seconds(catalog: Catalog) -> dict[str, float]:
     """Return how long the entry points of each distribution took to import, slowest first."""
-    items = {item.distribution for shelf in catalog.shelves() for item in shelf}
+    items = {item.distribution for registry in catalog.registries() for item in registry}
     found: dict[str, float] = {}
     for dist in items | {q.distribution for q in catalog.quarantined}:
         found[str(dist)] = found.get(str(dist), 0.0) + dist.seconds

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.errors import CheckpointError, PaletteWarning, StateError, did_you_mean
-from palette_core.model.parametrization import Kept
+from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.storage.checkpoint_file import (
     Checkpoint,
     read_checkpoint,
@@ -74,7 +74,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         for name, tensor in checkpoint.palettized.items()
     }
     owners = {name.rpartition(".")[0] for group in names.values() for name in group}
-    kept = Kept(model.get_submodule(owner) for owner in owners)
+    kept = ModuleSnapshot(model.get_submodule(owner) for owner in owners)
     before = {name: own[name].detach().clone() for name in dense if name in own}
     try:
         model.load_state_dict(dense, strict=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palette_core.model.parametrization import (
-    Kept,
+    ModuleSnapshot,
     attach,
     chain_input,
     parametrizations,
@@ -119,7 +119,7 @@ def replace_palettes(
         sites: of one model.
         packed: one for each site.
     """
-    kept = Kept(place.module for site in sites for place in site.places)
+    kept = ModuleSnapshot(place.module for site in sites for place in site.places)
     try:
         for site, item in zip(sites, packed, strict=True):
             placeholder = item.placeholder()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from palette_core.tensors.layout import BlockLayout, Shape
     from palette_core.tensors.moments import InputMoments
     from palette_core.tensors.nearest import (
+        assign,
         look_up,
-        nearest_codes,
         pieces,
         squared_distances,
         straight_through,
@@ -47,6 +47,7 @@ __all__ = [
     "Shape",
     "StoredTensor",
     "Windows",
+    "assign",
     "assign_and_sum",
     "define_operator",
     "depalettize",
@@ -57,7 +58,6 @@ __all__ = [
     "look_up",
     "metric",
     "named_arguments",
-    "nearest_codes",
     "pack_indices",
     "packed_size",
     "parse_dtype",
@@ -90,7 +90,7 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.tensors.moments": ["InputMoments"],
         "palette_core.tensors.nearest": [
             "look_up",
-            "nearest_codes",
+            "assign",
             "pieces",
             "squared_distances",
             "straight_through",

@@ -14,7 +14,7 @@ from palette_core.tensors.palettized import gather_entries
 _CHUNK = 1 << 18  # distances, or elements of wide temporaries, held at once
 
 
-def nearest_codes(points: Tensor, entries: Tensor) -> Tensor:
+def assign(points: Tensor, entries: Tensor) -> Tensor:
     """Return which entry is nearest to each point, the lowest among equals.
 
     Exact for entries of up to 32 bits with one value; sums of squared differences in float32

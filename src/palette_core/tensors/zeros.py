@@ -7,7 +7,7 @@ from torch import Tensor
 
 from palette_core.errors import WeightError
 from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.nearest import nearest_codes, pieces, squared_distances, sums_by_code
+from palette_core.tensors.nearest import assign, pieces, squared_distances, sums_by_code
 from palette_core.tensors.palettized import Codebook, QuantizedLut
 
 _ROUNDS = 10
@@ -94,7 +94,7 @@ def in_order(codebook: Codebook) -> Codebook:
 def _assigned(points: Tensor, importance: Tensor | None, entries: Tensor) -> Tensor:
     """Return the nearest entry of every point by Σ over D of w (x − c)²."""
     if importance is None or points.shape[-1] == 1:
-        return nearest_codes(points, entries)
+        return assign(points, entries)
     codes = torch.empty(points.shape[:2], dtype=torch.uint8, device=points.device)
     for block, piece in pieces(len(points), points.shape[1], entries[0].numel()):
         w = importance[block, piece].double()

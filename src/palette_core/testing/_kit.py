@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ContractError, MissingExtraError
 from palette_core.plugins.kinds import KINDS, PluginKind
-from palette_core.plugins.shelves import Distribution
+from palette_core.plugins.registries import Distribution
 
 Reader = Callable[[Path], Mapping[str, Any]]
 Calls = Callable[[], Iterable[tuple[Any, ...]]]

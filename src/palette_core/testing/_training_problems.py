@@ -14,7 +14,7 @@ from palette_core.plugins import LutQuantizer
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.nearest import nearest_codes
+from palette_core.tensors.nearest import assign
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.testing._probes import draw
 
@@ -56,7 +56,7 @@ def _problem(
         tables[:, 1] = 0.0
     tables = tables.to(dtype)
     quantizer = _quantizer() if quantized else None
-    made = Codebook(tables, nearest_codes(points.to(dtype), tables))
+    made = Codebook(tables, assign(points.to(dtype), tables))
     if quantizer is not None:
         stored = quantizer.quantize(tables)
         made = Codebook(stored.dequantize(), made.codes, stored)

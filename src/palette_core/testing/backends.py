@@ -57,7 +57,7 @@ def _split(
     model = Layers(specs)
     plan = KMeansPalettizer(model, config_of(specs)).make_plan(inputs_of(model))
     target = _backend(subject, options)
-    refused = {t.name for t in plan if target.refuses(t.facts) is not None}
+    refused = {t.name for t in plan if target.check_support(t.facts) is not None}
     taken = {n: s for n, s in specs.items() if f"{n}.weight" not in refused}
     return taken, {n: s for n, s in specs.items() if n not in taken}
 
@@ -120,8 +120,8 @@ def refusals(subject: Subject) -> None:
     """For any tensor, refuses gives None or a reason, the same again; what it proposes it takes."""
     for options in subject.options:
         for facts in _facts(subject):
-            first: object = _backend(subject, options).refuses(facts)
-            again = _backend(subject, options).refuses(facts)
+            first: object = _backend(subject, options).check_support(facts)
+            again = _backend(subject, options).check_support(facts)
             demand(subject, first == again, f"answers {first!r} and then {again!r} for {facts}")
             if first is None:
                 continue
@@ -133,7 +133,7 @@ def refusals(subject: Subject) -> None:
                 other = TensorFacts(
                     facts.name, facts.shape, facts.dtype, facts.op_type, layout, first.instead
                 )
-                second = _backend(subject, options).refuses(other)
+                second = _backend(subject, options).check_support(other)
                 demand(subject, second is None, f"refuses what it proposes itself: {second!r}")
 
 

@@ -14,7 +14,7 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ConfigError, ContractError, PluginOptionsError, did_you_mean
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.kinds import EXPORT_BACKEND, OPERATION
-from palette_core.plugins.shelves import Distribution, validate_options
+from palette_core.plugins.registries import Distribution, validate_options
 from palette_core.testing._kit import (
     ANY,
     CHECKS,
@@ -177,9 +177,9 @@ def _tests(
 ) -> Iterator[ContractTest]:
     checks = all_checks()
     found = [
-        (shelf.kind, item)
-        for shelf in get_catalog().shelves()
-        for item in shelf
+        (registry.kind, item)
+        for registry in get_catalog().registries()
+        for item in registry
         if _same(item.distribution.name, distribution)
     ]
     about = found[0][1].distribution if found else Distribution(distribution, "")

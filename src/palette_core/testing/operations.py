@@ -16,7 +16,7 @@ from palette_core.plugins import Consumption, InputMoments, OperationEntry
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.kinds import OPERATION
 from palette_core.plugins.operations import plain
-from palette_core.plugins.shelves import Registered, Shelf
+from palette_core.plugins.registries import Registered, Registry
 from palette_core.tensors import BlockLayout
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits, draw
@@ -66,7 +66,7 @@ def _looks(entry: OperationEntry) -> bool:
 
 
 def _table(subject: Subject) -> OperationTable:
-    return OperationTable(Shelf(OPERATION, (Registered(subject.entry, subject.distribution),)))
+    return OperationTable(Registry(OPERATION, (Registered(subject.entry, subject.distribution),)))
 
 
 def _given(subject: Subject) -> list[list[_Call]]:

@@ -12,7 +12,7 @@ from palette_core.config.spec import QuantizationSpec
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.discovery import ENTRY_POINT_GROUP
 from palette_core.plugins.kinds import GRANULARITY, LUT_QUANTIZER
-from palette_core.plugins.shelves import CORE
+from palette_core.plugins.registries import CORE
 from palette_core.testing._kit import ANY, DISTRIBUTION, Subject, check, demand, fail
 
 _TIMEOUT = 300  # seconds; a fresh process imports torch
@@ -32,8 +32,8 @@ catalog = discover()
 print(json.dumps({{
     "loaded": sorted(new - set(sys.stdlib_module_names)),
     "found": [
-        [shelf.kind.slug, item.entry.name, item.distribution.name]
-        for shelf in catalog.shelves() for item in shelf
+        [registry.kind.slug, item.entry.name, item.distribution.name]
+        for registry in catalog.registries() for item in registry
     ],
     "broken": [[q.distribution.name, q.entry_point, q.error] for q in catalog.quarantined],
 }}))
@@ -131,9 +131,9 @@ def make(subject: Subject, options: Any) -> Any:
 
 def _registered_here(name: str) -> list[tuple[str, str]]:
     return sorted(
-        (shelf.kind.slug, item.entry.name)
-        for shelf in get_catalog().shelves()
-        for item in shelf
+        (registry.kind.slug, item.entry.name)
+        for registry in get_catalog().registries()
+        for item in registry
         if item.distribution.name == name
     )
 

@@ -42,7 +42,7 @@ def _weights(form: Any) -> Iterator[tuple[str, PalettizedTensor]]:
                 made = _weight(n_bits, shape, dim, values)
                 spec = PalettizationSpec(n_bits=n_bits, cluster_dim=dim)
                 facts = TensorFacts("w", made.shape, made.dtype, "linear", made.layout, spec)
-                if form.refuses(facts) is None:
+                if form.check_support(facts) is None:
                     yield what, made
     made = _weight(4, (8, 6), 1, "random")
     lut = made.lut.mul(20).round().to(torch.int8)
@@ -176,8 +176,8 @@ def refusal(subject: Subject) -> None:
     form = _form(subject)
     layout = _weight(4, (8, 6), 1, "random").layout
     facts = TensorFacts("w", (8, 6), torch.float32, "linear", layout, PalettizationSpec())
-    answer: object = form.refuses(facts)
+    answer: object = form.check_support(facts)
     held = answer is None or isinstance(answer, Refusal)
-    demand(subject, held, f"refuses returned {answer!r}, expected None or a Refusal")
+    demand(subject, held, f"check_support returned {answer!r}, expected None or a Refusal")
     some = sum(1 for what, _ in _weights(form) if what != "a quantized table")
     demand(subject, some, "every weight is refused")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palette_core.tensors.nearest import look_up, nearest_codes, pieces, sums_by_code
+from palette_core.tensors.nearest import assign, look_up, pieces, sums_by_code
 
 NUMBERS = st.floats(-4, 4, width=16)
 
@@ -19,7 +19,7 @@ NUMBERS = st.floats(-4, 4, width=16)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_scalars_exactly(dtype: torch.dtype, points: list[float], entries: list[float]) -> None:
     x, c = (torch.tensor(v, dtype=dtype)[None, :, None] for v in (points, entries))
-    codes = nearest_codes(x, c)[0].tolist()
+    codes = assign(x, c)[0].tolist()
     exact = [Fraction(e) for e in c[0, :, 0].tolist()]
     for value, code in zip(x[0, :, 0].tolist(), codes, strict=True):
         gaps = [abs(Fraction(value) - e) for e in exact]
@@ -30,22 +30,22 @@ def test_bounds_between_neighbouring_floats() -> None:
     """The middle of two entries is often no float of their dtype."""
     entries = torch.tensor([1.0, 1.0000001192092896, 3.0])[None, :, None]
     points = torch.tensor([1.0, 1.0000001192092896, 2.0, 2.0000002384185791])[None, :, None]
-    assert nearest_codes(points, entries)[0].tolist() == [0, 1, 1, 2]
+    assert assign(points, entries)[0].tolist() == [0, 1, 1, 2]
 
 
 def test_the_lowest_among_equals() -> None:
     entries = torch.tensor([3.0, 1.0, 1.0, 3.0])[None, :, None]
     points = torch.tensor([0.0, 1.0, 2.5, 9.0])[None, :, None]
-    assert nearest_codes(points, entries)[0].tolist() == [1, 1, 0, 0]
+    assert assign(points, entries)[0].tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("dim", [1, 2, 4])
 def test_blocks_have_tables_of_their_own(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points, entries = torch.randn(3, 70, dim), torch.randn(3, 8, dim)
     expected = torch.cdist(points.double(), entries.double()).argmin(-1)
-    assert torch.equal(nearest_codes(points, entries).long(), expected)
+    assert torch.equal(assign(points, entries).long(), expected)
     monkeypatch.setattr("palette_core.tensors.nearest._CHUNK", 100)
-    assert torch.equal(nearest_codes(points, entries).long(), expected)
+    assert torch.equal(assign(points, entries).long(), expected)
 
 
 def test_pieces_cover_everything_once() -> None:

@@ -34,7 +34,7 @@ class CoreAIBackend(Backend):
     def __init__(self, options: CoreAIOptions) -> None:
         self._options = options
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Say whether a tensor cannot be exported; see `refusals`."""
         return refusal(facts)
 

@@ -23,7 +23,7 @@ class CoreMLBackend(Backend):
     def __init__(self, options: CoreMLOptions) -> None:
         self._options = options
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Refuse what the deployment target cannot store exactly; see `refusals`."""
         return refuse(facts, self._options)
 

@@ -25,7 +25,7 @@ class OpenVINOBackend(Backend):
     def __init__(self, options: OpenVINOOptions) -> None:
         self._options = options
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Return why a tensor cannot be exported, or None; see `refusals`."""
         return refusal(facts)
 

@@ -21,7 +21,7 @@ class PackedBackend(Backend):
     def __init__(self, options: Any) -> None:
         del options  # it has none
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Refuse nothing."""
         del facts
         return None

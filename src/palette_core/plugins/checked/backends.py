@@ -36,7 +36,7 @@ class _CheckedBackend(Backend):
     def __init__(self, who: str, backend: Backend, forms: tuple[str, ...] | None) -> None:
         self._who, self._backend, self._forms = who, backend, forms
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Ask the plug-in, about tensors in stored forms that it takes.
 
         Raises:
@@ -50,11 +50,11 @@ class _CheckedBackend(Backend):
             )
         who = f"{facts.name}: {self._who}"
         answer: object = guarded(
-            who, BackendError, lambda: self._backend.refuses(facts), tensor=facts.name
+            who, BackendError, lambda: self._backend.check_support(facts), tensor=facts.name
         )
         if answer is None or isinstance(answer, Refusal):
             return answer
-        raise BackendError(f"{who}: refuses returned {answer!r}, expected None or a Refusal")
+        raise BackendError(f"{who}: check_support returned {answer!r}, expected None or a Refusal")
 
     def check_program(
         self,

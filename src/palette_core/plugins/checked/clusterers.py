@@ -13,7 +13,7 @@ from palette_core.errors import ClusteringError
 from palette_core.plugins.checked.lut_quantizers import check_quantized
 from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
 from palette_core.plugins.guards import guarded, make, named
-from palette_core.plugins.shelves import Registered
+from palette_core.plugins.registries import Registered
 from palette_core.tensors.palettized import Codebook
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from palette_core.errors import CommandError
 from palette_core.plugins.commands import Command, CommandEntry
 from palette_core.plugins.guards import guarded, make
-from palette_core.plugins.shelves import Registered
+from palette_core.plugins.registries import Registered
 
 
 def run_command(item: Registered[CommandEntry], arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from palette_core.errors import OperationError
 from palette_core.plugins.guards import guarded, make
 from palette_core.plugins.operations import Consumption, Operation, OperationCall, OperationEntry
-from palette_core.plugins.shelves import Registered
+from palette_core.plugins.registries import Registered
 from palette_core.tensors.input_views import InputView
 
 

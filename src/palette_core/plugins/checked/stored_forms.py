@@ -131,7 +131,7 @@ class CheckedForm(StoredForm):
         """Return the weight's shape, as the plug-in has it."""
         return self._form.shape(stored)
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Ask the plug-in.
 
         Raises:
@@ -139,11 +139,13 @@ class CheckedForm(StoredForm):
         """
         who = f"{facts.name}: {self._who}"
         answer: object = guarded(
-            who, CheckpointError, lambda: self._form.refuses(facts), tensor=facts.name
+            who, CheckpointError, lambda: self._form.check_support(facts), tensor=facts.name
         )
         if answer is None or isinstance(answer, Refusal):
             return answer
-        raise CheckpointError(f"{who}: refuses returned {answer!r}, expected None or a Refusal")
+        raise CheckpointError(
+            f"{who}: check_support returned {answer!r}, expected None or a Refusal"
+        )
 
 
 def _short(made: object) -> str:

@@ -54,9 +54,9 @@ class StrategyCalls:
 
     @property
     def _who(self) -> str:
-        shelf = get_catalog()[TRAINING_STRATEGY]
-        owners = [f" ({item.distribution})" for item in shelf if item.entry.name == self.name]
-        return f"{self.tensor}: {shelf.kind} {self.name!r}{''.join(owners[:1])}"
+        registry = get_catalog()[TRAINING_STRATEGY]
+        owners = [f" ({item.distribution})" for item in registry if item.entry.name == self.name]
+        return f"{self.tensor}: {registry.kind} {self.name!r}{''.join(owners[:1])}"
 
     def forward(self, problem: TrainingProblem, *, checked: bool = True) -> Tensor:
         """Return the weight in training mode; its values are looked at where ``checked``."""

@@ -19,7 +19,7 @@ from palette_core.tensors import PalettizedTensor
 class OnnxBackend(Backend):
     """Exports through ``torch.onnx``."""
 
-    def refuses(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Refuse bfloat16, which onnxruntime does not compute with on a CPU."""
         if facts.dtype is torch.bfloat16:
             return Refusal("onnxruntime has no bfloat16 on a CPU; cast the model to float32 first")

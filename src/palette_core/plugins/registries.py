@@ -70,7 +70,7 @@ class Blocked:
 
 
 @dataclass(frozen=True)
-class Shelf(Generic[EntryT]):
+class Registry(Generic[EntryT]):
     """All entries of one kind."""
 
     kind: PluginKind[EntryT]
