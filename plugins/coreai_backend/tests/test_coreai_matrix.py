@@ -220,15 +220,15 @@ def test_a_flipped_bit_changes_the_output_of_its_layer_alone(layers, tmp_path):
 # --- what is refused ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("layer", "inputs"),
-    [
-        (nn.ConvTranspose3d(8, 16, 2), torch.randn(1, 8, 3, 3, 3)),
-        (nn.Linear(8, 16).double(), torch.randn(2, 8).double()),
-    ],
-    ids=["ConvTranspose3d", "float64"],
-)
-def test_what_is_refused_could_not_have_been_exported(layer, inputs, tmp_path):
+def test_a_weight_that_would_be_unpacked_at_every_run_is_refused():
+    layer, inputs = nn.ConvTranspose3d(8, 16, 2), torch.randn(1, 8, 3, 3, 3)
+    palettizer = KMeansPalettizer(layer.eval(), support.config(PalettizationSpec(n_bits=2)))
+    with pytest.raises(PlanError, match=r"the backend cannot export: weight .* turned round"):
+        palettizer.make_plan((inputs,), backend="coreai")
+
+
+def test_what_is_refused_could_not_have_been_exported(tmp_path):
+    layer, inputs = nn.Linear(8, 16).double(), torch.randn(2, 8).double()
     palettizer = KMeansPalettizer(layer.eval(), support.config(PalettizationSpec(n_bits=2)))
     with pytest.raises(PlanError, match="the backend cannot export: weight"):
         palettizer.make_plan((inputs,), backend="coreai")
@@ -238,7 +238,7 @@ def test_what_is_refused_could_not_have_been_exported(layer, inputs, tmp_path):
     # What would have happened without the refusal.
     finalized = palettizer.finalize(backend="torch")
     path = tmp_path / "anyway.aimodel"
-    with pytest.raises(BackendError, match=r"cannot convert the model: .*(conv3d|float64)"):
+    with pytest.raises(BackendError, match="float64"):
         CoreAIBackend(CoreAIOptions()).export(finalized, (inputs,), path)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from coreml_cases import E4M3
+from mil_evaluator import run_package
 from test_coreml_packages import EXACT, FOUR, TOKENS, Tied, assert_equal, export, pack, palettes
 from torch import Tensor, nn
 
@@ -286,3 +287,91 @@ def test_what_is_no_package_is_not_replaced(tmp_path) -> None:
     with pytest.raises(BackendError, match="exists and is no Core ML package"):
         export(finalized(), X, folder, EXACT)
     assert (folder / "precious").exists()
+
+
+# --- names, images, metadata ----------------------------------------------------------------------
+
+
+class Counts(nn.Module):
+    """Two inputs, two outputs, a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.register_buffer("total", torch.zeros(4, 6, 6))
+
+    def forward(self, image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        made = self.layer(image) * weight
+        self.total.add_(made[0])
+        return made, self.total * 2
+
+
+def description(path: Path):
+    return ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+
+
+def test_names_images_and_metadata(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = pack(Counts().eval(), {"layer.weight": FOUR})
+    inputs = (torch.rand(1, 3, 8, 8), torch.ones(1))
+    options = CoreMLOptions(
+        compute_precision="float32",
+        input_names=("picture", "factor"),
+        output_names=("now", "sum"),
+        state_names=("memory",),
+        image_inputs={
+            "picture": {"scale": 1 / 255, "bias": (0.1, 0.2, 0.3), "color_layout": "BGR"}
+        },
+        user_metadata={"classes": "a,b"},
+        author="somebody",
+    )
+    path = export(model, inputs, tmp_path / "m.mlpackage", options)
+    said = description(path)
+    assert [item.name for item in said.input] == ["picture", "factor"]
+    assert [item.name for item in said.output] == ["now", "sum"]
+    assert [item.name for item in said.state] == ["memory"]
+    assert said.input[0].type.WhichOneof("Type") == "imageType"
+    assert said.metadata.author == "somebody"
+    assert said.metadata.userDefined["classes"] == "a,b"
+    pixels = torch.randint(0, 256, (1, 3, 8, 8)).float()
+    got = run_package(path, [pixels.numpy(), np.ones(1, np.float32)])
+    assert list(got) == ["now", "sum"]
+    seen = pixels / 255 + torch.tensor([0.1, 0.2, 0.3]).reshape(1, 3, 1, 1)
+    model.total.zero_()
+    wanted = model(seen, torch.ones(1))
+    np.testing.assert_allclose(got["now"], wanted[0].detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got["sum"], wanted[1].detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"input_names": ("a", "b")}, r"input_names: .* for 1 of them"),
+        ({"output_names": ("a", "a")}, r"output_names"),
+        ({"image_inputs": {"y": {}}}, r"image_inputs: no input is called 'y'"),
+    ],
+)
+def test_names_that_do_not_fit(options, text, tmp_path) -> None:
+    with pytest.raises(BackendError, match=text):
+        export(finalized(), X, tmp_path / "m.mlpackage", CoreMLOptions(**options))
+
+
+class Fused(nn.Module):
+    """Queries, keys and values in one weight, the last of which nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, _ = self.qkv.weight.chunk(3)
+        return nn.functional.linear(x, q) * nn.functional.linear(x, k)
+
+
+def test_a_piece_of_a_weight_that_nothing_uses(tmp_path) -> None:
+    model = pack(Fused(), {"qkv.weight": FOUR})
+    x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    path = export(model, (x,), tmp_path / "m.mlpackage", EXACT)
+    assert set(coreml_backend.read_weights(path)) == {"qkv.weight[0:16]", "qkv.weight[16:32]"}
+    (got,) = run_package(path, [x.numpy()]).values()
+    np.testing.assert_allclose(got, model(x).detach(), rtol=1e-5, atol=1e-6)

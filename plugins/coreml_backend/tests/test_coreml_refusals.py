@@ -22,6 +22,7 @@ from palette_core import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
+    load_checkpoint,
 )
 from palette_core.errors import BackendError, IncompatibleShapeError, PlanError
 from palette_core.planning.choose import lay_out
@@ -132,3 +133,74 @@ def test_options_are_checked() -> None:
     entry = get_catalog().backend("coreml")
     with pytest.raises(ValueError, match="iOS18"):
         validate_options(entry, {"deployment_target": "iOS15"})
+
+
+def planned(model: torch.nn.Module, x: torch.Tensor, **options: object) -> None:
+    everything = PalettizationSpec(n_bits=2)
+    config = KMeansPalettizerConfig(
+        global_config=ModuleKMeansPalettizerConfig(module_state_spec={}),
+        module_name_configs={
+            "0": ModuleKMeansPalettizerConfig(module_state_spec={"*": everything})
+        },
+    )
+    KMeansPalettizer(torch.nn.Sequential(model).eval(), config).make_plan(
+        (x,), backend="coreml", backend_options=options
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "text"),
+    [
+        (torch.nn.PReLU(8), torch.zeros(2, 8), r"0\.weight.*the slope of prelu as plain numbers"),
+        (
+            torch.nn.ConvTranspose1d(8, 8, 3),
+            torch.zeros(1, 8, 5),
+            r"0\.bias.*the bias of conv_transpose1d as plain numbers",
+        ),
+    ],
+)
+def test_what_coremltools_wants_as_plain_numbers_is_said_in_planning(layer, x, text) -> None:
+    with pytest.raises(PlanError, match=text):
+        planned(layer, x)
+
+
+class Inverse(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.inv(x @ x.mT)
+
+
+def test_an_operation_that_does_not_convert_is_said_in_planning() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Sequential(Inverse())).eval()
+    palettizer = KMeansPalettizer(model)
+    with pytest.raises(PlanError, match=r"linalg_inv\w*\.default \(in '1\.0'\)"):
+        palettizer.prepare((torch.randn(1, 8, 8),), backend="coreml")
+    assert palettizer.report is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "spec", "options", "text"),
+    [
+        (torch.float16, {"lut_qspec": LUTS["int8"]}, {"compute_precision": "float32"}, "round"),
+        (torch.float32, {"lut_qspec": LUTS["float8"]}, {}, "no tables of float8_e4m3fn"),
+        (torch.bfloat16, {}, {}, "no bfloat16"),
+        (torch.float64, {}, {}, "no float64"),
+    ],
+)
+def test_a_model_from_a_checkpoint_is_refused_alike(dtype, spec, options, text, tmp_path) -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(16, 8)).eval().to(dtype)
+
+    config = KMeansPalettizerConfig(
+        global_config=ModuleKMeansPalettizerConfig(
+            op_state_spec={"weight": PalettizationSpec(**spec)}
+        )
+    )
+    x = (torch.zeros(1, 16, dtype=dtype),)
+    palettizer = KMeansPalettizer(make(), config)
+    palettizer.prepare(x)
+    palettizer.export(tmp_path / "m.safetensors", backend="torch")
+    loaded = load_checkpoint(tmp_path / "m.safetensors", make())
+    with pytest.raises(BackendError, match=rf"^0\.weight: .*{text}"):
+        palettizer.export(
+            tmp_path / "m.mlpackage", x, model=loaded, backend="coreml", backend_options=options
+        )

@@ -13,7 +13,7 @@ from coreai_backend.dialect import check_operations, dialect, latest_node
 from coreai_backend.ir import quiet
 from coreai_backend.lowering import register_lowerings, take_indices
 from coreai_backend.options import CoreAIOptions
-from coreai_backend.refusals import refusal
+from coreai_backend.refusals import check_stored, refusal
 from coreai_backend.writing import replaced_folder
 from export_rewrites import rewritten, summary, trace
 from palette_core.errors import BackendError
@@ -80,6 +80,7 @@ class CoreAIBackend(Backend):
         """
         if path.suffix != _SUFFIX:
             raise BackendError(f"backend 'coreai' writes {_SUFFIX} folders, got {path}")
+        check_stored(model)
         program = self.convert(export_program(model, example_inputs, dynamic_shapes))
         with replaced_folder(path) as fresh:
             program.save_asset(fresh, self._metadata())

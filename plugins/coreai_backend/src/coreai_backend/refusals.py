@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from palette_core.errors import BackendError
 from palette_core.plugins import Refusal, TensorFacts
+from palette_core.storage import palette_sites
 from palette_core.tensors import FP8_DTYPES, dtype_name
 
 INDEX_BITS = (1, 2, 3, 4, 6, 8)
@@ -20,13 +23,11 @@ def refusal(facts: TensorFacts) -> Refusal | None:
     """
     spec = facts.spec
     if facts.dtype not in WEIGHT_DTYPES:
-        return Refusal(
-            f"Core AI has no {dtype_name(facts.dtype)} weights; cast the model to float32 first"
-        )
+        return Refusal(_no_weights(facts.dtype))
     if facts.op_type == "conv_transpose3d":
         return Refusal(
-            "coreai-torch does not convert transposed 3-D convolutions, palettized or dense; "
-            "leave this layer out of the exported model"
+            "coreai-torch has no transposed 3-D convolution; it is written as another one of the "
+            "weight turned round, which a palette would be unpacked for at every run",
         )
     if spec.n_bits not in INDEX_BITS:
         wider = min(bits for bits in INDEX_BITS if bits > spec.n_bits)
@@ -40,3 +41,19 @@ def refusal(facts: TensorFacts) -> Refusal | None:
             spec.model_copy(update={"lut_qspec": None}),
         )
     return None
+
+
+def check_stored(model: nn.Module) -> None:
+    """Refuse palettized weights that came by no plan, out of a checkpoint, as planning would.
+
+    Raises:
+        BackendError: naming the weight.
+    """
+    for site in palette_sites(model):
+        dtype = site.palette.palettized().dtype
+        if dtype not in WEIGHT_DTYPES:
+            raise BackendError(f"{site.name}: {_no_weights(dtype)}")
+
+
+def _no_weights(dtype: torch.dtype) -> str:
+    return f"Core AI has no {dtype_name(dtype)} weights; cast the model to float32 first"

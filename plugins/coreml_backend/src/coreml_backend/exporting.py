@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import coremltools as ct
 from torch import nn
 from torch.export import ExportedProgram
 
+from coreml_backend.describing import described, input_types
 from coreml_backend.dialect import check_operations, dialect
 from coreml_backend.lowering import Lowered, recording
+from coreml_backend.precision import compute_precision
 from coreml_backend.reading import METADATA_KEY
-from coreml_backend.refusals import generation, precision
+from coreml_backend.refusals import check_stored, generation
 from coreml_backend_hooks import CoreMLOptions
 from export_rewrites import module_of, rewritten, summary
 from export_rewrites import trace as exported
@@ -51,9 +53,11 @@ def export_package(
             where there is one.
     """
     _check_place(path)
+    check_stored(model, options)
     program = trace(model, example_inputs, dynamic_shapes)
     with recording(_names(model, program)) as lowered:
-        package = convert(program, options)
+        package = convert(program, options, lowered.wide)
+    package = described(package, options)
     package.user_defined_metadata[METADATA_KEY] = json.dumps(_stored_names(package, lowered))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         fresh = Path(folder) / path.name
@@ -79,12 +83,19 @@ def trace(
     return program
 
 
-def convert(program: ExportedProgram, options: CoreMLOptions, *, check: bool = False) -> Any:
+def convert(
+    program: ExportedProgram,
+    options: CoreMLOptions,
+    wide: Collection[str] = (),
+    *,
+    check: bool = False,
+) -> Any:
     """Return the converted `coremltools.models.MLModel`, not yet saved.
 
     Args:
         program: from `trace`.
         options: deployment target and precision.
+        wide: names of weights that are found, during the conversion, not to fit float16.
         check: stop after the first of coremltools' steps, in which operations are refused, and
             return nothing of use.
 
@@ -93,7 +104,7 @@ def convert(program: ExportedProgram, options: CoreMLOptions, *, check: bool = F
             the modules that hold them.
     """
     check_operations(program)
-    how: dict[str, Any] = {"compute_precision": precision(options)}
+    how: dict[str, Any] = {"compute_precision": compute_precision(options, wide)}
     if check:
         how = {"pass_pipeline": ct.PassPipeline.EMPTY, "convert_to": "milinternal"}
     with _error_lines() as lines:
@@ -102,6 +113,7 @@ def convert(program: ExportedProgram, options: CoreMLOptions, *, check: bool = F
                 program,
                 minimum_deployment_target=generation(options),
                 skip_model_load=True,
+                **input_types(program, options),
                 **how,
             )
         except BackendError:

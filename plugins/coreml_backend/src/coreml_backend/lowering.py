@@ -26,6 +26,7 @@ from coremltools.converters.mil.mil import Var
 from coremltools.converters.mil.mil.block import curr_block
 
 from coreml_backend.constants import digest, emit
+from coreml_backend.precision import fits_float16
 from coreml_backend.slicing import ranges, take
 from palette_core.errors import BackendError
 from palette_core.tensors import OP_NAME, PalettizedTensor, named_arguments, unpack_indices
@@ -42,10 +43,12 @@ class Lowered:
         given: names of weights by the name of their indices in the torch program.
         names: names of weights by the name of the operation that decodes them; several where
             weights are equal, with the range in brackets where only part of one is stored.
+        wide: names of those operations whose weights float16 does not hold.
     """
 
     given: dict[str, str] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
+    wide: set[str] = field(default_factory=set)
 
 
 _recorder: ContextVar[Lowered | None] = ContextVar("coreml_backend_recorder", default=None)
@@ -91,14 +94,18 @@ def depalettize(context: Any, node: Any) -> None:
         context.add(_once(context, palettized, name), torch_name=node.name)
 
 
-def _once(context: Any, palettized: PalettizedTensor, torch_name: str) -> Var:
+def _once(
+    context: Any, palettized: PalettizedTensor, torch_name: str, *, recorded: bool = True
+) -> Var:
     """Emit a weight, unless the same content has been emitted in this block already."""
     known = _emitted.setdefault(context, {})
     key = (digest(palettized), id(curr_block()))
     if key not in known:
         known[key] = emit(palettized, _new_name(torch_name, known.values()))
     record, var = _recorder.get(), known[key]
-    if record is not None:
+    if record is not None and recorded:
+        if not fits_float16(palettized):
+            record.wide.add(var.name)
         names = record.names.setdefault(var.name, [])
         names += [torch_name] * (torch_name not in names)
     return var
@@ -117,14 +124,23 @@ def _cut(context: Any, node: Any, palettized: PalettizedTensor, torch_name: str)
     pieces = [take(palettized, dim, start, stop) for start, stop in parts]
     if not pieces or any(piece is None for piece in pieces) or node.kwinputs:
         return False
+    used = _used(context, node, len(pieces))
     stored = [
-        _once(context, piece, f"{torch_name}[{':, ' * dim}{start}:{stop}]")
-        for piece, (start, stop) in zip(pieces, parts, strict=True)
+        _once(context, piece, f"{torch_name}[{':, ' * dim}{start}:{stop}]", recorded=at in used)
+        for at, (piece, (start, stop)) in enumerate(zip(pieces, parts, strict=True))
         if piece is not None
     ]
     _pieces.setdefault(context, {})[node.name] = stored[0] if node.kind == "slice" else stored
     node.kind = _PIECES
     return True
+
+
+def _used(context: Any, node: Any, count: int) -> set[int]:
+    """Return which results of a node anything reads; what nothing does, coremltools drops."""
+    users = _users(context, node.name)
+    if node.kind == "slice" or any(user.kind != "getitem" for user in users):
+        return set(range(count))
+    return {int(user.inputs[1]) % count for user in users}
 
 
 def _take_pieces(context: Any, node: Any) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import coremltools as ct
 import torch
+from torch import nn
 
 from coreml_backend.constants import size_with_a_table_per_channel
 from coreml_backend_hooks import CoreMLOptions
+from palette_core.errors import BackendError
 from palette_core.plugins import (
     PalettizationSpec,
     PerTensorGranularity,
@@ -16,6 +18,7 @@ from palette_core.plugins import (
     Refusal,
     TensorFacts,
 )
+from palette_core.storage import palette_sites
 from palette_core.tensors import dtype_name
 
 _BITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
@@ -26,13 +29,16 @@ def generation(options: CoreMLOptions) -> Any:
     return getattr(ct.target, options.deployment_target)
 
 
-def precision(options: CoreMLOptions) -> Any:
-    """Return the precision as coremltools has it."""
-    return getattr(ct.precision, options.compute_precision.upper())
-
-
 def refuse(facts: TensorFacts, options: CoreMLOptions) -> Refusal | None:
     """Return why a weight cannot be stored exactly, and the nearest spec that can; else None."""
+    plain = facts.op_type == "prelu" or (
+        len(facts.shape) == 1 and (facts.op_type or "").startswith("conv_transpose")
+    )
+    if plain:
+        return Refusal(
+            f"coremltools wants {'the slope' if facts.op_type == 'prelu' else 'the bias'} of "
+            f"{facts.op_type} as plain numbers; leave it out of the config"
+        )
     if facts.dtype not in (torch.float32, torch.float16):
         return Refusal(
             f"Core ML has no {dtype_name(facts.dtype)}; convert the model with .float() or .half() "
@@ -46,6 +52,35 @@ def refuse(facts: TensorFacts, options: CoreMLOptions) -> Refusal | None:
     while (again := _first_obstacle(facts, spec, options)) is not None:
         spec = again[1]
     return Refusal(reason, spec)
+
+
+def check_stored(model: nn.Module, options: CoreMLOptions) -> None:
+    """Refuse palettized weights that came by no plan, out of a checkpoint, as planning would.
+
+    What a target cannot store is refused where it is stored.
+
+    Raises:
+        BackendError: naming the weight.
+    """
+    for site in palette_sites(model):
+        palettized = site.palette.palettized()
+        dtype, table = palettized.dtype, palettized.lut.dtype
+        if dtype not in (torch.float32, torch.float16):
+            raise BackendError(
+                f"{site.name}: Core ML has no {dtype_name(dtype)}; convert the model with .float() "
+                "or .half() before it is prepared"
+            )
+        exact = options.compute_precision == "float32"
+        if dtype == torch.float16 and palettized.lut_scale is not None and exact:
+            raise BackendError(f"{site.name}: {_COARSE}, or keep the tables floats")
+        if table.is_floating_point and table.itemsize == 1:
+            raise BackendError(f"{site.name}: Core ML has no tables of {dtype_name(table)}")
+
+
+_COARSE = (
+    "tables of 8-bit integers decode in float32, and Core ML would not round their entries to the "
+    "weight's float16; compute_precision float16 rounds"
+)
 
 
 def _first_obstacle(
@@ -64,8 +99,7 @@ def _first_obstacle(
     exact = options.compute_precision == "float32"
     if quantized is not None and facts.dtype == torch.float16 and exact:
         return (
-            "tables of 8-bit integers decode in float32, and Core ML would not round their entries "
-            "to the weight's float16; compute_precision float16 rounds, or keep the tables floats",
+            f"{_COARSE}, or keep the tables floats",
             _with(spec, lut_qspec=None),
         )
     if target < ct.target.iOS26 and spec.enable_per_channel_scale:

@@ -33,6 +33,17 @@ Target = Literal[
 
 
 @final
+class Image(BaseModel):
+    """An input that is an image: value = scale * pixel + bias, as coremltools has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: float = 1.0
+    bias: float | tuple[float, float, float] | None = None
+    color_layout: Literal["RGB", "BGR", "G"] = "RGB"
+
+
+@final
 class CoreMLOptions(BaseModel):
     """Options of the backend ``coreml``."""
 
@@ -47,8 +58,33 @@ class CoreMLOptions(BaseModel):
     compute_precision: Literal["float16", "float32"] = Field(
         default="float16",
         description="Precision of the converted program. float16, coremltools' own default, rounds "
-        "tables, and so weights, by up to 0.05 %; float32 keeps them bit for bit.",
+        "tables, and so weights, by up to 0.05 %; float32 keeps them bit for bit. Layers whose "
+        "weights float16 does not hold stay in float32.",
     )
+    float32_operations: tuple[str, ...] = Field(
+        default=(),
+        description="Types of Core ML's operations that stay in float32 in a float16 program, "
+        "such as softmax or reduce_sum.",
+    )
+    input_names: tuple[str, ...] = Field(
+        default=(), description="Names of the inputs, in order; empty keeps those of forward."
+    )
+    output_names: tuple[str, ...] = Field(
+        default=(), description="Names of the outputs, in order; empty lets coremltools name them."
+    )
+    state_names: tuple[str, ...] = Field(
+        default=(), description="Names of the states, buffers that the model writes to, in order."
+    )
+    image_inputs: dict[str, Image] = Field(
+        default={},
+        description="Inputs that are images, by name: scale, bias and color_layout of each.",
+    )
+    user_metadata: dict[str, str] = Field(
+        default={}, description="Kept in the package, as Core ML's user-defined metadata."
+    )
+    author: str = Field(default="", description="Kept in the package's metadata.")
+    license: str = Field(default="", description="Kept in the package's metadata.")
+    description: str = Field(default="", description="Kept in the package's metadata.")
 
 
 def _make(options: CoreMLOptions) -> Backend:

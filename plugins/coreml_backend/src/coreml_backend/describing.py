@@ -1,0 +1,90 @@
+"""Names, images and metadata: what users see of a package in Xcode and in their code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import coremltools as ct
+from torch.export import ExportedProgram
+
+from coreml_backend_hooks import CoreMLOptions
+from palette_core.errors import BackendError
+
+
+def input_types(program: ExportedProgram, options: CoreMLOptions) -> dict[str, Any]:
+    """Return what ``coremltools.convert`` needs to be told of inputs that are images.
+
+    Raises:
+        BackendError: an image is no input of the program, or one without a fixed shape.
+    """
+    if not options.image_inputs:
+        return {}
+    names = list(program.graph_signature.user_inputs)
+    called = dict(zip(options.input_names or names, names, strict=False))
+    images = {called.get(name, name): image for name, image in options.image_inputs.items()}
+    _check_known("image_inputs", list(images), names)
+    nodes = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
+    types = []
+    for name in names:
+        shape = tuple(nodes[name].shape)
+        if name not in images:
+            types.append(ct.TensorType(name, shape))
+            continue
+        if not all(isinstance(size, int) for size in shape):
+            raise BackendError(f"image_inputs: {name!r} has a dynamic size; images have fixed ones")
+        types.append(ct.ImageType(name, shape, **images[name].model_dump()))
+    return {"inputs": types}
+
+
+def described(package: Any, options: CoreMLOptions) -> Any:
+    """Return a package with the names and the metadata that are asked for.
+
+    Raises:
+        BackendError: there are more names than features, or two alike.
+    """
+    spec = package.get_spec()
+    for kind in ("input", "output", "state"):
+        wanted: Sequence[str] = getattr(options, f"{kind}_names")
+        have = [feature.name for feature in getattr(spec.description, kind)]
+        if len(wanted) > len(have) or len(set(wanted)) < len(wanted):
+            raise BackendError(
+                f"{kind}_names: {list(wanted)} for {len(have)} of them, {have}; names are in their "
+                "order, and no two alike"
+            )
+        # In two steps, so that names can be exchanged.
+        for at, old in enumerate(have[: len(wanted)]):
+            _rename(spec, kind, old, f"palette_core_{kind}_{at}")
+        for at, new in enumerate(wanted):
+            _rename(spec, kind, f"palette_core_{kind}_{at}", new)
+    made = ct.models.MLModel(spec, weights_dir=package.weights_dir, skip_model_load=True)
+    made.user_defined_metadata.update(package.user_defined_metadata)
+    made.user_defined_metadata.update(options.user_metadata)
+    made.author, made.license = options.author, options.license
+    made.short_description = options.description
+    return made
+
+
+def _rename(spec: Any, kind: str, old: str, new: str) -> None:
+    if kind != "state":
+        ct.utils.rename_feature(spec, old, new, kind == "input", kind == "output")
+        return
+    for feature in spec.description.state:
+        if feature.name == old:
+            feature.name = new
+    for function in spec.mlProgram.functions.values():
+        for item in function.inputs:
+            if item.name == old:
+                item.name = new
+        for block in function.block_specializations.values():
+            for op in block.operations:
+                for argument in op.inputs.values():
+                    for binding in argument.arguments:
+                        if binding.name == old:
+                            binding.name = new
+
+
+def _check_known(option: str, given: Sequence[str], names: Sequence[str]) -> None:
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise BackendError(f"{option}: no input is called {unknown[0]!r}; there are {list(names)}")

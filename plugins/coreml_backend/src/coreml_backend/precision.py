@@ -1,0 +1,113 @@
+"""Which operations of a float16 program have to stay in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+import coremltools as ct
+import torch
+from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
+from torch import Tensor
+
+from coreml_backend.constants import fold_scale
+from coreml_backend_hooks import CoreMLOptions
+from palette_core.tensors import PalettizedTensor
+
+_LOSS = 2.0**-10  # twice what rounding to float16 costs a weight of its normal range
+_NEGLIGIBLE = 1e-4  # of the largest channel: what float16 makes of such a channel is not looked at
+# Between a weight and the operation that computes with it.
+_MOVES = (
+    "cast",
+    "concat",
+    "expand_dims",
+    "identity",
+    "reshape",
+    "slice_by_index",
+    "split",
+    "squeeze",
+    "transpose",
+)
+
+
+def fits_float16(palettized: PalettizedTensor) -> bool:
+    """Return whether a float16 program reads a weight as it is, but for rounding.
+
+    Judged are the values that Core ML decodes once tables and scales are cast: in each output
+    channel their root mean square error must be below 2⁻¹⁰ of the channel's root mean square. Of
+    weights below 6e-5 float16 keeps fewer digits, above 65504 none.
+
+    Args:
+        palettized: as it is to be stored by the conversion at hand.
+    """
+    p = palettized
+    if p.dtype == torch.float16:
+        return True
+    if not is_current_opset_version_compatible_with(ct.target.iOS26):
+        p = fold_scale(p)
+    wanted, read = p.decode().double(), _in_float16(p).double()
+    if not read.isfinite().all():
+        return False
+    axes = [axis for axis in range(wanted.dim()) if axis != p.axis]
+    lost = (read - wanted).square().sum(axes).sqrt()
+    size = wanted.square().sum(axes).sqrt()
+    counts = size >= _NEGLIGIBLE * size.max()
+    return bool((lost <= _LOSS * size)[counts].all())
+
+
+def _in_float16(p: PalettizedTensor) -> Tensor:
+    def half(part: Tensor | None) -> Tensor | None:
+        return part.half() if part is not None and part.is_floating_point() else part
+
+    if p.lut_scale is None:
+        lut = p.lut.half()
+        return replace(p, lut=lut, scale=half(p.scale), dtype=torch.float16).decode()
+    lut = p.lut.half()
+    if p.lut_zero_point is not None:
+        lut = lut - p.lut_zero_point.half()
+    lut = lut * p.lut_scale.half()
+    floats = replace(p, lut=lut, lut_scale=None, lut_zero_point=None)
+    return replace(floats, scale=half(p.scale), dtype=torch.float16).decode()
+
+
+def compute_precision(options: CoreMLOptions, wide: Collection[str]) -> Any:
+    """Return what ``coremltools.convert`` takes as ``compute_precision``.
+
+    Args:
+        options: the precision that is asked for, and operations to leave in float32.
+        wide: names of operations that decode weights which float16 does not hold; read when the
+            program is cast, so that they may come up during the conversion.
+    """
+    if options.compute_precision == "float32":
+        return ct.precision.FLOAT32
+
+    def selects(op: Any) -> bool:
+        if op.op_type in options.float32_operations or _makes(op, wide):
+            return False
+        return not any(_comes_from(var, wide) for var in _inputs(op))
+
+    return ct.transform.FP16ComputePrecision(op_selector=selects)
+
+
+def _inputs(op: Any) -> Iterator[Any]:
+    for var in op.inputs.values():
+        yield from var if isinstance(var, (list, tuple)) else [var]
+
+
+def _makes(op: Any, wide: Collection[str]) -> bool:
+    """Return whether an operation decodes a weight so named, or a part of it."""
+    if not op.op_type.startswith("constexpr_"):
+        return False
+    made = op.outputs[0]
+    return made.name in wide or any(_makes(user, wide) for user in made.child_ops)
+
+
+def _comes_from(var: Any, wide: Collection[str]) -> bool:
+    """Return whether a variable is a weight so named, or one moved about."""
+    op = getattr(var, "op", None)
+    if op is None:
+        return False
+    if op.op_type.startswith("constexpr_"):
+        return _makes(op, wide)
+    return op.op_type in _MOVES and any(_comes_from(item, wide) for item in _inputs(op))

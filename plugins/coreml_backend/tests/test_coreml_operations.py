@@ -1,0 +1,46 @@
+"""Every small program is converted to Core ML, evaluated, and compared with torch.
+
+Writes its part of ``docs/operations.md`` with PALETTE_WRITE_DOCS=1 in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mil_evaluator import run_package
+from torch import nn
+
+from coreml_backend.backend import CoreMLBackend
+from coreml_backend_hooks import CoreMLOptions
+from export_rewrites.programs import PROGRAMS
+from export_rewrites.sweep import Verdict, judge, put_section, section
+
+PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory) -> dict[str, Verdict]:
+    backend = CoreMLBackend(CoreMLOptions(compute_precision="float32"))
+    folder = tmp_path_factory.mktemp("sweep")
+
+    def run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        path = backend.export(model, inputs, folder / "m.mlpackage")
+        outputs = run_package(path, [x.numpy() for x in inputs])
+        return [torch.from_numpy(array) for array in outputs.values()]
+
+    return {program.name: judge(program, run) for program in PROGRAMS}
+
+
+def test_nothing_is_wrong_and_little_is_refused(verdicts) -> None:
+    assert len(verdicts) >= 230
+    assert {name: v.reason for name, v in verdicts.items() if v.word == "wrong"} == {}
+    assert len([v for v in verdicts.values() if v.word == "refused"]) <= 15
+
+
+def test_the_page_is_current(verdicts) -> None:
+    text = section(verdicts, lambda reason: reason.partition(";")[0])
+    assert put_section(PAGE, "coreml", text, write=bool(os.environ.get("PALETTE_WRITE_DOCS")))
