@@ -62,6 +62,14 @@ def test_an_operation_that_is_wrong_for_some_arguments_is_rewritten_for_these() 
     assert all(len(n.args) < 3 for n in program.graph.nodes if "add" in str(n.target))
 
 
+def test_a_rewrite_that_uses_an_operation_that_the_converter_lacks() -> None:
+    """softplus with a threshold is a softplus without one, which is left to torch."""
+    names = targets(
+        rewrite(lambda x: nn.functional.softplus(x, 2, 1), lacking(aten.softplus.default), X)
+    )
+    assert "aten.softplus.default" not in names
+
+
 def test_what_nobody_looks_at_goes_away() -> None:
     """Indices of maxima, which the rewrite has to make before it is known who uses them."""
     ops = frozenset({aten.max_pool2d_with_indices.default})

@@ -16,6 +16,7 @@ _NARROW = (torch.int8, torch.uint8, torch.int16)
 _MOVES = frozenset(
     {
         "alias",
+        "arange",
         "cat",
         "clone",
         "constant_pad_nd",
@@ -82,7 +83,11 @@ def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
 
 
 def _moves(node: fx.Node) -> bool:
+    """Return whether an operation computes no new numbers, or has any to wrap."""
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    if name in ("_to_copy", "to"):
+        source = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+        return bool(source.is_floating_point or source.itemsize <= node.meta["val"].dtype.itemsize)
     return name.removesuffix("_copy") in _MOVES
 
 

@@ -83,12 +83,12 @@ _inside: ContextVar[frozenset[OpOverload]] = ContextVar(
 def _once(
     op: OpOverload, function: Callable[..., Any], otherwise: Callable[..., Any] | None
 ) -> Callable[..., Any]:
-    """Let a rewrite use its own operation, which then stays as it is."""
+    """Let a rewrite use its own operation, which then stays as it is, or is left to torch."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if op in _inside.get():
-            return NotImplemented
+            return NotImplemented if otherwise is None else otherwise(*args, **kwargs)
         token = _inside.set(_inside.get() | {op})
         try:
             made = function(*args, **kwargs)
