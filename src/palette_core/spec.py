@@ -1,4 +1,4 @@
-"""What to do with one weight: the specs and granularities, as the reference groups them."""
+"""Rules for one weight: the specs and granularities, as the reference groups them."""
 
 from palette_core.config.spec import (
     Granularity,

@@ -1,4 +1,4 @@
-"""How kernels are compiled: by numba, without the interpreter's lock, and kept on disk.
+"""Compilation of kernels: by numba, without the interpreter's lock, and kept on disk.
 
 The only place that calls numba's decorators. Importing it imports numba, which takes a while: only
 modules that hold kernels do.

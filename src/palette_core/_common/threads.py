@@ -44,7 +44,7 @@ def pool_of(tasks: int) -> ThreadPoolExecutor:
 
 
 def on_a_thread() -> bool:
-    """Say whether the caller runs on a thread of ours, beside others that keep the cores busy."""
+    """Return whether the caller runs on a thread of ours, while others keep the cores busy."""
     return getattr(_inside, "marked", False)
 
 

@@ -40,7 +40,7 @@ Over = Literal["palettized", "model"]
 
 @dataclass(frozen=True)
 class Allocated:
-    """What was decided about one tensor.
+    """The decision about one tensor.
 
     Attributes:
         name: of the tensor.

@@ -1,4 +1,4 @@
-"""What a user demands of single tensors: left dense, bits given, or at least so many."""
+"""Demands on single tensors: left dense, bits given, or at least so many."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Limits:
     minimum: int = 1
 
     def allow(self, bits: int) -> bool:
-        """Say whether a tensor may have so many bits."""
+        """Return whether a tensor may have so many bits."""
         return bits == self.fixed if self.fixed is not None else bits >= self.minimum
 
 

@@ -1,4 +1,4 @@
-"""What candidates cost: evidence about the model, clustering, and a metric; kept in a file."""
+"""The cost of candidates: evidence about the model, clustering, and a metric; kept in a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from palette_core.tensors.sensitivities import Sensitivity, fingerprint
 
 @dataclass
 class Evidence:
-    """What is known about a model's weights.
+    """Facts and measurements about a model's weights.
 
     Attributes:
         weights: dense, by name.
@@ -120,7 +120,7 @@ class Evidence:
 
 
 def needs_moments(plan: TensorPlan) -> bool:
-    """Say whether a plan's algorithm looks at moments of a layer's inputs."""
+    """Return whether a plan's algorithm looks at moments of a layer's inputs."""
     return get_catalog().clusterers.get(plan.algorithm).needs_moments
 
 

@@ -1,4 +1,4 @@
-"""What the command line says about files to export: names, options, axes, sizes."""
+"""Files to export, as the command line names them: names, options, axes, sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from palette_core.storage.checkpoint import load_checkpoint
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how to export.
+    """Place and manner of an export.
 
     Attributes:
         path: the file to write.

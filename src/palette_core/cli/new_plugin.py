@@ -16,7 +16,7 @@ _COMMON = "common"
 
 
 class Kind(StrEnum):
-    """What a new plug-in is."""
+    """Kind of a new plug-in."""
 
     CLUSTERER = "clusterer"
     GRANULARITY = "granularity"
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class _Text:
-    """What the README says of a kind: what it is, how it is picked, where the work is."""
+    """Text of a kind in the README: what it is, how it is picked, where the work is."""
 
     what: str
     usage: str

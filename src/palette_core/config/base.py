@@ -1,4 +1,4 @@
-"""What the config classes share: checked assignment."""
+"""Behaviour that the config classes share: checked assignment."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ ModuleNames = Annotated[
 
 @final
 class KMeansPalettizerConfig(EditableConfig):
-    """What to do with every module of a model.
+    """Rules for every module of a model.
 
     For one module, from the most to the least specific: ``module_name_configs``,
     ``module_type_configs``, ``global_config``. An entry reaches all descendants of the modules

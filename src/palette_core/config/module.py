@@ -1,4 +1,4 @@
-"""What to do with everything inside a module."""
+"""Rules for everything inside a module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from palette_core.config.spec import PalettizationSpec
 
 @final
 class PATSchedule(EditableConfig):
-    """When palettization begins during palettization-aware training.
+    """Start of palettization during palettization-aware training.
 
     Attributes:
         enable_fake_palettize: the training step, counted from 0, at which weights are
@@ -36,7 +36,7 @@ class PATSchedule(EditableConfig):
 
 @final
 class ModuleKMeansPalettizerConfig(EditableConfig):
-    """What to do with the states of everything inside a module.
+    """Rules for the states of everything inside a module.
 
     For one tensor, from the most to the least specific: ``module_state_spec``, the matching entry
     of ``op_name_config``, that of ``op_type_config``, ``op_state_spec``.
@@ -100,7 +100,7 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
 
     @property
     def is_disabled(self) -> bool:
-        """Whether nothing in it asks for palettization."""
+        """Return whether nothing in it asks for palettization."""
         return all(spec is None for spec in self._specs())
 
     def _specs(self) -> Iterator[PalettizationSpec | None]:

@@ -70,7 +70,7 @@ def _check_module_class(found: Any, shown: str) -> type[nn.Module]:
 
 
 def _might_be_imported_later(key: str) -> bool:
-    """Say whether a prefix of ``key`` is a submodule that exists but is not imported."""
+    """Return whether a prefix of ``key`` is a submodule that exists but is not imported."""
     parts = key.split(".")
     for end in range(1, len(parts) - 1):
         parent = sys.modules.get(".".join(parts[:end]))

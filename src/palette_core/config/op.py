@@ -1,4 +1,4 @@
-"""What to do with the state tensors of operations."""
+"""Rules for the state tensors of operations."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def lookup_state(
 
 @final
 class OpKMeansPalettizerConfig(EditableConfig):
-    """What to do with the states (parameters, buffers, constants) of one kind of operation.
+    """Rules for the states (parameters, buffers, constants) of one kind of operation.
 
     Attributes:
         op_state_spec: by state name, or ``"*"`` for every state; None as a value leaves the

@@ -1,4 +1,4 @@
-"""Say what is wrong with a config: one line for each problem, naming its place."""
+"""Messages about what is wrong with a config: one line for each problem, naming its place."""
 
 from __future__ import annotations
 

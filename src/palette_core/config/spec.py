@@ -1,4 +1,4 @@
-"""What to do with one weight: :class:`PalettizationSpec`, and the spec of its LUT's entries."""
+"""Rules for one weight: :class:`PalettizationSpec`, and the spec of its LUT's entries."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TorchDtype = Annotated[
 
 
 class QuantizationScheme(StrEnum):
-    """How the entries of a LUT are mapped to integers or 8-bit floats.
+    """Mapping of the entries of a LUT to integers or 8-bit floats.
 
     * ``symmetric``: the zero point is fixed (0 for signed, 128 for unsigned integers).
     * ``asymmetric``: integers only; scale and zero point cover the range of the entries.
@@ -74,7 +74,7 @@ class QuantizationScheme(StrEnum):
 
 @final
 class QuantizationSpec(FrozenModel):
-    """How the entries of each look-up table are quantized: one scale per LUT.
+    """Quantization of the entries of each look-up table: one scale per LUT.
 
     Attributes:
         dtype: a torch dtype or its name. ``PalettizationSpec.lut_qspec`` takes what the installed
@@ -123,7 +123,7 @@ class QuantizationSpec(FrozenModel):
 
 @final
 class PalettizationSpec(FrozenModel):
-    """How one weight is palettized. Frozen, hashable, compared by value.
+    """Palettization of one weight. Frozen, hashable, compared by value.
 
     Attributes:
         n_bits: bits per index, so a LUT has ``2 ** n_bits`` entries.

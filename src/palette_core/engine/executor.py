@@ -1,4 +1,4 @@
-"""Where clustering runs: in this process, on threads of it, or in joblib's workers."""
+"""Place where clustering runs: in this process, on threads of it, or in joblib's workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FEWEST_TO_SHARE = 2
 
 @dataclass(frozen=True)
 class Executor:
-    """Who clusters, with which plug-ins, and who may watch. Results do not depend on it.
+    """Runner of clustering jobs, with its plug-ins and who may watch. Results do not depend on it.
 
     Attributes:
         num_workers: 1 clusters in this process; more asks joblib, whose backend (loky processes

@@ -1,4 +1,4 @@
-"""What is to be clustered: weights, each with its plan and what is known about it."""
+"""Clustering jobs: weights, each with its plan and what is known about it."""
 
 from __future__ import annotations
 

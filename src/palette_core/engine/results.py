@@ -1,4 +1,4 @@
-"""What came of clustering: one record per weight, and the report of them all."""
+"""Results of clustering: one record per weight, and the report of them all."""
 
 from __future__ import annotations
 

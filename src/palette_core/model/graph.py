@@ -1,4 +1,4 @@
-"""What planning knows of a model: its modules, its tensors, and who uses them. Plain data."""
+"""A model as planning sees it: its modules, its tensors, and who uses them. Plain data."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ModuleRecord:
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """What planning needs to know of a model; can be made by hand, without one.
+    """Graph of a model, as planning needs it; can be made by hand, without one.
 
     Raises:
         PlanError: a tensor hangs in a module that is not among ``modules``.

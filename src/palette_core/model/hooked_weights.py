@@ -55,7 +55,7 @@ class NormedWeight(nn.Module):
 
 
 def is_replaceable(module: nn.Module, name: str) -> bool:
-    """Whether ``module.<name>`` is a plain attribute that one known hook computes."""
+    """Return whether ``module.<name>`` is a plain attribute that one known hook computes."""
     return (
         isinstance(vars(module).get(name), Tensor)
         and not isinstance(module, nn.RNNBase)

@@ -77,7 +77,7 @@ def parametrizations(module: nn.Module) -> nn.ModuleDict:
 
 @final
 class ModuleSnapshot:
-    """What `attach` and `replace_chain` change in modules, kept to be put back.
+    """Snapshot of what `attach` and `replace_chain` change in modules, to be put back.
 
     Classes, attributes and registries come back as they were: the same tensors, in the same
     order. The values of tensors are not kept.
@@ -107,7 +107,7 @@ class ModuleSnapshot:
 
 
 def is_trained(module: nn.Module, name: str) -> bool:
-    """Whether ``module.<name>``, or any parameter that it is computed from, takes gradients."""
+    """Return whether ``module.<name>``, or a parameter it is computed from, takes gradients."""
     if parametrize.is_parametrized(module, name):
         return any(p.requires_grad for p in parametrizations(module)[name].parameters())
     return bool(getattr(module, name).requires_grad)

@@ -19,7 +19,7 @@ _NO_TENSORS = frozenset({bool, int, float, str, type(None), tuple, list, dict, s
 
 
 def is_lazy(tensor: Tensor) -> bool:
-    """Whether a parameter or buffer has no shape yet."""
+    """Return whether a parameter or buffer has no shape yet."""
     return torch.nn.parameter.is_lazy(tensor)
 
 
@@ -110,5 +110,5 @@ def _parametrized(module: nn.Module) -> tuple[str, ...]:
 
 
 def is_parametrization(name: str) -> bool:
-    """Whether a module's name is that of a parametrization, which is no part of the model."""
+    """Return whether a module is a parametrization by its name, and no part of the model."""
     return "parametrizations" in name.split(".")

@@ -1,4 +1,4 @@
-"""What is known of operations: their names, which are palettized, and how inputs meet weights."""
+"""Knowledge of operations: their names, which are palettized, and how inputs meet weights."""
 
 from palette_core.operations.names import canonical_op_type
 from palette_core.operations.table import OperationTable, installed_operations, op_type_of

@@ -1,4 +1,4 @@
-"""What was called, and with what: the name of an operation, and its arguments by name."""
+"""A call and its arguments: the name of an operation, and its arguments by name."""
 
 from __future__ import annotations
 

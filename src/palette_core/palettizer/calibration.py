@@ -36,7 +36,7 @@ from palette_core.tensors.sensitivities import Sensitivity, fingerprint, from_sq
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How to calibrate; see `KMeansPalettizer.calibration_mode`."""
+    """Options of calibration; see `KMeansPalettizer.calibration_mode`."""
 
     loss_fn: LossFn
     sensitivity_path: str | Path | None = None

@@ -1,4 +1,4 @@
-"""What users hold inside of calibration mode."""
+"""The object that users hold inside of calibration mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LossFn = Callable[[Any, Any], Tensor]
 
 @final
 class Calibration:
-    """What ``with palettizer.calibration_mode(...) as calibration`` gives.
+    """The object that ``with palettizer.calibration_mode(...) as calibration`` gives.
 
     Attributes:
         steps: steps done.

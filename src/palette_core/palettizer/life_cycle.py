@@ -15,7 +15,7 @@ from palette_core.storage.sites import palette_sites
 
 
 class State(Enum):
-    """Where a model is between its first and its last call."""
+    """State of a model between its first and its last call."""
 
     UNPREPARED = "unprepared"
     PREPARED = "prepared"
@@ -25,7 +25,7 @@ class State(Enum):
 
 
 class Action(Enum):
-    """What a palettizer is asked to do."""
+    """Action that a palettizer is asked for."""
 
     LOOK = "calibrate()"
     PREPARE = "prepare()"

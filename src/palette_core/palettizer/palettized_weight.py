@@ -143,7 +143,7 @@ class PalettizedWeight(PaletteModule):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether the palette stands for the weight."""
+        """Return whether the palette stands for the weight."""
         return self._on
 
     # --- training -------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class PalettizedWeight(PaletteModule):
 
     @property
     def moves_now(self) -> bool:
-        """Whether a training step calls for `advance`."""
+        """Return whether a training step calls for `advance`."""
         return self._on and self.moves_lut
 
     def advance(self, weight: Tensor) -> None:

@@ -63,7 +63,7 @@ class _Entry:
 
 
 class _Model:
-    """What notes ask about a model, looked up instead of searched for."""
+    """Facts that notes ask about a model, looked up instead of searched for."""
 
     def __init__(self, graph: ModelGraph, rules: RuleBook) -> None:
         self.graph = graph

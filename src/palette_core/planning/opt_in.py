@@ -92,7 +92,7 @@ def _is_explicit(key: str) -> bool:
 
 
 def _is_covered(module_type: str, key: str, operations: OperationTable) -> bool:
-    """Whether such a module's weights would be palettized by default, had an operation had them.
+    """Return whether such weights would be palettized by default if an operation took them.
 
     Of a module that is not torch's own, what it calls a weight counts as one.
     """

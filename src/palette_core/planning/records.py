@@ -93,7 +93,7 @@ class DenseTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to every tensor of a model.
+    """Decisions about every tensor of a model.
 
     Attributes:
         tensors: to be palettized, in the order of the model.

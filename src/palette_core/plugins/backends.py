@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a backend cannot take a tensor, or an operation, and what spec it could take instead."""
+    """Reason why a backend cannot take a tensor or an operation, and a spec that it can take."""
 
     reason: str
     instead: PalettizationSpec | None = None
@@ -31,7 +31,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What planning knows about a tensor; enough to decide, and made without a live module.
+    """Facts about a tensor that planning knows; enough to decide, and made without a live module.
 
     Attributes:
         name: fully qualified name of the first owner.

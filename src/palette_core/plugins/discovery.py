@@ -27,7 +27,7 @@ ENTRY_POINT_GROUP = PROJECT
 
 @dataclass
 class Discovery:
-    """What has been found so far.
+    """Finds so far.
 
     Attributes:
         entries: by kind, in the order in which they were found.

@@ -1,4 +1,4 @@
-"""What all records by which plug-ins are registered have in common."""
+"""The common part of all records by which plug-ins are registered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NoOptions(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class PluginEntry:
-    """What every kind of plug-in declares.
+    """Declaration that every kind of plug-in makes.
 
     Attributes:
         name: what users write in a config; lower case, unique within its kind.

@@ -43,7 +43,7 @@ class OperationCall:
 
 @dataclass(frozen=True)
 class Consumption:
-    """What one weight is multiplied with in one call.
+    """Vectors that one weight is multiplied with in one call.
 
     Attributes:
         weight: the tensor itself, as the operation received it.

@@ -1,4 +1,4 @@
-"""What discovery finds: entries by kind, where they come from, and what had to be set aside."""
+"""Registries: entries by kind, where they come from, and what had to be set aside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EntryT = TypeVar("EntryT", bound=PluginEntry)
 
 @dataclass(frozen=True)
 class Distribution:
-    """Where an entry comes from, and how many seconds loading it took."""
+    """Distribution that an entry comes from, and the seconds that loading it took."""
 
     name: str
     version: str
@@ -58,7 +58,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Blocked:
-    """What somebody wants left out: one entry, or all that an entry point would register.
+    """Something that somebody wants left out: one entry, or all that an entry point would register.
 
     Attributes:
         item: as it is written in a block list, such as ``"clusterer:kmeans1d"``.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """What one part of a stored weight must look like; None is a length that the data decides."""
+    """Shape and dtype of one part of a stored weight; None is a length that the data decides."""
 
     dtype: torch.dtype
     shape: tuple[int | None, ...]
@@ -82,7 +82,7 @@ class StoredForm(ABC):
         return stored.shape
 
     def check_support(self, facts: TensorFacts) -> Refusal | None:
-        """Say in planning whether this tensor cannot be stored so; None, the default: it can."""
+        """Return why this tensor cannot be stored so, or None, the default; asked in planning."""
         del facts
         return None
 

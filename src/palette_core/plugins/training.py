@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TrainingStrategy(ABC):
-    """What a palettized weight is while the model trains.
+    """Rule for what a palettized weight is while the model trains.
 
     A strategy keeps no state of its own: all that it may depend on, the tables and the count of
     steps included, is in the problem, and in the model's ``state_dict``. So training resumes where

@@ -1,1 +1,1 @@
-"""What happened, for people: tables on the console, pictures."""
+"""Reports for people: tables on the console, pictures."""

@@ -1,1 +1,1 @@
-"""What calibration batches say about weights: second moments of inputs, squared gradients."""
+"""Statistics of calibration batches about weights: second moments of inputs, squared gradients."""

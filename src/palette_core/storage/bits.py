@@ -1,4 +1,4 @@
-"""How many bits a model takes per weight."""
+"""Bits that a model takes per weight."""
 
 from __future__ import annotations
 

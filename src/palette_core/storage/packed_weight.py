@@ -88,7 +88,7 @@ class PaletteModule(nn.Module, ABC):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether the palette stands for the weight."""
+        """Return whether the palette stands for the weight."""
         return True
 
     @abstractmethod

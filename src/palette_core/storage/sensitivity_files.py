@@ -56,7 +56,7 @@ class WantedTensor:
 
 @dataclass(frozen=True)
 class _File:
-    """What a file holds, by plain tensor names."""
+    """Content of a file, by plain tensor names."""
 
     values: dict[str, Tensor]
     fingerprints: dict[str, str] = field(default_factory=dict)

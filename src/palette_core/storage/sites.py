@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     @property
     def chain(self) -> parametrize.ParametrizationList:
-        """What the weight is computed through: the dense original, then palettes and others."""
+        """Chain that computes the weight: the dense original, then palettes and others."""
         return cast("parametrize.ParametrizationList", parametrizations(self.module)[self.state])
 
 

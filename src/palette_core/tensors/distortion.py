@@ -1,4 +1,4 @@
-"""How far a palettized weight is from the weight: sums of squares, without decoding it.
+"""Distortion of a palettized weight: sums of squares, without decoding it.
 
 One compiled pass over the weight as it lies in memory. Sums are taken over fixed stretches and
 added in order, so that they are the same for any number of threads.
@@ -72,7 +72,7 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
 
 
 class _Place:
-    """Where the elements of a contiguous weight find their LUT.
+    """Place at which the elements of a contiguous weight find their LUT.
 
     The weight is seen as ``[outer, along, inner]`` around its vector axis. The first entry of an
     element's LUT is the sum of what each of its three indices adds.

@@ -1,4 +1,4 @@
-"""How an operation's input is seen as vectors that rows of its weight are multiplied with."""
+"""Views of an operation's input as vectors that rows of its weight are multiplied with."""
 
 from __future__ import annotations
 

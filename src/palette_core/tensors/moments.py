@@ -47,7 +47,7 @@ class InputMoments:
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether ``hessian`` holds diagonals only."""
+        """Return whether ``hessian`` holds diagonals only."""
         return self.hessian.dim() == 2
 
     @property
@@ -109,7 +109,7 @@ class InputMoments:
         return self.layout.split(self.from_matrices(wide.to(torch.float32))).contiguous()
 
     def obstacle(self) -> str | None:
-        """Say why these moments cannot be used, or return None."""
+        """Return why these moments cannot be used, or None."""
         if self.count < 1:
             return "no input came to it"
         if not bool(torch.isfinite(self.hessian).all()):

@@ -1,4 +1,4 @@
-"""What clustering makes: codebooks of points, and the palettized tensor they become."""
+"""Products of clustering: codebooks of points, and the palettized tensor they become."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def gather_entries(lut: Tensor, codes: Tensor) -> Tensor:
 
 
 def _on_host(tensor: Tensor) -> bool:
-    """Whether numpy may read a tensor: plain values in memory, of which no graph is recorded."""
+    """Return whether numpy may read a tensor: plain values in memory, without a graph."""
     return (
         type(tensor) is Tensor
         and tensor.device.type == "cpu"

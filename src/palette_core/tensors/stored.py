@@ -86,7 +86,7 @@ class StoredTensor(NamedTuple):
 
     @property
     def index_count(self) -> int:
-        """How many indices there are."""
+        """Number of indices."""
         return math.prod(self.index_shape)
 
     @property

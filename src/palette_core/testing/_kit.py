@@ -1,4 +1,4 @@
-"""What the checks share: how one is declared, what it is given, and how it fails."""
+"""Parts that the checks share: how one is declared, what it is given, and how it fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISTRIBUTION = "distribution"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a check is about: one entry of a distribution, or the distribution alone.
+    """Subject of a check: one entry of a distribution, or the distribution alone.
 
     Attributes:
         distribution: the distribution that registers it.

@@ -1,4 +1,4 @@
-"""What checks measure with: bytes of tensors, global random states, clustering problems."""
+"""Measuring tools of the checks: bytes of tensors, global random states, clustering problems."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _ROUNDING = {2: 2.0**-9, 4: 2.0**-22, 8: 2.0**-22}
 
 @dataclass
 class _Exported:
-    """What one conversion shows."""
+    """Result of one conversion."""
 
     weights: dict[str, Tensor]
     outputs: tuple[Tensor, Tensor]  # of the prepared and of the finalized model
@@ -152,7 +152,7 @@ def _facts(subject: Subject) -> Iterator[TensorFacts]:
 
 @check(_KIND)
 def accepted(subject: Subject) -> None:
-    """What planning accepts is exported, to a file that exists when export returns its path."""
+    """Any spec that planning accepts is exported, and the path returned is that of a file."""
     for options in subject.options:
         made = _exported(subject, options)
         if made.error is not None:
@@ -164,7 +164,7 @@ def accepted(subject: Subject) -> None:
 
 @check(_KIND)
 def refused(subject: Subject) -> None:
-    """What planning refuses, lowering cannot do: it raises, or what is read back is not equal."""
+    """A refused spec cannot be lowered: that raises, or what is read back is not equal."""
     for options in subject.options:
         for name, spec in _split(subject, options)[1].items():
             with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +175,7 @@ def refused(subject: Subject) -> None:
 def _lowers(
     subject: Subject, options: BaseModel, specs: dict[str, PalettizationSpec], folder: Path
 ) -> bool:
-    """Whether the backend writes a refused layer right when planning is passed by."""
+    """Return whether the backend writes a refused layer right when planning is passed by."""
     model = Layers(specs)
     inputs = inputs_of(model)
     prepared: Any = KMeansPalettizer(model, config_of(specs)).prepare(inputs)

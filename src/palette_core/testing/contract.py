@@ -68,7 +68,7 @@ class ContractTest:
 
     @property
     def id(self) -> str:
-        """What ``expected_failures`` goes by, such as ``clusterer/lloyd/shapes``."""
+        """Name that ``expected_failures`` goes by, such as ``clusterer/lloyd/shapes``."""
         return f"{self.subject.slug}/{self.check.name}"
 
     def __call__(self) -> None:
@@ -229,7 +229,7 @@ def _check_keys(argument: str, given: Mapping[str, Any], known: Sequence[str]) -
 
 
 def _same(a: str, b: str) -> bool:
-    """Whether two names of distributions are one, as pip sees them."""
+    """Return whether two names of distributions are one, as pip sees them."""
     return _normal(a) == _normal(b)
 
 

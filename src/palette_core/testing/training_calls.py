@@ -34,7 +34,7 @@ def _calls(subject: Subject, method: str) -> Iterator[tuple[str, Call, TrainingP
 
 @check(_KIND)
 def harden_codes(subject: Subject) -> None:
-    """What harden returns is None, or codes [B, N] in uint8, below the number of entries."""
+    """`harden` returns None, or codes [B, N] in uint8, below the number of entries."""
     for what, harden, problem in _calls(subject, "harden"):
         codes: object = harden(problem)
         if codes is None:
@@ -95,7 +95,7 @@ def advance_declared(subject: Subject) -> None:
 
 @check(_KIND, applies=_moves)
 def advance_tables(subject: Subject) -> None:
-    """What advance returns is None, or finite tables [B, K, D] in a floating dtype."""
+    """`advance` returns None, or finite tables [B, K, D] in a floating dtype."""
     for what, advance, problem in _calls(subject, "advance"):
         lut: object = advance(problem)
         if lut is None:

@@ -35,7 +35,7 @@ class CoreAIBackend(Backend):
         self._options = options
 
     def check_support(self, facts: TensorFacts) -> Refusal | None:
-        """Say whether a tensor cannot be exported; see `refusals`."""
+        """Return why a tensor cannot be exported, or None; see `refusals`."""
         return refusal(facts)
 
     def check_program(

@@ -1,4 +1,4 @@
-"""What coreai-torch takes, and what it gets wrong."""
+"""Operations that coreai-torch takes, and those it gets wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a palettized weight becomes in a Core AI program.
+"""Lowering of a palettized weight in a Core AI program.
 
 ``palette_core::depalettize`` turns into the operations of `PalettizedTensor.decode`, in its order
 and its dtypes:

@@ -154,7 +154,7 @@ def _scaled(program: ir.Program, value: ir.Value, dense: Array) -> tuple[Array, 
 
 
 def _ours(dense: Array, step: ir.Operation) -> bool:
-    """Whether a cast rounds a dequantized weight to 16 bits."""
+    """Return whether a cast rounds a dequantized weight to 16 bits."""
     return dense.dtype == np.float32 and ir.element_name(step.results[0]) in ("f16", "bf16")
 
 

@@ -1,4 +1,4 @@
-"""What a Core AI program cannot hold, known before anything is clustered."""
+"""Weights that a Core AI program cannot hold, known before anything is clustered."""
 
 from __future__ import annotations
 

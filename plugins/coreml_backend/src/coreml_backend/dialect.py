@@ -1,4 +1,4 @@
-"""What coremltools takes, and what it gets wrong."""
+"""Operations that coremltools takes, and those it gets wrong."""
 
 from __future__ import annotations
 

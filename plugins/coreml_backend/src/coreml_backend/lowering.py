@@ -37,7 +37,7 @@ _TABLE_DTYPES = (torch.int8, torch.uint8)
 
 @dataclass
 class Lowered:
-    """What one conversion has lowered.
+    """Result of lowering in one conversion.
 
     Attributes:
         given: names of weights by the name of their indices in the torch program.

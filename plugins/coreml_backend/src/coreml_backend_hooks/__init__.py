@@ -1,4 +1,4 @@
-"""What palette_core loads to list the plug-in: its options and its entry, and nothing heavy.
+"""Light part of the plug-in, for its listing: its options and its entry, and nothing heavy.
 
 A package of its own, because importing any part of ``coreml_backend`` imports that package, which
 registers the lowering with coremltools and so has to import it.

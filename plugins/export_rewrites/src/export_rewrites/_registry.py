@@ -13,7 +13,7 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What an operation of torch becomes where a converter lacks it or gets it wrong.
+    """Rewrite of an operation of torch where a converter lacks it or gets it wrong.
 
     Attributes:
         op: the operation.

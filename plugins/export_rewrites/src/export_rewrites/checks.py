@@ -1,4 +1,4 @@
-"""What no rewrite mends: numbers that a runtime does not compute with."""
+"""Checks of what no rewrite mends: numbers that a runtime does not compute with."""
 
 from __future__ import annotations
 

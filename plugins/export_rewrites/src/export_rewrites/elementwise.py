@@ -81,7 +81,7 @@ def trunc(a: Tensor) -> Any:
 
 @rewrites(aten.frac.default, why="OpenVINO 2026.4 has no translation for it")
 def frac(a: Tensor) -> Any:
-    """What trunc takes away."""
+    """Part that trunc takes away."""
     return a - torch.trunc(a)
 
 
@@ -191,7 +191,7 @@ def at_most(a: Tensor, b: Any) -> Any:
 
 @rewrites(aten.isnan.default, why=_COREAI)
 def isnan(a: Tensor) -> Any:
-    """What does not equal itself."""
+    """True for what does not equal itself."""
     return _nan(a)
 
 

@@ -130,7 +130,7 @@ def scatter_add(a: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
 def scatter_reduce(
     a: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Any:
-    """What one place gets, joined, and joined with what is there."""
+    """All that one place gets, joined, and joined with what is there."""
     fitted = _fit(a, dim, index, source)
     if fitted is None or not a.is_floating_point():
         return NotImplemented

@@ -28,7 +28,7 @@ _COPIES = (aten.alias.default, aten.lift_fresh_copy.default, aten.detach.default
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one converter takes.
+    """Dialect that one converter takes.
 
     Attributes:
         takes: whether the converter has a conversion for an operation, right or wrong.

@@ -187,7 +187,7 @@ def searchsorted(
     side: str | None = None,
     sorter: Tensor | None = None,
 ) -> Any:
-    """How many go before."""
+    """Count of what goes before."""
     if sorter is not None:
         return NotImplemented
     ahead = sequence.unsqueeze(-2) if sequence.dim() > 1 else sequence
@@ -201,7 +201,7 @@ def searchsorted(
 def bucketize(
     values: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False
 ) -> Any:
-    """How many go before."""
+    """Count of what goes before."""
     return torch.searchsorted(boundaries, values, out_int32=out_int32, right=right)
 
 

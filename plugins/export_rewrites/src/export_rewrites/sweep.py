@@ -21,7 +21,7 @@ Run = Callable[[nn.Module, tuple[Tensor, ...]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a program.
+    """Verdict on a program.
 
     Attributes:
         word: ``right``, equal to torch; ``refused``, with an error of ours; or ``wrong``.

@@ -1,4 +1,4 @@
-"""What a config can set: the parameters of scikit-learn's estimators, by the same names."""
+"""Options of a config: the parameters of scikit-learn's estimators, by the same names."""
 
 from __future__ import annotations
 

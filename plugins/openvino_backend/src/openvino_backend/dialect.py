@@ -1,4 +1,4 @@
-"""What OpenVINO's converter takes, and what it gets wrong."""
+"""Operations that OpenVINO's converter takes, and those it gets wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a palettized weight becomes in an OpenVINO model.
+"""Lowering of a palettized weight in an OpenVINO model.
 
 Indices are a constant of their own width, which has to be converted before it is used to gather.
 Three forms, each with the values of `PalettizedTensor.decode` in its order and its dtypes:

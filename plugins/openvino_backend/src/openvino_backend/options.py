@@ -1,4 +1,4 @@
-"""What a user can set about an exported file."""
+"""Options of an exported file."""
 
 from __future__ import annotations
 

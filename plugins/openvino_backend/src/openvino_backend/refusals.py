@@ -1,4 +1,4 @@
-"""What an OpenVINO model cannot hold, known before anything is clustered."""
+"""Weights that an OpenVINO model cannot hold, known before anything is clustered."""
 
 from __future__ import annotations
 

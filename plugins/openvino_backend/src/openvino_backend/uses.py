@@ -1,4 +1,4 @@
-"""How operations of a converted model use a palettized weight: each form suits some uses."""
+"""Uses of a palettized weight by operations of a converted model: each form suits some uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the built-in LUT quantizers share: checks, normalisation, the choice between candidates."""
+"""Shared parts of the built-in LUT quantizers: checks, normalisation, choice of candidates."""
 
 from __future__ import annotations
 

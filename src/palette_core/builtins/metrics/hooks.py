@@ -39,7 +39,7 @@ def _output(options: Any) -> SensitivityMetric:
 
 @hookimpl
 def palette_core_sensitivity_metrics() -> list[SensitivityMetricEntry]:
-    """What a palettized weight is predicted to cost."""
+    """Metrics that predict the loss from palettizing a weight."""
     return [
         SensitivityMetricEntry(
             name="data_free",

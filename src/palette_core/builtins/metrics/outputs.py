@@ -15,7 +15,7 @@ from palette_core.plugins import Candidate, SensitivityMetric
 
 @final
 class OutputDivergence(SensitivityMetric):
-    """How far the model's outputs on calibration batches move when one weight is palettized."""
+    """Movement of the model's outputs on calibration batches when one weight is palettized."""
 
     def __init__(self, options: OutputOptions) -> None:
         self._divergence = _kl if options.divergence == "kl" else _mse

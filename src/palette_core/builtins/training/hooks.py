@@ -39,7 +39,7 @@ def _dkm(options: Any) -> TrainingStrategy:
 
 @hookimpl
 def palette_core_training_strategies() -> list[TrainingStrategyEntry]:
-    """What palettized weights do while the model trains."""
+    """Strategies for palettized weights while the model trains."""
     return [
         TrainingStrategyEntry(
             name="frozen",

@@ -1,4 +1,4 @@
-"""What several commands take: arguments, options, the configuration."""
+"""Parameters that several commands take: arguments, options, the configuration."""
 
 from __future__ import annotations
 

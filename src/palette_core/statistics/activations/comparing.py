@@ -1,4 +1,4 @@
-"""How far outputs of a model are from those of the unchanged one."""
+"""Distance of a model's outputs from those of the unchanged one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from palette_core._common.pytrees import floating
 
 
 def has_values(output: Any) -> bool:
-    """Whether one of the floating values is finite, or there are no floating tensors."""
+    """Return whether one of the floating values is finite, or there are no floating tensors."""
     floats = floating(output)
     return not floats or any(bool(torch.isfinite(x).any()) for x in floats)
 

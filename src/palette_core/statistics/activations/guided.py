@@ -1,4 +1,4 @@
-"""How much the loss of a model depends on each input vector's outputs."""
+"""Dependence of a model's loss on each input vector's outputs."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def batches_of(items: Iterable[Any], what: str = "calibration") -> tuple[Example
 
 @dataclass
 class Findings:
-    """What calibration found out before anything was clustered.
+    """Findings of calibration before anything was clustered.
 
     Attributes:
         moments: by name of the plan.

@@ -1,4 +1,4 @@
-"""What a model uses in which order, over all batches."""
+"""Order in which a model uses its weights, over all batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Structure:
-    """What the unchanged model does on some batches.
+    """Structure of the unchanged model on some batches.
 
     Attributes:
         stages: all weights that are used, in an order in which every batch uses them.
@@ -156,7 +156,7 @@ def _stages(runner: Runner, runs: Sequence[_Run], once: frozenset[str]) -> list[
 
 
 def _one_input(a: str, b: str, runs: Sequence[_Run]) -> bool:
-    """Whether two weights are multiplied with the same tensors wherever one of them is used."""
+    """Return whether two weights are multiplied with the same tensors wherever one is used."""
     return all(
         bool(run.first.get(a)) and run.first.get(a) == run.first.get(b)
         for run in runs

@@ -36,7 +36,7 @@ OnOutput = Callable[[Seen, Any], Any]
 
 
 class NotTaken(BaseException):
-    """What looks at a weight has failed: that is not the model's doing."""
+    """Failure of what looks at a weight: that is not the model's doing."""
 
     def __init__(self, seen: Seen, error: Exception) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class SquareSum:
 
     @property
     def unit(self) -> float:
-        """What the elements of the sum are multiples of; infinite or 0 beyond float64."""
+        """Unit that the elements of the sum are multiples of; infinite or 0 beyond float64."""
         try:
             return math.ldexp(1.0, 2 * self._exponent)
         except OverflowError:

@@ -33,7 +33,7 @@ class Block:
 
     @property
     def chunks(self) -> int:
-        """How many pieces threads may share."""
+        """Number of pieces that threads may share."""
         return math.ceil(len(self.points) / CHUNK)
 
 

@@ -41,7 +41,7 @@ def no_blanks(importance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DevicePass:
-    """What `pass_over` finds; all but codes and ``worst_at`` float64.
+    """Result of `pass_over`; all but codes and ``worst_at`` float64.
 
     Attributes:
         codes: ``[G, N]`` uint8, nearest entries.

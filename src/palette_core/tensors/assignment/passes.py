@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass finds.
+    """Result of a pass.
 
     Attributes:
         codes: ``[B, N]`` uint8, nearest entries, the lowest among equals.

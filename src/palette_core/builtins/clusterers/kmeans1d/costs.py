@@ -141,7 +141,7 @@ def cost(moments: Any, n: int, i: int, j: int) -> float:
 
 @kernel
 def _beats(moments: Any, n: int, total: Any, b: int, j: int, p: int) -> bool:
-    """Say whether a last segment from j is at least as good as one from b, for the first p."""
+    """Return whether a last segment from j is at least as good as one from b, for the first p."""
     return bool(total[j] + cost(moments, n, j, p) <= total[b] + cost(moments, n, b, p))
 
 

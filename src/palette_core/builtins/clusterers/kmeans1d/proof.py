@@ -95,7 +95,7 @@ def _top(gain: Floats, count: int) -> float:
 
 
 class _Coverage:
-    """How wide a gap between centroids can be around each cell."""
+    """Widest gap between centroids that is possible around each cell."""
 
     def __init__(self, w: Floats, x: Floats, cell: Ints, width: float) -> None:
         self._cell, self._width = cell, width

@@ -1,4 +1,4 @@
-"""Whether the kernels of scalar k-means are compiled, and how to compile them ahead of use.
+"""State of the compiled kernels of scalar k-means, and their compilation ahead of use.
 
 Every kernel has one signature here, so one small problem of each kind compiles them all, except
 the slower form of costs for ill-conditioned data, which waits until such data comes.
@@ -35,7 +35,7 @@ _KERNELS: tuple[Any, ...] = (
 
 
 def kernels_are_cached() -> bool:
-    """Say whether all kernels are compiled already, in this process or in numba's file cache."""
+    """Return whether all kernels are compiled already, in this process or in numba's file cache."""
     return all(is_compiled(kernel) for kernel in _KERNELS)
 
 

@@ -125,7 +125,7 @@ def fit_block(
 
 @inlined
 def _is_even(w: Any) -> bool:
-    """Say whether no atom is so light that it is lost in running sums."""
+    """Return whether no atom is so light that it is lost in running sums."""
     least, whole = np.inf, 0.0
     for i in range(w.size):
         least = min(least, w[i])

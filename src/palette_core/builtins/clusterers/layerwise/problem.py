@@ -128,7 +128,7 @@ def fit_with(
 
 
 def _is_exact(problem: ClusterProblem, found: Codebook) -> bool:
-    """Whether every point is an entry: nothing can be better, and float32 could be worse."""
+    """Return whether every point is an entry: nothing can be better, and float32 could be worse."""
     if found.quantized is not None:
         return False
     decoded = replace(found, lut=found.lut.to(problem.points.dtype)).decode()
