@@ -281,6 +281,7 @@ def test_a_file_that_cannot_be_written_costs_no_calibration(
     palettizer, model = prepared()
     weights = decoded_weights(model)
     path = tmp_path / "folder" / "s.safetensors"
+    path.parent.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(mode, "save_sensitivities", full)
         with pytest.raises(OSError, match="No space left"):

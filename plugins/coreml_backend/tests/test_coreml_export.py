@@ -375,3 +375,19 @@ def test_a_piece_of_a_weight_that_nothing_uses(tmp_path) -> None:
     assert set(coreml_backend.read_weights(path)) == {"qkv.weight[0:16]", "qkv.weight[16:32]"}
     (got,) = run_package(path, [x.numpy()]).values()
     np.testing.assert_allclose(got, model(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_package_is_not_replaced_by_the_palettizer_either(tmp_path) -> None:
+    folder = tmp_path / "m.mlpackage"
+    folder.mkdir()
+    (folder / "precious").touch()
+    torch.manual_seed(0)
+    palettizer = KMeansPalettizer(nn.Sequential(nn.Linear(16, 16)), None)
+    palettizer.prepare((torch.randn(1, 16),), show_progress=False)
+    with pytest.raises(BackendError, match="exists and is no Core ML package"):
+        palettizer.export(folder, (torch.randn(1, 16),), backend="coreml")
+    assert (folder / "precious").exists()
+    (folder / "precious").rename(folder / "Manifest.json")
+    palettizer.export(folder, (torch.randn(1, 16),), backend="coreml")
+    assert (folder / "Data").is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["m.mlpackage"]

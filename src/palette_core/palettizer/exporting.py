@@ -112,7 +112,8 @@ def export(
 
     Raises:
         StateError: the model is neither prepared nor finalized.
-        BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
+        BackendError: the backend cannot take a tensor, ``path`` lacks its suffix, or what stands
+            there is none of its files.
         WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
         OSError: the folder of ``path`` does not exist or cannot be written to, or the disk is full.
             After any error the model, and what stood at ``path``, are as before.
@@ -120,6 +121,7 @@ def export(
     if path.suffix != target.entry.suffix:
         raise BackendError(f"backend {target.name!r} writes {target.entry.suffix}, got {path}")
     life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
+    target.backend.check_place(path)
     # Whatever fails, the model is as before, and so is what stands at the path.
     prepared = palette_sites(model, PalettizedWeight)
     kept = ModuleSnapshot([model, *(place.module for site in prepared for place in site.places)])

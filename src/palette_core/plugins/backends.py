@@ -79,6 +79,19 @@ class Backend(ABC):
         del model, example_inputs, dynamic_shapes
         return ()
 
+    def check_place(self, path: Path) -> None:
+        """Refuse to replace what stands at ``path``; by default anything may be replaced.
+
+        Called before the work; `export` is given a fresh path, which takes the place afterwards.
+
+        Args:
+            path: what the user wants to be written, where something may stand or not.
+
+        Raises:
+            BackendError: what stands there is none of this backend's, and stays.
+        """
+        del path
+
     @abstractmethod
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Replace palettized weights by the runtime's form, in place, and return the model.

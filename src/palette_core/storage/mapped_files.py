@@ -96,9 +96,11 @@ class WeightFolder:
         """
         stem = quote(name, safe=" ")[:_LONGEST_STEM]
         path = self._path / f"{len(self._written):05d}-{stem}.safetensors"
-        before = None
-        if path.exists():
-            before = path.with_name(f".{path.name}.before")
+        aside = path.with_name(f".{path.name}.before")
+        if aside.exists() and not path.exists():
+            aside.replace(path)  # a process was killed in between
+        before = aside if path.exists() else None
+        if before is not None:
             path.replace(before)
         self._written.append((path, before))
         return path

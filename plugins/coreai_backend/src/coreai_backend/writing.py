@@ -22,13 +22,12 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     fresh, former = work / f"fresh{path.suffix}", work / "former"
     try:
         yield fresh
-        existed = path.exists() or path.is_symlink()
-        if existed:
-            path.rename(former)
         try:
+            if path.exists() or path.is_symlink():
+                path.rename(former)
             fresh.rename(path)
         except BaseException:
-            if existed:
+            if former.exists() and not path.exists():
                 former.rename(path)
             raise
     finally:

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import nn
 
-from coreml_backend.exporting import convert, export_package, trace
+from coreml_backend.exporting import check_place, convert, export_package, trace
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import BackendError
@@ -39,6 +39,10 @@ class CoreMLBackend(Backend):
         except BackendError as error:
             return [Refusal(str(error))]
         return []
+
+    def check_place(self, path: Path) -> None:
+        """Replace packages only."""
+        check_place(path)
 
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Return the model as it is: coremltools takes packed weights behind their operator."""

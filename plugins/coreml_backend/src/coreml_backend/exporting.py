@@ -52,7 +52,7 @@ def export_package(
         BackendError: torch or coremltools cannot take the model; the message names the operation
             where there is one.
     """
-    _check_place(path)
+    check_place(path)
     check_stored(model, options)
     program = trace(model, example_inputs, dynamic_shapes)
     with recording(_names(model, program)) as lowered:
@@ -209,21 +209,24 @@ def _stored_names(package: Any, lowered: Lowered) -> dict[str, list[str]]:
 # --- files --------------------------------------------------------------------------------------
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Refuse to replace what is no package.
+
+    Raises:
+        BackendError: something else stands there.
+    """
     if path.exists() and not (path.is_dir() and (path / "Manifest.json").is_file()):
         raise BackendError(f"{path} exists and is no Core ML package; remove it or write elsewhere")
 
 
 def _put_in_place(fresh: Path, path: Path, aside: Path) -> None:
     """Move a finished package to ``path``; what stood there goes aside, back if that fails."""
-    replaces = path.exists()
-    if replaces:
-        path.replace(aside)
     try:
+        if path.exists():
+            path.replace(aside)
         fresh.replace(path)
     except BaseException:
-        if replaces:
+        if aside.exists() and not path.exists():
             aside.replace(path)
         raise
-    if replaces:
-        shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -76,6 +76,20 @@ class _CheckedBackend(Backend):
             return answer
         raise BackendError(f"{self._who}: check_program returned {answer!r}, expected Refusals")
 
+    def check_place(self, path: Path) -> None:
+        """Ask the plug-in whether what stands at ``path`` may be replaced.
+
+        Raises:
+            BackendError: it may not, or asking fails.
+            OSError: it cannot be looked at.
+        """
+        guarded(
+            f"looking at {path} by {self._who}",
+            BackendError,
+            lambda: self._backend.check_place(path),
+            passes=(OSError,),
+        )
+
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
         """Let the plug-in finalize.
 
