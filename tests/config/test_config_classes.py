@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import pytest
-from config_strategies import configs, states
+from config_strategies import configs
 from hypothesis import given
 from pydantic import ValidationError
 from torch import nn
@@ -18,7 +18,6 @@ from palette_core.config import (
     ModuleKMeansPalettizerConfig,
     OpKMeansPalettizerConfig,
     PATSchedule,
-    lookup_state,
 )
 from palette_core.spec import PalettizationSpec, default_weight_palettization_spec
 
@@ -167,26 +166,6 @@ def test_is_disabled(module: ModuleKMeansPalettizerConfig, disabled: bool) -> No
 
 
 # --- state keys ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("weight", (True, TWO)), ("bias", (True, None)), ("other", (True, PAIRS))],
-)
-def test_a_states_own_key_beats_the_star(name: str, expected: Any) -> None:
-    assert lookup_state({"*": PAIRS, "weight": TWO, "bias": None}, name) == expected
-
-
-def test_a_state_that_nothing_names() -> None:
-    assert lookup_state({"weight": TWO}, "bias") == (False, None)
-
-
-@given(states())
-def test_lookup_finds_what_is_there(mapping: Any) -> None:
-    for name in ("weight", "bias", "nowhere"):
-        found, spec = lookup_state(mapping or {}, name)
-        assert found == bool(mapping and (name in mapping or "*" in mapping))
-        assert spec == ((mapping or {}).get(name, (mapping or {}).get("*")))
 
 
 @pytest.mark.parametrize("field", ["op_state_spec", "module_state_spec"])

@@ -7,14 +7,13 @@ from palette_core._common.lazy import lazy_names
 if TYPE_CHECKING:
     from palette_core.config.model import KMeansPalettizerConfig
     from palette_core.config.module import ModuleKMeansPalettizerConfig, PATSchedule
-    from palette_core.config.op import OpKMeansPalettizerConfig, lookup_state
+    from palette_core.config.op import OpKMeansPalettizerConfig
 
 __all__ = [
     "KMeansPalettizerConfig",
     "ModuleKMeansPalettizerConfig",
     "OpKMeansPalettizerConfig",
     "PATSchedule",
-    "lookup_state",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -22,6 +21,6 @@ __getattr__, __dir__ = lazy_names(
     {
         "palette_core.config.model": ["KMeansPalettizerConfig"],
         "palette_core.config.module": ["ModuleKMeansPalettizerConfig", "PATSchedule"],
-        "palette_core.config.op": ["OpKMeansPalettizerConfig", "lookup_state"],
+        "palette_core.config.op": ["OpKMeansPalettizerConfig"],
     },
 )

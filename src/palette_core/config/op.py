@@ -71,21 +71,6 @@ def states_of(spec: PalettizationSpec) -> dict[str, PalettizationSpec | None]:
     return {"weight": spec, "in_proj_weight": spec}
 
 
-def lookup_state(
-    states: Mapping[str, PalettizationSpec | None], name: str
-) -> tuple[bool, PalettizationSpec | None]:
-    """Return whether a state is named, and its spec; its own key beats ``"*"``.
-
-    Args:
-        states: an ``op_state_spec`` or ``module_state_spec``.
-        name: name of the tensor within its module.
-    """
-    for key in (name, EVERY_STATE):
-        if key in states:
-            return True, states[key]
-    return False, None
-
-
 @final
 class OpKMeansPalettizerConfig(EditableConfig):
     """Rules for the states (parameters, buffers, constants) of one kind of operation.
