@@ -178,3 +178,55 @@ def test_a_disk_that_is_full_when_the_file_is_synced_leaves_the_old(tmp_path, mo
         fresh.write_text("new")
     assert read(out) == "old"
     assert os.listdir(tmp_path) == ["out.x"]
+
+
+# --- files beside each other ----------------------------------------------------------------------
+
+
+def write_pair(path, text):
+    with atomic_path(path, beside=(".bin",)) as fresh:
+        fresh.write_text(text)
+        fresh.with_suffix(".bin").write_text(text)
+
+
+def held(folder):
+    return {entry.name: entry.read_text() for entry in folder.iterdir()}
+
+
+def test_files_beside_each_other_take_their_places_together(tmp_path):
+    for text in ("old", "new"):
+        write_pair(tmp_path / "pair.xml", text)
+        assert held(tmp_path) == {"pair.xml": text, "pair.bin": text}
+
+
+@pytest.mark.parametrize("moves", range(1, 5))
+def test_when_one_of_them_cannot_be_moved_the_older_ones_stay(tmp_path, monkeypatch, moves):
+    write_pair(tmp_path / "pair.xml", "old")
+    done = []
+
+    def failing(move):
+        def moved(self, target):
+            done.append(target)
+            if len(done) == moves:
+                raise KeyboardInterrupt
+            return move(self, target)
+
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing(Path.rename))
+        patch.setattr(Path, "replace", failing(Path.replace))
+        with pytest.raises(KeyboardInterrupt):
+            write_pair(tmp_path / "pair.xml", "new")
+    assert held(tmp_path) == {"pair.xml": "old", "pair.bin": "old"}
+
+
+def test_what_a_kill_left_between_them_is_put_back_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("palette_core._common.files._cleared", set())
+    work = tmp_path / ".pair.xml.palette-abcdefgh"
+    work.mkdir()
+    (work / ".former").write_text("old")
+    (work / ".former.bin").write_text("old")
+    (tmp_path / "pair.bin").write_text("new")
+    clear_away(tmp_path)
+    assert held(tmp_path) == {"pair.xml": "old", "pair.bin": "old"}

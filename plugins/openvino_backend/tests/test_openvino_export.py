@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import openvino as ov
@@ -26,6 +27,7 @@ from palette_core import (
     load_checkpoint,
 )
 from palette_core.errors import BackendError, PlanError, PluginOptionsError
+from palette_core.palettizer.exporting import Target, export
 from palette_core.plugins import get_catalog
 
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)
@@ -394,15 +396,20 @@ def test_an_older_pair_is_replaced_whole(tmp_path):
 @pytest.mark.parametrize("moves", range(1, 5))
 def test_when_files_cannot_be_moved_the_older_pair_stays(tmp_path, monkeypatch, moves):
     path = support.exported(mlp(), X, tmp_path / "model.xml", PalettizationSpec(n_bits=8))
-    before, done, rename = contents(tmp_path), [], type(path).rename
+    before, done = contents(tmp_path), []
 
-    def failing(self, target):
-        done.append(target)
-        if len(done) == moves:
-            raise OSError("the disk is gone")
-        return rename(self, target)
+    def failing(move):
+        def moved(self, target):
+            done.append(target)
+            if len(done) == moves:
+                raise OSError("the disk is gone")
+            return move(self, target)
 
-    monkeypatch.setattr(type(path), "rename", failing)
+        return moved
+
+    kind = type(path)
+    monkeypatch.setattr(kind, "rename", failing(kind.rename))
+    monkeypatch.setattr(kind, "replace", failing(kind.replace))
     with pytest.raises(OSError, match="the disk is gone"):
         support.exported(mlp(), X, path, PalettizationSpec(n_bits=2))
     assert contents(tmp_path) == before
@@ -422,9 +429,9 @@ def test_an_interrupt_while_writing_leaves_the_older_pair(tmp_path, monkeypatch)
     assert contents(tmp_path) == before
 
 
-def test_a_folder_in_the_place_of_a_file_is_refused_before_any_work(tmp_path):
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
     (tmp_path / "model.bin").mkdir()
-    with pytest.raises(BackendError, match=r"model\.bin is a folder"):
+    with pytest.raises(IsADirectoryError, match=r"model\.bin"):
         support.exported(mlp(), X, tmp_path / "model.xml")
     assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
 
@@ -441,6 +448,16 @@ def test_damaged_files_are_an_error_that_names_them(tmp_path, damage):
         path.write_text(path.read_text()[:500])
     with pytest.raises(BackendError, match=r"model\.xml cannot be read"):
         read_weights(path)
+
+
+def test_files_that_the_entry_does_not_declare_are_an_error(tmp_path):
+    palettizer = KMeansPalettizer(mlp(), support.config(PalettizationSpec(n_bits=2)))
+    prepared, catalog = palettizer.prepare(X), get_catalog()
+    entry = catalog.backend("openvino")
+    target = Target("openvino", replace(entry, beside=()), entry.factory(entry.options()))
+    with pytest.raises(BackendError, match=r"wrote m\.bin that its entry does not declare"):
+        export(prepared, target, catalog, tmp_path / "m.xml", X, None)
+    assert not list(tmp_path.iterdir())
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +32,9 @@ _FORMER = ".former"  # in a work folder: the folder that stood at the place befo
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, make_folders: bool = False) -> Iterator[Path]:
+def atomic_path(
+    path: Path, *, make_folders: bool = False, beside: Sequence[str] = ()
+) -> Iterator[Path]:
     """Yield a fresh path of the same name, put in the place of ``path`` when the block succeeds.
 
     When the block fails or is interrupted, what was written is removed, and what stood at
@@ -42,6 +44,9 @@ def atomic_path(path: Path, *, make_folders: bool = False) -> Iterator[Path]:
         path: a file or folder that is there or not; a symbolic link is written through, and the
             permissions of what was there are kept.
         make_folders: make the folder of ``path`` where it is missing.
+        beside: suffixes of further files, written beside the yielded path under its stem. All of
+            them take their places, or none; at no moment does ``path`` stand beside a file that
+            it was not written with.
 
     Raises:
         OSError: the folder of ``path`` is missing or cannot be written to, ``path`` is neither
@@ -63,7 +68,8 @@ def atomic_path(path: Path, *, make_folders: bool = False) -> Iterator[Path]:
             _refuse_folder(place)
         _keep_mode(fresh, place)
         _sync(fresh)
-        _put(fresh, place, work / _FORMER)
+        with _put_beside(fresh, place, work, beside):
+            _put(fresh, place, work / _FORMER)
         with contextlib.suppress(OSError):  # it is there already
             _sync_entry(place.parent)
 
@@ -152,9 +158,10 @@ def _clear(work: Path, place: Path) -> None:
     if lock is None:
         return  # somebody writes in it
     try:
-        former = work / _FORMER
-        if former.exists() and not place.exists():
-            former.rename(place)
+        if not place.exists():
+            for former in work.glob(f"{_FORMER}*"):
+                suffix = former.name.removeprefix(_FORMER)
+                former.replace(place.with_suffix(suffix) if suffix else place)
         shutil.rmtree(work, ignore_errors=True)
     finally:
         os.close(lock)
@@ -235,6 +242,30 @@ def _put(fresh: Path, place: Path, former: Path) -> None:
             if former.exists() and not place.exists():
                 former.rename(place)
             raise
+
+
+@contextlib.contextmanager
+def _put_beside(fresh: Path, place: Path, work: Path, beside: Sequence[str]) -> Iterator[None]:
+    """Put further files in their places, what stands at ``place`` aside; all back on failure."""
+    with contextlib.ExitStack() as undo:
+        if beside:
+            _set_aside(place, work / _FORMER, undo)
+        for suffix in beside:
+            made, target = fresh.with_suffix(suffix), place.with_suffix(suffix)
+            _refuse_folder(target)
+            _keep_mode(made, target)
+            _sync(made)
+            _set_aside(target, work / f"{_FORMER}{suffix}", undo)
+            made.rename(target)
+            undo.callback(target.unlink)
+        yield
+        undo.pop_all()
+
+
+def _set_aside(place: Path, former: Path, undo: contextlib.ExitStack) -> None:
+    if place.exists():
+        place.rename(former)
+        undo.callback(former.rename, place)
 
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux

@@ -125,13 +125,27 @@ def export(
     # Whatever fails, the model is as before, and so is what stands at the path.
     prepared = palette_sites(model, PalettizedWeight)
     kept = ModuleSnapshot([model, *(place.module for site in prepared for place in site.places)])
-    with atomic_path(path) as fresh:
+    with atomic_path(path, beside=target.entry.beside) as fresh:
         try:
             _write(model, target, catalog, fresh, example_inputs, dynamic_shapes)
+            _refuse_undeclared(target, fresh)
         except BaseException:
             kept.restore()
             raise
     return path
+
+
+def _refuse_undeclared(target: Target, fresh: Path) -> None:
+    """Refuse files that would be lost, because the backend does not say that it writes them."""
+    declared = {fresh.name, *(fresh.with_suffix(suffix).name for suffix in target.entry.beside)}
+    found = {entry.name for entry in fresh.parent.iterdir()}
+    if found != declared:
+        more = ", ".join(sorted(found - declared)) or "nothing"
+        fewer = ", ".join(sorted(declared - found)) or "nothing"
+        raise BackendError(
+            f"backend {target.name!r} wrote {more} that its entry does not declare in beside, and "
+            f"left out {fewer} of what it does"
+        )
 
 
 def _write(

@@ -126,12 +126,15 @@ class ExportBackendEntry(PluginEntry):
             into memory, without copying them all.
         stored_forms: names of the stored forms that it takes; None takes any, for a backend that
             does not look into them.
+        beside: suffixes of further files that it writes beside, under the same stem. They take
+            their places together with the first, or none does.
     """
 
     factory: Callable[[Any], Backend]
     suffix: str
     supports_mmap: bool = False
     stored_forms: tuple[str, ...] | None = ("indices",)
+    beside: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse stored forms that are not given by name.

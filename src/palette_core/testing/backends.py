@@ -152,7 +152,10 @@ def _facts(subject: Subject) -> Iterator[TensorFacts]:
 
 @check(_KIND)
 def accepted(subject: Subject) -> None:
-    """Any spec that planning accepts is exported, and the path returned is that of a file."""
+    """Any spec that planning accepts is exported, and the path returned is that of a file.
+
+    Beside it stand the files that the entry declares in ``beside``, and no others are written.
+    """
     for options in subject.options:
         made = _exported(subject, options)
         if made.error is not None:

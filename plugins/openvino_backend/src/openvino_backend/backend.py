@@ -12,7 +12,7 @@ from openvino_backend.finishing import finish
 from openvino_backend.options import OpenVINOOptions
 from openvino_backend.refusals import refusal
 from openvino_backend.tracing import LackingOperationsError, converted
-from openvino_backend.writing import check_place, write_model
+from openvino_backend.writing import write_model
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.tensors import PalettizedTensor
@@ -61,7 +61,7 @@ class OpenVINOBackend(Backend):
     ) -> Path:
         """Convert the model in evaluation mode and write it to ``path`` and its ``.bin``.
 
-        The model is left as it was. Files that stand there are replaced when both are whole.
+        The model is left as it was.
 
         Args:
             model: a finalized model.
@@ -72,9 +72,7 @@ class OpenVINOBackend(Backend):
         Raises:
             BackendError: no example inputs, or ``torch.export`` or the converter does not take the
                 model; the message names the operation and its module where there is one.
-            OSError: the files cannot be written.
         """
-        check_place(path)
         program, made = converted(model, example_inputs, dynamic_shapes)
         write_model(finish(program, made, self._options), path)
         return path
