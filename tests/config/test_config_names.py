@@ -35,6 +35,8 @@ def test_canonical_names_are_fixed_points_for_every_loaded_module_class() -> Non
     for cls in _all_subclasses(nn.Module):
         name = canonical_type_name(cls)
         assert name == type_name(cls)
+        if cls.__name__.startswith("Parametrized"):
+            continue  # torch makes one for each parametrized module, and it stands nowhere
         if cls.__qualname__.isidentifier() and sys.modules[cls.__module__].__dict__.get(
             cls.__qualname__
         ) in (None, cls):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from palette_core.plugins import Part, StoredForm, StoredFormEntry
-from palette_core.tensors import PalettizedTensor, StoredTensor
+from palette_core.tensors import OP_NAME, PalettizedTensor, StoredTensor
 
 
 class Bytes(StoredForm):
@@ -70,7 +70,7 @@ class Flipped(Bytes):
 class Elsewhere(Bytes):
     """Its operator is another form's."""
 
-    operator = Runs.operator
+    operator = OP_NAME
 
 
 class Free(Bytes):

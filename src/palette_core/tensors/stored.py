@@ -128,6 +128,9 @@ def named_arguments(
     return dict(zip(names, arguments, strict=False)) | dict(named or {})
 
 
+_DEFINED: dict[str, tuple[str, ...]] = {}  # operators of stored forms, and the parts they take
+
+
 def define_operator(
     name: str,
     parts: Sequence[str],
@@ -156,6 +159,7 @@ def define_operator(
     run.__signature__ = _signature(parts)  # type: ignore[attr-defined]
     operator = torch.library.custom_op(name, run, mutates_args=())
     operator.register_fake(fake)
+    _DEFINED[name] = tuple(parts)
     return operator
 
 
@@ -168,13 +172,19 @@ def define_once(
     """Do as `define_operator` where nobody has; returns namespace and name within it.
 
     Raises:
-        ValueError: the name is none of the form ``"namespace::name"``.
+        ValueError: the name is none of the form ``"namespace::name"``, or that of an operator
+            with other arguments.
     """
     namespace, _, own = name.partition("::")
     if not (namespace.isidentifier() and own.isidentifier()):
         raise ValueError(f"an operator is named like 'my_plugin::depalettize', not {name!r}")
     if not hasattr(getattr(torch.ops, namespace), own):
         define_operator(name, parts, decode, shape)
+    elif _DEFINED.get(name) != tuple(parts):
+        raise ValueError(
+            f"operator {name!r} is there already, and does not take {', '.join(parts)}; a form "
+            "needs an operator of its own"
+        )
     return namespace, own
 
 
