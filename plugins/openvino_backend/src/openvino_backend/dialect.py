@@ -21,6 +21,10 @@ _REWRITTEN = (
     aten.floor_divide.default,
     aten.kthvalue.default,
     aten.scaled_dot_product_attention.default,
+    aten.searchsorted.Tensor,
+    aten.std.correction,
+    aten.var.correction,
+    aten.var_mean.correction,
 )
 _LACKING = re.compile(r"No conversion rule found for operations: (.+)")
 

@@ -95,6 +95,10 @@ class _Flattening:
                 self._keep(node, getattr(self._program.graph_module, str(node.target)))
             elif node.op != "output" and node not in self._new:
                 self._new[node] = self._graph.node_copy(node, self._new.__getitem__)
+                if node.target is torch.ops.aten.arange.start_step:
+                    # The converter counts in integers unless it is told otherwise.
+                    dtype = node.meta["val"].dtype
+                    self._new[node].kwargs = {**self._new[node].kwargs, "dtype": dtype}
         made.outputs.extend(self._outputs())
         self._graph.eliminate_dead_code()
         return FlatProgram(
