@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     )
     from palette_core.palettizer import ExportBackend, KMeansPalettizer
     from palette_core.storage.bits import bits_per_weight
-    from palette_core.storage.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+    from palette_core.storage.model_checkpoints import (
+        load_checkpoint,
+        read_checkpoint,
+        save_checkpoint,
+    )
     from palette_core.tensors.palettized import PalettizedTensor
 
 __all__ = [
@@ -75,7 +79,7 @@ __getattr__, __dir__ = lazy_names(
         ],
         "palette_core.palettizer": ["ExportBackend", "KMeansPalettizer"],
         "palette_core.storage.bits": ["bits_per_weight"],
-        "palette_core.storage.checkpoint": [
+        "palette_core.storage.model_checkpoints": [
             "load_checkpoint",
             "read_checkpoint",
             "save_checkpoint",

@@ -15,7 +15,7 @@ from palette_core._common.pytrees import floating
 from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
-from palette_core.engine.data_aware import warn_about
+from palette_core.engine.cluster_model import warn_about
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job, dense_weights
 from palette_core.errors import AllocationError, CalibrationError, MissingArgumentError

@@ -24,7 +24,7 @@ from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.registries import Registry, validate_options
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight
-from palette_core.storage.checkpoint import load_checkpoint
+from palette_core.storage.model_checkpoints import load_checkpoint
 
 
 @dataclass(frozen=True)

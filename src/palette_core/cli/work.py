@@ -23,7 +23,7 @@ from palette_core.errors import CheckpointError
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight, model_bits
-from palette_core.storage.checkpoint import load_checkpoint
+from palette_core.storage.model_checkpoints import load_checkpoint
 
 
 def check_report_file(plot: Path | None) -> None:

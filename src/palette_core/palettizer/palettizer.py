@@ -10,7 +10,7 @@ from typing import Any, Self, final
 from torch import Tensor, nn
 
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.data_aware import cluster_model
+from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import make_jobs
 from palette_core.engine.results import Report, make_report, updated_report

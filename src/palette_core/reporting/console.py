@@ -21,8 +21,8 @@ from palette_core.errors import printable
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
-from palette_core.storage.checkpoint import Checkpoint
 from palette_core.storage.forms.registry import stored_bits
+from palette_core.storage.model_checkpoints import Checkpoint
 
 # Piped output has no width of its own; wide enough that names are not folded.
 _PIPED_WIDTH = 160

@@ -6,13 +6,13 @@ from palette_core._common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from palette_core.storage.bits import bits_per_weight
-    from palette_core.storage.checkpoint import load_checkpoint, save_checkpoint
-    from palette_core.storage.checkpoint_file import (
+    from palette_core.storage.checkpoint_reading import (
         Checkpoint,
         CheckpointReader,
         read_checkpoint,
     )
     from palette_core.storage.checkpoint_writing import write_checkpoint
+    from palette_core.storage.model_checkpoints import load_checkpoint, save_checkpoint
     from palette_core.storage.packed_weight import PackedWeight, PaletteModule
     from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
 
@@ -36,8 +36,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "palette_core.storage.bits": ["bits_per_weight"],
-        "palette_core.storage.checkpoint": ["load_checkpoint", "save_checkpoint"],
-        "palette_core.storage.checkpoint_file": [
+        "palette_core.storage.model_checkpoints": ["load_checkpoint", "save_checkpoint"],
+        "palette_core.storage.checkpoint_reading": [
             "Checkpoint",
             "CheckpointReader",
             "read_checkpoint",

@@ -1,4 +1,4 @@
-"""Write packed checkpoints, from tensors alone; `checkpoint_file` says what is in one."""
+"""Write packed checkpoints, from tensors alone; `checkpoint_reading` says what is in one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from palette_core._common.files import atomic_path
 from palette_core._common.tensor_files import save_file
 from palette_core.errors import CheckpointError
 from palette_core.plugins.checked.stored_forms import CheckedForm
-from palette_core.storage.checkpoint_file import FORMAT_VERSION, METADATA_KEY, TABLES
+from palette_core.storage.checkpoint_reading import FORMAT_VERSION, METADATA_KEY, TABLES
 from palette_core.storage.forms.registry import DEFAULT_FORM, encode, stored_form
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.palettized import PalettizedTensor

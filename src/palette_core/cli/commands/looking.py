@@ -72,6 +72,6 @@ def inspect(
 ) -> None:
     """Show what a packed checkpoint holds."""
     from palette_core.reporting import console as show
-    from palette_core.storage.checkpoint import read_checkpoint
+    from palette_core.storage.model_checkpoints import read_checkpoint
 
     show.checkpoint(checkpoint, read_checkpoint(checkpoint), as_json=as_json)

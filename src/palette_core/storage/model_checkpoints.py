@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from palette_core.errors import CheckpointError, PaletteWarning, StateError, did_you_mean
 from palette_core.model.parametrization import ModuleSnapshot
-from palette_core.storage.checkpoint_file import (
+from palette_core.storage.checkpoint_reading import (
     Checkpoint,
     read_checkpoint,
 )
