@@ -131,6 +131,29 @@ BROKEN = {
         ).replace("'f': iter", "'f': __import__('typing').Callable"),
         ["PydanticInvalidForJsonSchema", "Callable"],
     ),
+    "claims that break": (
+        returns("[type('Odd', (ClustererEntry,), {'claims': lambda self: 7})(**FIELDS)]").replace(
+            "**FIELDS", "name='broken', summary='s', interface=1, factory=print"
+        ),
+        ["claims of 'broken'", "7"],
+    ),
+    "flag that is no bool": (
+        returns("[entry(default_for_scalars='no')]"),
+        ["default_for_scalars of 'broken'", "'no'"],
+    ),
+    "command with options": (
+        "from palette_core.plugins import CommandEntry, NoOptions, hookimpl\n"
+        "class Mine(NoOptions): pass\n"
+        "@hookimpl\ndef palette_core_commands():\n    return [CommandEntry(name='broken', "
+        "summary='s', interface=1, factory=print, options=Mine)]\n",
+        ["options of 'broken'", "NoOptions"],
+    ),
+    "suffix that no file has": (
+        "from palette_core.plugins import ExportBackendEntry, hookimpl\n"
+        "@hookimpl\ndef palette_core_export_backends():\n    return [ExportBackendEntry("
+        "name='broken', summary='s', interface=1, factory=print, suffix='')]\n",
+        ["suffix of 'broken'", "''"],
+    ),
     "granularity without a model": (
         HEAD
         + "@hookimpl\ndef palette_core_granularities():\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from palette_core.plugins.entries import PluginEntry
@@ -137,12 +138,16 @@ class ExportBackendEntry(PluginEntry):
     beside: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Refuse stored forms that are not given by name.
+        """Refuse what is no suffix, and stored forms that are not given by name.
 
         Raises:
             TypeError: naming what is no name.
+            ValueError: a suffix that no file name ends with.
         """
         super().check()
+        suffix: object = self.suffix
+        if not isinstance(suffix, str) or PurePath(f"file{suffix}").suffix != suffix or not suffix:
+            raise ValueError(f"suffix of {self.name!r} must be like '.onnx', got {suffix!r}")
         forms: Any = self.stored_forms
         if forms is not None and not (
             isinstance(forms, tuple) and forms and all(type(form) is str for form in forms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
@@ -52,6 +52,8 @@ class CommandEntry(PluginEntry):
     Attributes:
         factory: makes the command; import heavy modules inside it. There are no options.
     """
+
+    takes_options: ClassVar[bool] = False
 
     factory: Callable[[Any], Command]
 

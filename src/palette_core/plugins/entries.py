@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +27,9 @@ class PluginEntry:
         options: a frozen pydantic model with ``extra="forbid"``.
     """
 
+    takes_options: ClassVar[bool] = True
+    """Whether there is a place where users write options of this kind."""
+
     name: str
     summary: str
     interface: int
@@ -48,3 +52,9 @@ class PluginEntry:
         factory = getattr(self, "factory", print)
         if not callable(factory):
             raise TypeError(f"factory of {self.name!r} must be callable, got {factory!r}")
+        for field in fields(self):
+            flag = getattr(self, field.name)
+            if field.type == "bool" and type(flag) is not bool:
+                raise TypeError(f"{field.name} of {self.name!r} must be a bool, got {flag!r}")
+        if not self.takes_options and self.options is not NoOptions:
+            raise TypeError(f"options of {self.name!r} must be NoOptions: its kind has none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
@@ -114,6 +114,8 @@ class OperationEntry(PluginEntry):
         module_types: fully qualified names of the modules that it is the operation of.
         part_types: types of modules inside those that hold a weight for it and do not run.
     """
+
+    takes_options: ClassVar[bool] = False
 
     factory: Callable[[Any], Operation] = plain
     is_default: bool = False

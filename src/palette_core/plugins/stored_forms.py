@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from palette_core.plugins.entries import NoOptions, PluginEntry
+from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
 
 if TYPE_CHECKING:
@@ -95,17 +95,9 @@ class StoredFormEntry(PluginEntry):
         factory: makes the form.
     """
 
+    takes_options: ClassVar[bool] = False
+
     factory: Callable[[Any], StoredForm]
-
-    def check(self) -> None:
-        """Refuse options.
-
-        Raises:
-            TypeError: there are any.
-        """
-        super().check()
-        if self.options is not NoOptions:
-            raise TypeError(f"options of {self.name!r} must be NoOptions: stored forms have none")
 
 
 @hookspec

@@ -62,6 +62,9 @@ def _check_record(entry: PluginEntry, hook: str) -> None:
         raise ValueError(f"{name!r} needs a summary of one line, got {summary!r}")
     _check_options(entry)
     entry.check()
+    claims: object = entry.claims()
+    if not isinstance(claims, frozenset) or not all(isinstance(claim, str) for claim in claims):
+        raise TypeError(f"claims of {name!r} must be a frozenset of text, got {claims!r}")
 
 
 def _check_options(entry: PluginEntry) -> None:
