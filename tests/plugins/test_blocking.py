@@ -13,9 +13,17 @@ from palette_core import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
+    read_checkpoint,
+    save_checkpoint,
 )
 from palette_core.cli import main
-from palette_core.errors import BlockedPluginError, ConfigError, PlanError, UnknownPluginError
+from palette_core.errors import (
+    BlockedPluginError,
+    CheckpointError,
+    ConfigError,
+    PlanError,
+    UnknownPluginError,
+)
 from palette_core.plugins.blocking import VARIABLE, BlockList
 from palette_core.plugins.catalog import discover, get_catalog
 from palette_core.plugins.kinds import CLUSTERER, EXPORT_BACKEND
@@ -106,6 +114,14 @@ def test_a_blocked_name_is_free_for_others(block, site) -> None:
     site.install_good("fake-good", "gptq")
     block(CORE)
     assert discover().clusterers.find("gptq").distribution.name == "fake-good"
+
+
+def test_a_file_in_a_blocked_form_says_which_file_and_weight(block, tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    path = save_checkpoint(KMeansPalettizer(model).prepare((torch.ones(1, 8),)), tmp_path / "m")
+    block("stored-form:indices")
+    with pytest.raises(CheckpointError, match=r"m: 0\.weight needs.*'indices' is blocked"):
+        read_checkpoint(path)
 
 
 def test_without_an_algorithm_the_config_has_to_choose(block) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from palette_core._common.bounded_json import read_json
-from palette_core.errors import CheckpointError, UnknownPluginError
+from palette_core.errors import BlockedPluginError, CheckpointError, UnknownPluginError
 from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.storage.forms.registry import DEFAULT_FORM, stored_form
 from palette_core.tensors.dtypes import dtype_name, parse_dtype
@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: not a packed checkpoint, truncated, damaged, or of another version; or
-            a weight's stored form is not installed.
+            a weight's stored form is not installed, or is blocked.
     """
     with CheckpointReader(path) as file:
         return Checkpoint(
@@ -211,7 +211,7 @@ class CheckpointReader:
 
         Raises:
             KeyError: there is none of that name.
-            CheckpointError: the form is not installed.
+            CheckpointError: the form is not installed, or blocked.
         """
         if name in self._forms:
             return self._forms[name]
@@ -221,7 +221,7 @@ class CheckpointReader:
             raise _damaged(self._path, f"record of {name}: form {form!r}")
         try:
             made = self._forms[name] = stored_form(form)
-        except UnknownPluginError as error:
+        except (UnknownPluginError, BlockedPluginError) as error:
             raise CheckpointError(f"{self._path}: {name} needs another plug-in: {error}") from None
         return made
 
