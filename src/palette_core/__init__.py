@@ -1,5 +1,7 @@
 """Palettization of PyTorch models: weights become small indices into look-up tables."""
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from palette_core._common.lazy import lazy_names
@@ -87,3 +89,7 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.tensors.palettized": ["PalettizedTensor"],
     },
 )
+
+# Whoever loads a saved program has imported torch, and needs the operator that stands in it.
+if sys.modules.get("torch") is not None:
+    import_module("palette_core.tensors.operators")

@@ -64,3 +64,12 @@ def test_built_in_hooks_load_without_torch_one_by_one() -> None:
         for point in points
     )
     run(script)
+
+
+@pytest.mark.parametrize(
+    "statement", ["import torch, palette_core", "import palette_core.tensors.operators, torch"]
+)
+def test_a_process_that_loads_a_program_gets_the_operator(statement) -> None:
+    assert run(f"{statement}\nprint(torch.ops.palette_core.depalettize)").strip() == (
+        "palette_core.depalettize"
+    )
