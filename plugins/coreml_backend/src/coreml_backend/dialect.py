@@ -17,6 +17,7 @@ from palette_core.errors import BackendError
 aten = torch.ops.aten
 _RANK = 5
 _VIEWS = (
+    aten.clone.default,
     aten.expand.default,
     aten.permute.default,
     aten.reshape.default,
