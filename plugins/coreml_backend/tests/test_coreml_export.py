@@ -230,7 +230,7 @@ def test_a_model_that_torch_cannot_export(tmp_path) -> None:
 def test_a_weight_that_did_not_stay_palettized_is_an_error(tmp_path, monkeypatch) -> None:
     convert = exporting.convert
 
-    def dense(program, options):
+    def dense(program, options, wide=()):
         convert(program, options)
         return convert(trace(mlp(), X), options)
 
