@@ -285,7 +285,7 @@ def test_a_backends_refusals_are_left_out(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(
         PackedBackend,
-        "refuses",
+        "check_support",
         lambda self, facts: Refusal("odd") if facts.spec.n_bits % 2 else None,
     )
     allocation = run(8.0, backend="torch", candidates=(3, 4))
