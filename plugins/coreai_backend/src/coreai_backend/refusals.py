@@ -26,8 +26,8 @@ def refusal(facts: TensorFacts) -> Refusal | None:
         return Refusal(_no_weights(facts.dtype))
     if facts.op_type == "conv_transpose3d":
         return Refusal(
-            "coreai-torch has no transposed 3-D convolution; it is written as another one of the "
-            "weight turned round, which a palette would be unpacked for at every run",
+            "coreai-torch has no transposed 3-D convolution, and for the one that is written "
+            "instead the weight is turned round, unpacked, at every run; leave it out of the config"
         )
     if spec.n_bits not in INDEX_BITS:
         wider = min(bits for bits in INDEX_BITS if bits > spec.n_bits)
