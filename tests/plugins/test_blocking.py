@@ -21,6 +21,7 @@ from palette_core.errors import (
     BlockedPluginError,
     CheckpointError,
     ConfigError,
+    PaletteWarning,
     PlanError,
     UnknownPluginError,
 )
@@ -100,6 +101,14 @@ def test_a_blocked_entry_says_so_and_the_rest_works(block) -> None:
     assert [(each.item, each.distribution.name) for each in catalog.blocked] == [
         ("clusterer:kmeans1d", CORE)
     ]
+
+
+@pytest.mark.parametrize("item", ["clusterer:kmeans", "kmeans1d"])
+def test_a_block_that_meets_nothing_is_warned_of(block, item) -> None:
+    block(f"clusterer:gptq,{item}")
+    with pytest.warns(PaletteWarning, match=f"'{item}' was to be blocked, and no ") as warned:
+        discover()
+    assert len(warned) == 1
 
 
 def test_a_blocked_distribution_is_not_even_loaded(block, site) -> None:

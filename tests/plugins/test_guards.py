@@ -66,7 +66,7 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).eval()
 
 
-def refused(model: nn.Module, error: type[PaletteError], **spec: object) -> str:
+def refused(model: nn.Module, error: type[Exception], **spec: object) -> str:
     """Prepare; return the message, having seen that nothing has changed."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parts = list(model.named_modules())
@@ -400,3 +400,12 @@ def test_a_quantizer_that_fails_inside_an_algorithm_is_named_alone(model, regist
     message = refused(model, ClusteringError, algorithm="wrong", lut_qspec=spec)
     assert message.startswith("0.weight: LUT quantizer 'wrong' (wrong-plugin 6.6) failed: Lookup")
     assert "clusterer" not in message
+
+
+@pytest.mark.parametrize("passes", [MemoryError, torch.OutOfMemoryError])
+def test_exhausted_memory_of_an_algorithm_passes_the_engine(model, register, passes) -> None:
+    def fit(problem):
+        raise passes("none left")
+
+    register(entry(fit))
+    assert refused(model, passes, algorithm="wrong") == "none left"

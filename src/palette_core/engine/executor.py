@@ -139,7 +139,7 @@ def _may_share(job: Job, catalog: Catalog) -> bool:
 def _here(job: Job, catalog: Catalog) -> Clustered:
     try:
         return cluster_tensor(job, catalog)
-    except PaletteError:
+    except (PaletteError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ClusteringError(f"{job.plan.name}: {type(error).__name__}: {error}") from error

@@ -46,9 +46,14 @@ class BlockList:
                     f"kinds are {', '.join(known)}"
                 )
         return cls(
-            frozenset(_normal(item) for item in items if ":" not in item),
+            frozenset(cls.normal(item) for item in items if ":" not in item),
             frozenset(item for item in items if ":" in item),
         )
+
+    @staticmethod
+    def normal(item: str) -> str:
+        """Return an item as the list holds it."""
+        return item if ":" in item else _normal(item)
 
     def has_distribution(self, name: str) -> bool:
         """Return whether all of a distribution is left out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
@@ -15,7 +16,7 @@ from typing import Any
 
 import pluggy
 
-from palette_core.errors import DuplicatePluginError, did_you_mean
+from palette_core.errors import DuplicatePluginError, PaletteWarning, did_you_mean
 from palette_core.plugins.blocking import BlockList
 from palette_core.plugins.kinds import KINDS, PluginKind
 from palette_core.plugins.markers import PROJECT
@@ -102,6 +103,19 @@ class Discovery:
                     reason = DuplicatePluginError(f"{text}, as a built-in one does")
                     self.reject(item.distribution, f"{kind.slug}:{item.entry.name}", reason)
 
+    def warn_of_idle_blocks(self) -> None:
+        """Warn of what was to be blocked and is not there: it may be a slip of the pen."""
+        wanted = self.block.distributions | self.block.entries
+        found = {self.block.normal(each.item) for each in self.blocked}
+        for item in sorted(wanted - found):
+            what = "entry" if ":" in item else "distribution with plug-ins"
+            warnings.warn(
+                f"{item!r} was to be blocked, and no {what} of that name is installed; "
+                "`palette plugins` lists what is",
+                PaletteWarning,
+                stacklevel=2,
+            )
+
     def reject(self, distribution: Distribution, name: str, error: BaseException) -> None:
         """Set aside what cannot be used."""
         text = f"{type(error).__name__}: {error}"
@@ -138,6 +152,7 @@ def find_plugins() -> Discovery:
     for dist, point in _entry_points(found):
         found.load(dist, point)
     found.settle_claims()
+    found.warn_of_idle_blocks()
     return found
 
 

@@ -20,6 +20,10 @@ def _lnq(options: Any) -> Clusterer:
     return Lnq(options)
 
 
+def _damping(options: Any) -> float | None:
+    return options.damping  # type: ignore[no-any-return]
+
+
 @hookimpl
 def palette_core_clusterers() -> list[ClustererEntry]:
     """Error feedback, and coordinate descent, on the output of a layer."""
@@ -32,7 +36,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             factory=_gptq,
             supports_vector=True,
             needs_moments=True,
-            damping=lambda options: options.damping,
+            damping=_damping,
             fits_quantized=True,
             keeps_zeros=True,
         ),
@@ -44,7 +48,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             factory=_lnq,
             supports_vector=True,
             needs_moments=True,
-            damping=lambda options: options.damping,
+            damping=_damping,
             fits_quantized=True,
             keeps_zeros=True,
         ),
