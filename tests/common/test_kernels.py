@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 import palette_core
@@ -54,6 +55,13 @@ def ran(cache: Path, script: str = SCRIPT) -> tuple[list[str], str]:
     return done.stdout.split(), done.stderr
 
 
+folders_can_be_chosen = pytest.mark.skipif(
+    not hasattr(numba.config, "CACHE_LOCATOR_CLASSES"),
+    reason="this numba has no setting for the folders that it keeps kernels in",
+)
+
+
+@folders_can_be_chosen
 def test_a_folder_of_the_users_keeps_them(tmp_path: Path) -> None:
     assert ran(tmp_path)[0] == ["3", "True", "0"]
     found, said = ran(tmp_path)
@@ -61,6 +69,7 @@ def test_a_folder_of_the_users_keeps_them(tmp_path: Path) -> None:
     assert "compiling" not in said
 
 
+@folders_can_be_chosen
 def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for _ in range(2):
@@ -70,12 +79,14 @@ def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@folders_can_be_chosen
 def test_kernels_of_moments_are_announced_too(tmp_path: Path) -> None:
     assert "compiling" in ran(tmp_path, WINDOWS)[1]
     assert "compiling" not in ran(tmp_path, WINDOWS)[1]
 
 
 @pytest.mark.slow
+@folders_can_be_chosen
 def test_every_kernel_works_without_any_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     script = (Path(__file__).parent / "every_kernel.py").read_text()
