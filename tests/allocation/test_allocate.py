@@ -209,6 +209,7 @@ def calibrated(tmp_path: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [None, "gptq"])
 def test_fisher_weighs_errors_by_squared_gradients(tmp_path: Path, algorithm: str | None) -> None:
     path = calibrated(tmp_path, "s.safetensors")

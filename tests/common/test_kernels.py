@@ -61,6 +61,7 @@ folders_can_be_chosen = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @folders_can_be_chosen
 def test_a_folder_of_the_users_keeps_them(tmp_path: Path) -> None:
     assert ran(tmp_path)[0] == ["3", "True", "0"]
@@ -69,6 +70,7 @@ def test_a_folder_of_the_users_keeps_them(tmp_path: Path) -> None:
     assert "compiling" not in said
 
 
+@pytest.mark.slow
 @folders_can_be_chosen
 def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()

@@ -102,6 +102,7 @@ def test_two_workers_prepare_the_model_of_one() -> None:
     assert all(torch.equal(states[0][name], t) for name, t in states[1].items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers_always")
 def test_errors_in_workers_are_of_the_same_kind_and_name_the_tensor() -> None:
     _, jobs = planned()

@@ -192,6 +192,7 @@ def test_12_two_workers_on_two_small_layers_start_no_process(
     # That an unguarded script returns is in tests/execution.
 
 
+@pytest.mark.slow
 def test_13_needs_no_compiler_and_nothing_on_path() -> None:
     script = (
         "import torch\n"

@@ -89,6 +89,7 @@ def vectors(module, x, what):
     return torch.stack(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "x"), CASES, ids=IDS)
 def test_sums_are_those_of_what_unit_weights_give(module, x, monkeypatch):
     what = consumed(module, x)

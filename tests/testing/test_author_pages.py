@@ -103,6 +103,7 @@ def test_a_marker_that_names_nothing_is_an_error(marker, generator) -> None:
         generator.on_page_markdown(f"<!-- {marker} -->")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_example_of_a_page_keeps_the_contract(kind, register, tmp_path, monkeypatch) -> None:
     module = module_of(kind, "hooks", tmp_path, monkeypatch)

@@ -148,6 +148,7 @@ def test_the_right_quantizer_and_granularity_pass(register) -> None:
         ContractTest(check, subject_of(kinds.GRANULARITY, record, Rows(rows=4), Rows(rows=1)))()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "record", [strategy(lambda s, w, decoded: decoded + w - w.detach()), settles()]
 )

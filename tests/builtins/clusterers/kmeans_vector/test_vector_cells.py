@@ -66,6 +66,7 @@ def test_points_that_no_grid_can_stand_for_have_no_cells():
     assert not as_cells(heaps, no_weights(heaps), 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_tables_found_on_cells_are_no_worse_than_scikit_learn(weighted):
     points = pairs(40000)
