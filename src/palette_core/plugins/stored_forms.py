@@ -77,6 +77,14 @@ class StoredForm(ABC):
         """Bits that the parts take, without tables and scales; by default whole bytes."""
         return sum(part.numel() * part.element_size() * 8 for part in stored.parts.values())
 
+    def size_unencoded(self, tensor: PalettizedTensor) -> int | None:
+        """Return the same before encoding, where that takes no pass over the indices.
+
+        None, the default, has the core encode the tensor to see.
+        """
+        del tensor
+        return None
+
     def shape(self, stored: StoredTensor) -> Shape:
         """Return the shape of the weight, by shapes alone; by default each index stands for D."""
         return stored.shape

@@ -126,8 +126,10 @@ def operator(subject: Subject) -> None:
 @check(_KIND)
 def size(subject: Subject) -> None:
     """size_in_bits is a whole number of at least one bit, and no more than the parts take."""
-    for what, form, _, stored in _stored(subject):
+    for what, form, weight, stored in _stored(subject):
         got: object = form.size_in_bits(stored)
+        early = form.size_unencoded(weight)
+        demand(subject, early in (None, got), f"{what}: {early} bits before encoding, then {got}")
         most = sum(part.numel() * part.element_size() * 8 for part in stored.parts.values())
         held = type(got) is int and 0 < got <= most
         demand(subject, held, f"{what}: {got!r} bits, and the parts have {most}")

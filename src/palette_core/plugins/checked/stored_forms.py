@@ -127,6 +127,14 @@ class CheckedForm(StoredForm):
         """
         return guarded(self._who, CheckpointError, lambda: self._form.size_in_bits(stored))
 
+    def size_unencoded(self, tensor: PalettizedTensor) -> int | None:
+        """Return bits of the parts, or None where only encoding tells.
+
+        Raises:
+            CheckpointError: the plug-in fails.
+        """
+        return guarded(self._who, CheckpointError, lambda: self._form.size_unencoded(tensor))
+
     def shape(self, stored: StoredTensor) -> Shape:
         """Return the weight's shape, as the plug-in has it."""
         return self._form.shape(stored)

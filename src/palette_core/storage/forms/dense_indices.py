@@ -37,3 +37,7 @@ class DenseIndices(StoredForm):
     def size_in_bits(self, stored: StoredTensor) -> int:
         """Bits of all indices, the last byte not filled up."""
         return stored.index_count * stored.n_bits
+
+    def size_unencoded(self, tensor: PalettizedTensor) -> int:
+        """Bits of all indices, counted without packing them."""
+        return tensor.indices.numel() * tensor.n_bits

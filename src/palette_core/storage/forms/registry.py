@@ -31,10 +31,12 @@ def encode(tensor: PalettizedTensor, form: CheckedForm) -> StoredTensor:
 
 def size_in_bits(stored: StoredTensor, form: CheckedForm) -> int:
     """Return the bits of a weight in a stored form: parts, LUTs, scales and zero points."""
+    return form.size_in_bits(stored) + _table_bits(stored)
+
+
+def _table_bits(stored: StoredTensor) -> int:
     tables = (stored.lut, stored.lut_scale, stored.lut_zero_point, stored.scale)
-    return form.size_in_bits(stored) + sum(
-        t.numel() * t.element_size() * 8 for t in tables if t is not None
-    )
+    return sum(t.numel() * t.element_size() * 8 for t in tables if t is not None)
 
 
 def stored_bits(tensor: PalettizedTensor, form: str) -> int:
@@ -45,4 +47,7 @@ def stored_bits(tensor: PalettizedTensor, form: str) -> int:
         CheckpointError: the form fails.
     """
     made = stored_form(form)
-    return size_in_bits(encode(tensor, made), made)
+    known = made.size_unencoded(tensor)
+    if known is None:
+        return size_in_bits(encode(tensor, made), made)
+    return known + _table_bits(StoredTensor.of(tensor, {}))
