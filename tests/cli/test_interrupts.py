@@ -36,8 +36,21 @@ sys.exit(128 + ending.signal if ending.signal else 0)
 """
 
 
+@pytest.fixture
+def as_by_default():
+    before = {}
+
+    def reset(number):
+        before[number] = signal.signal(number, signal.SIG_DFL)
+
+    yield reset
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_interrupts_and_later_ones_do_not(number):
+def test_the_first_signal_interrupts_and_later_ones_do_not(number, as_by_default):
+    as_by_default(number)  # a run under nohup inherits an ignored SIGHUP
     seen = []
     with ends_like_an_interrupt() as ending:
         try:
