@@ -54,7 +54,15 @@ class Case:
     exact: bool = False
 
 
-def measured(library: str, case: Case, *, budget: float, limit: float) -> dict[str, Any]:
+def measured(
+    library: str,
+    case: Case,
+    *,
+    budget: float,
+    limit: float,
+    python: str = sys.executable,
+    script: str = __file__,
+) -> dict[str, Any]:
     """Run a case in a process of its own.
 
     Args:
@@ -62,6 +70,8 @@ def measured(library: str, case: Case, *, budget: float, limit: float) -> dict[s
         case: what to do.
         budget: repeat while the runs took less than this many seconds in all, at most 5 times.
         limit: stop after this many seconds.
+        python: the interpreter, which says which build of a library is measured.
+        script: this file, or the same of another checkout.
 
     Returns:
         seconds (of the fastest run), alone_seconds (of our algorithm without ``prepare``, for a
@@ -69,7 +79,7 @@ def measured(library: str, case: Case, *, budget: float, limit: float) -> dict[s
         largest_bytes (of a weight); or failed, the reason.
     """
     task = json.dumps({"library": library, "case": asdict(case), "budget": budget})
-    command = [sys.executable, "-W", "ignore", __file__, task]
+    command = [python, "-W", "ignore", script, task]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
