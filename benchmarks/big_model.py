@@ -95,7 +95,7 @@ def work(layers: int, width: int, n_bits: int, mapped: bool) -> dict[str, dict[s
     with tempfile.TemporaryDirectory() as folder:
         with Peak() as peak:
             palettizer.finalize(
-                backend="torch", mmap_dir=Path(folder) / "weights" if mapped else None
+                backend="packed", mmap_dir=Path(folder) / "weights" if mapped else None
             )
         rows["finalize"] = peak.row()
         with Peak() as peak, torch.no_grad():

@@ -54,7 +54,7 @@ def measure(model: nn.Module, x: torch.Tensor, repeats: int) -> dict[str, float]
     prepared_model = copy.deepcopy(model)
     palettizer = KMeansPalettizer(prepared_model, KMeansPalettizerConfig.presets.w4())
     prepared = palettizer.prepare((x,))
-    finalized = KMeansPalettizer(model).finalize(copy.deepcopy(prepared), backend="torch")
+    finalized = KMeansPalettizer(model).finalize(copy.deepcopy(prepared), backend="packed")
     seconds = medians({"dense": model, "prepared": prepared, "finalized": finalized}, x, repeats)
     return {
         "dense_ms": seconds["dense"] * 1e3,

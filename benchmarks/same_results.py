@@ -146,7 +146,7 @@ def run(
             mode.step(prepared(x), None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        palettizer.export(path, backend="torch")
+        palettizer.export(path, backend="packed")
         read = read_checkpoint(path)
     found: dict[str, Tensor] = {}
     for tensor, palettized in read.palettized.items():

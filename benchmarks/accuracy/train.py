@@ -274,7 +274,7 @@ def row(task: Task, contender: Contender, steps: int) -> dict[str, Any]:
         optimize(model, task, groups, steps, palettizer.step)
     seconds, peak = time.perf_counter() - start, resident() - base
     after = task.judge(model)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert task.judge(final) == after, "finalized differs from evaluated"
     return {"dense": dense, "before": before, "after": after, "seconds": seconds, "peak": peak}
 

@@ -289,10 +289,10 @@ def test_a_backends_refusals_are_left_out(monkeypatch: pytest.MonkeyPatch) -> No
         "check_support",
         lambda self, facts: Refusal("odd") if facts.spec.n_bits % 2 else None,
     )
-    allocation = run(8.0, backend="torch", candidates=(3, 4))
+    allocation = run(8.0, backend="packed", candidates=(3, 4))
     assert {c.plan.spec.n_bits for t in allocation.tensors for c in t.candidates} == {4}
     with pytest.raises(AllocationError, match="the backend refuses it: odd"):
-        run(8.0, backend="torch", candidates=(3,))
+        run(8.0, backend="packed", candidates=(3,))
 
 
 def test_the_cache_answers_and_a_change_of_anything_asks_again(

@@ -284,7 +284,7 @@ def program_folder(folder: Path, which: int) -> Path:
 
 def checkpoint(folder: Path, which: int) -> Path:
     path = folder / "m.safetensors"
-    _PREPARED[which].export(path, backend="torch")
+    _PREPARED[which].export(path, backend="packed")
     return path
 
 
@@ -292,7 +292,7 @@ def _prepared(seed: int) -> KMeansPalettizer:
     torch.manual_seed(seed)
     palettizer = KMeansPalettizer(nn.Sequential(nn.Linear(16, 16)), None)
     palettizer.prepare((torch.randn(1, 16),), show_progress=False)
-    palettizer.finalize(backend="torch")
+    palettizer.finalize(backend="packed")
     return palettizer
 
 

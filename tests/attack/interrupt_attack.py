@@ -107,7 +107,7 @@ def _prepared(seed: int = 0) -> Subject:
 
 def _finalized() -> Subject:
     subject = _prepared()
-    subject.palettizer.finalize(backend="torch")
+    subject.palettizer.finalize(backend="packed")
     return subject
 
 
@@ -125,14 +125,14 @@ CALLS: dict[str, tuple[Callable[[], Subject], Callable[[Subject], object]]] = {
     "load_checkpoint": (_dense, lambda s: load_checkpoint(_FILE, s.model)),
     "prepare": (_dense, lambda s: s.palettizer.prepare(_INPUTS, show_progress=False)),
     "make_plan": (_dense, lambda s: s.palettizer.make_plan(_INPUTS)),
-    "finalize": (_prepared, lambda s: s.palettizer.finalize(backend="torch")),
+    "finalize": (_prepared, lambda s: s.palettizer.finalize(backend="packed")),
     "finalize to files": (
         _prepared,
-        lambda s: s.palettizer.finalize(backend="torch", mmap_dir=_FOLDER / "files"),
+        lambda s: s.palettizer.finalize(backend="packed", mmap_dir=_FOLDER / "files"),
     ),
     "export": (
         _prepared,
-        lambda s: s.palettizer.export(_FOLDER / "out.safetensors", backend="torch"),
+        lambda s: s.palettizer.export(_FOLDER / "out.safetensors", backend="packed"),
     ),
     "calibration_mode": (_prepared, _calibrate),
 }

@@ -151,8 +151,8 @@ def test_plan_asks_the_backend_with_its_options(palette):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("-o", "m.tolt"), ["m.tolt", ".safetensors (torch)", ".told (teller)"]),
-        (("-o", "m.told", "--backend", "torch"), [".safetensors", "m.told"]),
+        (("-o", "m.tolt"), ["m.tolt", ".safetensors (packed)", ".told (teller)"]),
+        (("-o", "m.told", "--backend", "packed"), [".safetensors", "m.told"]),
         (("-o", "m.told", "--option", "levl=3"), ["levl", "did you mean 'level'"]),
         (("-o", "m.told", "--option", "level=-1"), ["level=-1", "greater than or equal to 0"]),
         (("-o", "m.told", "--option", "level"), ["'level'", "NAME=VALUE"]),

@@ -53,7 +53,7 @@ from palette_core.cli.app import app
 
 packed = KMeansPalettizer(load()[0])
 packed.prepare(load()[1])
-packed.export("packed.safetensors", backend="torch")
+packed.export("packed.safetensors", backend="packed")
 for folder in sys.argv[1:]:
     text = (Path(folder) / "README.md").read_text().partition("## What to change")[0]
     language, code = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)[-1]

@@ -128,7 +128,7 @@ def test_the_whole_trip(algorithm, install, tmp_path) -> None:
     for group in range(4):  # a table for every four outputs
         assert len(weight[:, 4 * group : 4 * group + 4].unique()) <= 4
     before = made(x).detach()
-    path = palettizer.export(tmp_path / "model.safetensors", backend="torch")
+    path = palettizer.export(tmp_path / "model.safetensors", backend="packed")
     loaded = load_checkpoint(path, model())
     assert torch.equal(loaded[0].weight, weight)
     assert torch.equal(loaded(x), before)

@@ -233,11 +233,11 @@ def test_finalize_packs_all_weights_or_none(
     with monkeypatch.context() as patch:
         patch.setattr(sites, "replace_chain", At(sites.replace_chain, 4, failure, after=True))
         with pytest.raises(type(failure)):
-            prepared.finalize(backend="torch")
+            prepared.finalize(backend="packed")
     assert all(isinstance(site.palette, PalettizedWeight) for site in palette_sites(model))
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
-    final = prepared.finalize(backend="torch")
+    final = prepared.finalize(backend="packed")
     assert all(isinstance(site.palette, PackedWeight) for site in palette_sites(final))
     torch.testing.assert_close(final(*EVERYTHING_INPUTS), expected)
 
@@ -268,19 +268,19 @@ def test_a_failed_export_leaves_the_model_prepared_and_the_older_file(
     state = {n: t.clone() for n, t in model.state_dict().items()}
     out = tmp_path / "model.safetensors"
     out.write_text("older")
-    found = exporting.find_target(get_catalog(), "torch", {})
+    found = exporting.find_target(get_catalog(), "packed", {})
     monkeypatch.setattr(
         exporting,
         "find_target",
-        lambda *_: exporting.Target("torch", found.entry, Failing(failure)),
+        lambda *_: exporting.Target("packed", found.entry, Failing(failure)),
     )
     monkeypatch.setattr(palettizer_module, "find_target", exporting.find_target)
     with pytest.raises(BackendError if failure is None else type(failure)):
-        palettizer.export(out, backend="torch")
+        palettizer.export(out, backend="packed")
     assert out.read_text() == "older"
     assert all(isinstance(site.palette, PalettizedWeight) for site in palette_sites(model))
     assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     monkeypatch.undo()
-    assert palettizer.export(out, backend="torch") == out
+    assert palettizer.export(out, backend="packed") == out
     assert out.read_bytes() != b"older"

@@ -330,7 +330,7 @@ def test_a_copy_made_inside_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
         twin = copy.deepcopy(model)
         calibration.step(model(*EVERYTHING_INPUTS), None)
         twin(*EVERYTHING_INPUTS).sum().backward()  # its gradients are its own
-    KMeansPalettizer(twin).finalize(twin, backend="torch")
+    KMeansPalettizer(twin).finalize(twin, backend="packed")
 
 
 def test_calibration_draws_no_global_random_numbers() -> None:

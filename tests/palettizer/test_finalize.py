@@ -63,7 +63,7 @@ def test_outputs_equal_the_prepared_models(spec: dict[str, object]) -> None:
     weights = decoded_weights(model)
     with torch.no_grad():
         expected = model(*EVERYTHING_INPUTS)
-    final = palettizer.finalize(backend=ExportBackend.Torch)
+    final = palettizer.finalize(backend=ExportBackend.Packed)
     assert final is model
     assert all(isinstance(site.palette, PackedWeight) for site in palette_sites(final))
     for name, weight in weights.items():
@@ -75,7 +75,7 @@ def test_outputs_equal_the_prepared_models(spec: dict[str, object]) -> None:
 
 def test_dense_originals_are_freed() -> None:
     palettizer, model = everything_prepared()
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     dense = {name: p.shape for name, p in final.named_parameters() if p.numel()}
     assert not {n for n in dense if "parametrizations" in n}
     for site in palette_sites(final, PackedWeight):
@@ -87,7 +87,7 @@ def test_dense_originals_are_freed() -> None:
 
 def test_placeholders_tell_dtype_and_device_as_weights_did() -> None:
     palettizer, model = prepared_mlp()
-    final = palettizer.finalize(model.half(), backend="torch")
+    final = palettizer.finalize(model.half(), backend="packed")
     assert {p.dtype for p in final.parameters()} == {torch.float16}
     assert {t.device.type for t in [*final.to("meta").parameters(), *final.buffers()]} == {"meta"}
 
@@ -97,20 +97,20 @@ def test_placeholders_tell_dtype_and_device_as_weights_did() -> None:
 def test_a_finalized_model_may_be_cast(dtype: torch.dtype, lut_qspec: object) -> None:
     palettizer, model = prepared_mlp(lut_qspec=lut_qspec, enable_per_channel_scale=True)
     expected = copy.deepcopy(model).to(dtype)(MLP_INPUTS[0].to(dtype))
-    final = palettizer.finalize(backend="torch").to(dtype)
+    final = palettizer.finalize(backend="packed").to(dtype)
     torch.testing.assert_close(final(MLP_INPUTS[0].to(dtype)), expected)
 
 
 def test_frees_what_it_should_and_keeps_training_of_the_rest() -> None:
     palettizer, _ = prepared_mlp()
-    final = palettizer.finalize(backend="torch").train()
+    final = palettizer.finalize(backend="packed").train()
     final(*MLP_INPUTS).sum().backward()
     assert {n for n, p in final.named_parameters() if p.grad is not None} == {"0.bias", "2.bias"}
 
 
 def test_the_exported_program_holds_the_operator() -> None:
     palettizer, _ = everything_prepared()
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     with torch.no_grad():
         expected = final(*EVERYTHING_INPUTS)
         program = torch.export.export(final, EVERYTHING_INPUTS)
@@ -130,7 +130,7 @@ def test_the_exported_program_holds_the_operator() -> None:
 def test_an_exported_program_looks_up_in_bytes(dtype: str) -> None:
     palettizer, model = prepared_mlp(lut_qspec={"dtype": dtype})
     expected = model(*MLP_INPUTS)
-    program = torch.export.export(palettizer.finalize(backend="torch"), MLP_INPUTS)
+    program = torch.export.export(palettizer.finalize(backend="packed"), MLP_INPUTS)
     torch.testing.assert_close(program.module()(*MLP_INPUTS), expected)
     called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
     assert [name for name in called if "view" in name] == []
@@ -141,7 +141,7 @@ def test_an_exported_program_looks_up_in_bytes(dtype: str) -> None:
 def test_a_traced_program_holds_the_operator() -> None:
     palettizer, model = prepared_mlp()
     expected = model(*MLP_INPUTS)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     traced = torch.jit.trace(final, MLP_INPUTS)
     assert str(traced.inlined_graph).count("palette_core::depalettize") == 2
     torch.testing.assert_close(traced(*MLP_INPUTS), expected)
@@ -156,11 +156,11 @@ def test_a_trace_of_a_prepared_model_is_right() -> None:
 
 def test_state_dict_into_another_finalized_model() -> None:
     palettizer, _ = prepared_mlp(n_bits=3)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     other = mlp(seed=5)
     fresh = KMeansPalettizer(other, palettizer._config)
     fresh.prepare(MLP_INPUTS)
-    fresh.finalize(backend="torch")
+    fresh.finalize(backend="packed")
     other.load_state_dict(final.state_dict())
     assert torch.equal(other(*MLP_INPUTS), final(*MLP_INPUTS))
 
@@ -170,33 +170,33 @@ def test_state_dict_into_another_finalized_model() -> None:
 
 def test_before_prepare() -> None:
     with pytest.raises(StateError, match="Model must be prepared before finalization"):
-        KMeansPalettizer(mlp()).finalize(backend="torch")
+        KMeansPalettizer(mlp()).finalize(backend="packed")
 
 
 def test_twice() -> None:
     palettizer, _ = prepared_mlp()
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     expected = final(*MLP_INPUTS)
     with pytest.raises(StateError, match="Model must be prepared before finalization"):
-        palettizer.finalize(backend="torch")
+        palettizer.finalize(backend="packed")
     assert torch.equal(final(*MLP_INPUTS), expected)
 
 
 def test_preparing_a_finalized_or_loaded_model(tmp_path: Path) -> None:
     palettizer, _ = prepared_mlp()
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     loaded = load_checkpoint(save_checkpoint(final, tmp_path / "c"), mlp())
     for model in (final, loaded):
         with pytest.raises(StateError, match="already been prepared"):
             KMeansPalettizer(model).prepare(MLP_INPUTS)
         with pytest.raises(StateError, match="prepared before finalization"):
-            KMeansPalettizer(model).finalize(backend="torch")
+            KMeansPalettizer(model).finalize(backend="packed")
 
 
 def test_what_is_not_a_module() -> None:
     palettizer, _ = prepared_mlp()
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
-        palettizer.finalize("model", backend="torch")  # type: ignore[arg-type]
+        palettizer.finalize("model", backend="packed")  # type: ignore[arg-type]
 
 
 def test_the_default_backend_names_the_package_to_install() -> None:
@@ -227,9 +227,9 @@ def test_what_names_no_backend(backend: object) -> None:
 def test_export_finalizes_and_writes(tmp_path: Path) -> None:
     palettizer, model = prepared_mlp()
     expected = model(*MLP_INPUTS)
-    path = palettizer.export(tmp_path / "model.safetensors", backend="torch")
+    path = palettizer.export(tmp_path / "model.safetensors", backend="packed")
     assert path == tmp_path / "model.safetensors"
     assert all(isinstance(site.palette, PackedWeight) for site in palette_sites(model))
     torch.testing.assert_close(load_checkpoint(path, mlp())(*MLP_INPUTS), expected)
-    again = palettizer.export(tmp_path / "again.safetensors", backend="torch")
+    again = palettizer.export(tmp_path / "again.safetensors", backend="packed")
     assert again.read_bytes() == path.read_bytes()

@@ -58,7 +58,7 @@ def train(at: World, model: nn.Module | None) -> None:
 
 
 def export(at: World, model: nn.Module | None) -> None:
-    path = at.palettizer.export(at.folder / "m.safetensors", model=model, backend="torch")
+    path = at.palettizer.export(at.folder / "m.safetensors", model=model, backend="packed")
     path.unlink()
 
 
@@ -68,8 +68,9 @@ CALLS: dict[str, Call] = {
     "calibrate": calibrate,
     "train": train,
     "step": lambda at, _: at.palettizer.step(),
-    "finalize": lambda at, model: at.palettizer.finalize(model, backend="torch"),
+    "finalize": lambda at, model: at.palettizer.finalize(model, backend="packed"),
     "export": export,
+    "fold": lambda at, model: at.palettizer.dequantize(model),
 }
 
 # The rules: what a call needs, and what the model is afterwards.
@@ -81,8 +82,10 @@ NEEDS = {
     "step": set(),
     "finalize": {"prepared"},
     "export": {"prepared", "finalized"},
+    "fold": {"prepared", "finalized"},
 }
 MAKES = {"prepare": "prepared", "finalize": "finalized", "export": "finalized"}
+MAKES["fold"] = "unprepared"
 
 
 def kind_of(model: nn.Module) -> str:
@@ -134,7 +137,7 @@ def explore(history: tuple[str, ...], kind: str, length: int, folder: Path) -> i
 
 @pytest.mark.slow
 def test_every_order_up_to_four(tmp_path: Path) -> None:
-    assert explore((), "unprepared", 4, tmp_path) == 7 + 7**2 + 7**3 + 7**4
+    assert explore((), "unprepared", 4, tmp_path) == 8 + 8**2 + 8**3 + 8**4
 
 
 def unprepared(at: World) -> nn.Module:
@@ -150,7 +153,7 @@ def another(at: World) -> nn.Module:
 
 
 def another_finalized(at: World) -> nn.Module:
-    return KMeansPalettizer(layer()).finalize(another(at), backend="torch")
+    return KMeansPalettizer(layer()).finalize(another(at), backend="packed")
 
 
 PATHS = [(), ("prepare",), ("prepare", "calibrate"), ("prepare", "train"), ("prepare", "finalize")]
@@ -272,7 +275,7 @@ def test_saving_sensitivities(tmp_path: Path) -> None:
             at.palettizer.save_sensitivities(path)
     with training(at):
         at.palettizer.save_sensitivities(path)
-    at.palettizer.finalize(backend="torch")
+    at.palettizer.finalize(backend="packed")
     with pytest.raises(StateError, match="finalized, and its dense weights are gone"):
         at.palettizer.save_sensitivities(path)
 
@@ -288,17 +291,17 @@ def nothing_to_do() -> KMeansPalettizerConfig:
 def test_a_model_of_which_nothing_is_palettized() -> None:
     palettizer = KMeansPalettizer(layer(), nothing_to_do())
     with pytest.raises(StateError, match="before finalization"):
-        palettizer.finalize(backend="torch")
+        palettizer.finalize(backend="packed")
     model = palettizer.prepare(INPUTS)
     with (
         pytest.raises(StateError, match="there is none to calibrate"),
         palettizer.calibration_mode(loss_fn=lambda o, _: o.sum()),
     ):
         pass
-    assert palettizer.finalize(copy.deepcopy(model), backend="torch") is not model
-    assert palettizer.finalize(backend="torch") is model
+    assert palettizer.finalize(copy.deepcopy(model), backend="packed") is not model
+    assert palettizer.finalize(backend="packed") is model
     with pytest.raises(StateError, match="this one is finalized"):
-        palettizer.finalize(backend="torch")
+        palettizer.finalize(backend="packed")
     # A mistaken config can be mended.
     fresh = KMeansPalettizer(layer(), nothing_to_do()).prepare(INPUTS)
     KMeansPalettizer(fresh, weight_config()).prepare(INPUTS)
@@ -323,14 +326,14 @@ def test_a_backend_that_leaves_no_palettes(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(PackedBackend, "export", write)
     at = world(tmp_path)
     at.palettizer.prepare(INPUTS)
-    at.palettizer.finalize(backend="torch")
+    at.palettizer.finalize(backend="packed")
     assert kind_of(at.model) == "unprepared"
     for name in ("calibrate", "train", "finalize"):
         with pytest.raises(StateError, match="this one is finalized"):
             CALLS[name](at, None)
     twin = copy.deepcopy(at.model)
     for model in (None, twin):
-        at.palettizer.export(tmp_path / "m.safetensors", model=model, backend="torch")
+        at.palettizer.export(tmp_path / "m.safetensors", model=model, backend="packed")
     assert written == [at.model, twin]
 
 
@@ -354,9 +357,9 @@ def test_the_table_answers_every_question() -> None:
         assert set(TRANSITIONS[action]) == set(State)
         for answer in TRANSITIONS[action].values():
             assert isinstance(answer, State) or len(answer.split()) > 4
-    # Only calls that name it lead into a mode, and nothing leads back to the beginning.
+    # Only calls that name it lead into a mode, and only folding leads back to the beginning.
     for action, row in TRANSITIONS.items():
-        assert (State.UNPREPARED in row.values()) == (action is Action.LOOK)
+        assert (State.UNPREPARED in row.values()) == (action in (Action.LOOK, Action.FOLD))
         assert (State.CALIBRATING in row.values()) == (action is Action.CALIBRATE)
 
 

@@ -57,7 +57,7 @@ def test_moving_finalizing_and_loading(spec: dict[str, object], tmp_path: Path) 
     expected = model(*EVERYTHING_INPUTS)
     model.cuda()
     torch.testing.assert_close(model(*INPUTS).cpu(), expected, rtol=1e-3, atol=1e-4)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert {t.device.type for t in [*final.parameters(), *final.buffers()]} == {"cuda"}
     torch.testing.assert_close(final(*INPUTS).cpu(), expected, rtol=1e-3, atol=1e-4)
     path = save_checkpoint(final, tmp_path / "c")

@@ -258,7 +258,7 @@ def test_a_config_that_palettizes_nothing_prepares_and_finalizes() -> None:
     palettizer = KMeansPalettizer(model, KMeansPalettizerConfig(global_config=None))
     with pytest.warns(PaletteWarning, match="nothing is palettized: no rule of the config"):
         palettizer.prepare(MLP_INPUTS)
-    assert palettizer.finalize(backend="torch") is model
+    assert palettizer.finalize(backend="packed") is model
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 

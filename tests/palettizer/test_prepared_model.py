@@ -169,7 +169,7 @@ def test_copies_give_identical_outputs(copied: Copy, spec: dict[str, object]) ->
     palettizer, model = everything_prepared(**spec)
     expected = model(*EVERYTHING_INPUTS)
     assert torch.equal(copied(model)(*EVERYTHING_INPUTS), expected)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert torch.equal(copied(final)(*EVERYTHING_INPUTS), final(*EVERYTHING_INPUTS))
 
 
@@ -203,7 +203,7 @@ def test_copies_are_independent(copied: Copy) -> None:
 def test_a_copy_trains_and_finalizes_on_its_own() -> None:
     palettizer, model = everything_prepared()
     expected = model(*EVERYTHING_INPUTS)
-    twin = palettizer.finalize(copy.deepcopy(model), backend="torch")
+    twin = palettizer.finalize(copy.deepcopy(model), backend="packed")
     assert twin is not model
     assert torch.allclose(twin(*EVERYTHING_INPUTS), expected, atol=1e-6)
     assert all(isinstance(site.palette, PalettizedWeight) for site in palette_sites(model))
@@ -236,7 +236,7 @@ def test_weight_normed_layers_compute_with_the_palette() -> None:
     expected = MLP_INPUTS[0] @ decoded.T + layer.bias
     torch.testing.assert_close(model(*MLP_INPUTS), expected)
     torch.testing.assert_close(copy.deepcopy(model)(*MLP_INPUTS), expected)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     torch.testing.assert_close(final(*MLP_INPUTS), expected)
     assert {n for n, p in final.named_parameters() if p.numel()} == {"bias"}
 
@@ -385,7 +385,7 @@ def test_export_of_every_kind_of_layer() -> None:
     expected = model(*EVERYTHING_INPUTS)
     prepared = exported(model, EVERYTHING_INPUTS)
     torch.testing.assert_close(prepared.module()(*EVERYTHING_INPUTS), expected)
-    final = exported(palettizer.finalize(backend="torch"), EVERYTHING_INPUTS)
+    final = exported(palettizer.finalize(backend="packed"), EVERYTHING_INPUTS)
     torch.testing.assert_close(final.module()(*EVERYTHING_INPUTS), expected)
 
 

@@ -79,8 +79,8 @@ def test_computes_with_the_palettized_weights(kind: str) -> None:
         model,
         copy.deepcopy(model),
         pickle.loads(pickle.dumps(model)),
-        palettizer.finalize(copy.deepcopy(model), backend="torch"),
-        copy.deepcopy(palettizer.finalize(copy.deepcopy(model), backend="torch")),
+        palettizer.finalize(copy.deepcopy(model), backend="packed"),
+        copy.deepcopy(palettizer.finalize(copy.deepcopy(model), backend="packed")),
         copy.deepcopy(model).double().float(),
     ):
         torch.testing.assert_close(output(form, inputs), expected, rtol=1e-5, atol=1e-6)
@@ -102,7 +102,7 @@ def test_a_changed_palette_changes_the_output(kind: str) -> None:
 @recurrent
 def test_decodes_each_weight_once_in_a_call(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     palettizer, model, _ = prepared(kind)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     calls: list[int] = []
     decode = PalettizedTensor.decode
     monkeypatch.setattr(PalettizedTensor, "decode", lambda self: calls.append(1) or decode(self))
@@ -122,7 +122,7 @@ def test_loads_from_a_checkpoint(kind: str, tmp_path: Path) -> None:
 def test_exports(kind: str) -> None:
     palettizer, model, expected = prepared(kind)
     inputs = inputs_of(model)
-    for form in (model, palettizer.finalize(copy.deepcopy(model), backend="torch")):
+    for form in (model, palettizer.finalize(copy.deepcopy(model), backend="packed")):
         program = torch.export.export(form, inputs)
         torch.testing.assert_close(output(program.module(), inputs), expected)
 
@@ -171,7 +171,7 @@ def test_tied_weights_stay_tied_through_everything(tmp_path: Path) -> None:
     assert_tied(model.half().float())
     expected = model(*TOKENS)
     path = save_checkpoint(model, tmp_path / "tied.safetensors")
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert_tied(final)
     assert_tied(copy.deepcopy(final))
     assert save_checkpoint(final, tmp_path / "2").read_bytes() == path.read_bytes()
@@ -194,7 +194,7 @@ def test_one_module_in_two_places(tmp_path: Path) -> None:
     loaded = load_checkpoint(path, shared())
     assert loaded[0] is loaded[2]
     torch.testing.assert_close(loaded(*inputs), expected)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert final[0] is final[2]
     torch.testing.assert_close(final(*inputs), expected)
     assert save_checkpoint(final, tmp_path / "2").read_bytes() == path.read_bytes()

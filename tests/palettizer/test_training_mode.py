@@ -86,7 +86,7 @@ def test_unprepared_nested_and_outside() -> None:
 
 def test_a_finalized_model_has_nothing_to_train() -> None:
     palettizer, _ = prepared_mlp()
-    palettizer.finalize(backend="torch")
+    palettizer.finalize(backend="packed")
     with pytest.raises(StateError, match="must be prepared before"), palettizer.training_mode():
         pass
 
@@ -181,7 +181,7 @@ def test_finalizing_a_waiting_weight_takes_it_as_it_is_now(tmp_path: Path) -> No
     with pytest.raises(StateError, match=r"0\.weight still trains dense"):
         save_checkpoint(model, tmp_path / "c")
     assert not list(tmp_path.iterdir())
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     torch.testing.assert_close(final[0].weight, -3 * initial["0.weight"])
     assert save_checkpoint(final, tmp_path / "c").exists()
 

@@ -62,7 +62,7 @@ def test_1_convolutions_with_vectors_and_groups_on_axis_1(
     with torch.no_grad():
         dense.weight.copy_(decoded_weights(model)["weight"])
     torch.testing.assert_close(dense(*inputs), expected)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     torch.testing.assert_close(final(*inputs), expected)
     loaded = load_checkpoint(save_checkpoint(final, tmp_path / "c"), made())
     torch.testing.assert_close(loaded(*inputs), expected)
@@ -130,7 +130,7 @@ def test_6_bits_per_weight_after_finalize() -> None:
     palettizer, model = prepared_mlp(n_bits=4)
     before = bits_per_weight(model)
     assert before < 12
-    assert bits_per_weight(palettizer.finalize(backend="torch")) == before
+    assert bits_per_weight(palettizer.finalize(backend="packed")) == before
 
 
 def test_7_types_and_patterns_that_match_nothing_are_told() -> None:

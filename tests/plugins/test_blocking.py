@@ -167,8 +167,8 @@ def test_plug_ins_alone_do_the_whole_trip(block, site, tmp_path) -> None:
     assert torch.equal(finalized(*inputs), expected)
     written = KMeansPalettizer(finalized).export(tmp_path / "m.arrays", inputs, backend="arrays")
     assert written.read_text().split() == ["0.weight", "2.weight"]
-    with pytest.raises(BlockedPluginError, match="export backend 'torch' is blocked"):
-        KMeansPalettizer(finalized).export(tmp_path / "m.safetensors", inputs, backend="torch")
+    with pytest.raises(BlockedPluginError, match="export backend 'packed' is blocked"):
+        KMeansPalettizer(finalized).export(tmp_path / "m.safetensors", inputs, backend="packed")
 
 
 def test_the_command_line_blocks_and_lists_what_is_blocked(block, monkeypatch, capsys) -> None:

@@ -230,7 +230,7 @@ def test_a_backend_that_cannot_finalize_leaves_a_prepared_model(
     after = model.state_dict()
     assert list(after) == list(state)
     assert all(torch.equal(after[name], state[name]) for name in state)
-    assert torch.equal(palettizer.finalize(backend="torch")(*inputs), wanted)
+    assert torch.equal(palettizer.finalize(backend="packed")(*inputs), wanted)
 
 
 @pytest.mark.parametrize(

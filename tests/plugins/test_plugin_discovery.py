@@ -17,7 +17,7 @@ BUILT_IN = {
     kinds.GRANULARITY: {"per_tensor", "per_grouped_channel"},
     kinds.LUT_QUANTIZER: {"integer", "float8"},
     kinds.TRAINING_STRATEGY: {"frozen"},
-    kinds.EXPORT_BACKEND: {"torch"},
+    kinds.EXPORT_BACKEND: {"packed", "torch"},
     kinds.SENSITIVITY_METRIC: {"data_free", "fisher", "hessian", "output"},
     kinds.OPERATION: {"linear", "conv2d", "matmul", "embedding", "layer_norm"},
     kinds.STORED_FORM: {"indices"},

@@ -132,7 +132,7 @@ def test_a_suffix_and_a_default_are_claims_too(site):
     assert "claims the suffix '.safetensors', as" in errors["backend:fake_alpha-2"]
     assert "claims to be the default for int8, as" in errors["lut-quantizer:fake_alpha"]
     assert catalog.export_backends.find_by("suffix", ".own").entry.name == "fake_alpha"
-    assert catalog.export_backends.find_by("suffix", ".safetensors").entry.name == "torch"
+    assert catalog.export_backends.find_by("suffix", ".safetensors").entry.name == "packed"
     assert catalog.export_backends.find_by("suffix", ".none") is None
 
 
@@ -220,7 +220,7 @@ def test_a_known_backend_that_is_absent_names_what_to_install(site, name):
         catalog.backend(name)
     with pytest.raises(UnknownPluginError, match="no export backend is named 'coremll'"):
         catalog.backend("coremll")
-    assert catalog.backend("torch").suffix == ".safetensors"
+    assert catalog.backend("packed").suffix == ".safetensors"
 
 
 @pytest.mark.parametrize("extra", ["demo", "plot", "testing", "new-plugin"])
@@ -335,7 +335,7 @@ def test_a_third_partys_granularity_survives_the_whole_trip(site):
             assert torch.equal(nearest, weight[row, column])
     assert len(weight.unique()) == 16
     expected = prepared(x)
-    assert torch.equal(palettizer.finalize(backend="torch")(x), expected)
+    assert torch.equal(palettizer.finalize(backend="packed")(x), expected)
 
 
 def test_a_third_partys_clusterer_is_picked_by_name_with_its_options(site):
@@ -455,7 +455,7 @@ def test_a_dtype_that_a_third_party_makes_survives_the_whole_trip(site, tmp_path
     scale = entries.abs().max()
     exact = (entries / scale).to(torch.float8_e4m3fnuz).float() * scale
     assert torch.equal(exact, entries)
-    path = palettizer.export(tmp_path / "m.safetensors", backend="torch")
+    path = palettizer.export(tmp_path / "m.safetensors", backend="packed")
     assert torch.equal(model(x), expected)
     assert torch.equal(load_checkpoint(path, dense)(x), expected)
 

@@ -38,7 +38,7 @@ REFERENCE = {
 
 
 def finalized(palettizer: KMeansPalettizer) -> nn.Module:
-    return palettizer.finalize(backend="torch")
+    return palettizer.finalize(backend="packed")
 
 
 @pytest.mark.parametrize(("spec", "number"), REFERENCE.values(), ids=REFERENCE.keys())

@@ -77,7 +77,7 @@ def test_round_trip(
     expected, weights = model(*inputs), decoded_weights(model)
     kept = {name: site.palette.palettized() for site in palette_sites(model) for name in site.names}
     path = save_checkpoint(model, tmp_path / "prepared.safetensors")
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     other = save_checkpoint(final, tmp_path / "final.safetensors")
     assert path.read_bytes() == other.read_bytes()
     read = read_checkpoint(path)  # no model here
@@ -99,7 +99,7 @@ def test_round_trip(
 def test_every_kind_of_layer(tmp_path: Path) -> None:
     palettizer, model = everything_prepared(n_bits=3)
     model.bn.running_mean.fill_(0.3)
-    palettizer.finalize(backend="torch")
+    palettizer.finalize(backend="packed")
     with torch.no_grad():
         expected = model(*EVERYTHING_INPUTS)
         loaded = load_checkpoint(save_checkpoint(model, tmp_path / "e"), Everything().eval())
@@ -351,7 +351,7 @@ def test_a_lazy_model(saved: Path) -> None:
 
 def test_a_palettized_model(saved: Path) -> None:
     palettizer, model = prepared_mlp()
-    for form in (model, palettizer.finalize(backend="torch")):
+    for form in (model, palettizer.finalize(backend="packed")):
         with pytest.raises(StateError, match="palettized already"):
             load_checkpoint(saved, form)
 

@@ -27,7 +27,7 @@ def packed_weights(model: nn.Module) -> list[PackedWeight]:
 def mapped_mlp(folder: Path) -> tuple[nn.Module, Tensor]:
     palettizer, model = prepared_mlp()
     expected = model(*MLP_INPUTS).detach()
-    palettizer.finalize(backend="torch", mmap_dir=folder)
+    palettizer.finalize(backend="packed", mmap_dir=folder)
     return model, expected
 
 
@@ -54,7 +54,7 @@ def test_indices_and_tables_live_in_the_files(tmp_path: Path) -> None:
 
 def test_a_plain_finalize_maps_nothing(tmp_path: Path) -> None:
     palettizer, model = prepared_mlp()
-    palettizer.finalize(backend="torch")
+    palettizer.finalize(backend="packed")
     assert all(not mapped_from(i.indices).endswith(".safetensors") for i in packed_weights(model))
 
 
@@ -88,7 +88,7 @@ def test_a_damaged_file_is_an_error_and_not_the_end_of_the_process(
         model.double,
         lambda: torch.save(model, io.BytesIO()),
         lambda: save_checkpoint(model, tmp_path / "copy.safetensors"),
-        lambda: KMeansPalettizer(model).export(tmp_path / "m.safetensors", backend="torch"),
+        lambda: KMeansPalettizer(model).export(tmp_path / "m.safetensors", backend="packed"),
     ):
         with pytest.raises(WeightFileError, match=victim.name) as caught:
             use()
@@ -121,7 +121,7 @@ def test_hostile_module_names(tmp_path: Path) -> None:
         model.add_module(name, nn.Linear(4, 4))
     palettizer = KMeansPalettizer(model, KMeansPalettizerConfig())
     palettizer.prepare((torch.zeros(1, 4),))
-    palettizer.finalize(backend="torch", mmap_dir=tmp_path / "weights")
+    palettizer.finalize(backend="packed", mmap_dir=tmp_path / "weights")
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
     assert len(list((tmp_path / "weights").iterdir())) == 5
 
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     palettizer, model = prepared_mlp()
     expected = model(*MLP_INPUTS)
     with pytest.raises(OSError, match="file"):
-        palettizer.finalize(backend="torch", mmap_dir=tmp_path / "file")
+        palettizer.finalize(backend="packed", mmap_dir=tmp_path / "file")
     assert not packed_weights(model)
     assert torch.equal(model(*MLP_INPUTS), expected)
 
@@ -153,12 +153,12 @@ def test_an_interrupt_leaves_neither_files_nor_a_half_finalized_model(
     palettizer, model = prepared_mlp()
     expected = model(*MLP_INPUTS)
     with pytest.raises(KeyboardInterrupt):
-        palettizer.finalize(backend="torch", mmap_dir=tmp_path)
+        palettizer.finalize(backend="packed", mmap_dir=tmp_path)
     assert done == 2
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(model(*MLP_INPUTS), expected)
     monkeypatch.undo()
-    palettizer.finalize(backend="torch", mmap_dir=tmp_path)
+    palettizer.finalize(backend="packed", mmap_dir=tmp_path)
     assert torch.equal(model(*MLP_INPUTS), expected)
 
 
@@ -181,7 +181,7 @@ def test_a_backend_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
     palettizer, model = prepared_mlp()
     expected = model(*MLP_INPUTS)
     with pytest.raises(BackendError, match="no licence"):
-        palettizer.finalize(backend="torch", mmap_dir=tmp_path / "new" / "weights")
+        palettizer.finalize(backend="packed", mmap_dir=tmp_path / "new" / "weights")
     assert list(tmp_path.iterdir()) == []
     assert not packed_weights(model)
     assert torch.equal(model(*MLP_INPUTS), expected)
@@ -197,7 +197,7 @@ def test_a_backend_that_fails_leaves_what_was_in_the_folder(
     request.getfixturevalue("failing")
     palettizer, _ = prepared_mlp()
     with pytest.raises(BackendError, match="no licence"):
-        palettizer.finalize(backend="torch", mmap_dir=tmp_path)
+        palettizer.finalize(backend="packed", mmap_dir=tmp_path)
     assert contents(tmp_path) == before
     assert (tmp_path / "empty").is_dir()
     for item in packed_weights(model):
@@ -214,7 +214,7 @@ def test_somebody_elses_file_keeps_a_new_folder(
 
     monkeypatch.setattr(PackedBackend, "finalize", finalize)
     with pytest.raises(BackendError, match="no licence"):
-        prepared_mlp()[0].finalize(backend="torch", mmap_dir=tmp_path / "new" / "weights")
+        prepared_mlp()[0].finalize(backend="packed", mmap_dir=tmp_path / "new" / "weights")
     assert contents(tmp_path) == {"new/log.txt": b"theirs"}
     assert not (tmp_path / "new" / "weights").exists()
 
@@ -229,11 +229,11 @@ def test_replaced_files_are_gone_in_the_end(tmp_path: Path) -> None:
 def test_mmap_dir_is_for_backends_that_support_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = dataclasses.replace(get_catalog().backend("torch"), supports_mmap=False)
+    entry = dataclasses.replace(get_catalog().backend("packed"), supports_mmap=False)
     monkeypatch.setattr(Catalog, "backend", lambda self, name: entry)
     palettizer, model = prepared_mlp()
-    with pytest.raises(ValueError, match="mmap_dir is not supported by backend 'torch'") as caught:
-        palettizer.finalize(backend="torch", mmap_dir=tmp_path / "weights")
+    with pytest.raises(ValueError, match="mmap_dir is not supported by backend 'packed'") as caught:
+        palettizer.finalize(backend="packed", mmap_dir=tmp_path / "weights")
     assert isinstance(caught.value, BackendError)
     assert not packed_weights(model)
     assert not (tmp_path / "weights").exists()

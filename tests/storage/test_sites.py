@@ -49,7 +49,7 @@ def test_sites_can_be_asked_for_by_the_type_of_palette() -> None:
     model = palettizer.prepare(MLP_INPUTS)
     assert len(palette_sites(model, PalettizedWeight)) == 2
     assert palette_sites(model, PackedWeight) == []
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert palette_sites(final, PalettizedWeight) == []
     assert len(palette_sites(final, PackedWeight)) == 2
 

@@ -51,7 +51,7 @@ def test_the_whole_trip(name: str, spec: dict[str, object], tmp_path: Path) -> N
     before = bits_per_weight(model)
     palettizer, model = prepared_mlp(stored_form=name, **spec)
     path = save_checkpoint(model, tmp_path / "prepared.safetensors")
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert bits_per_weight(final) == before
     assert torch.equal(final(*MLP_INPUTS), expected)
     for twin in (copy.deepcopy(final), pickle.loads(pickle.dumps(final))):
@@ -60,7 +60,7 @@ def test_the_whole_trip(name: str, spec: dict[str, object], tmp_path: Path) -> N
         assert site.palette.form.name == name
         assert torch.equal(site.palette.palettized().decode(), weights[site.name])
         assert site.palette.palettized_shape() == weights[site.name].shape
-    other = palettizer.export(tmp_path / "exported.safetensors", backend="torch")
+    other = palettizer.export(tmp_path / "exported.safetensors", backend="packed")
     assert path.read_bytes() == other.read_bytes()
     read = read_checkpoint(path)
     assert set(read.stored_forms.values()) == {name}
@@ -93,7 +93,7 @@ def test_parts_lie_in_the_file_and_count_as_they_are(
 
 def test_graphs_hold_the_operator_of_the_form(name: str) -> None:
     palettizer, _ = prepared_mlp(stored_form=name)
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     expected = final(*MLP_INPUTS)
     program = torch.export.export(final, MLP_INPUTS)
     targets = [str(node.target) for node in program.graph.nodes]
@@ -109,7 +109,7 @@ def test_graphs_hold_the_operator_of_the_form(name: str) -> None:
 
 def test_casts_and_files_leave_parts_alone(name: str, tmp_path: Path) -> None:
     palettizer, _ = prepared_mlp(stored_form=name)
-    final = palettizer.finalize(backend="torch", mmap_dir=tmp_path / "maps")
+    final = palettizer.finalize(backend="packed", mmap_dir=tmp_path / "maps")
     expected = final(*MLP_INPUTS)
     assert torch.equal(copy.deepcopy(final)(*MLP_INPUTS), expected)
     half = final.half()
@@ -140,7 +140,7 @@ def test_training_and_granularity_know_nothing_of_it(name: str) -> None:
                 model(*MLP_INPUTS).square().mean().backward()
                 optimizer.step()
                 palettizer.step()
-        outputs.append(palettizer.finalize(backend="torch")(*MLP_INPUTS))
+        outputs.append(palettizer.finalize(backend="packed")(*MLP_INPUTS))
     assert torch.equal(*outputs)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import operation_calls
+import torch
 from safetensors import safe_open
 
 from palette_core.testing import parametrize_contract
@@ -41,6 +42,11 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
     return weights
 
 
+def read_state_dict(path):
+    states = torch.load(path, weights_only=True)
+    return {name: np.asarray(value) for name, value in states.items() if name.endswith("weight")}
+
+
 @parametrize_contract(
     "palette-core",
     options={
@@ -50,7 +56,7 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
             {"group_size": 16, "axis": 1},
         ]
     },
-    readers={"torch": read_checkpoint_weights},
+    readers={"packed": read_checkpoint_weights, "torch": read_state_dict},
     calls=operation_calls.CALLS,
     expected_failures={
         "operation/embedding/axis": "the documented axis is that of the vocabulary",

@@ -60,8 +60,8 @@ def test_expected_failures_are_strict() -> None:
             "no check 'clusterer/kmeans1d/nans'; did you mean 'clusterer/kmeans1d/nan'",
         ),
         ({"options": {"clusterer/kmean1d": [{}]}}, "did you mean 'clusterer/kmeans1d'"),
-        ({"readers": {"troch": print}}, "readers: 'troch' is none of torch"),
-        ({"specs": {"coreml": []}}, "specs: 'coreml' is none of torch"),
+        ({"readers": {"troch": print}}, "readers: 'troch' is none of packed, torch"),
+        ({"specs": {"coreml": []}}, "specs: 'coreml' is none of packed, torch"),
     ],
 )
 def test_names_that_do_not_exist_are_errors(arguments, message) -> None:
@@ -97,8 +97,8 @@ def test_options_without_defaults_must_be_given() -> None:
 
 def test_a_backend_without_a_reader_is_told_so() -> None:
     made = parameters("palette-core")
-    with pytest.raises(ContractError, match=r"readers=\{'torch': read_weights\}"):
-        made["backend/torch/read-back"].values[0]()
+    with pytest.raises(ContractError, match=r"readers=\{'packed': read_weights\}"):
+        made["backend/packed/read-back"].values[0]()
 
 
 def test_what_a_check_raises_itself_names_the_plugin_and_the_contract() -> None:

@@ -236,7 +236,7 @@ def test_what_is_refused_could_not_have_been_exported(tmp_path):
     with pytest.raises(BackendError, match="cannot take: weight"):
         palettizer.export(tmp_path / "refused.aimodel", (inputs,), backend="coreai")
     # What would have happened without the refusal.
-    finalized = palettizer.finalize(backend="torch")
+    finalized = palettizer.finalize(backend="packed")
     path = tmp_path / "anyway.aimodel"
     with pytest.raises(BackendError, match="float64"):
         CoreAIBackend(CoreAIOptions()).export(finalized, (inputs,), path)

@@ -198,7 +198,7 @@ def test_a_model_from_a_checkpoint_is_refused_alike(dtype, spec, options, text, 
     x = (torch.zeros(1, 16, dtype=dtype),)
     palettizer = KMeansPalettizer(make(), config)
     palettizer.prepare(x)
-    palettizer.export(tmp_path / "m.safetensors", backend="torch")
+    palettizer.export(tmp_path / "m.safetensors", backend="packed")
     loaded = load_checkpoint(tmp_path / "m.safetensors", make())
     with pytest.raises(BackendError, match=rf"^0\.weight: .*{text}"):
         palettizer.export(

@@ -158,7 +158,7 @@ def test_packed_checkpoints_are_exported_without_palettizing_again(tmp_path):
     palettizer = KMeansPalettizer(mlp(), support.config(PalettizationSpec(n_bits=3)))
     palettizer.prepare(X)
     direct = palettizer.export(tmp_path / "direct.xml", X, backend="openvino")
-    palettizer.export(tmp_path / "packed.safetensors", backend="torch")
+    palettizer.export(tmp_path / "packed.safetensors", backend="packed")
     loaded = load_checkpoint(tmp_path / "packed.safetensors", mlp())
     entry = get_catalog().backend("openvino")
     again = entry.factory(entry.options()).export(loaded, X, tmp_path / "again.xml")

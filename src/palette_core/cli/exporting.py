@@ -84,7 +84,7 @@ def make_target(
         raise FactoryError(
             f"backend {backend!r} writes {entry.suffix} files, got --output {output}"
         )
-    if output.is_dir() and backend == "torch":
+    if output.is_dir() and backend == "packed":
         raise FactoryError(f"--output {output} is a folder")
     check_place(output)
     read = read_options(options)

@@ -129,7 +129,7 @@ def demo(
     seconds = time.perf_counter() - started
     after = loaded.run(prepared)
     bits = bits_per_weight(prepared)
-    written = palettizer.export(output, backend="torch")
+    written = palettizer.export(output, backend="packed")
     again = loaded.run(load_checkpoint(written, fresh.eval()))
     totals = {
         "bits_per_weight": bits,

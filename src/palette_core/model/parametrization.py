@@ -70,6 +70,27 @@ def replace_chain(
     parametrizations(module)[name] = chain
 
 
+def detach(module: nn.Module, name: str, value: nn.Parameter) -> None:
+    """Make ``module.<name>`` a plain parameter, ahead of the others of the module.
+
+    Undoes `attach`, with another value; the module gets the class it had where nothing else of it
+    is computed.
+    """
+    chains = parametrizations(module)
+    recurrent = isinstance(module, nn.RNNBase)
+    del chains[name]
+    if len(chains):
+        module.__class__ = _copied_class(type(module), without=name)
+    else:
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+    others = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update({name: value} | others)
+    if recurrent and not len(chains):
+        module._flat_weights = _read_weights(cast("nn.RNNBase", module))  # type: ignore[assignment]
+
+
 def parametrizations(module: nn.Module) -> nn.ModuleDict:
     """Return the chains of a parametrized module by local name."""
     return cast("nn.ModuleDict", module.parametrizations)
@@ -140,8 +161,9 @@ def places(model: nn.Module, owners: tuple[Owner, ...]) -> Iterator[tuple[nn.Mod
 # --- classes ------------------------------------------------------------------------------------
 
 
-def _copied_class(cls: type) -> type:
-    members = {n: v for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
+def _copied_class(cls: type, without: str = "") -> type:
+    left_out = ("__dict__", "__weakref__", without)
+    members = {n: v for n, v in vars(cls).items() if n not in left_out}
     return type(cls.__name__, cls.__bases__, members)
 
 

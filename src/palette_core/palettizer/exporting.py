@@ -24,6 +24,7 @@ from palette_core.planning import refusals
 from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.backends import make_backend
+from palette_core.storage.folding import fold
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
@@ -31,10 +32,15 @@ from palette_core.storage.sites import palette_sites
 
 
 class ExportBackend(Enum):
-    """The documented export targets; any registered backend's name works in their place."""
+    """The documented export targets; any registered backend's name works in their place.
+
+    ``Packed`` keeps n bits per weight in a torch model that decodes whenever it runs; ``Torch``
+    makes plain dense weights of the palettes' values, as large and as fast as before.
+    """
 
     CoreAI = "coreai"
     CoreML = "coreml"
+    Packed = "packed"
     Torch = "torch"
 
 
@@ -93,11 +99,28 @@ def finalize(
     try:
         with folder or contextlib.nullcontext():
             finalized = target.backend.finalize(model, pack(prepared, folder))
-            life_cycle.mark(finalized, State.FINALIZED)
+            done = State.UNPREPARED if target.entry.leaves_dense else State.FINALIZED
+            life_cycle.mark(finalized, done)
     except BaseException:
         kept.restore()
         raise
     return finalized
+
+
+def dequantize(model: nn.Module, catalog: Catalog) -> nn.Module:
+    """Make plain dense weights of a prepared or finalized model's palettes, in place.
+
+    Raises:
+        StateError: the model is neither, or in training or calibration mode.
+        WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
+    """
+    state = life_cycle.state_of(model)
+    life_cycle.check(Action.FOLD, state)
+    if state is State.PREPARED:
+        return finalize(model, find_target(catalog, ExportBackend.Torch), catalog)
+    folded = fold(model)
+    life_cycle.mark(folded, State.UNPREPARED)
+    return folded
 
 
 def export(

@@ -34,6 +34,7 @@ class Action(Enum):
     STEP = "step()"
     SAVE = "save_sensitivities()"
     FINALIZE = "finalize()"
+    FOLD = "dequantize()"
     EXPORT = "export()"
 
 
@@ -80,6 +81,9 @@ TRANSITIONS: Mapping[Action, Mapping[State, State | str]] = {
     | _needs_prepared("saving sensitivities", State.PREPARED)
     | {State.TRAINING: State.TRAINING},
     Action.FINALIZE: _busy("finalize()") | _needs_prepared("finalization", State.FINALIZED),
+    Action.FOLD: _busy("dequantize()")
+    | _needs_prepared("dequantize()", State.UNPREPARED)
+    | {State.FINALIZED: State.UNPREPARED},
     Action.EXPORT: _busy("export()")
     | _needs_prepared("export", State.FINALIZED)
     | {State.FINALIZED: State.FINALIZED},

@@ -21,7 +21,7 @@ from palette_core.palettizer.attaching import attach_palettes, sensitivities_of
 from palette_core.palettizer.calibration import CalibrationOptions, Results, calibration
 from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
-from palette_core.palettizer.exporting import export, finalize, find_target
+from palette_core.palettizer.exporting import dequantize, export, finalize, find_target
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
@@ -240,7 +240,9 @@ class KMeansPalettizer:
 
         The dense originals are freed: ``parametrizations[...].original`` becomes a zero-size
         placeholder. Outputs equal the prepared model's. Weights that still train dense, their
-        `PATSchedule` not having come, are clustered as they are now.
+        `PATSchedule` not having come, are clustered as they are now. ``"packed"`` is the form that
+        torch itself runs from n bits per weight; ``"torch"`` makes plain dense weights instead, as
+        `dequantize` does.
 
         Args:
             model: a prepared model; None is the palettizer's own.
@@ -264,6 +266,22 @@ class KMeansPalettizer:
         return finalize(
             model, target, self._catalog, mmap_dir=None if mmap_dir is None else Path(mmap_dir)
         )
+
+    def dequantize(self, model: nn.Module | None = None) -> nn.Module:
+        """Make every palettized weight a plain dense one with the palette's values, in place.
+
+        The same as ``finalize(backend="torch")``, for finalized models too. No parametrization is
+        left, tied weights stay tied, and each takes gradients where it did; the model can be
+        prepared again.
+
+        Args:
+            model: a prepared or finalized model; None is the palettizer's own.
+
+        Raises:
+            StateError: the model is neither, or in training or calibration mode.
+            WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
+        """
+        return dequantize(self._chosen(model), self._catalog)
 
     def export(
         self,

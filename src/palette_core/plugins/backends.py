@@ -125,6 +125,7 @@ class ExportBackendEntry(PluginEntry):
         suffix: file name suffix of what it writes, with the dot.
         supports_mmap: works with weights that ``finalize(mmap_dir=…)`` keeps in files and maps
             into memory, without copying them all.
+        leaves_dense: ``finalize`` leaves an ordinary model without palettes, to be prepared again.
         stored_forms: names of the stored forms that it takes; None takes any, for a backend that
             does not look into them.
         beside: suffixes of further files that it writes beside, under the same stem. They take
@@ -134,6 +135,7 @@ class ExportBackendEntry(PluginEntry):
     factory: Callable[[Any], Backend]
     suffix: str
     supports_mmap: bool = False
+    leaves_dense: bool = False
     stored_forms: tuple[str, ...] | None = ("indices",)
     beside: tuple[str, ...] = ()
 

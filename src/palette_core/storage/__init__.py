@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         read_checkpoint,
     )
     from palette_core.storage.checkpoint_writing import write_checkpoint
+    from palette_core.storage.folding import dense_state_dict, fold
     from palette_core.storage.model_checkpoints import load_checkpoint, save_checkpoint
     from palette_core.storage.packed_weight import PackedWeight, PaletteModule
     from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
@@ -24,6 +25,8 @@ __all__ = [
     "PaletteSite",
     "Place",
     "bits_per_weight",
+    "dense_state_dict",
+    "fold",
     "install_packed",
     "load_checkpoint",
     "palette_sites",
@@ -36,6 +39,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "palette_core.storage.bits": ["bits_per_weight"],
+        "palette_core.storage.folding": ["dense_state_dict", "fold"],
         "palette_core.storage.model_checkpoints": ["load_checkpoint", "save_checkpoint"],
         "palette_core.storage.checkpoint_reading": [
             "Checkpoint",

@@ -46,7 +46,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """Load a packed checkpoint into a dense model of the same architecture, in place.
 
-    The weights become packed ones, as after ``finalize(backend="torch")``; the rest is copied.
+    The weights become packed ones, as after ``finalize(backend="packed")``; the rest is copied.
     The model is not touched before everything has been found to fit, and as before after any
     error or interrupt.
 

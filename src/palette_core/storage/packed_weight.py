@@ -120,11 +120,15 @@ class PackedWeight(PaletteModule):
     Args:
         palettized: the weight.
         form: how to store it; None is the default, every index packed to n bits.
+
+    Attributes:
+        takes_gradients: the dense original did; a folded weight will.
     """
 
     def __init__(self, palettized: PalettizedTensor, form: CheckedForm | None = None) -> None:
         form = stored_form() if form is None else form
         super().__init__(palettized, form, form.encode(palettized))
+        self.takes_gradients = False
         self._file: WeightFile | None = None
 
     def map_to(self, path: Path) -> None:
@@ -174,6 +178,15 @@ class PackedWeight(PaletteModule):
         """
         self.check_file()
         return self.form.decode(self.stored())
+
+    def dense(self) -> Tensor:
+        """Return the decoded weight, in memory of its own and free of any graph.
+
+        Raises:
+            WeightFileError: the file it is mapped from is missing or damaged.
+        """
+        with torch.inference_mode(mode=False), torch.no_grad():
+            return self.palettized().decode()
 
     def placeholder(self) -> nn.Parameter:
         """Return an empty parameter of the weight's dtype and device, to stand for the original."""

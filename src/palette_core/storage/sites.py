@@ -13,6 +13,7 @@ from palette_core.model.parametrization import (
     ModuleSnapshot,
     attach,
     chain_input,
+    is_trained,
     parametrizations,
     replace_chain,
 )
@@ -123,6 +124,7 @@ def replace_palettes(
     try:
         for site, item in zip(sites, packed, strict=True):
             placeholder = item.placeholder()
+            item.takes_gradients = is_trained(site.module, site.state)
             for _, module, state in site.places:
                 replace_chain(module, state, item, placeholder)
     except BaseException:
@@ -136,6 +138,7 @@ def install_packed(model: nn.Module, names: Sequence[str], packed: PackedWeight)
     for name in names:
         prefix, _, state = name.rpartition(".")
         module = model.get_submodule(prefix)
+        packed.takes_gradients |= is_trained(module, state)
         if not parametrize.is_parametrized(module, state):
             attach(module, state, packed)
         replace_chain(module, state, packed, placeholder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -92,11 +93,15 @@ def _export(
     weights = {f"{n}.weight": prepared.get_submodule(n).weight.detach().clone() for n in specs}
     with torch.no_grad():
         before = prepared(*inputs).clone()
+        # A model that is dense again is written from the prepared one.
+        source = copy.deepcopy(prepared) if subject.entry.leaves_dense else None
         final = palettizer.finalize(mmap_dir=folder / "mapped" if mapped else None, **how)
         made = _Exported(weights, (before, final(*inputs).clone()))
     state, given = _state(final), [bits(part) for part in inputs]
     try:
-        made.path = palettizer.export(folder / f"m{subject.entry.suffix}", inputs, **how)
+        made.path = palettizer.export(
+            folder / f"m{subject.entry.suffix}", inputs, model=source, **how
+        )
         made.exists = made.path.exists()
         if made.exists and subject.reader is not None:
             made.read = {k: np.array(v) for k, v in subject.reader(made.path).items()}

@@ -185,7 +185,7 @@ def _trip(
             values = len(block.unique())
             demand(subject, values <= 2, f"a block of layer {name} has {values} values, not 2")
     with tempfile.TemporaryDirectory() as folder:
-        path = palettizer.export(Path(folder, "model.safetensors"), inputs, backend="torch")
+        path = palettizer.export(Path(folder, "model.safetensors"), inputs, backend="packed")
         demand(subject, torch.equal(model(*inputs), wanted), "finalizing changed the outputs")
         fresh = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(1, 64, (3, 3))).eval()
         loaded = load_checkpoint(path, fresh)

@@ -173,5 +173,5 @@ def evaluation(subject: Subject) -> None:
         session.model.eval()
         with torch.no_grad():
             wanted = session.model(session.inputs).clone()
-            final = session.palettizer.finalize(backend="torch")(session.inputs)
+            final = session.palettizer.finalize(backend="packed")(session.inputs)
         demand(subject, torch.equal(final, wanted), "finalizing changed the outputs")

@@ -65,7 +65,7 @@ def test_prepares_keeps_trains_and_finalizes(name: str, strategy: str) -> None:
     if name in PRUNING:
         for i, weight in dense.items():
             assert (model[i].weight[weight == 0] == 0).all()
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     assert torch.equal(final(*INPUTS), expected)
     names = {n for n, p in final.named_parameters() if p.numel()}
     assert names == {"0.bias", "3.bias", "5.bias"}
@@ -182,4 +182,4 @@ def test_activations_quantized_by_torchao() -> None:
     assert losses[-1] < losses[0]
     expected = model.eval()(*INPUTS)
     assert model[3].activation_fake_quantizer is not None
-    assert torch.equal(palettizer.finalize(backend="torch")(*INPUTS), expected)
+    assert torch.equal(palettizer.finalize(backend="packed")(*INPUTS), expected)

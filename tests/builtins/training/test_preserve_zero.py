@@ -61,7 +61,7 @@ def test_zeros_stay_through_clustering_training_and_finalize(
             model.eval()
         elif stage == "trained":
             expected = model(*INPUTS)
-            model = palettizer.finalize(backend="torch")
+            model = palettizer.finalize(backend="packed")
             assert torch.equal(model(*INPUTS), expected)
 
 

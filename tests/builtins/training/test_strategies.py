@@ -63,7 +63,7 @@ def test_evaluation_gives_what_finalize_gives(
     assert changed == [strategy != "frozen"] * 3
     expected = model(*INPUTS)
     save_checkpoint(model, tmp_path / "c.safetensors")
-    final = palettizer.finalize(backend="torch")
+    final = palettizer.finalize(backend="packed")
     for i, weight in weights.items():
         assert torch.equal(final[i].weight, weight)
     assert torch.equal(final(*INPUTS), expected)
@@ -143,7 +143,7 @@ def test_evaluation_follows_weights_and_tables_without_a_session() -> None:
     third = model(*INPUTS)
     assert not torch.equal(third, second)
     original(model).data.neg_()  # which leaves no trace
-    final = palettizer.finalize(copy.deepcopy(model), backend="torch")
+    final = palettizer.finalize(copy.deepcopy(model), backend="packed")
     assert torch.equal(model.train().eval()(*INPUTS), final(*INPUTS))
 
 
@@ -401,7 +401,7 @@ def test_half_precision_models(strategy: str, dtype: torch.dtype) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = train(palettizer, model, 10, optimizer, inputs)
     assert losses[-1] < losses[0]
-    final = palettizer.finalize(copy.deepcopy(model), backend="torch")
+    final = palettizer.finalize(copy.deepcopy(model), backend="packed")
     assert torch.equal(final(*inputs), model(*inputs))
 
 
@@ -426,7 +426,7 @@ def test_tied_weights_learn_together(strategy: str) -> None:
     assert losses[-1] < losses[0]
     assert torch.equal(model.first.weight, model.second.weight)
     expected = model(*inputs)
-    assert torch.equal(palettizer.finalize(backend="torch")(*inputs), expected)
+    assert torch.equal(palettizer.finalize(backend="packed")(*inputs), expected)
 
 
 class Recurrent(nn.Module):
@@ -451,7 +451,7 @@ def test_recurrent_layers(strategy: str) -> None:
     losses = train(palettizer, model, 10, inputs=inputs)
     assert losses[-1] < losses[0]
     expected = model.eval()(*inputs)
-    assert torch.equal(palettizer.finalize(backend="torch")(*inputs), expected)
+    assert torch.equal(palettizer.finalize(backend="packed")(*inputs), expected)
 
 
 # --- schedules ----------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def test_a_schedule_starts_every_strategy(strategy: str) -> None:
     assert fresh == 5
     expected = model.eval()(*INPUTS)
     assert len(model[3].weight.unique()) == 4
-    assert torch.equal(palettizer.finalize(backend="torch")(*INPUTS), expected)
+    assert torch.equal(palettizer.finalize(backend="packed")(*INPUTS), expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -483,7 +483,7 @@ def test_finalizing_before_the_schedule_clusters_the_present_values(strategy: st
     palettizer, model = prepared(start=9, training_strategy=strategy)
     train(palettizer, model, 3)
     weight = original(model, 3).detach().clone()
-    palettizer.finalize(backend="torch")
+    palettizer.finalize(backend="packed")
     lut = model[3].weight.unique()
     assert len(lut) == 4
     near = lut[(weight[..., None] - lut).abs().argmin(-1)]

@@ -50,7 +50,7 @@ def test_a_strategy_of_ones_own(quantized: bool) -> None:
     got, expected = item.palettized().codebook().lut, lut * 1.0 * 0.9 * 0.8
     torch.testing.assert_close(got, expected, rtol=0, atol=0.01 if quantized else 1e-6)
     expected = model(*INPUTS)
-    assert torch.equal(palettizer.finalize(backend="torch")(*INPUTS), expected)
+    assert torch.equal(palettizer.finalize(backend="packed")(*INPUTS), expected)
 
 
 class Broken(TrainingStrategy):

@@ -71,9 +71,9 @@ def test_finalized_and_loaded_weights_are_the_prepared_ones(tmp_path):
     palettizer, model = palettized(lut_qspec={"dtype": "int8"})
     with torch.no_grad():
         prepared, output = model[3].weight.clone(), model(*X).clone()
-        final = palettizer.finalize(backend="torch")
+        final = palettizer.finalize(backend="packed")
         assert torch.equal(final[3].weight, prepared)
-        path = palettizer.export(tmp_path / "net.safetensors", X, backend="torch")
+        path = palettizer.export(tmp_path / "net.safetensors", X, backend="packed")
         loaded = load_checkpoint(path, net())
         assert torch.equal(loaded[3].weight, prepared)
         torch.testing.assert_close(loaded(*X), output)

@@ -1,4 +1,4 @@
-"""The built-in backend: packed weights in torch, and a safetensors checkpoint of them."""
+"""Packed weights in torch, and a safetensors checkpoint of them."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ class PackedBackend(Backend):
         """
         del example_inputs
         if dynamic_shapes is not None:
-            raise BackendError("backend 'torch' writes weights only; leave dynamic_shapes out")
+            raise BackendError("backend 'packed' writes weights only; leave dynamic_shapes out")
         return save_checkpoint(model, path)

@@ -159,7 +159,7 @@ def demo(
         model,
         inputs or (),
         settings,
-        make_target(output, "torch").path,
+        make_target(output, "packed").path,
         num_workers=num_workers,
         plot=plot,
         as_json=as_json,
