@@ -101,7 +101,8 @@ class ModuleSnapshot:
     """Snapshot of what `attach` and `replace_chain` change in modules, to be put back.
 
     Classes, attributes and registries come back as they were: the same tensors, in the same
-    order. The values of tensors are not kept.
+    order. The values of tensors are not kept. As a context, it puts everything back where the
+    block fails or is interrupted.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -114,6 +115,13 @@ class ModuleSnapshot:
             (part, type(part), dict(vars(part)), {n: vars(part)[n].copy() for n in _REGISTRIES})
             for part in parts.values()
         ]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        if kind is not None:
+            self.restore()
 
     def restore(self) -> None:
         """Put everything back."""

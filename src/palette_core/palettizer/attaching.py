@@ -12,10 +12,9 @@ from palette_core.errors import SensitivityError
 from palette_core.model import parametrization
 from palette_core.model.hooked_weights import replace_hook
 from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.palettizer.trainer import make_trainer
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.checked.stored_forms import make_stored_form
-from palette_core.plugins.checked.training import make_strategy
 from palette_core.storage.sites import palette_sites
 from palette_core.tensors.sensitivities import Sensitivity
 
@@ -44,29 +43,14 @@ def attach_palettes(
 ) -> None:
     """Install every palette, or none."""
     places = [list(parametrization.places(model, job.plan.owners)) for job in jobs]
-    kept = parametrization.ModuleSnapshot(module for each in places for module, _ in each)
-    try:
+    with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, where in zip(jobs, results, places, strict=True):
-            plan, spec = job.plan, job.plan.spec
-            entry = catalog.training_strategies.get(spec.training_strategy)
-            strategy = make_strategy(catalog, entry.name, spec.training_strategy_options, plan.name)
-            quantizer = make_lut_quantizer(catalog, plan.lut_quantizer, spec.lut_qspec, plan.name)
-            form = make_stored_form(catalog, spec.stored_form)
-            item = PalettizedWeight(
-                plan,
-                result.palettized,
-                strategy,
-                trains_lut=entry.trains_lut,
-                moves_lut=entry.moves_lut,
-                quantizer=quantizer,
-                form=form,
-            )
+            trainer = make_trainer(job.plan, catalog)
+            form = make_stored_form(catalog, job.plan.spec.stored_form)
+            item = PalettizedWeight(job.plan, result.palettized, trainer, form)
             item.sensitivity = job.sensitivity
             for module, state in where:
                 replace_hook(module, state)
                 item.train(module.training)
                 item.requires_grad_(parametrization.is_trained(module, state))
                 parametrization.attach(module, state, item)
-    except BaseException:
-        kept.restore()
-        raise

@@ -19,7 +19,7 @@ from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.palettizer import life_cycle
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.palettizer.training_session import palettize_current, settle_trained
+from palette_core.palettizer.training_session import complete_training
 from palette_core.planning import refusals
 from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.plugins.catalog import Catalog
@@ -28,7 +28,7 @@ from palette_core.storage.folding import fold
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
-from palette_core.storage.sites import palette_sites
+from palette_core.storage.sites import PaletteSite, palette_sites
 
 
 class ExportBackend(Enum):
@@ -92,18 +92,13 @@ def finalize(
     sentences = refusals([site.palette.plan for site in prepared], target.backend)
     if sentences:
         raise BackendError(f"backend {target.name!r} cannot take: " + "; ".join(sentences))
-    settle_trained(prepared)
-    palettize_current(prepared, catalog)
-    kept = ModuleSnapshot([model, *(place.module for site in prepared for place in site.places)])
+    complete_training(prepared, catalog)
     folder = None if mmap_dir is None else WeightFolder(mmap_dir)
-    try:
-        with folder or contextlib.nullcontext():
-            finalized = target.backend.finalize(model, pack(prepared, folder))
-            done = State.UNPREPARED if target.entry.leaves_dense else State.FINALIZED
-            life_cycle.mark(finalized, done)
-    except BaseException:
-        kept.restore()
-        raise
+    with _unchanged_on_failure(model, prepared), folder or contextlib.nullcontext():
+        packed = pack(prepared, (site.palette.palettized() for site in prepared), folder)
+        finalized = target.backend.finalize(model, packed)
+        done = State.UNPREPARED if target.entry.leaves_dense else State.FINALIZED
+        life_cycle.mark(finalized, done)
     return finalized
 
 
@@ -146,16 +141,19 @@ def export(
     life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
     target.backend.check_place(path)
     # Whatever fails, the model is as before, and so is what stands at the path.
-    prepared = palette_sites(model, PalettizedWeight)
-    kept = ModuleSnapshot([model, *(place.module for site in prepared for place in site.places)])
-    with atomic_path(path, beside=target.entry.beside) as fresh:
-        try:
-            _write(model, target, catalog, fresh, example_inputs, dynamic_shapes)
-            _refuse_undeclared(target, fresh)
-        except BaseException:
-            kept.restore()
-            raise
+    with (
+        atomic_path(path, beside=target.entry.beside) as fresh,
+        _unchanged_on_failure(model, palette_sites(model, PalettizedWeight)),
+    ):
+        _write(model, target, catalog, fresh, example_inputs, dynamic_shapes)
+        _refuse_undeclared(target, fresh)
     return path
+
+
+def _unchanged_on_failure(
+    model: nn.Module, sites: Sequence[PaletteSite[PalettizedWeight]]
+) -> ModuleSnapshot:
+    return ModuleSnapshot([model, *(place.module for site in sites for place in site.places)])
 
 
 def _refuse_undeclared(target: Target, fresh: Path) -> None:

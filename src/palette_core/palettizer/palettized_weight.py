@@ -7,29 +7,17 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from palette_core.palettizer.decoding import KeptWeight, Versions, is_recorded, same, versions
+from palette_core.palettizer.trainer import Trainer
 from palette_core.planning import TensorPlan
-from palette_core.plugins import LutQuantizer, TrainingStrategy
 from palette_core.plugins.checked.stored_forms import CheckedForm
-from palette_core.plugins.checked.training import StrategyCalls
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.storage.forms.registry import encode, size_in_bits, stored_form
 from palette_core.storage.packed_weight import PaletteModule
-from palette_core.tensors.palettized import PalettizedTensor, dequantize_lut
+from palette_core.tensors.palettized import PalettizedTensor, QuantizedLut, dequantize_lut
 from palette_core.tensors.sensitivities import Sensitivity
-from palette_core.tensors.zeros import zero_mask
 
 _STATES = ("enabled", "learned", "steps")
-_AT_FIRST: dict[str, Any] = {
-    "sensitivity": None,
-    "_on": True,
-    "_has_learned": False,
-    "_steps": 0,
-    "_trained_name": "lut",
-    "_decoded": None,
-    "_decoded_from": (),
-    "_decoded_version": 0,
-    "_settled_from": (),
-}
 
 
 @final
@@ -45,10 +33,7 @@ class PalettizedWeight(PaletteModule):
     Args:
         plan: the decisions.
         palettized: the result of clustering.
-        strategy: what the weight is in training mode.
-        trains_lut: an optimizer trains the tables.
-        moves_lut: the strategy moves the tables after each step.
-        quantizer: of the tables, where they are quantized.
+        trainer: how it trains.
         form: how the weight is stored once it is finalized; None is the default.
     """
 
@@ -56,49 +41,50 @@ class PalettizedWeight(PaletteModule):
     learned: Tensor
     steps: Tensor
 
+    plan: TensorPlan
+    trainer: Trainer
     sensitivity: Sensitivity | None  # of the dense weight, for every clustering
     # What the three buffers hold, for no forward pass to wait for a device.
     _on: bool
     _has_learned: bool
     _steps: int
     _trained_name: str
-    _decoded: Tensor | None
-    _decoded_from: tuple[Any, ...]
-    _decoded_version: int
-    _settled_from: tuple[Any, ...]
+    _kept: KeptWeight
+    _settled_from: Versions
 
     def __init__(
         self,
         plan: TensorPlan,
         palettized: PalettizedTensor,
-        strategy: TrainingStrategy,
-        *,
-        trains_lut: bool = False,
-        moves_lut: bool = False,
-        quantizer: LutQuantizer | None = None,
+        trainer: Trainer,
         form: CheckedForm | None = None,
     ) -> None:
         palettized = _outside_inference(palettized)
         form = stored_form() if form is None else form
         super().__init__(palettized, form, {"indices": palettized.indices})
-        vars(self).update(_AT_FIRST)  # nn.Module's setattr takes its time
-        self.plan = plan
-        self.strategy = strategy
-        self.trains_lut = trains_lut
-        self.moves_lut = moves_lut
-        self.quantizer = quantizer
+        vars(self).update(  # nn.Module's setattr takes its time
+            plan=plan,
+            trainer=trainer,
+            sensitivity=None,
+            _on=True,
+            _has_learned=False,
+            _steps=0,
+            _trained_name="lut",
+            _kept=KeptWeight(),
+            _settled_from=(),
+        )
         device = palettized.indices.device
         with torch.inference_mode(mode=False):
             self.register_buffer("enabled", torch.tensor(True, device=device))
             self.register_buffer("learned", torch.tensor(False, device=device))
             self.register_buffer("steps", torch.tensor(0, device=device))
-            if (trains_lut or moves_lut) and palettized.lut_scale is not None:
+            if (trainer.trains_lut or trainer.moves_lut) and palettized.lut_scale is not None:
                 self._trained_name = "float_lut"
                 entries = dequantize_lut(
                     palettized.lut, palettized.lut_scale, palettized.lut_zero_point
                 )
                 self.register_buffer("float_lut", entries.to(palettized.dtype))
-            if trains_lut:
+            if trainer.trains_lut:
                 table = self._buffers.pop(self._trained_name)
                 self.register_parameter(self._trained_name, nn.Parameter(cast("Tensor", table)))
 
@@ -119,15 +105,7 @@ class PalettizedWeight(PaletteModule):
 
     def set_palettized(self, palettized: PalettizedTensor) -> None:
         """Take over a new palette of the same shapes and dtypes; nothing is learned of it yet."""
-        fresh = PalettizedWeight(
-            self.plan,
-            palettized,
-            self.strategy,
-            trains_lut=self.trains_lut,
-            moves_lut=self.moves_lut,
-            quantizer=self.quantizer,
-            form=self.form,
-        )
+        fresh = PalettizedWeight(self.plan, palettized, self.trainer, self.form)
         for name, parameter in fresh.named_parameters():
             with torch.no_grad():
                 getattr(self, name).copy_(parameter)  # in place: optimizers hold it
@@ -146,13 +124,29 @@ class PalettizedWeight(PaletteModule):
         """Return whether the palette stands for the weight."""
         return self._on
 
-    # --- training -------------------------------------------------------------------------------
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the decoded weight, or what the training strategy makes of it."""
+        if not self._on:
+            return weight
+        recorded = is_recorded(self.indices)
+        if self.training:
+            if torch.is_grad_enabled() and not self._has_learned:
+                self._set_learned(True)
+            checked = not (recorded or weight.is_meta)
+            return self.trainer.strategy.forward(self._problem(weight), checked=checked)
+        if self._has_learned and not recorded:
+            now = versions(weight, self.trained_table)
+            if not same(now, self._settled_from):
+                self.settle(weight)
+        return self.decoded()
 
-    @property
-    def start(self) -> int:
-        """The training step from which on the palette stands for the weight."""
-        schedule = self.plan.pat_schedule
-        return 0 if schedule is None else schedule.enable_fake_palettize
+    def decoded(self) -> Tensor:
+        """Return the dense weight, from the previous call where nothing has changed."""
+        if is_recorded(self.indices):
+            return self.palettized().decode()
+        return self._kept.of(self)
+
+    # --- training -------------------------------------------------------------------------------
 
     @property
     def trained_table(self) -> Tensor:
@@ -169,23 +163,18 @@ class PalettizedWeight(PaletteModule):
         self._steps = steps
         self.steps.fill_(steps)
 
-    @property
-    def moves_now(self) -> bool:
-        """Return whether a training step calls for `advance`."""
-        return self._on and self.moves_lut
-
     def advance(self, weight: Tensor) -> None:
         """Let the strategy move its tables, after a training step that is not yet counted.
 
         Args:
-            weight: the dense weight, `parametrization.chain_input` of this module.
+            weight: the dense weight, `PaletteSite.dense`.
 
         Raises:
             WeightError: the weight or a table has become NaN or infinite.
             TrainingError: the strategy failed, or returned what are no tables.
         """
         with torch.no_grad():
-            lut = self._calls.advance(self._problem(weight.detach()))
+            lut = self.trainer.strategy.advance(self._problem(weight.detach()))
             if lut is not None:
                 self.trained_table.copy_(lut.reshape(self.trained_table.shape))
                 self._set_learned(True)
@@ -194,7 +183,7 @@ class PalettizedWeight(PaletteModule):
         """Make indices and tables what training has come to; evaluation and `finalize` use them.
 
         Args:
-            weight: the dense weight, `parametrization.chain_input` of this module.
+            weight: the dense weight, `PaletteSite.dense`.
 
         Raises:
             WeightError: the weight or a table has become NaN or infinite.
@@ -205,20 +194,20 @@ class PalettizedWeight(PaletteModule):
         with torch.inference_mode(mode=False), torch.no_grad():
             problem = self._problem(weight.detach())
             if self._trained_name != "lut":
-                self._store(problem)
-            codes = self._calls.harden(problem)
-            if codes is not None:
-                indices = problem.palettized.layout.merge_codes(codes)
-                if not torch.equal(indices, self.indices):
-                    self.indices.copy_(indices)
+                self._store(self.trainer.quantized(problem))
+            indices = self.trainer.hardened(problem)
+            if indices is not None and not torch.equal(indices, self.indices):
+                self.indices.copy_(indices)
         if isinstance(weight, nn.Parameter):  # others are computed anew each time
-            self._settled_from = _versions(weight, self.trained_table)
+            self._settled_from = versions(weight, self.trained_table)
 
-    def _store(self, problem: TrainingProblem) -> None:
-        """Put the trained tables into the buffers, quantized."""
-        self._calls.check_problem(problem)
-        made = problem.store(problem.lut).quantized
-        assert made is not None
+    def _problem(self, weight: Tensor) -> TrainingProblem:
+        return self.trainer.problem(
+            weight, self.palettized(), self.trained_table, self._steps, self.decoded
+        )
+
+    def _store(self, made: QuantizedLut) -> None:
+        """Put quantized tables into the buffers."""
         zero = made.zero_point
         for mine, part in (
             (self.lut, made.values.view(torch.uint8)),
@@ -228,80 +217,17 @@ class PalettizedWeight(PaletteModule):
             if mine is not None and part is not None:
                 mine.copy_(part.reshape(mine.shape))
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the decoded weight, or what the training strategy makes of it."""
-        if not self._on:
-            return weight
-        if self.training:
-            if torch.is_grad_enabled() and not self._has_learned:
-                self._set_learned(True)
-            checked = not (self._is_recorded() or weight.is_meta)
-            return self._calls.forward(self._problem(weight), checked=checked)
-        if self._has_learned and not self._is_recorded():
-            now = _versions(weight, self.trained_table)
-            if not _same(now, self._settled_from):
-                self.settle(weight)
-        return self.decoded()
+    def _set_learned(self, learned: bool) -> None:
+        self._has_learned = learned
+        self.learned.fill_(learned)
+        self._settled_from = ()
 
-    @property
-    def _calls(self) -> StrategyCalls:
-        return StrategyCalls(self.strategy, self.plan.name, self.plan.spec.training_strategy)
-
-    def _problem(self, weight: Tensor) -> TrainingProblem:
-        palettized = self.palettized()
-        lut = self.trained_table
-        if lut.dtype != palettized.dtype:  # quantized, and no strategy changes it
-            lut = palettized.codebook().lut
-        lut = lut.reshape(-1, *lut.shape[-2:])
-        zeros = None
-        if self.plan.spec.preserve_zero:
-            zeros = (lut.detach() == 0).all(-1)
-            # Their gradients end here.
-            lut = lut.masked_fill(zeros[..., None], 0.0)
-            weight = weight.masked_fill(zero_mask(weight, palettized.layout), 0.0)
-        return TrainingProblem(
-            weight,
-            palettized,
-            lut,
-            max(0, self._steps - self.start),
-            self.decoded,
-            None if self.quantizer is None else self.quantizer.quantize,
-            zeros,
-        )
-
-    # --- what is kept between calls -------------------------------------------------------------
-
-    def decoded(self) -> Tensor:
-        """Return the dense weight, from the previous call where nothing has changed."""
-        if self._is_recorded():
-            # A graph is being recorded: the decoding itself must be in it, not its result.
-            return self.palettized().decode()
-        key = _versions(self.indices, self.lut, self.lut_scale, self.lut_zero_point, self.scale)
-        kept = self._decoded
-        # Its own version too: a caller that has written to the weight has changed this copy only.
-        written = kept is not None and kept._version != self._decoded_version
-        if kept is None or written or not _same(key, self._decoded_from):
-            with torch.inference_mode(mode=False), torch.no_grad():
-                kept = self._decoded = self.palettized().decode()
-            self._decoded_from, self._decoded_version = key, kept._version
-        return kept
-
-    def _is_recorded(self) -> bool:
-        return (
-            type(self.indices) is not Tensor
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        )
+    # --- what modules do ------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> PalettizedWeight:
         """Set the mode; evaluation then looks at the weight anew."""
         self._settled_from = ()
         return super().train(mode)
-
-    def _set_learned(self, learned: bool) -> None:
-        self._has_learned = learned
-        self.learned.fill_(learned)
-        self._settled_from = ()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._forget()
@@ -315,10 +241,10 @@ class PalettizedWeight(PaletteModule):
             self._steps = int(self.steps)
 
     def _forget(self) -> None:
-        self._decoded, self._decoded_from, self._settled_from = None, (), ()
+        self._kept, self._settled_from = KeptWeight(), ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_decoded": None, "_decoded_from": (), "_settled_from": ()}
+        return {**vars(self), "_settled_from": ()}
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows in brackets."""
@@ -339,13 +265,3 @@ def _outside_inference(palettized: PalettizedTensor) -> PalettizedTensor:
 
     with torch.inference_mode(mode=False):
         return PalettizedTensor(**{name: outside(part) for name, part in vars(palettized).items()})
-
-
-def _versions(*parts: Tensor | None) -> tuple[Any, ...]:
-    return tuple(
-        (part, 0 if part.is_inference() else part._version) for part in parts if part is not None
-    )
-
-
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return len(a) == len(b) and all(x is y and v == w for (x, v), (y, w) in zip(a, b, strict=True))

@@ -44,7 +44,7 @@ class TrainingSession:
 
     def __enter__(self) -> Self:
         for site in self._sites:
-            if site.palette.start > self.steps:
+            if site.palette.trainer.start > self.steps:
                 site.palette.enable(False)
         self._model.train()
         return self
@@ -55,7 +55,7 @@ class TrainingSession:
         for site in self._sites:
             site.palette.train(site.palette.training)  # whatever was written to the weight, and how
         if kind is None:
-            settle_trained(self._sites)
+            _settle(self._sites)
 
     def step(self) -> None:
         """Count a step; cluster the current values of weights whose schedule has come to it.
@@ -64,14 +64,25 @@ class TrainingSession:
         """
         self.steps += 1
         for site in self._sites:
-            if site.palette.moves_now:
+            if site.palette.is_enabled and site.palette.trainer.moves_lut:
                 site.palette.advance(site.dense().detach())
             site.palette.count_step(self.steps)
-        due = [site for site in self._sites if site.palette.start <= self.steps]
-        palettize_current(due, self._catalog)
+        due = [site for site in self._sites if site.palette.trainer.start <= self.steps]
+        _palettize_current(due, self._catalog)
 
 
-def palettize_current(sites: Sites, catalog: Catalog) -> None:
+def complete_training(sites: Sites, catalog: Catalog) -> None:
+    """Make every palette what training has come to, and cluster what still trains dense.
+
+    Raises:
+        WeightError: a weight or its tables have become NaN or infinite.
+        TrainingError: a strategy failed, or returned what is no assignment.
+    """
+    _settle(sites)
+    _palettize_current(sites, catalog)
+
+
+def _palettize_current(sites: Sites, catalog: Catalog) -> None:
     """Cluster the present values of weights that train dense, and let the palettes stand for them.
 
     Raises:
@@ -88,12 +99,6 @@ def palettize_current(sites: Sites, catalog: Catalog) -> None:
         site.palette.enable(True)
 
 
-def settle_trained(sites: Sites) -> None:
-    """Make every palette what training has come to.
-
-    Raises:
-        WeightError: a weight or its tables have become NaN or infinite.
-        TrainingError: a strategy failed, or returned what is no assignment.
-    """
+def _settle(sites: Sites) -> None:
     for site in sites:
         site.palette.settle(site.dense())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import final
 
 from palette_core.errors import BackendError
@@ -30,7 +30,9 @@ class Unpacked(Mapping[str, PalettizedTensor]):
 
 
 def pack(
-    sites: Sequence[PaletteSite[PaletteModule]], folder: WeightFolder | None = None
+    sites: Sequence[PaletteSite[PaletteModule]],
+    palettized: Iterable[PalettizedTensor],
+    folder: WeightFolder | None = None,
 ) -> Unpacked:
     """Replace prepared weights by packed ones, in place.
 
@@ -38,6 +40,7 @@ def pack(
 
     Args:
         sites: of a prepared model.
+        palettized: what stands there, by site.
         folder: keeps the packed weights, one file each, mapped into memory.
 
     Returns:
@@ -48,10 +51,8 @@ def pack(
         OSError: a file cannot be written.
     """
     packed: dict[str, PackedWeight] = {}
-    for site in sites:
-        new = PackedWeight(site.palette.palettized(), site.palette.form).train(
-            site.palette.training
-        )
+    for site, tensor in zip(sites, palettized, strict=True):
+        new = PackedWeight(tensor, site.palette.form).train(site.palette.training)
         if folder is not None:
             _map(site.name, new, folder)
         packed[site.name] = new

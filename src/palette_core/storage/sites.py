@@ -120,16 +120,12 @@ def replace_palettes(
         sites: of one model.
         packed: one for each site.
     """
-    kept = ModuleSnapshot(place.module for site in sites for place in site.places)
-    try:
+    with ModuleSnapshot(place.module for site in sites for place in site.places):
         for site, item in zip(sites, packed, strict=True):
             placeholder = item.placeholder()
             item.takes_gradients = is_trained(site.module, site.state)
             for _, module, state in site.places:
                 replace_chain(module, state, item, placeholder)
-    except BaseException:
-        kept.restore()
-        raise
 
 
 def install_packed(model: nn.Module, names: Sequence[str], packed: PackedWeight) -> None:

@@ -191,7 +191,10 @@ def _lowers(
     target = _backend(subject, options)
     read = _reader(subject)
     try:
-        final = target.finalize(prepared, pack(palette_sites(prepared)))
+        sites = palette_sites(prepared)
+        final = target.finalize(
+            prepared, pack(sites, (site.palette.palettized() for site in sites))
+        )
         path = target.export(final, inputs, folder / f"m{subject.entry.suffix}", None)
         return not _differences(weights, read(path))
     except Exception:

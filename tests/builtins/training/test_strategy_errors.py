@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ class Half(TrainingStrategy):
 def with_strategy(strategy: TrainingStrategy, *, moves: bool = True, **spec: Any) -> Any:
     palettizer, model = prepared(training_strategy="dkm" if moves else "frozen", **spec)
     for item in items(model):
-        item.strategy = strategy
+        item.trainer = replace(
+            item.trainer, strategy=replace(item.trainer.strategy, strategy=strategy)
+        )
     return palettizer, model
 
 

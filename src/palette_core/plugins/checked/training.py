@@ -20,7 +20,7 @@ from palette_core.plugins.training_problem import TrainingProblem
 
 def make_strategy(
     catalog: Catalog, name: str, options: Mapping[str, Any], tensor: str
-) -> TrainingStrategy:
+) -> CheckedStrategy:
     """Make the training strategy ``name`` for one tensor.
 
     Raises:
@@ -30,12 +30,12 @@ def make_strategy(
     """
     made: TrainingStrategy
     made, _ = make(catalog[TRAINING_STRATEGY].find(name), options, tensor=tensor)
-    return made
+    return CheckedStrategy(made, tensor, name)
 
 
 @dataclass(frozen=True)
-class StrategyCalls:
-    """A training strategy and the weight that it works on, for messages.
+class CheckedStrategy:
+    """A training strategy with the weight that it works on; what it returns is checked.
 
     The methods raise:
 

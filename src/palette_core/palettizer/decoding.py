@@ -1,0 +1,59 @@
+"""A decoded weight that is kept between calls, for as long as nothing it was made of changes."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from palette_core.storage.packed_weight import PaletteModule
+
+Versions = tuple[tuple[Tensor, int], ...]
+"""Tensors, and how often each had been written to."""
+
+
+def versions(*parts: Tensor | None) -> Versions:
+    """Return what tells later, by `same`, whether one of the tensors has changed."""
+    return tuple(
+        (part, 0 if part.is_inference() else part._version) for part in parts if part is not None
+    )
+
+
+def same(a: Versions, b: Versions) -> bool:
+    """Return whether both are of the same tensors with the same values."""
+    return len(a) == len(b) and all(x is y and v == w for (x, v), (y, w) in zip(a, b, strict=True))
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Return whether a graph is being recorded: the computation must then be in it."""
+    return (
+        type(tensor) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )
+
+
+@final
+class KeptWeight:
+    """The dense weight that a palette makes, decoded anew where a part of it has changed."""
+
+    def __init__(self) -> None:
+        self._weight: Tensor | None = None
+        self._of: Versions = ()
+        self._version = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptWeight, ()  # copies decode for themselves
+
+    def of(self, palette: PaletteModule) -> Tensor:
+        """Return the decoded weight, from the last call where nothing has changed."""
+        now = versions(
+            palette.indices, palette.lut, palette.lut_scale, palette.lut_zero_point, palette.scale
+        )
+        kept = self._weight
+        # Its own version too: a caller that has written to the weight has changed this copy only.
+        written = kept is not None and kept._version != self._version
+        if kept is None or written or not same(now, self._of):
+            with torch.inference_mode(mode=False), torch.no_grad():
+                kept = self._weight = palette.palettized().decode()
+            self._of, self._version = now, kept._version
+        return kept
