@@ -52,6 +52,10 @@ BACKEND = """
         def check_support(self, facts):
             return Refusal("told to") if self.options.refuse else None
 
+        def check_program(self, model, example_inputs, dynamic_shapes=None):
+            fixed = dynamic_shapes is not None and "max=9" in repr(dynamic_shapes)
+            return [Refusal(f"lengths up to 9, of {list(dynamic_shapes)}")] if fixed else []
+
         def finalize(self, model, palettized):
             return model
 
@@ -146,6 +150,33 @@ def test_plan_asks_the_backend_with_its_options(palette):
     assert code == 2
     assert "inner.weight (16, 16)" in err
     assert "told to" in err
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        ("plan",),
+        ("palettize", "-o", "m.told"),
+        ("allocate", "-o", "m.yaml", "--target-bpw", "5"),
+    ],
+    ids=lambda run: run[0],
+)
+def test_the_backend_is_asked_about_axes_that_may_vary(palette, run) -> None:
+    asked = (run[0], "fac.py", *run[1:], "--backend", "teller", "--dynamic")
+    code, _, err = palette(*asked, "left:0=1..8")
+    assert code == 0, err
+    code, _, err = palette(*asked, "left:0=1..9")
+    assert code == 2
+    assert "lengths up to 9, of ['left', 'right']" in err
+
+
+@pytest.mark.parametrize(
+    "run", [("plan",), ("allocate", "-o", "m.yaml", "--target-bpw", "5")], ids=lambda c: c[0]
+)
+def test_axes_that_may_vary_are_the_backends_business(palette, run) -> None:
+    code, _, err = palette(run[0], "fac.py", *run[1:], "--dynamic", "left:0")
+    assert code == 2
+    assert "--dynamic is for the export backend; name it with --backend" in err
 
 
 @pytest.mark.parametrize(

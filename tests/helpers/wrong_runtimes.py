@@ -153,7 +153,9 @@ class Exports(Backend):
         return self._check_support(facts) if self._check_support else None
 
     def check_program(self, model, example_inputs, dynamic_shapes=None):
-        return self._check_program(model) if self._check_program else ()
+        if self._check_program is None:
+            return ()
+        return self._check_program(model, example_inputs, dynamic_shapes)
 
     def finalize(self, model, palettized):
         return self._finalize(model) if self._finalize else model

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from palette_core.errors import PaletteError, TracingError
-from palette_core.model import check_example_inputs, trace
+from palette_core.model import call_arguments, trace
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:
@@ -211,19 +211,19 @@ def test_user_hooks_stay_and_run():
 
 def test_kinds_of_inputs():
     x = torch.ones(1)
-    assert check_example_inputs((x,)) == ((x,), {})
-    assert check_example_inputs([x, None]) == ((x, None), {})
-    assert check_example_inputs({"x": x}) == ((), {"x": x})
-    assert check_example_inputs(OrderedDict(x=x)) == ((), {"x": x})
-    for wrong in (x, None, "x", 3, {x}, UserDict):
+    assert call_arguments(x) == call_arguments((x,)) == ((x,), {})
+    assert call_arguments([x, None]) == ((x, None), {})
+    assert call_arguments({"x": x}) == ((), {"x": x})
+    assert call_arguments(OrderedDict(x=x)) == ((), {"x": x})
+    for wrong in (None, "x", 3, {x}, UserDict):
         with pytest.raises(TypeError, match=f"tuple of positional.*got {type(wrong).__name__}"):
-            check_example_inputs(wrong)
+            call_arguments(wrong)
 
 
 def test_each_kind_of_input_runs():
     model = nn.Linear(4, 4)
     x = torch.randn(1, 4)
-    graphs = [trace(model, inputs) for inputs in ((x,), [x], {"input": x}, UserDict(input=x))]
+    graphs = [trace(model, inputs) for inputs in (x, (x,), [x], {"input": x}, UserDict(input=x))]
     assert all(graph == graphs[0] for graph in graphs)
-    with pytest.raises(TypeError, match="got Tensor"):
-        trace(model, x)
+    with pytest.raises(TypeError, match="got a mapping with the key 0"):
+        trace(model, {0: x})

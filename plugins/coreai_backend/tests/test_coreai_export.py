@@ -208,6 +208,24 @@ def test_inputs_may_be_a_dictionary(tmp_path):
     assert np.abs(support.run_file(path, *inputs.values())[0] - wanted).max() <= 1e-6
 
 
+def test_inputs_that_are_no_tensors_are_no_inputs_of_the_program(tmp_path):
+    class Options(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = mlp()
+
+        def forward(self, x: Tensor, shift: Tensor | None = None, as_dict: bool = True):
+            y = self.layer(x) if shift is None else self.layer(x) + shift
+            return {"y": y} if as_dict else y
+
+    for at, inputs in enumerate([(X[0], None), {"x": X[0], "as_dict": False}]):
+        model = Options().eval()
+        path = support.exported(model, inputs, tmp_path / f"{at}.aimodel")
+        with torch.no_grad():
+            wanted = model(X[0], as_dict=False).numpy()
+        assert np.abs(support.run_file(path, X[0])[0] - wanted).max() <= 1e-6
+
+
 def test_lengths_may_vary(tmp_path):
     model, rows = mlp(), torch.export.Dim("rows", min=2, max=64)
     path = support.exported(model, X, tmp_path / "any.aimodel", dynamic_shapes=({0: rows},))

@@ -140,6 +140,22 @@ def test_inputs_by_keyword_and_outputs_by_name(tmp_path) -> None:
     assert_equal(path, model)
 
 
+@pytest.mark.parametrize("inputs", [(X[0], None), {"x": X[0], "twice": False}])
+def test_inputs_that_are_no_tensors_are_no_inputs_of_the_package(inputs, tmp_path) -> None:
+    class Options(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, shift: Tensor | None = None, twice: bool = False) -> Tensor:
+            y = self.layer(x) if shift is None else self.layer(x) + shift
+            return y + y if twice else y
+
+    model = pack(Options(), {"layer.weight": FOUR})
+    path = export(model, inputs, tmp_path / "m.mlpackage")
+    assert_equal(path, model)
+
+
 def test_dynamic_shapes_become_ranges(tmp_path) -> None:
     batch = torch.export.Dim("batch", min=2, max=64)
     path = export(finalized(), X, tmp_path / "m.mlpackage", dynamic_shapes=({0: batch},))

@@ -37,6 +37,21 @@ def rewrite(function, dialect: Dialect, *inputs: Tensor):
     return program
 
 
+def test_inputs_that_are_no_tensors_are_constants_of_the_program() -> None:
+    class Options(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None, twice: bool = True) -> Tensor:
+            y = x if mask is None else x * mask
+            return y + y if twice else y
+
+    for args, kwargs in (((X, None), {"twice": False}), ((), {"x": X, "twice": True})):
+        program = rewritten(torch.export.export(Options(), args, kwargs), lacking())
+        placeholders = [node.name for node in program.graph.find_nodes(op="placeholder")]
+        assert placeholders == [spec.arg.name for spec in program.graph_signature.input_specs]
+        assert placeholders == ["x"]
+        (made,) = program.graph_module(X)
+        assert torch.equal(made, X + X if kwargs["twice"] else X)
+
+
 def test_what_a_converter_takes_stays() -> None:
     assert targets(rewrite(lambda x: x.std(-1), lacking(), X)) == {"aten.std.dim"}
 

@@ -28,7 +28,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.executor import Executor
 from palette_core.errors import AllocationError
 from palette_core.model import ExampleInputs, trace
-from palette_core.planning import Plan, make_plan, warn_about
+from palette_core.planning import Plan, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.checked.backends import make_backend
 from palette_core.plugins.checked.metrics import make_metric
@@ -128,6 +128,7 @@ def allocate(
     exclude: Iterable[str] = (),
     backend: str | None = None,
     backend_options: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     cache: str | Path | None = None,
     num_workers: int = 1,
     show_progress: bool | None = None,
@@ -156,8 +157,9 @@ def allocate(
             no candidate has are offered with the candidates' other fields.
         minimum: least bits by regular expression for whole names; of several the largest holds.
         exclude: regular expressions for whole names of tensors to be left dense.
-        backend: leave out what this export backend refuses.
+        backend: leave out candidates that this export backend refuses.
         backend_options: its options.
+        dynamic_shapes: those of the export, as for `KMeansPalettizer.export`.
         cache: a file (JSON) in which predicted losses are kept, so that an interrupted or
             repeated call goes on from there. Where a metric or an algorithm looks at batches,
             one that is kept holds for the same batches and an unchanged model only; else for an
@@ -169,6 +171,7 @@ def allocate(
         AllocationError: the target is too small, something that the metric needs is missing, an
             expression matches no tensor, ``fixed`` contradicts ``minimum`` or itself, or no
             candidate is left for a tensor.
+        PlanError: the backend cannot export operations of the model.
         UnknownPluginError, PluginOptionsError: see `KMeansPalettizer.prepare`.
         SensitivityError: the file does not fit.
         CalibrationError: the model failed on a batch, or one is empty.
@@ -190,6 +193,8 @@ def allocate(
     config = KMeansPalettizerConfig() if config is None else config
     graph = trace(model, example_inputs)
     plan = make_plan(graph, config, catalog)
+    if target is not None:
+        refuse_program(model, example_inputs, target, dynamic_shapes)
     warn_about(plan)
     plan, limits = constrained(plan, fixed or {}, minimum or {}, exclude)
     plans = candidate_plans(plan, specs, catalog, target, limits)

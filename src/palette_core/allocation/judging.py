@@ -27,7 +27,7 @@ from palette_core.plugins import (
     SensitivityMetricEntry,
 )
 from palette_core.plugins.catalog import get_catalog
-from palette_core.statistics.activations import Runner, as_batch, collect
+from palette_core.statistics.activations import Runner, batches_of, collect
 from palette_core.statistics.gradients.reading import read_sensitivities
 from palette_core.storage.forms.registry import stored_bits
 from palette_core.tensors.moments import InputMoments
@@ -78,7 +78,7 @@ class Evidence:
             made.sensitivities = read_sensitivities(sensitivity_path, plan, made.weights)
         if entry is not None and entry.needs_squares:
             _check_squares(entry.name, made.sensitivities)
-        given = [as_batch(item) for item in batches]
+        given = batches_of(batches)
         looks = entry is not None and (entry.needs_moments or entry.needs_outputs)
         if entry is not None and looks and not given:
             raise MissingArgumentError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from palette_core._common.files import check_place
 from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
+from palette_core.cli.exporting import dynamic_shapes
 from palette_core.cli.factories import FactoryError, load_callable, load_factory
 from palette_core.config import KMeansPalettizerConfig, yaml_nodes
 from palette_core.errors import AllocationError, ConfigError, MissingArgumentError
@@ -27,6 +28,7 @@ def run(
     candidates: str,
     granularities: Sequence[str],
     data: str | None,
+    dynamic: Mapping[str, Mapping[int, Any]],
     measure: str | None,
     plot: Path | None,
     as_json: bool,
@@ -46,13 +48,21 @@ def run(
     for path in (output, how.get("cache")):
         if path is not None:
             check_place(path, is_file=True)
+    if dynamic and how["backend"] is None:
+        raise FactoryError("--dynamic is for the export backend; name it with --backend")
     specs = read_candidates(candidates, granularities)
     call = None if measure is None else load_callable(measure)
     loaded = load_factory(factory, inputs)
     batches = () if data is None else list(_inputs(data))
     with _options_named():
         allocation = allocate(
-            loaded.model, config, loaded.example_inputs, candidates=specs, batches=batches, **how
+            loaded.model,
+            config,
+            loaded.example_inputs,
+            candidates=specs,
+            batches=batches,
+            dynamic_shapes=dynamic_shapes(dynamic, loaded),
+            **how,
         )
         allocation.config.to_yaml(output)
         compared: tuple[Compared, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from palette_core._common.files import check_place
 from palette_core.cli.factories import FactoryError, Loaded, load_callable
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import SensitivityError, did_you_mean
+from palette_core.model import call_arguments
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.reporting import console as show
 
@@ -49,7 +50,8 @@ def calibrate(
         for number, batch in enumerate(batches, start=1):
             inputs, target = _pair(data, number, batch)
             with torch.enable_grad():
-                calibration.step(_call(model, inputs), target)
+                args, kwargs = call_arguments(inputs)
+                calibration.step(model(*args, **kwargs), target)
         if calibration.steps == 0:
             raise SensitivityError(f"--data {data} yields no batches")
     report = palettizer.report
@@ -108,9 +110,3 @@ def _pair(text: str, number: int, batch: Any) -> tuple[Any, Any]:
             f"batch {number} of {text} is no pair (inputs, target), but {type(batch).__name__}"
         )
     return batch[0], batch[1]
-
-
-def _call(model: torch.nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)

@@ -18,6 +18,7 @@ from palette_core._common.files import check_place
 from palette_core.cli.factories import FactoryError, Loaded
 from palette_core.config import yaml_nodes
 from palette_core.errors import ConfigError, did_you_mean
+from palette_core.model import call_arguments
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.plugins import ExportBackendEntry
 from palette_core.plugins.catalog import get_catalog
@@ -43,13 +44,13 @@ class Target:
     options: Mapping[str, Any] = field(default_factory=dict)
     dynamic: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
 
-    def check(self, loaded: Loaded) -> None:
-        """Check that ``dynamic`` names inputs of the model.
+    def dynamic_shapes(self, loaded: Loaded) -> dict[str, dict[int, Any] | None] | None:
+        """Return ``dynamic`` as torch.export takes it, an entry for every input of ``forward``.
 
         Raises:
-            FactoryError: it does not.
+            FactoryError: ``dynamic`` names an input that the model does not have.
         """
-        _dynamic_shapes(self.dynamic, loaded)
+        return dynamic_shapes(self.dynamic, loaded)
 
     def write(self, palettizer: KMeansPalettizer, loaded: Loaded) -> Path:
         """Export ``loaded.model``, which is prepared or finalized.
@@ -62,7 +63,7 @@ class Target:
             self.path,
             loaded.example_inputs,
             backend=self.backend,
-            dynamic_shapes=_dynamic_shapes(self.dynamic, loaded) if self.dynamic else None,
+            dynamic_shapes=self.dynamic_shapes(loaded),
             backend_options=self.options,
         )
 
@@ -89,7 +90,7 @@ def make_target(
     check_place(output)
     read = read_options(options)
     validate_options(entry, read)
-    return Target(output, backend, read, _read_dynamic(dynamic))
+    return Target(output, backend, read, read_dynamic(dynamic))
 
 
 def _backend_for(output: Path, registry: Registry[ExportBackendEntry]) -> str:
@@ -188,7 +189,12 @@ def _value(key: str, value: Any) -> str:
 # --- axes whose length may vary -----------------------------------------------------------------
 
 
-def _read_dynamic(texts: Sequence[str]) -> dict[str, dict[int, Any]]:
+def read_dynamic(texts: Sequence[str]) -> dict[str, dict[int, Any]]:
+    """Read ``INPUT:AXIS`` and ``INPUT:AXIS=MIN..MAX``: axes that may vary, by name of the input.
+
+    Raises:
+        FactoryError: a text is neither.
+    """
     found: dict[str, dict[int, Any]] = {}
     for text in texts:
         match = re.fullmatch(r"\s*(\w+)\s*:\s*(\d+)\s*(?:=\s*(\d+)\s*\.\.\s*(\d+)\s*)?", text)
@@ -203,15 +209,18 @@ def _read_dynamic(texts: Sequence[str]) -> dict[str, dict[int, Any]]:
     return found
 
 
-def _dynamic_shapes(
+def dynamic_shapes(
     dynamic: Mapping[str, Mapping[int, Any]], loaded: Loaded
-) -> dict[str, dict[int, Any] | None]:
-    """Return ``dynamic`` as torch.export wants it: an entry for every input of ``forward``."""
-    signature = inspect.signature(loaded.model.forward)
-    if isinstance(loaded.example_inputs, dict):
-        bound = signature.bind(**loaded.example_inputs)
-    else:
-        bound = signature.bind(*loaded.example_inputs)
+) -> dict[str, dict[int, Any] | None] | None:
+    """Return axes that may vary as torch.export takes them: an entry for every input, or None.
+
+    Raises:
+        FactoryError: ``dynamic`` names an input that the model does not have.
+    """
+    if not dynamic:
+        return None
+    args, kwargs = call_arguments(loaded.example_inputs)
+    bound = inspect.signature(loaded.model.forward).bind(*args, **kwargs)
     for name in dynamic:
         if name not in bound.arguments:
             raise FactoryError(

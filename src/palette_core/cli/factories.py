@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.errors import PaletteError, did_you_mean
+from palette_core.model import as_inputs, call_arguments
 from palette_core.tensors.dtypes import parse_dtype
 
 DEFAULT_CALLABLE = "load"
@@ -40,9 +41,8 @@ class Loaded:
         """Call ``model`` (or the loaded one) on the inputs, without gradients."""
         target = self.model if model is None else model
         with torch.no_grad():
-            if isinstance(self.example_inputs, dict):
-                return target(**self.example_inputs)
-            return target(*self.example_inputs)
+            args, kwargs = call_arguments(self.example_inputs)
+            return target(*args, **kwargs)
 
 
 def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
@@ -76,16 +76,10 @@ def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
     model, example = made
     if inputs:
         return Loaded(model, tuple(make_input(item) for item in inputs))
-    if isinstance(example, Mapping):
-        return Loaded(model, dict(example))
-    if isinstance(example, (tuple, list)):
-        return Loaded(model, tuple(example))
-    if isinstance(example, Tensor):
-        return Loaded(model, (example,))
-    raise FactoryError(
-        f"{text} returned example inputs of type {type(example).__name__}; expected a tuple of "
-        "positional inputs or a dictionary of keyword inputs"
-    )
+    try:
+        return Loaded(model, as_inputs(example, f"the example inputs that {text} returns"))
+    except TypeError as error:
+        raise FactoryError(str(error)) from None
 
 
 def load_batches(text: str) -> list[Any]:

@@ -81,7 +81,7 @@ def palettize(
     """
     palettizer = KMeansPalettizer(loaded.model, config)
     dense_bits, _ = model_bits(loaded.model)
-    target.check(loaded)
+    dynamic_shapes = target.dynamic_shapes(loaded)
     started = time.perf_counter()
     if calibrate is not None:
         palettizer.calibrate(**calibrate)
@@ -91,6 +91,7 @@ def palettize(
         num_workers,
         backend=target.backend,
         backend_options=target.options,
+        dynamic_shapes=dynamic_shapes,
         trust_sensitivities=trust_sensitivities,
     )
     prepared = time.perf_counter()

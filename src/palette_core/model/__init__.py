@@ -1,11 +1,13 @@
 """Find which operation consumes which tensor of a model, by running it once."""
 
+from palette_core.model.inputs import ExampleInputs, as_inputs, call_arguments
 from palette_core.model.isolation import evaluation_mode, restored_values, uncompiled
-from palette_core.model.tracing import ExampleInputs, check_example_inputs, trace
+from palette_core.model.tracing import trace
 
 __all__ = [
     "ExampleInputs",
-    "check_example_inputs",
+    "as_inputs",
+    "call_arguments",
     "evaluation_mode",
     "restored_values",
     "trace",

@@ -7,7 +7,7 @@ the operation receives it itself, not something computed from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,30 +21,13 @@ from palette_core._common.undoing import undone
 from palette_core.config.names import type_name
 from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
+from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import evaluation_mode, restored_values, uncompiled
 from palette_core.model.states import is_parametrization, states_of, tensors_of
 from palette_core.model.views import StateStorages, axis_in_state
 from palette_core.operations import installed_operations, op_type_of
 
 _SCALARS = frozenset({bool, int, float, str, type(None)})  # most arguments that are no tensors
-
-ExampleInputs = Sequence[Any] | Mapping[str, Any]
-
-
-def check_example_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword inputs.
-
-    Raises:
-        TypeError: neither a tuple or list of positional nor a mapping of keyword inputs.
-    """
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    raise TypeError(
-        "example_inputs must be a tuple of positional inputs, as in model(*example_inputs), or a "
-        f"dictionary of keyword inputs, got {type(example_inputs).__name__}"
-    )
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
@@ -55,11 +38,11 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
     only lazy modules keep the shapes that it gave them.
 
     Raises:
-        TypeError: ``example_inputs`` is neither a sequence nor a mapping.
+        TypeError: ``example_inputs`` are no model inputs, see `as_inputs`.
         TracingError: the model fails on the inputs.
         OperationError: a plug-in that knows an operation fails.
     """
-    args, kwargs = check_example_inputs(example_inputs)
+    args, kwargs = call_arguments(example_inputs)
     with (
         evaluation_mode(model),
         untouched_global_rng(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from palette_core._common.files import atomic_path
 from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
+from palette_core.model import ExampleInputs, as_inputs
 from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.palettizer import life_cycle
 from palette_core.palettizer.life_cycle import Action, State
@@ -123,7 +124,7 @@ def export(
     target: Target,
     catalog: Catalog,
     path: Path,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    example_inputs: ExampleInputs | None,
     dynamic_shapes: Any,
 ) -> Path:
     """Finalize where that is still to be done, and write the backend's file.
@@ -174,16 +175,14 @@ def _write(
     target: Target,
     catalog: Catalog,
     path: Path,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    example_inputs: ExampleInputs | None,
     dynamic_shapes: Any,
 ) -> None:
     if palette_sites(model, PalettizedWeight):
         model = finalize(model, target, catalog)
     for site in palette_sites(model, PackedWeight):
         site.palette.check_file()
-    if isinstance(example_inputs, Mapping):
-        example_inputs = dict(example_inputs)
-    inputs = mapped(_row_major, example_inputs)
+    inputs = None if example_inputs is None else mapped(_row_major, as_inputs(example_inputs))
     written = target.backend.export(model, inputs, path, dynamic_shapes)
     if not path.exists():
         raise BackendError(

@@ -79,14 +79,16 @@ class KMeansPalettizer:
         on_incompatible: OnIncompatible = "skip",
         backend: str | ExportBackend | None = None,
         backend_options: Mapping[str, Any] | None = None,
+        dynamic_shapes: Any = None,
     ) -> Plan:
         """Trace the model and decide about every tensor, changing nothing.
 
         Args:
-            example_inputs: a tuple of positional or a dictionary of keyword inputs.
+            example_inputs: see `prepare`.
             on_incompatible: see `prepare`.
             backend: refuse what this export backend cannot take.
             backend_options: the options it would export with.
+            dynamic_shapes: those it would export with.
 
         Raises:
             TracingError: the model fails on the inputs.
@@ -102,7 +104,7 @@ class KMeansPalettizer:
             backend=None if target is None else target.backend,
         )
         if target is not None:
-            refuse_program(self._model, example_inputs, target.backend)
+            refuse_program(self._model, example_inputs, target.backend, dynamic_shapes)
         return made
 
     def calibrate(
@@ -125,8 +127,7 @@ class KMeansPalettizer:
         See the page on data-aware palettes for what each option costs.
 
         Args:
-            batches: model inputs: each a tuple of positional or a dictionary of keyword inputs,
-                or a lone tensor. No labels.
+            batches: model inputs, each as the example inputs of `prepare`. No labels.
             sequential: take the moments block by block in `prepare`, from a model whose earlier
                 blocks are palettized already. The batches are kept until then.
             compensate: in sequential mode, let every weight aim at the outputs of the unchanged
@@ -172,6 +173,7 @@ class KMeansPalettizer:
         on_incompatible: OnIncompatible = "skip",
         backend: str | ExportBackend | None = None,
         backend_options: Mapping[str, Any] | None = None,
+        dynamic_shapes: Any = None,
         trust_sensitivities: bool = False,
         show_progress: bool | None = None,
     ) -> nn.Module:
@@ -183,8 +185,9 @@ class KMeansPalettizer:
         plain Python attributes in the one traced run stays.
 
         Args:
-            example_inputs: a tuple of positional inputs, as in ``model(*example_inputs)``, or a
-                dictionary of keyword inputs. Run once, in evaluation mode.
+            example_inputs: a tuple or list of positional inputs, as in ``model(*example_inputs)``,
+                a dictionary of keyword inputs, or a lone tensor, which is the only input. What is
+                no tensor in them (None, flags, caches) is passed on. Run once, in evaluation mode.
             sensitivity_path: a file of sensitivities for weighted clustering, as
                 `calibration_mode` and `save_sensitivities` write it: safetensors, or a
                 ``torch.save`` dictionary, with a tensor under the name of each palettized weight,
@@ -195,6 +198,7 @@ class KMeansPalettizer:
                 with a warning each; ``"error"`` raises.
             backend: refuse, before the work, what this export backend cannot take.
             backend_options: the options it will export with.
+            dynamic_shapes: those it will export with, see `export`.
             trust_sensitivities: take sensitivities that were measured on other weights of the
                 same shapes, such as those of another precision.
             show_progress: None shows a bar on a terminal.
@@ -217,6 +221,7 @@ class KMeansPalettizer:
             on_incompatible=on_incompatible,
             backend=backend,
             backend_options=backend_options,
+            dynamic_shapes=dynamic_shapes,
         )
         warn_about(plan)
         jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
@@ -286,7 +291,7 @@ class KMeansPalettizer:
     def export(
         self,
         path: str | Path,
-        example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+        example_inputs: ExampleInputs | None = None,
         *,
         model: nn.Module | None = None,
         backend: str | ExportBackend = ExportBackend.CoreAI,
@@ -297,7 +302,7 @@ class KMeansPalettizer:
 
         Args:
             path: what to write.
-            example_inputs: inputs for backends that trace the model.
+            example_inputs: inputs for backends that trace the model, as those of `prepare`.
             model: a prepared or finalized model; None is the palettizer's own.
             backend: an `ExportBackend`, or the name of a registered backend.
             dynamic_shapes: as in ``torch.export.export``, for backends that take them.

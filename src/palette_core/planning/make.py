@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from palette_core._common.rng import derive_seed
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanError
-from palette_core.model import ExampleInputs
+from palette_core.model import ExampleInputs, as_inputs
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.operations import OperationTable
 from palette_core.planning.check import check_names
@@ -185,9 +185,11 @@ def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
     return sentences
 
 
-def refuse_program(model: nn.Module, example_inputs: ExampleInputs, backend: Backend) -> None:
+def refuse_program(
+    model: nn.Module, example_inputs: ExampleInputs, backend: Backend, dynamic_shapes: Any = None
+) -> None:
     """Raise a `PlanError` that names each operation of ``model`` that ``backend`` cannot export."""
-    found = backend.check_program(model, example_inputs)
+    found = backend.check_program(model, as_inputs(example_inputs), dynamic_shapes)
     if found:
         raise PlanError("the backend cannot export: " + "; ".join(r.reason for r in found))
 

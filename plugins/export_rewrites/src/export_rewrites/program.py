@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, default_decompositions
+from torch.export.graph_signature import ConstantArgument
 
 from export_rewrites._registry import REWRITES
 
@@ -57,10 +58,21 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
     graph = program.graph_module.graph
     _drop_checks(graph)
     _fill_defaults(graph)
+    _drop_constant_inputs(program)
     graph.eliminate_dead_code()
     graph.lint()
     program.graph_module.recompile()
     return program
+
+
+def _drop_constant_inputs(program: ExportedProgram) -> None:
+    """Take inputs that are no tensors out: their values are in the program already."""
+    specs = program.graph_signature.input_specs
+    constants = {spec.arg.name for spec in specs if isinstance(spec.arg, ConstantArgument)}
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name in constants and not node.users:
+            program.graph.erase_node(node)
+            specs[:] = [spec for spec in specs if spec.arg.name != node.name]
 
 
 def decompositions(dialect: Dialect) -> dict[Any, Callable[..., Any]]:

@@ -11,6 +11,7 @@ from palette_core.cli.commands.parameters import (
     AsJson,
     BackendOption,
     ConfigFile,
+    Dynamic,
     Factory,
     Input,
     load_config,
@@ -47,21 +48,26 @@ def plan(
         str | None, typer.Option(help="Also refuse what this export backend cannot take.")
     ] = None,
     option: BackendOption = None,
+    dynamic: Dynamic = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which tensor gets which spec, and the rule that decided. Changes nothing."""
     from palette_core import KMeansPalettizer
-    from palette_core.cli.exporting import read_options
+    from palette_core.cli.exporting import dynamic_shapes, read_dynamic, read_options
     from palette_core.cli.factories import load_factory
     from palette_core.reporting import console as show
 
     settings = load_config(config)
-    options = read_options(option or ())
-    if options and backend is None:
-        raise typer.BadParameter("--option is for the export backend; name it with --backend")
+    options, axes = read_options(option or ()), read_dynamic(dynamic or ())
+    if (options or axes) and backend is None:
+        flag = "--option" if options else "--dynamic"
+        raise typer.BadParameter(f"{flag} is for the export backend; name it with --backend")
     loaded = load_factory(factory, inputs or ())
     made = KMeansPalettizer(loaded.model, settings).make_plan(
-        loaded.example_inputs, backend=backend, backend_options=options
+        loaded.example_inputs,
+        backend=backend,
+        backend_options=options,
+        dynamic_shapes=dynamic_shapes(axes, loaded),
     )
     show.plan(made, as_json=as_json)
 

@@ -11,6 +11,7 @@ from palette_core.cli.commands.parameters import (
     AsJson,
     BackendOption,
     ConfigFile,
+    Dynamic,
     Factory,
     Input,
     Workers,
@@ -113,6 +114,7 @@ def allocate(
         str | None, typer.Option(help="Leave out what this export backend cannot take.")
     ] = None,
     option: BackendOption = None,
+    dynamic: Dynamic = None,
     cache: Annotated[
         Path | None,
         typer.Option(help="File (JSON) of predicted losses, to go on from after an interrupt."),
@@ -133,7 +135,7 @@ def allocate(
 ) -> None:
     """Choose bits for every tensor within a target size, and write a configuration."""
     from palette_core.cli import allocating, work
-    from palette_core.cli.exporting import read_options
+    from palette_core.cli.exporting import read_dynamic, read_options
 
     settings = load_config(config)
     work.check_picture_name(plot)
@@ -159,6 +161,7 @@ def allocate(
         candidates=candidates,
         granularities=granularity or (),
         data=data,
+        dynamic=read_dynamic(dynamic or ()),
         measure=measure,
         plot=plot,
         as_json=as_json,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from palette_core.errors import CalibrationError
-from palette_core.model import ExampleInputs
+from palette_core.model import ExampleInputs, as_inputs
 from palette_core.statistics.activations.collect import CallKey
-from palette_core.statistics.activations.runs import as_batch
 from palette_core.tensors.moments import InputMoments
 
 Loss = Callable[[Any, Any], Tensor]
@@ -53,8 +52,8 @@ class InputCalibration:
             raise CalibrationError(f"folder: {self.folder} is no existing folder; make it first")
 
 
-def batches_of(items: Iterable[Any], what: str = "calibration") -> tuple[ExampleInputs, ...]:
-    """Return all batches as model inputs; see `moments.as_batch`.
+def batches_of(items: Any, what: str = "calibration") -> tuple[ExampleInputs, ...]:
+    """Return all batches as model inputs; see `as_inputs`.
 
     Args:
         items: the batches.
@@ -63,11 +62,12 @@ def batches_of(items: Iterable[Any], what: str = "calibration") -> tuple[Example
     Raises:
         TypeError: they cannot be iterated over, or one of them is none.
     """
-    if not isinstance(items, Iterable):
+    if not isinstance(items, Iterable) or isinstance(items, (Tensor, Mapping, str)):
         raise TypeError(
-            f"{what} batches must be an iterable of model inputs, got {type(items).__name__}"
+            f"{what} batches must be an iterable of model inputs, such as a list of them, got "
+            f"{type(items).__name__}"
         )
-    return tuple(as_batch(item, f"{what} batch {n}") for n, item in enumerate(items))
+    return tuple(as_inputs(item, f"{what} batch {n}") for n, item in enumerate(items))
 
 
 @dataclass

@@ -20,7 +20,7 @@ from palette_core._common.rng import untouched_global_rng
 from palette_core.errors import CalibrationError, OperationError
 from palette_core.model import (
     ExampleInputs,
-    check_example_inputs,
+    call_arguments,
     evaluation_mode,
     restored_values,
     uncompiled,
@@ -31,26 +31,6 @@ from palette_core.statistics.activations.watch import NotTaken, OnOutput, OnSeen
 
 class Stop(BaseException):
     """Ends a run that has shown what it was for."""
-
-
-def as_batch(item: Any, what: str = "a calibration batch") -> ExampleInputs:
-    """Return one calibration batch as model inputs; a lone tensor is the only input.
-
-    Args:
-        item: the batch.
-        what: what to call it in an error.
-
-    Raises:
-        TypeError: it is neither a tensor, a tuple of positional nor a mapping of keyword inputs.
-    """
-    if isinstance(item, Tensor):
-        return (item,)
-    if not isinstance(item, (Mapping, tuple, list)):
-        raise TypeError(
-            f"{what} must be a tuple of positional inputs, as in model(*batch), a dictionary of "
-            f"keyword inputs, or one tensor, got {type(item).__name__}"
-        )
-    return item
 
 
 @dataclass
@@ -134,7 +114,7 @@ class Runner:
             CalibrationError: the model failed, or what looks at its weights.
             OperationError: a plug-in that knows an operation failed.
         """
-        args, kwargs = check_example_inputs(self.batches[batch])
+        args, kwargs = call_arguments(self.batches[batch])
         recording = torch.enable_grad() if gradients else torch.no_grad()
         with self, recording, self._blocks(answers or {}, keep):
             watch = Watch(self._own, weights or {}, on_seen, on_output)
