@@ -1,4 +1,4 @@
-"""What a model is called with: the one meaning of example inputs and of batches."""
+"""Inputs of a model: the one meaning of example inputs and of batches."""
 
 from __future__ import annotations
 
