@@ -9,6 +9,8 @@ import textwrap
 import pytest
 import torch
 import yaml
+from checkpoint_edits import without_checksums
+from safetensors.torch import load_file
 
 from palette_core import KMeansPalettizerConfig, read_checkpoint
 
@@ -292,9 +294,43 @@ def test_inspect_shows_a_checkpoint(palette):
         "2.weight": 8,
     }
     assert set(found["dense"]) == {"0.bias", "2.bias"}
+    assert {row["algorithm"] for row in found["palettized"]} == {"kmeans1d"}
+    (source,) = found["origin"]["sources"]
+    assert KMeansPalettizerConfig.from_dict(source["config"]).seed == 0
     code, out, _ = palette("inspect", "m.safetensors")
     assert code == 0
     assert "2.weight" in out
+    assert "clusterer:kmeans1d" in out
+    assert "\nkmeans_palettization_config:\n" in out
+
+
+def test_verify_tells_which_tensor_is_off(palette, tmp_path):
+    palette("palettize", "fac.py:load", "-o", "m.safetensors")
+    code, out, _ = palette("verify", "m.safetensors")
+    assert code == 0
+    assert "all 4 tensors are as they were written" in out
+    whole = (tmp_path / "m.safetensors").read_bytes()
+    stored = load_file(tmp_path / "m.safetensors")
+    lut = stored["2.weight.lut"].numpy().tobytes()
+    assert whole.count(lut) == 1
+    (tmp_path / "m.safetensors").write_bytes(whole.replace(lut, lut[:-1] + b"\0"))
+    code, out, _ = palette("verify", "m.safetensors")
+    assert code == 1
+    assert "2.weight.lut is damaged" in out
+    assert "1 of 4 tensors cannot be used" in out
+    code, out, _ = palette("verify", "m.safetensors", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert not found["passed"]
+    assert [row["name"] for row in found["tensors"] if row["problem"]] == ["2.weight"]
+
+
+def test_verify_does_not_pass_what_has_no_checksums(palette, tmp_path):
+    palette("palettize", "fac.py:load", "-o", "m.safetensors")
+    without_checksums(tmp_path / "m.safetensors", out=tmp_path / "older.safetensors")
+    code, out, _ = palette("verify", "older.safetensors")
+    assert code == 1
+    assert "has no checksums" in out
 
 
 @pytest.mark.parametrize(

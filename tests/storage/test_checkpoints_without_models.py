@@ -26,7 +26,8 @@ def test_what_is_written_without_a_model_is_what_a_model_saves(tmp_path: Path) -
     saved = save_checkpoint(model, tmp_path / "saved.safetensors")
     palettized = {s.name: s.palette.palettized() for s in palette_sites(model)}
     dense = {name: t for name, t in mlp().state_dict().items() if name.endswith("bias")}
-    written = write_checkpoint(tmp_path / "written.safetensors", palettized, dense)
+    origins = {s.name: s.palette.origin for s in palette_sites(model)}
+    written = write_checkpoint(tmp_path / "written.safetensors", palettized, dense, origins=origins)
     assert written.read_bytes() == saved.read_bytes()
     assert torch.equal(load_checkpoint(written, mlp(seed=3))[0].weight, model[0].weight)
 
@@ -75,6 +76,8 @@ def test_a_damaged_weight_does_not_keep_others_from_being_read(tmp_path: Path) -
         ({"dense": {"w.lut": torch.ones(1)}}, CheckpointError, r"w\.lut: .* have one name"),
         ({"aliases": {"v": "u"}}, CheckpointError, "alias v: there is no tensor u"),
         ({"stored_forms": {"u": "indices"}}, CheckpointError, "stored form of u: no such weight"),
+        ({"origins": {"u": None}}, CheckpointError, "origin of u: no such weight"),
+        ({"aliases": {"w": "w"}}, CheckpointError, "alias w has the name of a tensor of its own"),
         ({"stored_forms": {"w": "none"}}, UnknownPluginError, "no stored form is named 'none'"),
     ],
 )
@@ -86,4 +89,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
     broken = PalettizedTensor(weight().indices, LUT, 2, 7, torch.float32)
     with pytest.raises(CheckpointError, match="w: axis 7 does not exist"):
         write_checkpoint(tmp_path / "x.safetensors", {"w": broken})
+    unknown = PalettizedTensor(weight().indices, LUT * float("nan"), 2, 0, torch.float32)
+    with pytest.raises(CheckpointError, match="w: lut has NaN or infinite values"):
+        write_checkpoint(tmp_path / "x.safetensors", {"w": unknown})
     assert not list(tmp_path.iterdir())

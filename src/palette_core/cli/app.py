@@ -45,6 +45,7 @@ app.command()(writing.export)
 app.command()(measuring.calibrate)
 app.command()(measuring.allocate)
 app.command()(looking.inspect)
+app.command()(looking.verify)
 app.command()(writing.demo)
 
 

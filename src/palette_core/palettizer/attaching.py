@@ -15,6 +15,7 @@ from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.palettizer.trainer import make_trainer
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.stored_forms import make_stored_form
+from palette_core.storage.origins import Origin
 from palette_core.storage.sites import palette_sites
 from palette_core.tensors.sensitivities import Sensitivity
 
@@ -39,16 +40,17 @@ def attach_palettes(
     model: nn.Module,
     jobs: Sequence[Job],
     results: Sequence[Clustered],
+    origins: Sequence[Origin | None],
     catalog: Catalog,
 ) -> None:
     """Install every palette, or none."""
     places = [list(parametrization.places(model, job.plan.owners)) for job in jobs]
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
-        for job, result, where in zip(jobs, results, places, strict=True):
+        for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
             trainer = make_trainer(job.plan, catalog)
             form = make_stored_form(catalog, job.plan.spec.stored_form)
             item = PalettizedWeight(job.plan, result.palettized, trainer, form)
-            item.sensitivity = job.sensitivity
+            item.sensitivity, item.origin = job.sensitivity, origin
             for module, state in where:
                 replace_hook(module, state)
                 item.train(module.training)

@@ -23,6 +23,7 @@ from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
 from palette_core.palettizer.exporting import dequantize, export, finalize, find_target
 from palette_core.palettizer.life_cycle import Action, State
+from palette_core.palettizer.provenance import origins_of
 from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import Catalog, get_catalog
@@ -227,7 +228,8 @@ class KMeansPalettizer:
         jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
         results = cluster_model(self._model, jobs, self._looked, executor)
         report = make_report(plan, results)
-        attach_palettes(self._model, jobs, results, self._catalog)
+        origins = origins_of(self._config, jobs, results, self._catalog)
+        attach_palettes(self._model, jobs, results, origins, self._catalog)
         life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
         self._looked = None  # moments are large, and not needed any more

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -21,8 +20,6 @@ from palette_core.errors import printable
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
-from palette_core.storage.forms.registry import stored_bits
-from palette_core.storage.model_checkpoints import Checkpoint
 
 # Piped output has no width of its own; wide enough that names are not folded.
 _PIPED_WIDTH = 160
@@ -174,7 +171,7 @@ def plan(value: Plan, *, as_json: bool) -> None:
     for row in (_plan_row(p) for p in value):
         shown.add_row(
             " = ".join(row["names"]),
-            _shape(row["shape"]),
+            shape(row["shape"]),
             row["op_type"] or "",
             str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
             row["granularity"],
@@ -187,7 +184,7 @@ def plan(value: Plan, *, as_json: bool) -> None:
     if value.dense:
         rest = table("Not asked for: stay dense", "tensor", "shape", "why")
         for dense in value.dense:
-            rest.add_row(dense.name, _shape(dense.shape), dense.reason)
+            rest.add_row(dense.name, shape(dense.shape), dense.reason)
         console.print(rest)
     for note in value.notes:
         console.print(f"[yellow]note:[/] {escape(printable(note))}")
@@ -214,7 +211,7 @@ def skipped(items: Any) -> None:
         return
     shown = table("Asked for, but stay dense", "tensor", "shape", "why", "rule")
     for item in items:
-        shown.add_row(item.name, _shape(item.shape), item.reason, item.rule)
+        shown.add_row(item.name, shape(item.shape), item.reason, item.rule)
     console.print(shown)
 
 
@@ -231,7 +228,7 @@ def report(value: Report) -> None:
     for row in value.tensors:
         shown.add_row(
             row.name,
-            _shape(row.shape),
+            shape(row.shape),
             str(row.n_bits),
             row.granularity,
             row.algorithm,
@@ -262,65 +259,6 @@ def totals(rows: dict[str, Any]) -> None:
         console.print(f"[bold]{name:<{width}}[/]  {escape(printable(str(value)))}", highlight=False)
 
 
-def checkpoint(path: Path, value: Checkpoint, *, as_json: bool) -> None:
-    """Show what a packed checkpoint holds."""
-    rows = _palettized(value)
-    dense = {name: list(tensor.shape) for name, tensor in value.dense.items()}
-    total = {
-        "file_bytes": path.stat().st_size,
-        "palettized_bytes": sum(row["bytes"] for row in rows),
-        "dense_bytes": sum(t.numel() * t.element_size() for t in value.dense.values()),
-    }
-    if as_json:
-        print_json({"version": value.version, "palettized": rows, "dense": dense, "totals": total})
-        return
-    shown = table(
-        escape(printable(str(path))),
-        "tensor", "shape", "bits", "LUT grid", "LUT dtype", "dtype", "dense", "packed",
-        right=("bits", "dense", "packed"),
-    )  # fmt: skip
-    for row in rows:
-        shown.add_row(
-            " = ".join([row["name"], *row["tied"]]),
-            _shape(row["shape"]),
-            str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
-            _shape(row["grid"]),
-            row["lut_dtype"],
-            row["dtype"],
-            size(row["dense_bytes"]),
-            size(row["bytes"]),
-        )
-    console.print(shown)
-    totals(
-        {
-            "dense tensors": f"{len(dense)}, {size(total['dense_bytes'])}",
-            "file": size(total["file_bytes"]),
-        }
-    )
-
-
-def _palettized(value: Checkpoint) -> list[dict[str, Any]]:
-    aliases: dict[str, list[str]] = {}
-    for alias, first in value.aliases.items():
-        aliases.setdefault(first, []).append(alias)
-    return [
-        {
-            "name": name,
-            "tied": aliases.get(name, []),
-            "shape": list(tensor.shape),
-            "n_bits": tensor.n_bits,
-            "cluster_dim": tensor.cluster_dim,
-            "grid": list(tensor.grid),
-            "lut_dtype": str(tensor.lut.dtype).removeprefix("torch."),
-            "per_channel_scale": tensor.scale is not None,
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "bytes": math.ceil(stored_bits(tensor, value.stored_forms[name]) / 8),
-            "dense_bytes": tensor.dense_size_in_bits() // 8,
-        }
-        for name, tensor in value.palettized.items()
-    ]
-
-
 def size(count: int) -> str:
     """Return a number of bytes in words."""
     value = float(count)
@@ -331,5 +269,6 @@ def size(count: int) -> str:
     raise AssertionError
 
 
-def _shape(shape: Any) -> str:
-    return "×".join(map(str, shape))
+def shape(sizes: Any) -> str:
+    """Return the sizes of a shape in words."""
+    return "×".join(map(str, sizes))

@@ -11,19 +11,24 @@ if TYPE_CHECKING:
         CheckpointReader,
         read_checkpoint,
     )
+    from palette_core.storage.checkpoint_verifying import Verification, verify_checkpoint
     from palette_core.storage.checkpoint_writing import write_checkpoint
     from palette_core.storage.folding import dense_state_dict, fold
     from palette_core.storage.model_checkpoints import load_checkpoint, save_checkpoint
+    from palette_core.storage.origins import Origin, Source
     from palette_core.storage.packed_weight import PackedWeight, PaletteModule
     from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
 
 __all__ = [
     "Checkpoint",
     "CheckpointReader",
+    "Origin",
     "PackedWeight",
     "PaletteModule",
     "PaletteSite",
     "Place",
+    "Source",
+    "Verification",
     "bits_per_weight",
     "dense_state_dict",
     "fold",
@@ -32,6 +37,7 @@ __all__ = [
     "palette_sites",
     "read_checkpoint",
     "save_checkpoint",
+    "verify_checkpoint",
     "write_checkpoint",
 ]
 
@@ -46,7 +52,9 @@ __getattr__, __dir__ = lazy_names(
             "CheckpointReader",
             "read_checkpoint",
         ],
+        "palette_core.storage.checkpoint_verifying": ["Verification", "verify_checkpoint"],
         "palette_core.storage.checkpoint_writing": ["write_checkpoint"],
+        "palette_core.storage.origins": ["Origin", "Source"],
         "palette_core.storage.packed_weight": ["PackedWeight", "PaletteModule"],
         "palette_core.storage.sites": ["PaletteSite", "Place", "install_packed", "palette_sites"],
     },

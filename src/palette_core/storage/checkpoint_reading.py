@@ -3,33 +3,37 @@
 For each palettized weight ``name`` the file holds the parts of its stored form (``name.indices``
 for the default form: 1-D uint8, a little-endian bit stream), ``name.lut`` and, where they exist,
 ``name.lut_scale``, ``name.lut_zero_point`` and ``name.scale``; every other parameter and buffer is
-held dense under its own name. The metadata entry ``palette_core`` is JSON with the format's version
-and what is needed to decode. No model is needed to read or to write one.
+held dense under its own name. The metadata entry ``palette_core`` is JSON with the version of the
+format, what is needed to decode, a checksum of every tensor, and where palettes come from; see
+`checkpoint_header`. No model is needed to read or to write one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self, final
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from palette_core._common.bounded_json import read_json
-from palette_core.errors import BlockedPluginError, CheckpointError, UnknownPluginError
+from palette_core.errors import (
+    BlockedPluginError,
+    CheckpointError,
+    PaletteWarning,
+    UnknownPluginError,
+)
 from palette_core.plugins.checked.stored_forms import CheckedForm
+from palette_core.storage.checkpoint_header import checksum, damaged, decoding, read_header
 from palette_core.storage.forms.registry import DEFAULT_FORM, stored_form
-from palette_core.tensors.dtypes import dtype_name, parse_dtype
+from palette_core.storage.origins import Origin
+from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
 
-FORMAT_VERSION = 1
-METADATA_KEY = "palette_core"
-_LONGEST = 1 << 48  # elements along an axis, far below what overflows
 TABLES = ("lut", "lut_scale", "lut_zero_point", "scale")
 
 
@@ -43,6 +47,7 @@ class Checkpoint:
         aliases: further names of tied tensors: alias to first name.
         version: of the format.
         stored_forms: name of the stored form of each palettized weight.
+        origins: where palettes come from, by name of the weight, as far as the file says.
     """
 
     palettized: Mapping[str, PalettizedTensor]
@@ -50,10 +55,14 @@ class Checkpoint:
     aliases: Mapping[str, str]
     version: int
     stored_forms: Mapping[str, str]
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a packed checkpoint, without a model.
+
+    Every tensor is checked against its checksum. A file of an older version has none, which is
+    warned of.
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,6 +76,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             file.aliases,
             file.version,
             {name: file.form(name).name for name in file.palettized_names},
+            file.origins,
         )
 
 
@@ -74,7 +84,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 class CheckpointReader:
     """A packed checkpoint, opened: names and shapes at once, each tensor when it is asked for.
 
-    Used in a ``with`` statement, or closed by `close`. Tensors that were read stay valid.
+    A tensor is checked against its checksum whenever it is read. Used in a ``with`` statement, or
+    closed by `close`. Tensors that were read stay valid.
 
     Args:
         path: of the file.
@@ -84,6 +95,8 @@ class CheckpointReader:
         dense_names: all other tensors, sorted.
         aliases: further names of tied tensors: alias to first name.
         version: of the format.
+        has_checksums: whether damage to a tensor shows; files of version 1 have no checksums.
+        origins: where palettes come from, by name of the weight, as far as the file says.
 
     Raises:
         FileNotFoundError: no such file.
@@ -92,21 +105,41 @@ class CheckpointReader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = path = Path(path)
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder, expected a packed checkpoint")
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}")
         try:
             self._file: Any = safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
-            header = _header(path, self._file.metadata() or {})
+            header = read_header(path, self._file.metadata() or {})
             self._keys = frozenset(self._file.keys())
         except SafetensorError as error:
             self._unreadable(error)
-        self._records: dict[str, Any] = header["palettized"]
+        self._records = header.palettized
+        self._checksums = header.checksums
         self._forms: dict[str, CheckedForm] = {}
-        self.aliases: Mapping[str, str] = header["aliases"]
-        self.version: int = header["version"]
+        self.aliases, self.version, self.origins = header.aliases, header.version, header.origins
+        self.has_checksums = header.checksums is not None
         self.palettized_names = tuple(self._records)
         own = {f"{n}.{part}" for n in self._records for part in (*self.form(n).parts, *TABLES)}
-        self.dense_names = tuple(sorted(self._keys - own))
+        self.dense_names = tuple(sorted((self._keys | set(self._checksums or ())) - own))
+        self._check_aliases()
+        if not self.has_checksums:
+            warnings.warn(
+                f"{path} was written without checksums, so damage to it may not show; write it "
+                "again with save_checkpoint",
+                PaletteWarning,
+                stacklevel=2,
+            )
+
+    def _check_aliases(self) -> None:
+        """Refuse names that stand for two tensors, or for none."""
+        names = {*self.palettized_names, *self.dense_names}
+        for alias, first in self.aliases.items():
+            if alias in names:
+                raise damaged(self._path, f"alias {alias} has the name of a tensor of its own")
+            if first not in names:
+                raise damaged(self._path, f"alias {alias} is of {first}, which is not there")
 
     def __enter__(self) -> Self:
         return self
@@ -128,10 +161,11 @@ class CheckpointReader:
         name = self.aliases.get(name, name)
         if name in self._records:
             try:
-                return self.form(name).shape(self.stored(name))
+                return self.form(name).shape(self._stored(name, check=False))
             except IndexError:
                 raise CheckpointError(f"{self._path}: {name}.lut has no shape of tables") from None
         self._check_dense(name)
+        self._check_present([name])
         return tuple(self._file.get_slice(name).get_shape())
 
     def dense(self, name: str) -> Tensor:
@@ -166,18 +200,20 @@ class CheckpointReader:
 
         Raises:
             KeyError: there is none of that name.
-            CheckpointError: a part is missing, or of the wrong dtype or shape.
+            CheckpointError: a part is missing, damaged, or of the wrong dtype or shape.
         """
+        return self._stored(name)
+
+    def _stored(self, name: str, *, check: bool = True) -> StoredTensor:
         form, path = self.form(name), self._path
+        tables = [f"{name}.{table}" for table in TABLES]
+        written = [key for key in tables if key in (self._checksums or ())]
         needed = [f"{name}.{part}" for part in (*form.parts, "lut")]
-        lacking = [key for key in needed if key not in self._keys]
-        if lacking:
-            raise CheckpointError(f"{path} lacks {' and '.join(lacking)}")
-        n_bits, axis, index_shape, dtype = _decoding(path, name, self._records[name])
-        parts = {part: self._tensor(f"{name}.{part}") for part in form.parts}
+        self._check_present(dict.fromkeys([*needed, *written]))
+        n_bits, axis, index_shape, dtype = decoding(path, name, self._records[name])
+        parts = {part: self._tensor(f"{name}.{part}", check=check) for part in form.parts}
         lut, lut_scale, zero, scale = (
-            self._tensor(key) if (key := f"{name}.{table}") in self._keys else None
-            for table in TABLES
+            self._tensor(key, check=check) if key in self._keys else None for key in tables
         )
         assert lut is not None
         stored = StoredTensor(
@@ -199,11 +235,25 @@ class CheckpointReader:
         if name not in self.dense_names:
             raise KeyError(name)
 
-    def _tensor(self, key: str) -> Tensor:
+    def _check_present(self, keys: Iterable[str]) -> None:
+        lacking = [key for key in keys if key not in self._keys]
+        if lacking:
+            raise CheckpointError(f"{self._path} lacks {' and '.join(lacking)}")
+
+    def _tensor(self, key: str, *, check: bool = True) -> Tensor:
+        self._check_present([key])
         try:
             found: Tensor = self._file.get_tensor(key)
         except SafetensorError as error:
             self._unreadable(error)
+        if check and self._checksums is not None:
+            if key not in self._checksums:
+                raise CheckpointError(f"{self._path}: {key} was not there when it was written")
+            if checksum(found) != self._checksums[key]:
+                raise CheckpointError(
+                    f"{self._path}: {key} is damaged: its checksum is another than when it was "
+                    "written; get the file again from where it came from"
+                )
         return found
 
     def form(self, name: str) -> CheckedForm:
@@ -218,7 +268,7 @@ class CheckpointReader:
         record = self._records[name]
         form = record.get("form", DEFAULT_FORM) if isinstance(record, dict) else DEFAULT_FORM
         if not isinstance(form, str):
-            raise _damaged(self._path, f"record of {name}: form {form!r}")
+            raise damaged(self._path, f"record of {name}: form {form!r}")
         try:
             made = self._forms[name] = stored_form(form)
         except (UnknownPluginError, BlockedPluginError) as error:
@@ -228,47 +278,3 @@ class CheckpointReader:
     def _unreadable(self, error: SafetensorError) -> NoReturn:
         text = f"{self._path} is damaged or no safetensors file: {error}"
         raise CheckpointError(text) from error
-
-
-def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if METADATA_KEY not in metadata:
-        raise CheckpointError(
-            f"{path} is a safetensors file but not a packed checkpoint (no {METADATA_KEY!r} in "
-            "its metadata); write one with save_checkpoint"
-        )
-    try:
-        header: Any = read_json(metadata[METADATA_KEY])
-    except ValueError as error:
-        raise _damaged(path, f"no JSON: {error}") from None
-    if not isinstance(header, dict) or "version" not in header:
-        raise _damaged(path, "no version")
-    if header["version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {header['version']!r}; "
-            f"this palette_core reads {FORMAT_VERSION}"
-        )
-    aliases = header.get("aliases")
-    if not isinstance(header.get("palettized"), dict) or not isinstance(aliases, dict):
-        raise _damaged(path, "'palettized' and 'aliases' must be objects")
-    if not all(isinstance(first, str) for first in aliases.values()):
-        raise _damaged(path, "'aliases' must map names to names")
-    return header
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is damaged: {what}")
-
-
-def _decoding(path: Path, name: str, record: Any) -> tuple[int, int, list[int], torch.dtype]:
-    """Return bits, axis, index shape and dtype from a tensor's record."""
-    try:
-        n_bits, axis, shape = record["n_bits"], record["axis"], record["index_shape"]
-        dtype = parse_dtype(record["dtype"])
-        whole = all(type(number) is int for number in (n_bits, axis, *shape))
-        if not (whole and 1 <= n_bits <= 8 and shape and 0 < min(shape) <= max(shape) <= _LONGEST):
-            raise ValueError(f"n_bits {n_bits!r}, axis {axis!r}, index_shape {shape!r}")
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"dtype {dtype!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"record of {name}: {type(error).__name__}: {error}") from None
-    return n_bits, axis, list(shape), dtype

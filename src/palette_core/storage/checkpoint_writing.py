@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +13,12 @@ from palette_core._common.files import atomic_path
 from palette_core._common.tensor_files import save_file
 from palette_core.errors import CheckpointError
 from palette_core.plugins.checked.stored_forms import CheckedForm
-from palette_core.storage.checkpoint_reading import FORMAT_VERSION, METADATA_KEY, TABLES
+from palette_core.storage.checkpoint_header import metadata_of
+from palette_core.storage.checkpoint_reading import TABLES
 from palette_core.storage.forms.registry import DEFAULT_FORM, encode, stored_form
+from palette_core.storage.origins import Origin
 from palette_core.tensors.dtypes import dtype_name
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors.palettized import PalettizedTensor, check_values
 from palette_core.tensors.stored import StoredTensor
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -30,6 +31,7 @@ def write_checkpoint(
     *,
     aliases: Mapping[str, str] = _NONE,
     stored_forms: Mapping[str, str] = _NONE,
+    origins: Mapping[str, Origin] = _NONE,
 ) -> Path:
     """Write palettized and dense tensors to a packed checkpoint, whole or not at all.
 
@@ -40,19 +42,22 @@ def write_checkpoint(
         aliases: further names of tied tensors: alias to a name of the other two.
         stored_forms: names of registered stored forms by the names of palettized weights; those
             left out have the default form.
+        origins: where palettes come from, by the names of palettized weights; the file says so.
 
     Raises:
-        CheckpointError: the parts of a weight do not fit each other, two tensors have one name, or
-            an alias or a form is of a tensor that is not there; or a form fails.
+        CheckpointError: the parts of a weight do not fit each other, its tables are NaN or
+            infinite, two tensors have one name, or an alias, a form or an origin is of a tensor
+            that is not there; or a form fails.
         UnknownPluginError: nobody knows a form.
         OSError: the file cannot be written; what stood there still does.
     """
     for name, first in aliases.items():
         if first not in palettized and first not in dense:
             raise CheckpointError(f"alias {name}: there is no tensor {first}")
-    for name in stored_forms:
-        if name not in palettized:
-            raise CheckpointError(f"stored form of {name}: no such weight is palettized")
+    for what, given in (("stored form", stored_forms), ("origin", origins)):
+        for name in given:
+            if name not in palettized:
+                raise CheckpointError(f"{what} of {name}: no such weight is palettized")
     stored: dict[str, tuple[CheckedForm, StoredTensor]] = {}
     for name, tensor in palettized.items():
         try:
@@ -61,7 +66,7 @@ def write_checkpoint(
             raise CheckpointError(f"{name}: {error}") from None
         form = stored_form(stored_forms.get(name, DEFAULT_FORM))
         stored[name] = form, encode(tensor, form)
-    return write_stored(Path(path), stored, dense, aliases)
+    return write_stored(Path(path), stored, dense, aliases, origins)
 
 
 def write_stored(
@@ -69,6 +74,7 @@ def write_stored(
     stored: Mapping[str, tuple[CheckedForm, StoredTensor]],
     dense: Mapping[str, Tensor],
     aliases: Mapping[str, str],
+    origins: Mapping[str, Origin],
 ) -> Path:
     """Write weights that are in a stored form already; see `write_checkpoint`."""
     tensors: dict[str, Tensor] = {}
@@ -77,7 +83,9 @@ def write_stored(
         typed = weight.typed()
         tensors |= {f"{name}.{part}": tensor for part, tensor in typed.parts.items()}
         tables = {f"{name}.{table}": getattr(typed, table) for table in TABLES}
-        tensors |= {key: tensor for key, tensor in tables.items() if tensor is not None}
+        for key, table in tables.items():
+            if table is not None:
+                tensors[key] = _usable(key, table)
         records[name] = {
             "form": form.name,
             "index_shape": list(typed.index_shape),
@@ -90,12 +98,27 @@ def write_stored(
         raise CheckpointError(
             f"{', '.join(twice)}: a dense tensor and a part of a palettized weight have one name"
         )
-    header = {"version": FORMAT_VERSION, "palettized": records, "aliases": dict(aliases)}
+    for alias in aliases:
+        if alias in records or alias in dense:
+            raise CheckpointError(f"alias {alias} has the name of a tensor of its own")
+    host = _on_host(tensors | dict(dense))
+    metadata = metadata_of(records, aliases, host, origins)
     with atomic_path(path) as temporary:
-        save_file(
-            _on_host(tensors | dict(dense)), temporary, metadata={METADATA_KEY: json.dumps(header)}
-        )
+        save_file(host, temporary, metadata=metadata)
     return path
+
+
+def _usable(key: str, table: Tensor) -> Tensor:
+    """Return a table as it is.
+
+    Raises:
+        CheckpointError: it is NaN or infinite.
+    """
+    try:
+        check_values(key, table)
+    except ValueError as error:
+        raise CheckpointError(f"{error}; no file is written of it") from None
+    return table
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

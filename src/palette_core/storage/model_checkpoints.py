@@ -33,6 +33,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     Raises:
         StateError: no weight of the model is palettized, or one still trains dense.
         WeightFileError: a file that a weight is mapped from is missing or damaged.
+        CheckpointError: look-up tables or scales are NaN or infinite.
     """
     path = Path(path)
     packed_weights, aliases = _packed_weights(model)
@@ -40,7 +41,9 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
         packed.check_file()
     dense = _dense_tensors(model, aliases)
     stored = {name: (packed.form, packed.stored()) for name, packed in packed_weights.items()}
-    return write_stored(path, stored, dense, aliases)
+    known = {name: packed.origin for name, packed in packed_weights.items()}
+    origins = {name: origin for name, origin in known.items() if origin is not None}
+    return write_stored(path, stored, dense, aliases, origins)
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
@@ -70,7 +73,11 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         if first in dense:
             dense[alias] = dense[first]
     packed = {
-        name: PackedWeight(tensor.to(own[name].device), stored_form(checkpoint.stored_forms[name]))
+        name: PackedWeight(
+            tensor.to(own[name].device),
+            stored_form(checkpoint.stored_forms[name]),
+            checkpoint.origins.get(name),
+        )
         for name, tensor in checkpoint.palettized.items()
     }
     owners = {name.rpartition(".")[0] for group in names.values() for name in group}
@@ -99,7 +106,8 @@ def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str
             packed[site.name] = site.palette
         elif site.palette.is_enabled:
             site.palette.settle(site.dense())
-            packed[site.name] = PackedWeight(site.palette.palettized(), site.palette.form)
+            palette = site.palette
+            packed[site.name] = PackedWeight(palette.palettized(), palette.form, palette.origin)
         else:
             raise StateError(
                 f"{site.name} still trains dense, its PATSchedule has not come; finish training, "

@@ -52,7 +52,8 @@ def pack(
     """
     packed: dict[str, PackedWeight] = {}
     for site, tensor in zip(sites, palettized, strict=True):
-        new = PackedWeight(tensor, site.palette.form).train(site.palette.training)
+        palette = site.palette
+        new = PackedWeight(tensor, palette.form, palette.origin).train(palette.training)
         if folder is not None:
             _map(site.name, new, folder)
         packed[site.name] = new

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.storage.forms.registry import size_in_bits, stored_form
 from palette_core.storage.mapped_files import WeightFile, write_mapped
+from palette_core.storage.origins import Origin
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
 
@@ -31,11 +32,13 @@ class PaletteModule(nn.Module, ABC):
     lut_scale: Tensor | None
     lut_zero_point: Tensor | None
     scale: Tensor | None
+    origin: Origin | None  # what made it, where that is known
 
     def __init__(
         self, palettized: PalettizedTensor, form: CheckedForm, parts: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
+        self.origin = None
         self.form = form
         self.n_bits = palettized.n_bits
         self.axis = palettized.axis
@@ -120,15 +123,22 @@ class PackedWeight(PaletteModule):
     Args:
         palettized: the weight.
         form: how to store it; None is the default, every index packed to n bits.
+        origin: what made it, where that is known.
 
     Attributes:
         takes_gradients: the dense original did; a folded weight will.
     """
 
-    def __init__(self, palettized: PalettizedTensor, form: CheckedForm | None = None) -> None:
+    def __init__(
+        self,
+        palettized: PalettizedTensor,
+        form: CheckedForm | None = None,
+        origin: Origin | None = None,
+    ) -> None:
         form = stored_form() if form is None else form
         super().__init__(palettized, form, form.encode(palettized))
         self.takes_gradients = False
+        self.origin = origin
         self._file: WeightFile | None = None
 
     def map_to(self, path: Path) -> None:

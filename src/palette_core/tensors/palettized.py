@@ -178,10 +178,10 @@ class PalettizedTensor:
         return BlockLayout(self.shape, block, self.cluster_dim, self.axis)
 
     def check(self) -> None:
-        """Check that the parts fit each other.
+        """Check that the parts fit each other, and that tables and scales are finite.
 
         Raises:
-            ValueError: naming the part that does not.
+            ValueError: naming the part that does not fit, or is not finite.
         """
         rank, grid, lut = len(self.indices.shape), self.grid, self.lut
         if not 0 <= self.axis < rank:
@@ -195,6 +195,10 @@ class PalettizedTensor:
         quantized, zero, scale = self.lut_scale is not None, self.lut_zero_point, self.scale
         if not self.dtype.is_floating_point or (lut.dtype != self.dtype and not quantized):
             raise ValueError(f"lut is {lut.dtype} for a weight of {self.dtype}, and has no scale")
+        if quantized and not _holds_entries(lut.dtype):
+            raise ValueError(f"lut is {lut.dtype}, expected one byte, an integer or a float")
+        if self.lut_scale is not None and self.lut_scale.dtype is not torch.float32:
+            raise ValueError(f"lut_scale is {self.lut_scale.dtype}, expected torch.float32")
         for name, part in (("lut_scale", self.lut_scale), ("lut_zero_point", zero)):
             if part is not None and part.shape != (*grid, 1, 1):
                 raise ValueError(f"{name} has shape {tuple(part.shape)}, expected {(*grid, 1, 1)}")
@@ -209,6 +213,9 @@ class PalettizedTensor:
                 f"scale is {scale.dtype} of shape {tuple(scale.shape)}, expected {self.dtype} and "
                 f"a shape that broadcasts to {self.shape}"
             )
+        for name, part in (("lut", lut), ("lut_scale", self.lut_scale), ("scale", scale)):
+            if part is not None:
+                check_values(name, part)
 
     @classmethod
     def from_codebook(
@@ -280,6 +287,23 @@ class PalettizedTensor:
             lut_zero_point=move(self.lut_zero_point),
             scale=move(self.scale),
         )
+
+
+def check_values(name: str, table: Tensor) -> None:
+    """Refuse look-up tables and scales that are no numbers.
+
+    Raises:
+        ValueError: some are NaN or infinite.
+    """
+    if table.is_meta or not table.dtype.is_floating_point:
+        return
+    wide = table.float() if table.dtype.itemsize == 1 else table  # 8-bit floats know no isfinite
+    if not bool(torch.isfinite(wide).all()):
+        raise ValueError(f"{name} has NaN or infinite values")
+
+
+def _holds_entries(dtype: torch.dtype) -> bool:
+    return dtype.itemsize == 1 and dtype is not torch.bool
 
 
 def _unpickled(fields: dict[str, Any], lut_dtype: torch.dtype) -> PalettizedTensor:

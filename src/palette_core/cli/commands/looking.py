@@ -76,8 +76,22 @@ def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="Packed checkpoint (.safetensors).")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a packed checkpoint holds."""
-    from palette_core.reporting import console as show
+    """Show what a packed checkpoint holds, and where it comes from."""
+    from palette_core.reporting import checkpoints as show
     from palette_core.storage.model_checkpoints import read_checkpoint
 
-    show.checkpoint(checkpoint, read_checkpoint(checkpoint), as_json=as_json)
+    show.contents(checkpoint, read_checkpoint(checkpoint), as_json=as_json)
+
+
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="Packed checkpoint (.safetensors).")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare every tensor of a packed checkpoint with its checksum; exit code 1 if one is off."""
+    from palette_core.reporting import checkpoints as show
+    from palette_core.storage.checkpoint_verifying import verify_checkpoint
+
+    found = verify_checkpoint(checkpoint)
+    show.verification(checkpoint, found, as_json=as_json)
+    if not found.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,170 @@
+"""What the metadata of a packed checkpoint say: a header in JSON, and a checksum of it.
+
+The checksums are CRC-32, of damage and not of malice: whoever can change a tensor on purpose can
+change its checksum too. One bit that flips, or 32 that lie together, are always found, anything
+else but for one case in 2 ** 32; a cryptographic digest would take a fifth of the time of loading.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palette_core._common.bounded_json import read_json
+from palette_core.errors import CheckpointError
+from palette_core.storage.origins import Origin, as_json, from_json
+from palette_core.tensors.dtypes import dtype_name, parse_dtype
+
+FORMAT_VERSION = 2
+WITHOUT_CHECKSUMS = 1  # the version before
+METADATA_KEY = "palette_core"
+# How a header ends. It is one entry of the metadata, as safetensors writes several in any order.
+_END = ',"header_crc32":"{}"}}'
+_SEAL = re.compile(r',"header_crc32":"(\w*)"\}\Z', re.ASCII)
+_LONGEST = 1 << 48  # elements along an axis, far below what overflows
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its tensors.
+
+    Attributes:
+        version: of the format.
+        palettized: a record for each palettized weight, to be read by `decoding`.
+        aliases: further names of tied tensors: alias to first name.
+        checksums: of every tensor that was written, by key; None in files of the first version.
+        origins: where palettes come from, by name, as far as is known.
+    """
+
+    version: int
+    palettized: Mapping[str, Any]
+    aliases: Mapping[str, str]
+    checksums: Mapping[str, str] | None
+    origins: Mapping[str, Origin]
+
+
+def metadata_of(
+    records: Mapping[str, Any],
+    aliases: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    origins: Mapping[str, Origin],
+) -> dict[str, str]:
+    """Return the metadata of a file of CPU tensors."""
+    return sealed(
+        {
+            "version": FORMAT_VERSION,
+            "palettized": dict(records),
+            "aliases": dict(aliases),
+            "crc32": {key: checksum(tensor) for key, tensor in tensors.items()},
+            "origin": as_json(origins),
+        }
+    )
+
+
+def sealed(header: Mapping[str, Any]) -> dict[str, str]:
+    """Return metadata of a header in JSON values."""
+    text = json.dumps(header, separators=(",", ":"))
+    return {METADATA_KEY: text[:-1] + _END.format(_crc32(text.encode()))}
+
+
+def checksum(tensor: Tensor) -> str:
+    """Return the CRC-32 of dtype, shape and bytes of a CPU tensor, in eight hexadecimal digits."""
+    kind = f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}".encode()
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return _crc32(flat.numpy(), zlib.crc32(kind))  # type: ignore[arg-type]
+
+
+def _crc32(data: bytes, before: int = 0) -> str:
+    return f"{zlib.crc32(data, before):08x}"
+
+
+def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
+    """Read and check the metadata of the file ``path``.
+
+    Raises:
+        CheckpointError: it is no packed checkpoint, of another version, or its metadata is damaged.
+    """
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file but not a packed checkpoint (no {METADATA_KEY!r} in "
+            "its metadata); write one with save_checkpoint"
+        )
+    text = metadata[METADATA_KEY]
+    is_sealed = _is_sealed(path, text)
+    try:
+        header: Any = read_json(text)
+    except ValueError as error:
+        raise damaged(path, f"no JSON: {error}") from None
+    if not isinstance(header, dict) or "version" not in header:
+        raise damaged(path, "no version")
+    version = header["version"]
+    if version not in (WITHOUT_CHECKSUMS, FORMAT_VERSION) or type(version) is not int:
+        raise CheckpointError(
+            f"{path} has format version {version!r}; this palette_core reads {FORMAT_VERSION} and "
+            f"{WITHOUT_CHECKSUMS}"
+        )
+    records, aliases = header.get("palettized"), header.get("aliases")
+    if not isinstance(records, dict) or not isinstance(aliases, dict):
+        raise damaged(path, "'palettized' and 'aliases' must be objects")
+    if not _are_texts(aliases):
+        raise damaged(path, "'aliases' must map names to names")
+    checksums = None
+    if version == FORMAT_VERSION:
+        checksums = header.get("crc32")
+        if not is_sealed or not isinstance(checksums, dict) or not _are_texts(checksums):
+            raise damaged(path, "it has no checksums, which this version has")
+    try:
+        origins = from_json(header.get("origin", {}))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise damaged(path, f"origin: {type(error).__name__}: {error}") from None
+    return Header(version, records, aliases, checksums, origins)
+
+
+def _is_sealed(path: Path, text: str) -> bool:
+    """Return whether a header ends with a checksum.
+
+    Raises:
+        CheckpointError: it is of another text.
+    """
+    end = _SEAL.search(text, max(0, len(text) - 100))
+    if end is None:
+        return False
+    if end[1] != _crc32((text[: -len(end[0])] + "}").encode()):
+        raise damaged(path, "it does not match its checksum")
+    return True
+
+
+def _are_texts(values: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, str) for value in values.values())
+
+
+def damaged(path: Path, what: str) -> CheckpointError:
+    """Return the error of metadata that cannot be right."""
+    return CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is damaged: {what}")
+
+
+def decoding(path: Path, name: str, record: Any) -> tuple[int, int, list[int], torch.dtype]:
+    """Return bits, axis, index shape and dtype from a tensor's record.
+
+    Raises:
+        CheckpointError: one is missing, or cannot be.
+    """
+    try:
+        n_bits, axis, shape = record["n_bits"], record["axis"], record["index_shape"]
+        dtype = parse_dtype(record["dtype"])
+        whole = all(type(number) is int for number in (n_bits, axis, *shape))
+        if not (whole and 1 <= n_bits <= 8 and shape and 0 < min(shape) <= max(shape) <= _LONGEST):
+            raise ValueError(f"n_bits {n_bits!r}, axis {axis!r}, index_shape {shape!r}")
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype {dtype!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"record of {name}: {type(error).__name__}: {error}") from None
+    return n_bits, axis, list(shape), dtype
