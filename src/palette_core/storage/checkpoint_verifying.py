@@ -1,4 +1,4 @@
-"""Whether a packed checkpoint holds what was written into it, tensor by tensor."""
+"""Check of a packed checkpoint, tensor by tensor, that it holds what was written into it."""
 
 from __future__ import annotations
 
