@@ -31,7 +31,7 @@ from palette_core.palettizer import attaching, exporting, palettizer
 from palette_core.palettizer import palettizer as palettizer_module
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.plugins.catalog import get_catalog
-from palette_core.storage import sites
+from palette_core.storage import pack
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import palette_sites
 
@@ -231,7 +231,7 @@ def test_finalize_packs_all_weights_or_none(
     expected = model(*EVERYTHING_INPUTS)
     state = {n: t.clone() for n, t in model.state_dict().items()}
     with monkeypatch.context() as patch:
-        patch.setattr(sites, "replace_chain", At(sites.replace_chain, 4, failure, after=True))
+        patch.setattr(pack, "replace_chain", At(pack.replace_chain, 4, failure, after=True))
         with pytest.raises(type(failure)):
             prepared.finalize(backend="packed")
     assert all(isinstance(site.palette, PalettizedWeight) for site in palette_sites(model))

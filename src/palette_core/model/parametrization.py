@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, cast, final
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palette_core.errors import PlanError
-from palette_core.model.graph import Owner
 
 _REGISTRIES = (
     "_parameters",
@@ -31,6 +30,8 @@ _REGISTRIES = (
 
 def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
     """Compute ``module.<name>`` through ``parametrization`` from now on.
+
+    Parameters of the parametrization take gradients where the tensor does.
 
     Raises:
         PlanError: the module's class cannot be replaced by a class of its own.
@@ -46,6 +47,7 @@ def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
 
 def _attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
     recurrent = isinstance(module, nn.RNNBase)
+    parametrization.requires_grad_(is_trained(module, name))
     if parametrize.is_parametrized(module):
         # Copies that torch made of a parametrized module share its class.
         module.__class__ = _copied_class(type(module))
@@ -60,11 +62,13 @@ def replace_chain(
     """Make ``parametrization`` the whole chain of ``module.<name>``, and free the original.
 
     Args:
-        module: parametrized already.
+        module: the owner; what it was computed through before goes, too.
         name: of its weight.
         parametrization: makes the weight, without reading the original.
         placeholder: an empty parameter to stand where the original was.
     """
+    if not parametrize.is_parametrized(module, name):
+        attach(module, name, parametrization)
     chain = parametrize.ParametrizationList([parametrization], placeholder, unsafe=True)
     chain.train(module.training)
     parametrizations(module)[name] = chain
@@ -158,12 +162,6 @@ def chain_input(module: nn.Module, name: str, parametrization: nn.Module) -> Ten
             return cast("Tensor", value)
         value = item(value, *rest) if at == 0 else item(value)
     raise ValueError(f"{name} is not computed through this {type(parametrization).__name__}")
-
-
-def places(model: nn.Module, owners: tuple[Owner, ...]) -> Iterator[tuple[nn.Module, str]]:
-    """Yield module and local name of every place where a tensor hangs."""
-    for owner in owners:
-        yield model.get_submodule(owner.module), owner.state
 
 
 # --- classes ------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def attach_palettes(
     catalog: Catalog,
 ) -> None:
     """Install every palette, or none."""
-    places = [list(parametrization.places(model, job.plan.owners)) for job in jobs]
+    places = [[(model.get_submodule(o.module), o.state) for o in job.plan.owners] for job in jobs]
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
             trainer = make_trainer(job.plan, catalog)
@@ -54,5 +54,4 @@ def attach_palettes(
             for module, state in where:
                 replace_hook(module, state)
                 item.train(module.training)
-                item.requires_grad_(parametrization.is_trained(module, state))
                 parametrization.attach(module, state, item)

@@ -96,7 +96,7 @@ def finalize(
     complete_training(prepared, catalog)
     folder = None if mmap_dir is None else WeightFolder(mmap_dir)
     with _unchanged_on_failure(model, prepared), folder or contextlib.nullcontext():
-        packed = pack(prepared, (site.palette.palettized() for site in prepared), folder)
+        packed = pack(prepared, [site.palette.palettized() for site in prepared], folder)
         finalized = target.backend.finalize(model, packed)
         done = State.UNPREPARED if target.entry.leaves_dense else State.FINALIZED
         life_cycle.mark(finalized, done)

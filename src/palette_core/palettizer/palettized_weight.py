@@ -154,6 +154,11 @@ class PalettizedWeight(PaletteModule):
         return cast("Tensor", getattr(self, self._trained_name))
 
     @property
+    def has_learned(self) -> bool:
+        """Return whether training has changed anything since the weight was clustered."""
+        return self._has_learned
+
+    @property
     def steps_done(self) -> int:
         """Training steps of the model, as counted last."""
         return self._steps

@@ -230,7 +230,8 @@ class KMeansPalettizer:
         report = make_report(plan, results)
         origins = origins_of(self._config, jobs, results, self._catalog)
         attach_palettes(self._model, jobs, results, origins, self._catalog)
-        life_cycle.mark(self._model, State.PREPARED)
+        if not jobs:  # else the palettes show it
+            life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
         self._looked = None  # moments are large, and not needed any more
         return self._model

@@ -101,4 +101,5 @@ def _palettize_current(sites: Sites, catalog: Catalog) -> None:
 
 def _settle(sites: Sites) -> None:
     for site in sites:
-        site.palette.settle(site.dense())
+        if site.palette.has_learned:
+            site.palette.settle(site.dense())

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from palette_core.storage.folding import dense_state_dict, fold
     from palette_core.storage.model_checkpoints import load_checkpoint, save_checkpoint
     from palette_core.storage.origins import Origin, Source
+    from palette_core.storage.pack import install_packed
     from palette_core.storage.packed_weight import PackedWeight, PaletteModule
-    from palette_core.storage.sites import PaletteSite, Place, install_packed, palette_sites
+    from palette_core.storage.sites import PaletteSite, Place, palette_sites
 
 __all__ = [
     "Checkpoint",
@@ -55,7 +56,8 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.storage.checkpoint_verifying": ["Verification", "verify_checkpoint"],
         "palette_core.storage.checkpoint_writing": ["write_checkpoint"],
         "palette_core.storage.origins": ["Origin", "Source"],
+        "palette_core.storage.pack": ["install_packed"],
         "palette_core.storage.packed_weight": ["PackedWeight", "PaletteModule"],
-        "palette_core.storage.sites": ["PaletteSite", "Place", "install_packed", "palette_sites"],
+        "palette_core.storage.sites": ["PaletteSite", "Place", "palette_sites"],
     },
 )

@@ -25,16 +25,12 @@ def fold(model: nn.Module) -> nn.Module:
         WeightFileError: a file that a weight is mapped from is missing or damaged.
     """
     sites = palette_sites(model, PackedWeight)
-    kept = ModuleSnapshot(place.module for site in sites for place in site.places)
-    try:
+    with ModuleSnapshot(place.module for site in sites for place in site.places):
         for site in reversed(sites):  # the first comes out first in its module
             packed = site.palette
             dense = nn.Parameter(packed.dense(), requires_grad=packed.takes_gradients)
             for module, state in {(place.module, place.state): None for place in site.places}:
                 detach(module, state, dense)
-    except BaseException:
-        kept.restore()
-        raise
     return model
 
 

@@ -18,8 +18,9 @@ from palette_core.storage.checkpoint_reading import (
 )
 from palette_core.storage.checkpoint_writing import write_stored
 from palette_core.storage.forms.registry import stored_form
+from palette_core.storage.pack import install_packed
 from palette_core.storage.packed_weight import PackedWeight
-from palette_core.storage.sites import install_packed, palette_sites
+from palette_core.storage.sites import palette_sites
 from palette_core.tensors.dtypes import dtype_name
 
 __all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]

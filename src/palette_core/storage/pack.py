@@ -1,14 +1,17 @@
-"""Packing: palettes of a prepared model become packed weights, dense originals are freed."""
+"""Packed weights in a model: in the place of palettes, or of dense weights, which are freed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import final
 
+from torch import nn
+
 from palette_core.errors import BackendError
+from palette_core.model.parametrization import ModuleSnapshot, is_trained, replace_chain
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.packed_weight import PackedWeight, PaletteModule
-from palette_core.storage.sites import PaletteSite, replace_palettes
+from palette_core.storage.sites import PaletteSite
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -57,8 +60,28 @@ def pack(
         if folder is not None:
             _map(site.name, new, folder)
         packed[site.name] = new
-    replace_palettes(sites, list(packed.values()))
+    with ModuleSnapshot(place.module for site in sites for place in site.places):
+        for site, item in zip(sites, packed.values(), strict=True):
+            _install(item, [(place.module, place.state) for place in site.places])
     return Unpacked(packed)
+
+
+def install_packed(model: nn.Module, names: Iterable[str], packed: PackedWeight) -> None:
+    """Put one packed weight at every place of ``names`` in a dense model."""
+    places = [(model.get_submodule(prefix), state) for prefix, _, state in _parts(names)]
+    _install(packed, places)
+
+
+def _parts(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    return (name.rpartition(".") for name in names)
+
+
+def _install(packed: PackedWeight, places: Iterable[tuple[nn.Module, str]]) -> None:
+    """Put a packed weight at places of one tensor, freeing what stood there."""
+    placeholder = packed.placeholder()
+    for module, state in places:
+        packed.takes_gradients |= is_trained(module, state)
+        replace_chain(module, state, packed, placeholder)
 
 
 def _map(name: str, packed: PackedWeight, folder: WeightFolder) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast, final, overload
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from palette_core.model.parametrization import (
-    ModuleSnapshot,
-    attach,
-    chain_input,
-    is_trained,
-    parametrizations,
-    replace_chain,
-)
-from palette_core.storage.packed_weight import PackedWeight, PaletteModule
+from palette_core.model.parametrization import chain_input, parametrizations
+from palette_core.storage.packed_weight import PaletteModule
 
 P_co = TypeVar("P_co", bound=PaletteModule, covariant=True)
 
@@ -109,32 +102,3 @@ def _parametrized(model: nn.Module) -> Iterator[Place]:
         if parametrize.is_parametrized(module):
             for state in parametrizations(module):
                 yield Place(f"{prefix}.{state}" if prefix else state, module, state)
-
-
-def replace_palettes(
-    sites: Sequence[PaletteSite[PaletteModule]], packed: Sequence[PackedWeight]
-) -> None:
-    """Put packed weights where palettes stand, freeing the dense originals: all of them, or none.
-
-    Args:
-        sites: of one model.
-        packed: one for each site.
-    """
-    with ModuleSnapshot(place.module for site in sites for place in site.places):
-        for site, item in zip(sites, packed, strict=True):
-            placeholder = item.placeholder()
-            item.takes_gradients = is_trained(site.module, site.state)
-            for _, module, state in site.places:
-                replace_chain(module, state, item, placeholder)
-
-
-def install_packed(model: nn.Module, names: Sequence[str], packed: PackedWeight) -> None:
-    """Put one packed weight at every place of ``names`` in a dense model."""
-    placeholder = packed.placeholder()
-    for name in names:
-        prefix, _, state = name.rpartition(".")
-        module = model.get_submodule(prefix)
-        packed.takes_gradients |= is_trained(module, state)
-        if not parametrize.is_parametrized(module, state):
-            attach(module, state, packed)
-        replace_chain(module, state, packed, placeholder)
