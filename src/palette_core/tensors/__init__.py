@@ -8,13 +8,7 @@ if TYPE_CHECKING:
     from palette_core.tensors.assignment import assign_and_sum, metric, tidy_entries
     from palette_core.tensors.distortion import square_sums
     from palette_core.tensors.dtypes import FP8_DTYPES, dtype_name, parse_dtype
-    from palette_core.tensors.input_views import (
-        Contraction,
-        Features,
-        InputView,
-        Lookup,
-        Windows,
-    )
+    from palette_core.tensors.input_views import Contraction, Features, InputView, Lookup
     from palette_core.tensors.layout import BlockLayout, Shape
     from palette_core.tensors.moments import InputMoments
     from palette_core.tensors.nearest import (
@@ -46,7 +40,6 @@ __all__ = [
     "QuantizedLut",
     "Shape",
     "StoredTensor",
-    "Windows",
     "assign",
     "assign_and_sum",
     "define_operator",
@@ -79,13 +72,7 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.tensors.assignment": ["assign_and_sum", "metric", "tidy_entries"],
         "palette_core.tensors.distortion": ["square_sums"],
         "palette_core.tensors.dtypes": ["FP8_DTYPES", "dtype_name", "parse_dtype"],
-        "palette_core.tensors.input_views": [
-            "Contraction",
-            "Features",
-            "InputView",
-            "Lookup",
-            "Windows",
-        ],
+        "palette_core.tensors.input_views": ["Contraction", "Features", "InputView", "Lookup"],
         "palette_core.tensors.layout": ["BlockLayout", "Shape"],
         "palette_core.tensors.moments": ["InputMoments"],
         "palette_core.tensors.nearest": [

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK = 1 << 22  # values of unfolded input held at once
-_PADDED = 1 << 20  # values of padded input held at once
-MOST_COORDINATES = 64  # of windows that are multiplied by the kernel for small ones
 
 
 class InputView(ABC):
@@ -153,125 +149,3 @@ class Lookup(InputView):
     def groups(self) -> int:
         """Return 1."""
         return 1
-
-
-@final
-@dataclass(frozen=True)
-class Windows(InputView):
-    """The windows of a convolution, or of the convolution that a transposed one is.
-
-    A transposed convolution is an ordinary one over its input with ``stride − 1`` zeros between
-    neighbours, with the kernel turned round.
-
-    Attributes:
-        channels: input channels of one group.
-        kernel, stride, dilation: by spatial axis.
-        padding: before and after, by spatial axis.
-        n_groups: groups of the convolution.
-        stuffing: of a transposed convolution: distance between inputs after zeros came between;
-            empty for an ordinary one.
-        rows: axes of the weight that are outputs: axis 1 of a transposed convolution's.
-    """
-
-    channels: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    n_groups: int
-    stuffing: tuple[int, ...] = ()
-    rows: tuple[int, ...] = (0,)
-
-    def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
-        """Yield ``[groups, channels * kernel elements, T]``, some samples at a time."""
-        x = self._batched(raw[0])
-        per_sample = max(1, x[0].numel() * math.prod(self.kernel) // math.prod(self.stride))
-        for piece in torch.split(x, max(1, _CHUNK // per_sample)):
-            yield 0, self._unfold(self._padded(piece))
-
-    def products(
-        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, Tensor | None, int] | None:
-        """Multiply the windows of grouped convolutions without unfolding all of them."""
-        if self.n_groups == 1 or self.channels * math.prod(self.kernel) > MOST_COORDINATES:
-            return None
-        from palette_core.tensors._window_kernel import window_products  # numba loads slowly
-
-        shape = (self.n_groups, self.kernel, self.stride, self.dilation)
-        size = self.channels * math.prod(self.kernel)
-        total = torch.zeros(self.n_groups, size, size, dtype=torch.float64)
-        cross = None if gap is None else torch.zeros_like(total)
-        count = 0
-        x = self._batched(raw[0])
-        step = max(1, _PADDED // max(1, x[0].numel()))
-        others: Iterable[Tensor | None] = itertools.repeat(None)
-        if gap is not None:
-            others = torch.split(self._batched(gap[0]), step)
-        for piece, other in zip(torch.split(x, step), others, strict=False):
-            padded = self._padded(piece.cpu())
-            total += window_products(padded, None, *shape)
-            if other is not None and cross is not None:
-                cross += window_products(self._padded(other.cpu()), padded, *shape)
-            count += padded.shape[0] * math.prod(self._places(padded))
-        return self._turned(total), None if cross is None else self._turned(cross), count
-
-    def _batched(self, x: Tensor) -> Tensor:
-        return x[None] if x.dim() == len(self.kernel) + 1 else x
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """Return the float32 input of the convolution without padding."""
-        x = x.float()
-        if self.stuffing and any(distance > 1 for distance in self.stuffing):
-            x = _stuffed(x, self.stuffing)
-        if not any(itertools.chain.from_iterable(self.padding)):
-            return x
-        return F.pad(x, list(itertools.chain.from_iterable(reversed(self.padding))))
-
-    def _places(self, x: Tensor) -> tuple[int, ...]:
-        """Return how many windows the padded input has along each axis."""
-        every = zip(x.shape[2:], self.kernel, self.stride, self.dilation, strict=True)
-        return tuple((size - d * (k - 1) - 1) // s + 1 for size, k, s, d in every)
-
-    def _unfold(self, x: Tensor) -> Tensor:
-        """Return all windows ``[groups, coordinates, samples * places]``, contiguous."""
-        places = self._places(x)
-        x = x.reshape(x.shape[0], self.n_groups, self.channels, *x.shape[2:])
-        out = x.new_empty(self.n_groups, self.channels, *self.kernel, x.shape[0], *places)
-        for at in itertools.product(*map(range, self.kernel)):
-            # One element of every window: runs of the input, not single values, are copied.
-            where: list[Any] = [
-                slice(i * d, i * d + s * (n - 1) + 1, s)
-                for i, d, s, n in zip(at, self.dilation, self.stride, places, strict=True)
-            ]
-            turned = [k - 1 - i for k, i in zip(self.kernel, at, strict=True)]
-            into: Any = (slice(None), slice(None), *(turned if self.stuffing else at))
-            out[into] = x[(..., *where)].movedim(0, 2)
-        return out.view(self.n_groups, self.channels * math.prod(self.kernel), -1)
-
-    def _turned(self, products: Tensor) -> Tensor:
-        """Return ``[G, C, C]`` for the kernel turned round, of a transposed convolution."""
-        if not self.stuffing:
-            return products
-        sizes = (self.channels, math.prod(self.kernel))
-        return products.view(-1, *sizes, *sizes).flip(2, 4).reshape(products.shape)
-
-    def groups(self) -> int:
-        """Return ``n_groups``."""
-        return self.n_groups
-
-    def outputs(self, output: Tensor) -> Tensor | None:
-        """Return outputs ``[N · places, O]``; not of transposed convolutions."""
-        if self.stuffing:
-            return None
-        if output.dim() == len(self.kernel) + 1:
-            output = output[None]
-        return output.movedim(1, -1).reshape(-1, output.shape[1])
-
-
-def _stuffed(x: Tensor, distance: tuple[int, ...]) -> Tensor:
-    """Put zeros between neighbours, so that they are ``distance`` apart."""
-    sizes = [(n - 1) * d + 1 for n, d in zip(x.shape[2:], distance, strict=True)]
-    out = x.new_zeros(*x.shape[:2], *sizes)
-    places: tuple[Any, ...] = (..., *(slice(None, None, d) for d in distance))
-    out[places] = x
-    return out

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from palette_core.builtins.operations.windows import Windows
 from palette_core.plugins import Consumption, Operation, OperationCall
-from palette_core.tensors import Windows
 
 
 class Convolution(Operation):

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from palette_core.builtins.operations import windows
 from palette_core.operations import installed_operations
 from palette_core.statistics.activations import accumulate
-from palette_core.tensors import input_views
 
 
 def modules():
@@ -100,8 +100,8 @@ def test_sums_are_those_of_what_unit_weights_give(module, x, monkeypatch):
         padless.padding, padless.padding_mode = (0, 0), "zeros"
         before = vectors(padless, earlier.raw[0], what)
     for held in (1 << 20, 100):  # all samples at once, or one by one
-        monkeypatch.setattr(input_views, "_PADDED", held)
-        monkeypatch.setattr(input_views, "_CHUNK", held)
+        monkeypatch.setattr(windows, "_PADDED", held)
+        monkeypatch.setattr(windows, "_CHUNK", held)
         total, cross, count = accumulate._multiply(what, None, earlier.raw)
         assert count == now.shape[1]
         torch.testing.assert_close(total, now.mT @ now, rtol=1e-5, atol=1e-4)
