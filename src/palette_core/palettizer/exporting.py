@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -152,7 +152,7 @@ def export(
 
 
 def _unchanged_on_failure(
-    model: nn.Module, sites: Sequence[PaletteSite[PalettizedWeight]]
+    model: nn.Module, sites: Iterable[PaletteSite[PalettizedWeight]]
 ) -> ModuleSnapshot:
     return ModuleSnapshot([model, *(place.module for site in sites for place in site.places)])
 
