@@ -140,7 +140,7 @@ def _palettized(
     with untouched_global_rng():
         results = executor.run(jobs)
         made = _copied(model)
-        attach_palettes(made, jobs, results, [None] * len(jobs), executor.catalog)
+        attach_palettes(made, jobs, results, None, executor.catalog)
     return made
 
 

@@ -1,49 +1,51 @@
-"""Palettes in a live model: put there, and asked what they were found with."""
+"""Palettes in a live model: put there, with what is known about where they come from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
+from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
-from palette_core.errors import SensitivityError
 from palette_core.model import parametrization
 from palette_core.model.hooked_weights import replace_hook
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.palettizer.trainer import make_trainer
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.stored_forms import make_stored_form
-from palette_core.storage.origins import Origin
-from palette_core.storage.sites import palette_sites
-from palette_core.tensors.sensitivities import Sensitivity
-
-
-def sensitivities_of(model: nn.Module) -> dict[str, Sensitivity]:
-    """Return the sensitivities that the palettes of a prepared model were found with.
-
-    Raises:
-        SensitivityError: there are none.
-    """
-    sites = palette_sites(model, PalettizedWeight)
-    found = {s.name: s.palette.sensitivity for s in sites if s.palette.sensitivity is not None}
-    if not found:
-        raise SensitivityError(
-            "No sensitivities found in the model; measure them in calibration_mode(), or "
-            "prepare with sensitivity_path"
-        )
-    return found
+from palette_core.plugins.kinds import (
+    CLUSTERER,
+    GRANULARITY,
+    LUT_QUANTIZER,
+    STORED_FORM,
+    TRAINING_STRATEGY,
+    PluginKind,
+)
+from palette_core.storage.origins import Origin, Source
 
 
 def attach_palettes(
     model: nn.Module,
     jobs: Sequence[Job],
     results: Sequence[Clustered],
-    origins: Sequence[Origin | None],
+    config: KMeansPalettizerConfig | None,
     catalog: Catalog,
 ) -> None:
-    """Install every palette, or none."""
+    """Install every palette, or none.
+
+    Args:
+        model: the model, dense.
+        jobs: what was clustered.
+        results: what came of it.
+        config: the rules that the plan was made by, for files to tell; None tells nothing.
+        catalog: the installed plug-ins.
+    """
+    origins: Sequence[Origin | None] = [None] * len(jobs)
+    if config is not None:
+        origins = _origins(config, jobs, results, catalog)
     places = [[(model.get_submodule(o.module), o.state) for o in job.plan.owners] for job in jobs]
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
@@ -55,3 +57,39 @@ def attach_palettes(
                 replace_hook(module, state)
                 item.train(module.training)
                 parametrization.attach(module, state, item)
+
+
+# --- where they come from -----------------------------------------------------------------------
+
+
+def _origins(
+    config: KMeansPalettizerConfig,
+    jobs: Sequence[Job],
+    results: Sequence[Clustered],
+    catalog: Catalog,
+) -> list[Origin]:
+    """Return what made each result, of the configuration and the plug-ins that took part."""
+    used: dict[str, str] = {}
+    for job, result in zip(jobs, results, strict=True):
+        for kind, name in _named(job, result):
+            item = catalog[kind].find(name)
+            used[f"{kind.slug}:{name}"] = str(item.distribution)
+    source = Source(config.to_dict(), dict(sorted(used.items())))
+    return [
+        Origin(_algorithm(job, result), job.plan.seed, source)
+        for job, result in zip(jobs, results, strict=True)
+    ]
+
+
+def _algorithm(job: Job, result: Clustered) -> str:
+    return result.algorithm or job.plan.algorithm
+
+
+def _named(job: Job, result: Clustered) -> Iterable[tuple[PluginKind[Any], str]]:
+    spec, quantizer = job.plan.spec, job.plan.lut_quantizer
+    yield CLUSTERER, _algorithm(job, result)
+    yield GRANULARITY, spec.granularity.type
+    yield TRAINING_STRATEGY, spec.training_strategy
+    yield STORED_FORM, spec.stored_form
+    if quantizer is not None:
+        yield LUT_QUANTIZER, quantizer

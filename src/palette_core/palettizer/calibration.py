@@ -19,7 +19,7 @@ from palette_core._common.undoing import undone
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
-from palette_core.errors import PaletteWarning, PlanError, StateError
+from palette_core.errors import PaletteWarning, PlanError, SensitivityError, StateError
 from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.palettizer.calibration_session import Calibration, LossFn
 from palette_core.palettizer.gauge import Gauge
@@ -87,6 +87,22 @@ def calibration(
     results.update({site.palette: c for site, c in zip(sites, clustered, strict=True)})
     if unsaved is not None:
         raise unsaved
+
+
+def sensitivities_of(model: nn.Module) -> dict[str, Sensitivity]:
+    """Return the sensitivities that the palettes of a prepared model were found with.
+
+    Raises:
+        SensitivityError: there are none.
+    """
+    sites = palette_sites(model, PalettizedWeight)
+    found = {s.name: s.palette.sensitivity for s in sites if s.palette.sensitivity is not None}
+    if not found:
+        raise SensitivityError(
+            "No sensitivities found in the model; measure them in calibration_mode(), or "
+            "prepare with sensitivity_path"
+        )
+    return found
 
 
 # --- before -------------------------------------------------------------------------------------

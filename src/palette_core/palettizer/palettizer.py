@@ -17,13 +17,17 @@ from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
 from palette_core.palettizer import life_cycle
-from palette_core.palettizer.attaching import attach_palettes, sensitivities_of
-from palette_core.palettizer.calibration import CalibrationOptions, Results, calibration
+from palette_core.palettizer.attaching import attach_palettes
+from palette_core.palettizer.calibration import (
+    CalibrationOptions,
+    Results,
+    calibration,
+    sensitivities_of,
+)
 from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
 from palette_core.palettizer.exporting import dequantize, export, finalize, find_target
 from palette_core.palettizer.life_cycle import Action, State
-from palette_core.palettizer.provenance import origins_of
 from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import Catalog, get_catalog
@@ -228,8 +232,7 @@ class KMeansPalettizer:
         jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
         results = cluster_model(self._model, jobs, self._looked, executor)
         report = make_report(plan, results)
-        origins = origins_of(self._config, jobs, results, self._catalog)
-        attach_palettes(self._model, jobs, results, origins, self._catalog)
+        attach_palettes(self._model, jobs, results, self._config, self._catalog)
         if not jobs:  # else the palettes show it
             life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
