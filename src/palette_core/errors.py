@@ -138,6 +138,19 @@ class MissingBackendError(PluginError, ImportError):
     """An export backend is known, but the distribution that provides it is not installed."""
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of anybody's exception, also where its ``__str__`` fails."""
+    try:
+        return str(error)
+    except BaseException as broken:  # a class of anybody's, which may do anything
+        return f"(its text cannot be read: {type(broken).__name__})"
+
+
+def named_text_of(error: BaseException) -> str:
+    """Return ``"ValueError: its text"``, for anybody's exception."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
 def did_you_mean(wrong: object, right: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``right``, or an empty string."""
     if not isinstance(wrong, str) or len(wrong) > _COMPARED:

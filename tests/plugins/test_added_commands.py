@@ -79,7 +79,7 @@ def test_its_exit_code_is_that_of_palette(palette) -> None:
     [
         ("--bad", "palette: error: --bad is bad"),
         ("--worse", "command 'greet' (fake-greet 1.0) failed: LookupError: nothing there"),
-        ("--number", "command 'greet' (fake-greet 1.0) returned 'many', expected an exit code"),
+        ("--number", "command 'greet' (fake-greet 1.0): returned 'many', expected an exit code"),
     ],
 )
 def test_what_goes_wrong_is_one_line(palette, given, text) -> None:

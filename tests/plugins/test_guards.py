@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +39,8 @@ from palette_core.errors import (
     WeightError,
 )
 from palette_core.plugins import LutQuantizerEntry, PluginEntry, QuantizationSpec, Refusal
-from palette_core.plugins.guards import make
 from palette_core.plugins.kinds import KINDS, kind_of
+from palette_core.plugins.making import make
 from palette_core.plugins.registries import Distribution, Registered
 
 
@@ -49,6 +50,28 @@ def raises(*given: object, **named: object):
 
 def exits(*given: object, **named: object):
     raise SystemExit(3)
+
+
+class PanicException(BaseException):
+    """What pyo3 makes of a panic in Rust."""
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text either")
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text either")
+
+
+def panics(*given: object, **named: object):
+    raise PanicException("a thread panicked")
+
+
+def fails_mutely(*given: object, **named: object):
+    raise Mute
 
 
 def palettizer_of(model: nn.Module, **spec: object) -> KMeansPalettizer:
@@ -84,6 +107,9 @@ def refused(model: nn.Module, error: type[Exception], **spec: object) -> str:
     [
         (entry(raises), "failed: LookupError: no licence"),
         (entry(exits), "failed: SystemExit: 3"),
+        (entry(panics), "failed: PanicException: a thread panicked"),
+        (entry(fails_mutely), "failed: Mute: (its text cannot be read: RuntimeError)"),
+        (entry(right, factory=lambda _: Unprintable()), "made a Unprintable, which is no Clus"),
         (entry(lambda p: None), "returned NoneType, not a Codebook"),
         (spoiled(lambda p, m: replace(m, lut=m.lut.tolist())), "of list and Tensor"),
         (spoiled(lambda p, m: replace(m, codes=m.codes + 4)), "expected codes below 4"),
@@ -109,8 +135,41 @@ def test_a_clusterer_that_writes_to_the_weights_is_found_out(model, register) ->
         return made
 
     register(entry(writes))
-    with pytest.raises(ClusteringError, match=r"wrong-plugin 6\.6\) has written to the points"):
+    with pytest.raises(ClusteringError, match=r"wrong-plugin 6\.6\): has written to the points"):
         palettizer_of(model, algorithm="wrong").prepare((torch.ones(1, 8),))
+
+
+def test_what_a_call_changes_of_the_process_is_put_back(model, register, monkeypatch) -> None:
+    def fit(problem):
+        seen.append(problem)
+        os.chdir("/")
+        torch.set_num_threads(before[1] + 1)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = not before[4]
+        torch.set_grad_enabled(True)
+        raise LookupError("no licence")
+
+    def settings() -> list[object]:
+        return [
+            os.getcwd(),
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.backends.cudnn.benchmark,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_grad_enabled(),
+        ]
+
+    register(entry(fit))
+    monkeypatch.chdir(os.getcwd())  # back there whatever happens
+    seen: list[object] = []
+    with torch.no_grad():
+        before = settings()
+        refused(model, ClusteringError, algorithm="wrong")
+        assert settings() == before
+    assert seen
 
 
 def shapes(answer):

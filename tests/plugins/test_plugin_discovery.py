@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import pytest
+import torch
 
 from palette_core.errors import UnknownPluginError
 from palette_core.plugins import kinds
@@ -58,6 +61,19 @@ BROKEN = {
     "syntax error": ("def palette_core_clusterers(:", ["SyntaxError"]),
     "exit at import": ("import sys\nsys.exit(3)", ["SystemExit", "3"]),
     "error at import": ("1 / 0", ["ZeroDivisionError"]),
+    "interrupt at import": ("raise KeyboardInterrupt", ["KeyboardInterrupt"]),
+    "cancelled at import": (
+        "import asyncio\nraise asyncio.CancelledError('late')",
+        ["CancelledError: late"],
+    ),
+    "panic at import": (
+        "class PanicException(BaseException): pass\nraise PanicException('a Rust thread panicked')",
+        ["PanicException: a Rust thread panicked"],
+    ),
+    "error without a text": (
+        "class Mute(Exception):\n    def __str__(self): raise SystemExit(4)\nraise Mute",
+        ["Mute: (its text cannot be read: SystemExit)"],
+    ),
     "misspelled hook": (
         HEAD + "@hookimpl\ndef palette_core_clusterer():\n    return []\n",
         ["unknown hook 'palette_core_clusterer'", "did you mean 'palette_core_clusterers'"],
@@ -280,10 +296,38 @@ def test_entry_points_of_other_groups_are_not_loaded(site):
     assert "fake_other.hooks" not in sys.modules
 
 
-def test_an_interrupt_is_the_users_and_passes(site):
-    site.install("fake-slow", "raise KeyboardInterrupt")
+CTRL_C = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.mark.parametrize(
+    "ending", ["finally:\n    pass", "except BaseException:\n    pass", "finally:\n    1 / 0"]
+)
+def test_ctrl_c_interrupts_whatever_a_plug_in_makes_of_it(site, ending):
+    before = signal.getsignal(signal.SIGINT)
+    site.install("fake-slow", CTRL_C + ending)
     with pytest.raises(KeyboardInterrupt):
         discover()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_a_plug_in_changes_of_the_process_is_put_back(site, tmp_path):
+    changes = """
+        import os, torch
+        os.chdir("/")
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        from palette_core.plugins import ClustererEntry, hookimpl
+
+        @hookimpl
+        def palette_core_clusterers():
+            torch.set_num_threads(torch.get_num_threads() + 1)
+            return []
+    """
+    site.install("fake-loud", changes)
+    before = os.getcwd(), torch.get_default_dtype(), torch.get_num_threads()
+    assert not quarantine_of("fake-loud", discover())
+    assert (os.getcwd(), torch.get_default_dtype(), torch.get_num_threads()) == before
+    assert torch.is_grad_enabled()
 
 
 def test_a_broken_distribution_is_named_when_an_unknown_name_is_asked_for(site):

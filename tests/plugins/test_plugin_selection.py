@@ -30,7 +30,7 @@ from palette_core.errors import (
 )
 from palette_core.plugins.catalog import discover, get_catalog
 from palette_core.plugins.kinds import EXPORT_BACKEND
-from palette_core.plugins.registries import validate_options
+from palette_core.plugins.options import validate_options
 
 GRANULARITIES = '''
 from typing import Literal
@@ -295,9 +295,7 @@ def test_a_validator_that_breaks_is_the_plug_ins_fault(site):
     """
     site.install("fake-fragile", hooks)
     entry = discover().clusterers.get("fragile")
-    with pytest.raises(
-        PluginOptionsError, match="'fragile': checking its options failed with KeyE"
-    ):
+    with pytest.raises(PluginOptionsError, match="'fragile': checking its options failed: KeyE"):
         validate_options(entry, {"n": 2})
 
 

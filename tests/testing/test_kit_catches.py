@@ -14,7 +14,7 @@ from wrong_metrics import METRICS
 from wrong_operations import OPERATIONS, calls, operation
 from wrong_operations import right as right_operation
 from wrong_runtimes import BACKENDS, TRAINING, backend, settles, strategy
-from wrong_tables import GRANULARITIES, LUT_QUANTIZERS
+from wrong_tables import GRANULARITIES, LUT_QUANTIZERS, Rows, granularity
 
 from palette_core.errors import ContractError
 from palette_core.plugins import kinds
@@ -35,7 +35,14 @@ class Thawed(BaseModel):
 
 class Lossy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    folder: str = Field(default="here", description="A folder.", exclude=True)
+    folder: str = Field(default="here", description="A folder.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lossy, ()
+
+
+class LossyRows(Rows):
+    rows: int = Field(default=2, description="Rows of a block.", exclude=True)
 
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -54,7 +61,7 @@ ONE = Fits(right)
 ANY = [
     ("options", entry(right, options=Undescribed), {}, "'rounds' has no description"),
     ("options", entry(right, options=Thawed), {}, "'rounds' can be changed"),
-    ("options", entry(right, options=Lossy), {"folder": "there"}, "by way of JSON"),
+    ("options", entry(right, options=Lossy), {"folder": "there"}, "by way of pickle"),
     ("factory", entry(right, factory=lambda options: right), {}, "which is no Clusterer"),
     ("factory", entry(right, factory=lambda options: ONE), {}, "returns one object twice"),
 ]
@@ -116,6 +123,13 @@ def test_a_wrong_record_is_caught(name, record, options, text) -> None:
     with pytest.raises(ContractError, match="'wrong' of wrong-plugin") as caught:
         ContractTest(checks_of("entry")[name], subject)()
     assert text in str(caught.value)
+
+
+def test_a_granularity_that_is_lost_in_a_config_is_caught() -> None:
+    record = granularity(LossyRows)
+    subject = subject_of(kinds.GRANULARITY, record, record.options(rows=4))
+    with pytest.raises(ContractError, match="by way of JSON"):
+        ContractTest(checks_of("entry")["options"], subject)()
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)

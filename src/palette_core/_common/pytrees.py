@@ -7,6 +7,7 @@ depth.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,3 +35,18 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     All else stays as it is, mappings of classes that are not registered among it.
     """
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def copied(value: Any) -> Any:
+    """Return a value with a copy of every tensor in it, gradients passed on.
+
+    Looks into dataclasses too, as `mapped` does not.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return replace(value, **{name: copied(part) for name, part in parts.items()})
+    return mapped(_copy, value)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone()

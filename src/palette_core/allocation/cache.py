@@ -62,7 +62,7 @@ def key_of(plan: TensorPlan, *seen: Any) -> str:
     parts = [
         plan.name,
         plan.spec.model_dump(mode="json"),
-        [plan.algorithm, plan.algorithm_options, plan.lut_quantizer, plan.seed, plan.resolution],
+        [plan.algorithm, plan.lut_quantizer, plan.seed, plan.resolution],
         _made_by(plan),
         *seen,
     ]

@@ -21,7 +21,7 @@ from palette_core.planning.choose import (
 )
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.registries import validate_options
+from palette_core.plugins.options import validate_options
 
 CandidateSpec = int | Mapping[str, Any]
 """Bits, or fields of a spec, such as ``{"n_bits": 4, "cluster_dim": 2}``."""
@@ -161,7 +161,7 @@ def _with(
             tensor,
             spec=spec,
             algorithm=entry.name,
-            algorithm_options=options.model_dump(mode="json"),
+            algorithm_options=options,
             lut_quantizer=lut_quantizer_name(spec.lut_qspec, catalog),
             layout=lay_out(tensor.shape, spec, tensor.axis),
         )

@@ -22,7 +22,8 @@ from palette_core.model import call_arguments
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.plugins import ExportBackendEntry
 from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.registries import Registry, validate_options
+from palette_core.plugins.options import validate_options
+from palette_core.plugins.registries import Registry
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight
 from palette_core.storage.model_checkpoints import load_checkpoint

@@ -22,6 +22,7 @@ from palette_core.plugins import (
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.clusterers import fit_checked
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
+from palette_core.plugins.options import validate_options
 from palette_core.plugins.registries import Registered
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.tensors.quantized_fit import quantize_codebook
@@ -97,7 +98,8 @@ def without_moments(plan: TensorPlan, catalog: Catalog) -> TensorPlan:
         PlanError: there is none; DuplicatePluginError: there are several.
     """
     name = default_clusterer(plan.spec.cluster_dim, catalog)
-    return replace(plan, algorithm=name, algorithm_options={})
+    defaults = validate_options(catalog.clusterers.get(name), {})
+    return replace(plan, algorithm=name, algorithm_options=defaults)
 
 
 def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> InputMoments:

@@ -10,7 +10,7 @@ from palette_core.errors import PaletteError
 from palette_core.planning.choose import clusterer_for, lut_quantizer_name
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.kinds import STORED_FORM
-from palette_core.plugins.registries import validate_options
+from palette_core.plugins.options import validate_options
 
 ConfigPath = tuple[str, ...]
 Locate = Callable[[ConfigPath], str]

@@ -8,7 +8,7 @@ from palette_core.plugins import ClustererEntry, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.granularities import block_shape
 from palette_core.plugins.checked.stored_forms import make_stored_form
-from palette_core.plugins.registries import validate_options
+from palette_core.plugins.options import validate_options
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
 

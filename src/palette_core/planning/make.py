@@ -28,7 +28,7 @@ from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, Tens
 from palette_core.planning.rules import Decision, RuleBook
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.registries import validate_options
+from palette_core.plugins.options import validate_options
 from palette_core.tensors.dtypes import dtype_name
 
 OnIncompatible = Literal["skip", "error"]
@@ -163,7 +163,7 @@ def _plan_tensor(
         algorithm=entry.name,
         layout=layout,
         rule=decision.rule,
-        algorithm_options=options.model_dump(mode="json"),
+        algorithm_options=options,
         lut_quantizer=lut_quantizer_name(spec.lut_qspec, catalog),
         seed=derive_seed(config.seed, record.name),
         resolution=module.rounding_precision if module.enable_fast_kmeans_mode else None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from palette_core.config import PATSchedule
 from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import Owner
-from palette_core.plugins import TensorFacts
+from palette_core.plugins import NoOptions, TensorFacts
 from palette_core.plugins.checked.granularities import described
 from palette_core.tensors.layout import BlockLayout, Shape
 
@@ -28,7 +28,7 @@ class TensorPlan:
         axis: the output-channel axis that the operation implies.
         spec: what to do.
         algorithm: name of the registered clusterer.
-        algorithm_options: its options, validated, as a plain dictionary.
+        algorithm_options: its options, validated; as the user wrote them, they are in the spec.
         lut_quantizer: name of the registered LUT quantizer, or None.
         layout: the blocks.
         rule: the config entry that decided, as a path into the config.
@@ -46,7 +46,7 @@ class TensorPlan:
     algorithm: str
     layout: BlockLayout
     rule: str
-    algorithm_options: dict[str, Any] = field(default_factory=dict)
+    algorithm_options: BaseModel = field(default_factory=NoOptions)
     lut_quantizer: str | None = None
     seed: int = 0
     resolution: int | None = None

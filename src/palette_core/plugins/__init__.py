@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from palette_core.config.spec import PalettizationSpec, QuantizationScheme, QuantizationSpec
     from palette_core.plugins.catalog import get_catalog
-    from palette_core.plugins.registries import validate_options
+    from palette_core.plugins.options import validate_options
     from palette_core.plugins.training_problem import TrainingProblem
     from palette_core.tensors.moments import InputMoments
 
@@ -97,7 +97,7 @@ __getattr__, __dir__ = lazy_names(
             "QuantizationSpec",
         ],
         "palette_core.plugins.catalog": ["get_catalog"],
-        "palette_core.plugins.registries": ["validate_options"],
+        "palette_core.plugins.options": ["validate_options"],
         "palette_core.plugins.training_problem": ["TrainingProblem"],
         "palette_core.tensors.moments": ["InputMoments"],
     },

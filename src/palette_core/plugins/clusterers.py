@@ -88,7 +88,8 @@ class ClustererEntry(PluginEntry):
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
         thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
-            that lets go of the interpreter's lock and starts no threads of its own there.
+            that lets go of the interpreter's lock, starts no threads of its own there, and
+            changes no setting of the process.
     """
 
     factory: Callable[[Any], Clusterer]

@@ -10,20 +10,30 @@ import importlib.metadata
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
-from palette_core.errors import DuplicatePluginError, PaletteWarning, did_you_mean
+from palette_core._common.interrupts import only_signals_interrupt
+from palette_core.errors import (
+    DuplicatePluginError,
+    PaletteWarning,
+    did_you_mean,
+    named_text_of,
+)
 from palette_core.plugins.blocking import BlockList
+from palette_core.plugins.guards import settings_kept
 from palette_core.plugins.kinds import KINDS, PluginKind
 from palette_core.plugins.markers import PROJECT
 from palette_core.plugins.registries import CORE, Blocked, Distribution, Quarantined, Registered
 from palette_core.plugins.validation import collect_entries
 
 ENTRY_POINT_GROUP = PROJECT
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -59,29 +69,22 @@ class Discovery:
             self.blocked.append(Blocked(dist.name, dist))
             return
         start = time.perf_counter()
-        try:
-            plugin = point.load()
-        # SystemExit included: an import that exits must not end the user's program.
-        except (Exception, SystemExit) as error:
-            self.reject(replace(dist, seconds=time.perf_counter() - start), point.name, error)
-            return
+        plugin, error = _tried(point.load)
         dist = replace(dist, seconds=time.perf_counter() - start)
-        self.add(plugin, dist, point.name)
+        if error is not None:
+            self.reject(dist, point.name, error)
+        else:
+            self.add(plugin, dist, point.name)
 
     def add(self, plugin: object, distribution: Distribution, name: str) -> None:
         """Register one plug-in whole, or quarantine it whole."""
         known = _full_name(distribution, name)
-        try:
-            self._manager.register(plugin, name=known)
-            self._check_hooks(plugin)
-            found = {kind: self._collect(plugin, kind) for kind in KINDS}
-        # A plug-in may fail in any way at all, and must take nothing else down with it.
-        except (Exception, SystemExit) as error:
+        found, error = _tried(lambda: self._records_of(plugin, known))
+        if error is not None:
             if self._manager.has_plugin(known):
                 self._manager.unregister(name=known)
             self.reject(distribution, name, error)
-            return
-        for kind, records in found.items():
+        for kind, records in (found or {}).items():
             for record in records:
                 item = f"{kind.slug}:{record.name}"
                 if item in self.block.entries:
@@ -118,8 +121,12 @@ class Discovery:
 
     def reject(self, distribution: Distribution, name: str, error: BaseException) -> None:
         """Set aside what cannot be used."""
-        text = f"{type(error).__name__}: {error}"
-        self.quarantined.append(Quarantined(distribution, name, text))
+        self.quarantined.append(Quarantined(distribution, name, named_text_of(error)))
+
+    def _records_of(self, plugin: object, name: str) -> dict[PluginKind[Any], list[Any]]:
+        self._manager.register(plugin, name=name)
+        self._check_hooks(plugin)
+        return {kind: self._collect(plugin, kind) for kind in KINDS}
 
     def _check_hooks(self, plugin: object) -> None:
         """Refuse hooks that nobody would ever call: misspelled, unmarked, or none at all."""
@@ -140,6 +147,18 @@ class Discovery:
         implementations = getattr(self._manager.hook, kind.hook).get_hookimpls()
         own = [each.function for each in implementations if each.plugin is plugin]
         return [entry for hook in own for entry in collect_entries(hook, kind)]
+
+
+def _tried(call: Callable[[], _T]) -> tuple[_T | None, BaseException | None]:
+    """Return what a plug-in's code returns, or how it fails: in any way at all.
+
+    It must not take anything else down: an import may exit, or panic in Rust. Ctrl-C interrupts.
+    """
+    with only_signals_interrupt(), settings_kept():
+        try:
+            return call(), None
+        except BaseException as error:
+            return None, error
 
 
 def _full_name(distribution: Distribution, point: str) -> str:

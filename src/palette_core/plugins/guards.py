@@ -1,18 +1,19 @@
-"""Calls of plug-ins' code: failures name the plug-in, and have the error class of its kind.
+"""Calls of plug-ins' code: failures name the plug-in, and the process is as before.
 
-What they return is checked in `palette_core.plugins.checked`, one module for each kind.
+What they return is checked in `palette_core.plugins.checked`, one module for each kind. Nothing
+here imports torch: a command of a plug-in may do without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
-import torch
-
-from palette_core.errors import PaletteError
-from palette_core.plugins.kinds import kind_of
-from palette_core.plugins.registries import Registered, validate_options
+from palette_core.errors import PaletteError, named_text_of, text_of
 
 ResultT = TypeVar("ResultT")
 
@@ -25,12 +26,13 @@ def guarded(
     tensor: str = "",
     about: str = "",
     passes: tuple[type[BaseException], ...] = (),
+    is_ours: bool = False,
 ) -> ResultT:
     """Run a plug-in's code.
 
     An interrupt is the user's, and memory that runs out is nobody's fault: both pass. So do errors
     of palette_core, which have been worded already; one that does not begin with the tensor that
-    it is about gets ``who`` in front.
+    it is about gets ``who`` in front. Settings of the process are as before, see `settings_kept`.
 
     Args:
         who: the plug-in, for messages, after the tensor where there is one.
@@ -39,45 +41,83 @@ def guarded(
         tensor: name of the tensor that it is about.
         about: what it was asked, for messages: ``" for shape (8, 8)"``.
         passes: what else is for the caller as it is.
+        is_ours: the code comes with the core, which need not look after its settings.
     """
-    let_pass: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError, *passes)
+    let_pass: tuple[type[BaseException], ...] = (KeyboardInterrupt, MemoryError, *passes)
     try:
-        return call()
-    except let_pass:
+        with contextlib.nullcontext() if is_ours else settings_kept():
+            return call()
+    except (*let_pass, *_out_of_memory()):
         raise
     except PaletteError as ours:
-        if str(ours).startswith(tensor):
+        text = text_of(ours)
+        if text.startswith(tensor):
             raise
         known = type(ours).__module__ == PaletteError.__module__
-        raise (type(ours) if known else error)(f"{who}: {ours}") from ours
-    # SystemExit too: a plug-in must not end the user's program.
-    except (Exception, SystemExit) as failure:
-        raise error(f"{who} failed{about}: {type(failure).__name__}: {failure}") from failure
+        plain = known and "__init__" not in vars(type(ours))
+        raise (type(ours) if plain else error)(f"{who}: {text}") from ours
+    # A plug-in must not end the user's program, by SystemExit, a panic in Rust or whatever.
+    except BaseException as failure:
+        raise error(f"{who} failed{about}: {named_text_of(failure)}") from failure
 
 
-def named(item: Registered[Any], tensor: str = "") -> str:
-    """Return how messages name a plug-in that works on a tensor."""
-    return f"{tensor}: {item}" if tensor else str(item)
+def shown(value: object) -> str:
+    """Return the ``repr`` of what a plug-in made, for messages, also where that fails."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
-def make(
-    item: Registered[Any], options: Mapping[str, Any], *given: Any, tensor: str = ""
-) -> tuple[Any, str]:
-    """Make a plug-in's object, and return it with its name for messages.
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Put back what a plug-in changes of the process.
 
-    Args:
-        item: the entry, whose factory is called.
-        options: the user's, not yet validated.
-        given: what the factory takes before them.
-        tensor: name of the tensor that the object is for.
-
-    Raises:
-        PluginOptionsError: the options do not validate.
-        PaletteError: of the kind's class: making it fails, or makes something else.
+    The working directory, and of torch: threads, default dtype and device, whether gradients are
+    recorded, and determinism. What is as before is not touched.
     """
-    kind, who = kind_of(item.entry), named(item, tensor)
-    valid = validate_options(item.entry, dict(options))
-    made = guarded(who, kind.error, lambda: item.entry.factory(*given, valid), tensor=tensor)
-    if kind.interface is None or isinstance(made, kind.interface):
-        return made, who
-    raise kind.error(f"{who}: its factory made {made!r}, which is no {kind.interface.__name__}")
+    before = [(put_back, look, look()) for look, put_back in _settings()]
+    try:
+        yield
+    finally:
+        for put_back, look, value in before:
+            if look() != value:
+                put_back(value)
+
+
+def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
+    """Yield what looks at a setting, and what sets it."""
+    yield _folder, _change_folder
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "compile"):  # not imported, or not to the end
+        return
+    yield torch.get_num_threads, torch.set_num_threads
+    yield torch.get_default_dtype, torch.set_default_dtype
+    yield torch.get_default_device, partial(_set_default_device, torch)
+    yield torch.is_grad_enabled, torch.set_grad_enabled
+    yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+    for name in ("deterministic", "benchmark"):
+        cudnn = torch.backends.cudnn
+        yield partial(getattr, cudnn, name), partial(setattr, cudnn, name)
+
+
+def _folder() -> str | None:
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return None  # somebody has removed it
+
+
+def _change_folder(path: str | None) -> None:
+    with contextlib.suppress(OSError):
+        if path is not None:
+            os.chdir(path)
+
+
+def _set_default_device(torch: Any, device: Any) -> None:
+    # None is the CPU without a mode that looks at every call of torch.
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    torch: Any = sys.modules.get("torch")
+    return (torch.OutOfMemoryError,) if hasattr(torch, "OutOfMemoryError") else ()

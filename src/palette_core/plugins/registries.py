@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Generic, TypeVar
 
 from palette_core.errors import (
     BlockedPluginError,
     DuplicatePluginError,
-    PluginOptionsError,
     UnknownPluginError,
     did_you_mean,
 )
@@ -140,33 +137,3 @@ class Registry(Generic[EntryT]):
         if self.blocked:
             text += f" (blocked: {', '.join(each.item for each in self.blocked)})"
         return text
-
-
-def validate_options(entry: PluginEntry, options: dict[str, Any]) -> BaseModel:
-    """Validate a user's options against the entry's options model.
-
-    Raises:
-        PluginOptionsError: naming the plug-in, the option, the value and the known options.
-    """
-    who = f"{kind_of(entry)} {entry.name!r}"
-    try:
-        return entry.options.model_validate(options)
-    except ValidationError as error:
-        known = list(entry.options.model_fields)
-        problems = "; ".join(_problem(item, known) for item in error.errors())
-        raise PluginOptionsError(
-            f"{who}: {problems} (options: {', '.join(known) or 'none'})"
-        ) from None
-    # A validator of the plug-in's own that breaks must not look like an error of the core.
-    except Exception as error:
-        problem = f"checking its options failed with {type(error).__name__}: {error}"
-        raise PluginOptionsError(f"{who}: {problem}") from error
-
-
-def _problem(item: Any, known: list[str]) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "options"
-    if item["type"] == "extra_forbidden":
-        return f"unknown option {where!r}{did_you_mean(where, known)}"
-    if item["type"] == "missing":
-        return f"option {where!r} is required"
-    return f"{where}={item['input']!r}: {item['msg']}"

@@ -33,6 +33,7 @@ class Subject:
         kind: of the entry; None where the distribution itself is checked.
         entry: its record; None where the distribution itself is checked.
         options: sets of options to check it with, validated; at least one.
+        given: the same as a config has them, in the same order.
         problem: why there are none.
         reader: reads the weights in a file that a backend has written, as float arrays by name.
         specs: what an export backend is tried with, besides the specs that the kit knows.
@@ -49,12 +50,19 @@ class Subject:
     reader: Reader | None = None
     specs: tuple[PalettizationSpec, ...] = ()
     calls: Calls | None = None
+    given: tuple[Mapping[str, Any], ...] = ()
     kept: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def slug(self) -> str:
         """The first parts of the names of its checks."""
         return DISTRIBUTION if self.kind is None else f"{self.kind.slug}/{self.entry.name}"
+
+    def in_config(self, options: BaseModel) -> dict[str, Any]:
+        """Return one of `options` as a config has it; without `given`, as its fields tell."""
+        pairs = zip(self.options, self.given, strict=False)
+        found = [given for made, given in pairs if made is options]
+        return dict(found[0]) if found else options.model_dump(mode="json", by_alias=True)
 
     def __str__(self) -> str:
         what = f"{self.kind} {self.entry.name!r} of " if self.kind else ""

@@ -14,7 +14,8 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import ConfigError, ContractError, PluginOptionsError, did_you_mean
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.kinds import EXPORT_BACKEND, OPERATION
-from palette_core.plugins.registries import Distribution, validate_options
+from palette_core.plugins.options import validate_options
+from palette_core.plugins.registries import Distribution
 from palette_core.testing._kit import (
     ANY,
     CHECKS,
@@ -195,7 +196,8 @@ def _tests(
     yield from (ContractTest(check, whole) for check in checks if check.kind == DISTRIBUTION)
     for slug, (kind, item) in zip(slugs, found, strict=True):
         entry = item.entry
-        made, problem = _validated(entry, options.get(slug, ({},)))
+        given = tuple(options.get(slug, ({},)))
+        made, problem = _validated(entry, given)
         subject = Subject(
             about,
             kind,
@@ -205,6 +207,7 @@ def _tests(
             readers.get(entry.name) if kind is EXPORT_BACKEND else None,
             tuple(specs.get(entry.name, ())) if kind is EXPORT_BACKEND else (),
             calls.get(entry.name) if kind is OPERATION else None,
+            given,
         )
         for each in checks:
             if each.kind in (ANY, kind) and each.applies(entry):

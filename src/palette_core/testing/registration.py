@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import pickle
 import subprocess
 import sys
 from typing import Any
+
+from pydantic import BaseModel
 
 from palette_core.config.spec import QuantizationSpec
 from palette_core.plugins.catalog import get_catalog
@@ -87,22 +90,31 @@ def light(subject: Subject) -> None:
 
 @check(ANY)
 def options(subject: Subject) -> None:
-    """Options are a frozen model, each field is described, and values survive JSON."""
+    """Options are a frozen model, each field is described, and values reach another process.
+
+    Those of granularities do as JSON, within a config; others are pickled with the plan.
+    """
     model = subject.entry.options
     for name, field in model.model_fields.items():
         if name == "type" and subject.kind is GRANULARITY:
             continue
         demand(subject, field.description, f"option {name!r} has no description")
     for made in subject.options:
-        text = made.model_dump_json()
-        again = model.model_validate_json(text)
-        demand(subject, again == made, f"options {made!r} become {again!r} by way of JSON {text}")
+        again, way = _sent(subject, made)
+        demand(subject, again == made, f"options {made!r} become {again!r} by way of {way}")
         for name in model.model_fields:
             try:
                 setattr(made, name, getattr(made, name))
             except Exception:
                 continue
             fail(subject, f"option {name!r} can be changed; the model must be frozen")
+
+
+def _sent(subject: Subject, made: BaseModel) -> tuple[object, str]:
+    if subject.kind is GRANULARITY:
+        text = made.model_dump_json()
+        return type(made).model_validate_json(text), f"JSON {text}"
+    return pickle.loads(pickle.dumps(made)), "pickle"
 
 
 @check(ANY, applies=lambda entry: hasattr(entry, "factory"))

@@ -13,6 +13,7 @@ from palette_core.errors import PaletteError
 from palette_core.plugins import Refusal, TensorFacts
 from palette_core.plugins.checked.stored_forms import SHARED, CheckedForm
 from palette_core.plugins.kinds import STORED_FORM
+from palette_core.plugins.making import Made
 from palette_core.spec import PalettizationSpec
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
@@ -28,7 +29,8 @@ def _form(subject: Subject) -> Any:
 
 def _checked(subject: Subject) -> CheckedForm:
     try:
-        return CheckedForm(subject.entry.name, str(subject), _form(subject))
+        made = Made(_form(subject), str(subject), _KIND.error, is_ours=False)
+        return CheckedForm(subject.entry.name, made)
     except PaletteError as error:
         fail(subject, str(error))
 

@@ -42,7 +42,7 @@ class _Session:
         made = PalettizationSpec(
             n_bits=2,
             training_strategy=subject.entry.name,
-            training_strategy_options=options.model_dump(mode="json"),
+            training_strategy_options=subject.in_config(options),
             **spec,
         )
         config = KMeansPalettizerConfig(
@@ -119,17 +119,6 @@ def repeatable(subject: Subject) -> None:
                 with other_global_rng(1):
                     made.append(bits(session.weight()))
             demand(subject, made[0] == made[1] == made[2], "two calls return two weights")
-
-
-@check(_KIND)
-def inputs_untouched(subject: Subject) -> None:
-    """Forward and backward passes write to neither the dense weight nor the palette."""
-    for session in _sessions(subject):
-        with session.palettizer.training_mode():
-            before = session.parts()
-            session.backward()
-            changed = [name for name, value in session.parts().items() if value != before[name]]
-            demand(subject, not changed, f"has written to {', '.join(changed)}")
 
 
 @check(_KIND)

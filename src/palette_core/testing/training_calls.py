@@ -33,6 +33,20 @@ def _calls(subject: Subject, method: str) -> Iterator[tuple[str, Call, TrainingP
 
 
 @check(_KIND)
+def inputs_untouched(subject: Subject) -> None:
+    """Forward and backward passes write to neither the dense weight nor the palette."""
+    for options in subject.options:
+        for what, given in training_problems(subject.entry):
+            dense = given.weight.detach().clone().requires_grad_()
+            problem = replace(given, weight=dense)
+            before = {name: bits(part) for name, part in parts_of(problem).items()}
+            made = subject.entry.factory(options).forward(problem)
+            if made.requires_grad:
+                made.float().square().mean().backward()
+            _demand_unwritten(subject, f"forward ({what})", problem, before)
+
+
+@check(_KIND)
 def harden_codes(subject: Subject) -> None:
     """`harden` returns None, or codes [B, N] in uint8, below the number of entries."""
     for what, harden, problem in _calls(subject, "harden"):
@@ -133,5 +147,11 @@ def _demand_pure(subject: Subject, method: str) -> None:
         before = {name: bits(part) for name, part in parts_of(problem).items()}
         with global_rng_untouched(subject):
             call(problem)
-        written = [name for name, part in parts_of(problem).items() if bits(part) != before[name]]
-        demand(subject, not written, f"{what} has written to {', '.join(written)}")
+        _demand_unwritten(subject, what, problem, before)
+
+
+def _demand_unwritten(
+    subject: Subject, what: str, problem: TrainingProblem, before: dict[str, bytes]
+) -> None:
+    written = [name for name, part in parts_of(problem).items() if bits(part) != before[name]]
+    demand(subject, not written, f"{what} has written to {', '.join(written)}")

@@ -31,9 +31,9 @@ class Half(TrainingStrategy):
 def with_strategy(strategy: TrainingStrategy, *, moves: bool = True, **spec: Any) -> Any:
     palettizer, model = prepared(training_strategy="dkm" if moves else "frozen", **spec)
     for item in items(model):
-        item.trainer = replace(
-            item.trainer, strategy=replace(item.trainer.strategy, strategy=strategy)
-        )
+        checked = item.trainer.strategy
+        made = replace(checked.made, work=strategy)
+        item.trainer = replace(item.trainer, strategy=replace(checked, made=made))
     return palettizer, model
 
 

@@ -8,11 +8,12 @@ from typing import Any, final
 
 from torch import nn
 
-from palette_core.errors import BackendError
 from palette_core.plugins.backends import Backend, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.guards import guarded, make
+from palette_core.plugins.guards import shown
 from palette_core.plugins.kinds import EXPORT_BACKEND
+from palette_core.plugins.making import Made, make
+from palette_core.plugins.stored_forms import StoredForm
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -27,14 +28,13 @@ def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Bac
     """
     catalog.backend(name)
     item = catalog[EXPORT_BACKEND].find(name)
-    made, who = make(item, options)
-    return _CheckedBackend(who, made, item.entry.stored_forms)
+    return _CheckedBackend(make(item, options), item.entry.stored_forms)
 
 
 @final
 class _CheckedBackend(Backend):
-    def __init__(self, who: str, backend: Backend, forms: tuple[str, ...] | None) -> None:
-        self._who, self._backend, self._forms = who, backend, forms
+    def __init__(self, made: Made[Backend], forms: tuple[str, ...] | None) -> None:
+        self._made, self._forms = made, forms
 
     def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Ask the plug-in, about tensors in stored forms that it takes.
@@ -45,16 +45,11 @@ class _CheckedBackend(Backend):
         form = facts.spec.stored_form
         if self._forms is not None and form not in self._forms:
             return Refusal(
-                f"{self._who} does not take stored form {form!r}, only {', '.join(self._forms)}",
+                f"{self._made.name} does not take stored form {form!r}, only "
+                f"{', '.join(self._forms)}",
                 facts.spec.model_copy(update={"stored_form": self._forms[0]}),
             )
-        who = f"{facts.name}: {self._who}"
-        answer: object = guarded(
-            who, BackendError, lambda: self._backend.check_support(facts), tensor=facts.name
-        )
-        if answer is None or isinstance(answer, Refusal):
-            return answer
-        raise BackendError(f"{who}: check_support returned {answer!r}, expected None or a Refusal")
+        return refusal(self._made, facts)
 
     def check_program(
         self,
@@ -67,14 +62,12 @@ class _CheckedBackend(Backend):
         Raises:
             BackendError: it fails, or answers with anything but refusals.
         """
-        answer: object = guarded(
-            self._who,
-            BackendError,
-            lambda: self._backend.check_program(model, example_inputs, dynamic_shapes),
+        answer: object = self._made.ask(
+            lambda backend: backend.check_program(model, example_inputs, dynamic_shapes)
         )
         if isinstance(answer, Sequence) and all(isinstance(item, Refusal) for item in answer):
             return answer
-        raise BackendError(f"{self._who}: check_program returned {answer!r}, expected Refusals")
+        raise self._made.wrong(f"check_program returned {shown(answer)}, expected Refusals")
 
     def check_place(self, path: Path) -> None:
         """Ask the plug-in whether what stands at ``path`` may be replaced.
@@ -83,10 +76,9 @@ class _CheckedBackend(Backend):
             BackendError: it may not, or asking fails.
             OSError: it cannot be looked at.
         """
-        guarded(
-            f"looking at {path} by {self._who}",
-            BackendError,
-            lambda: self._backend.check_place(path),
+        self._made.ask(
+            lambda backend: backend.check_place(path),
+            doing=f"looking at {path} by ",
             passes=(OSError,),
         )
 
@@ -96,14 +88,12 @@ class _CheckedBackend(Backend):
         Raises:
             BackendError: it fails, or returns no module.
         """
-        made: object = guarded(
-            f"finalizing for {self._who}",
-            BackendError,
-            lambda: self._backend.finalize(model, palettized),
+        made: object = self._made.ask(
+            lambda backend: backend.finalize(model, palettized), doing="finalizing for "
         )
         if isinstance(made, nn.Module):
             return made
-        raise BackendError(f"{self._who}: finalize returned {made!r}, expected a module")
+        raise self._made.wrong(f"finalize returned {shown(made)}, expected a module")
 
     def export(
         self,
@@ -118,12 +108,25 @@ class _CheckedBackend(Backend):
             BackendError: it fails, or returns no path to something.
             OSError: the file cannot be written.
         """
-        made: object = guarded(
-            f"exporting {path.name} by {self._who}",
-            BackendError,
-            lambda: self._backend.export(model, example_inputs, path, dynamic_shapes),
+        made: object = self._made.ask(
+            lambda backend: backend.export(model, example_inputs, path, dynamic_shapes),
+            doing=f"exporting {path.name} by ",
             passes=(OSError,),
         )
         if isinstance(made, Path) and made.exists():
             return made
-        raise BackendError(f"{self._who}: export returned {made!r}, expected the path written")
+        raise self._made.wrong(f"export returned {shown(made)}, expected the path written")
+
+
+def refusal(made: Made[Backend] | Made[StoredForm], facts: TensorFacts) -> Refusal | None:
+    """Ask a backend or a stored form about a tensor.
+
+    Raises:
+        PaletteError: of the kind's class: it fails, or answers neither None nor a Refusal.
+    """
+    answer: object = made.ask(lambda work: work.check_support(facts), tensor=facts.name)
+    if answer is None or isinstance(answer, Refusal):
+        return answer
+    raise made.wrong(
+        f"check_support returned {shown(answer)}, expected None or a Refusal", facts.name
+    )

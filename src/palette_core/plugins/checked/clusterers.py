@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from palette_core.errors import ClusteringError
 from palette_core.plugins.checked.lut_quantizers import check_quantized
 from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
-from palette_core.plugins.guards import guarded, make, named
+from palette_core.plugins.guards import shown
+from palette_core.plugins.making import Made, make
+from palette_core.plugins.options import validate_options
 from palette_core.plugins.registries import Registered
 from palette_core.tensors.palettized import Codebook
 
 
 def fit_checked(
     item: Registered[ClustererEntry],
-    options: Mapping[str, Any],
+    options: BaseModel,
     problem: ClusterProblem,
     tensor: str,
 ) -> Codebook:
@@ -27,29 +29,25 @@ def fit_checked(
 
     Args:
         item: the algorithm.
-        options: the user's.
+        options: of a plan.
         problem: as the entry's flags ask for it.
         tensor: name of the weight that the problem is about.
 
     Raises:
-        PluginOptionsError: the options do not validate.
         ClusteringError: the algorithm fails, writes to the points, or returns no codebook.
     """
-    clusterer: Clusterer
-    clusterer, who = make(item, options, tensor=tensor)
-    version = _version(problem.points)
-    made = guarded(who, ClusteringError, lambda: clusterer.fit(problem), tensor=tensor)
-    if _version(problem.points) != version:
-        raise ClusteringError(
-            f"{who} has written to the points it was given, which are the model's own weights; "
-            "load the model again"
-        )
-    _check_codebook(who, made, problem)
-    return made
+    made: Made[Clusterer] = make(item, options, tensor=tensor)
+    given = made.apart(problem)
+    version = _version(given.points)
+    codebook = made.ask(lambda clusterer: clusterer.fit(given))
+    if _version(given.points) != version:
+        raise made.wrong("has written to the points it was given, which are to be read only")
+    _check_codebook(made, codebook, problem)
+    return made.apart(codebook)
 
 
 def damping_of(
-    item: Registered[ClustererEntry], options: Mapping[str, Any], tensor: str
+    item: Registered[ClustererEntry], options: Mapping[str, Any] | BaseModel, tensor: str
 ) -> float | None:
     """Return what an algorithm adds to the diagonal of moments, as a share of its mean.
 
@@ -57,7 +55,7 @@ def damping_of(
 
     Args:
         item: the algorithm.
-        options: of a plan: they have been validated.
+        options: the user's, or of a plan.
         tensor: name of the weight that the moments are for.
 
     Raises:
@@ -66,12 +64,12 @@ def damping_of(
     ask = item.entry.damping
     if ask is None:
         return None
-    who, valid = named(item, tensor), item.entry.options.model_validate(dict(options))
-    given: Any = guarded(who, ClusteringError, lambda: ask(valid), tensor=tensor)
+    made, valid = Made.of(item, ask, tensor), validate_options(item.entry, options)
+    given: Any = made.ask(lambda damping: damping(valid))
     if given is None:
         return None
     if not isinstance(given, (int, float)) or not 0 <= given < math.inf:
-        raise ClusteringError(f"{who} damps by {given!r}, expected a number of at least 0, or None")
+        raise made.wrong(f"damps by {shown(given)}, expected a number of at least 0, or None")
     return float(given)
 
 
@@ -79,16 +77,16 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
+def _check_codebook(made: Made[Any], codebook: Any, problem: ClusterProblem) -> None:
     """Refuse what is not a codebook of the problem, before it reaches a model."""
     if not isinstance(codebook, Codebook):
-        raise ClusteringError(f"{who} returned {type(codebook).__name__}, not a Codebook")
+        raise made.wrong(f"returned {type(codebook).__name__}, not a Codebook")
     blocks, count, dim = problem.points.shape
     lut: object = codebook.lut
     codes: object = codebook.codes
     if not isinstance(lut, Tensor) or not isinstance(codes, Tensor):
         what = f"{type(lut).__name__} and {type(codes).__name__}"
-        raise ClusteringError(f"{who} returned lut and codes of {what}, expected tensors")
+        raise made.wrong(f"returned lut and codes of {what}, expected tensors")
     for what, got, right in (
         ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
         ("codes shape", tuple(codes.shape), (blocks, count)),
@@ -97,29 +95,29 @@ def _check_codebook(who: str, codebook: Any, problem: ClusterProblem) -> None:
         ("codes on", codes.device, problem.points.device),
     ):
         if got != right:
-            raise ClusteringError(f"{who} returned {what} {got}, expected {right}")
+            raise made.wrong(f"returned {what} {got}, expected {right}")
     if not lut.dtype.is_floating_point:
-        raise ClusteringError(f"{who} returned a lut of {lut.dtype}, expected a floating dtype")
+        raise made.wrong(f"returned a lut of {lut.dtype}, expected a floating dtype")
     if not bool(torch.isfinite(lut.to(problem.points.dtype)).all()):
-        raise ClusteringError(
-            f"{who} returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
+        raise made.wrong(
+            f"returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
         )
     if codes.numel() and int(codes.max()) >= problem.n_entries:
-        raise ClusteringError(
-            f"{who} returned code {int(codes.max())}, expected codes below {problem.n_entries}"
+        raise made.wrong(
+            f"returned code {int(codes.max())}, expected codes below {problem.n_entries}"
         )
     if codebook.quantized is not None:
-        check_quantized(who, codebook.quantized, lut)
+        check_quantized(made, codebook.quantized, lut)
     if problem.zeros is not None:
-        _check_zeros(who, codebook, problem.points.dtype, problem.zeros)
+        _check_zeros(made, codebook, problem.points.dtype, problem.zeros)
 
 
-def _check_zeros(who: str, codebook: Codebook, dtype: torch.dtype, zeros: Tensor) -> None:
+def _check_zeros(made: Made[Any], codebook: Codebook, dtype: torch.dtype, zeros: Tensor) -> None:
     """Refuse tables without a zero, and zeros that do not decode to it."""
     empty = (codebook.lut.to(dtype) == 0).all(-1)
     lost = int((~empty.gather(1, codebook.codes.long()) & zeros).sum())
     if lost or not bool(empty.any(1).all()):
-        raise ClusteringError(
-            f"{who} declares keeps_zeros, and {lost} of {int(zeros.sum())} zeros decode to "
+        raise made.wrong(
+            f"declares keeps_zeros, and {lost} of {int(zeros.sum())} zeros decode to "
             f"something else, {int((~empty.any(1)).sum())} of {len(empty)} tables have no zero"
         )

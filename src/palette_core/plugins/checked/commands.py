@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from palette_core.errors import CommandError
 from palette_core.plugins.commands import Command, CommandEntry
-from palette_core.plugins.guards import guarded, make
+from palette_core.plugins.guards import shown
+from palette_core.plugins.making import Made, make
 from palette_core.plugins.registries import Registered
 
 
@@ -18,11 +18,10 @@ def run_command(item: Registered[CommandEntry], arguments: Sequence[str]) -> int
         SystemExit: it ends so.
         OSError: a file cannot be read or written.
     """
-    command: Command
-    command, who = make(item, {})
-    code: object = guarded(
-        who, CommandError, lambda: command.run(list(arguments)), passes=(SystemExit, OSError)
+    made: Made[Command] = make(item, {})
+    code: object = made.ask(
+        lambda command: command.run(list(arguments)), passes=(SystemExit, OSError)
     )
     if code is None or (isinstance(code, int) and 0 <= code < 256):
         return int(code or 0)
-    raise CommandError(f"{who} returned {code!r}, expected an exit code from 0 to 255, or None")
+    raise made.wrong(f"returned {shown(code)}, expected an exit code from 0 to 255, or None")

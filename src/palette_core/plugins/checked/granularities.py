@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from palette_core.errors import IncompatibleShapeError, PlanError
-from palette_core.plugins.catalog import get_catalog
+from palette_core.errors import IncompatibleShapeError
 from palette_core.plugins.granularities import Granularity
-from palette_core.plugins.guards import guarded
+from palette_core.plugins.guards import shown
+from palette_core.plugins.kinds import GRANULARITY
+from palette_core.plugins.making import made_before
 
 if TYPE_CHECKING:
     from palette_core.tensors.layout import Shape
@@ -27,12 +28,9 @@ def block_shape(granularity: Granularity, shape: Shape, axis: int, tensor: str) 
         IncompatibleShapeError: the granularity refuses the shape.
         PlanError: it fails, or returns what is no block of this shape.
     """
-    who = f"{tensor}: granularity {_named(granularity)}"
-    block: Any = guarded(
-        who,
-        PlanError,
-        lambda: granularity.block_shape(shape, axis),
-        tensor=tensor,
+    made = made_before(GRANULARITY, granularity.type, granularity, tensor)
+    block: Any = made.ask(
+        lambda granularity: granularity.block_shape(shape, axis),
         about=f" for shape {shape}",
         passes=(IncompatibleShapeError,),
     )
@@ -41,10 +39,9 @@ def block_shape(granularity: Granularity, shape: Shape, axis: int, tensor: str) 
         type(step) is int and step > 0 and extent % step == 0
         for extent, step in zip(shape, block, strict=True)
     ):
-        raise PlanError(
-            f"{who} cuts shape {shape} into {block!r}; "
-            f"expected {len(shape)} positive integers, each dividing its axis, or an "
-            "IncompatibleShapeError"
+        raise made.wrong(
+            f"cuts shape {shape} into {shown(block)}; expected {len(shape)} positive integers, "
+            "each dividing its axis, or an IncompatibleShapeError"
         )
     return tuple(block)
 
@@ -55,17 +52,8 @@ def described(granularity: Granularity, axis: int, tensor: str) -> str:
     Raises:
         PlanError: it fails to say so.
     """
-    who = f"{tensor}: granularity {_named(granularity)}"
-    text: object = guarded(who, PlanError, lambda: granularity.describe(axis), tensor=tensor)
+    made = made_before(GRANULARITY, granularity.type, granularity, tensor)
+    text: object = made.ask(lambda granularity: granularity.describe(axis))
     if not isinstance(text, str):
-        raise PlanError(f"{who} describes itself as {text!r}, which is no text")
+        raise made.wrong(f"describes itself as {shown(text)}, which is no text")
     return text
-
-
-def _named(granularity: Granularity) -> str:
-    owners = [
-        f" ({item.distribution})"
-        for item in get_catalog().granularities
-        if item.entry.model is type(granularity)
-    ]
-    return f"{granularity.type!r}{''.join(owners[:1])}"

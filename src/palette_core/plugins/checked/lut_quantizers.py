@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
-from palette_core.errors import ClusteringError
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.guards import guarded, make
 from palette_core.plugins.kinds import LUT_QUANTIZER
 from palette_core.plugins.lut_quantizers import LutQuantizer
+from palette_core.plugins.making import Made, make
 from palette_core.tensors.palettized import QuantizedLut
 
 if TYPE_CHECKING:
@@ -29,15 +28,14 @@ def make_lut_quantizer(
     """
     if name is None or spec is None:
         return None
-    item = catalog[LUT_QUANTIZER].find(name)
-    made, who = make(item, spec.quantizer_options, spec, tensor=tensor)
-    return _CheckedLutQuantizer(who, made, spec.dtype)
+    made = make(catalog[LUT_QUANTIZER].find(name), spec.quantizer_options, spec, tensor=tensor)
+    return _CheckedLutQuantizer(made, spec.dtype)
 
 
 @final
 class _CheckedLutQuantizer(LutQuantizer):
-    def __init__(self, who: str, quantizer: LutQuantizer, dtype: torch.dtype) -> None:
-        self._who, self._quantizer, self._dtype = who, quantizer, dtype
+    def __init__(self, made: Made[LutQuantizer], dtype: torch.dtype) -> None:
+        self._made, self._dtype = made, dtype
 
     def quantize(self, lut: Tensor) -> QuantizedLut:
         """Quantize, and check what comes out.
@@ -45,25 +43,28 @@ class _CheckedLutQuantizer(LutQuantizer):
         Raises:
             ClusteringError: the plug-in fails, or returns what are no quantized tables.
         """
-        made = guarded(self._who, ClusteringError, lambda: self._quantizer.quantize(lut))
-        check_quantized(self._who, made, lut, self._dtype)
-        return made
+        given = self._made.apart(lut)
+        made = self._made.ask(lambda quantizer: quantizer.quantize(given))
+        check_quantized(self._made, made, lut, self._dtype)
+        return self._made.apart(made)
 
 
-def check_quantized(who: str, made: object, lut: Tensor, dtype: torch.dtype | None = None) -> None:
+def check_quantized(
+    plugin: Made[Any], made: object, lut: Tensor, dtype: torch.dtype | None = None
+) -> None:
     """Refuse what is not the quantized form of tables ``[B, K, D]``.
 
     Args:
-        who: the plug-in, for the message.
+        plugin: that has returned them.
         made: what it returned.
         lut: the tables.
         dtype: what the spec asks for; None takes any.
 
     Raises:
-        ClusteringError: naming the part that is wrong.
+        PaletteError: of the plug-in's kind, naming the part that is wrong.
     """
     if not isinstance(made, QuantizedLut):
-        raise ClusteringError(f"{who} returned {type(made).__name__}, not a QuantizedLut")
+        raise plugin.wrong(f"returned {type(made).__name__}, not a QuantizedLut")
     one = (lut.shape[0], 1, 1)
     zero = made.zero_point
     for what, got, right in (
@@ -75,9 +76,9 @@ def check_quantized(who: str, made: object, lut: Tensor, dtype: torch.dtype | No
         ("a zero point", made.values.dtype if zero is None else zero.dtype, made.values.dtype),
     ):
         if got != right:
-            raise ClusteringError(f"{who} returned {what} {_text(got)}, expected {_text(right)}")
+            raise plugin.wrong(f"returned {what} {_text(got)}, expected {_text(right)}")
     if not bool(torch.isfinite(made.dequantize()).all()):
-        raise ClusteringError(f"{who} returned entries or scales that are NaN or infinite")
+        raise plugin.wrong("returned entries or scales that are NaN or infinite")
 
 
 def _text(value: object) -> str:

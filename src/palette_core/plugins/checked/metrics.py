@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from palette_core.errors import AllocationError
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.guards import guarded, make
 from palette_core.plugins.kinds import SENSITIVITY_METRIC
+from palette_core.plugins.making import Made, make
 from palette_core.plugins.metrics import Candidate, SensitivityMetric
 
 
@@ -20,14 +19,13 @@ def make_metric(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Sens
         PluginOptionsError: its options do not validate.
         AllocationError: making it fails, or makes something else.
     """
-    made, who = make(catalog[SENSITIVITY_METRIC].find(name), options)
-    return _CheckedMetric(who, made)
+    return _CheckedMetric(make(catalog[SENSITIVITY_METRIC].find(name), options))
 
 
 @final
 class _CheckedMetric(SensitivityMetric):
-    def __init__(self, who: str, metric: SensitivityMetric) -> None:
-        self._who, self._metric = who, metric
+    def __init__(self, made: Made[SensitivityMetric]) -> None:
+        self._made = made
 
     def loss(self, candidate: Candidate) -> float:
         """Ask the plug-in.
@@ -35,15 +33,10 @@ class _CheckedMetric(SensitivityMetric):
         Raises:
             AllocationError: it fails, or predicts what is no finite number of at least 0.
         """
-        who = f"{candidate.name}: {self._who}"
-        loss = guarded(
-            who,
-            AllocationError,
-            lambda: float(self._metric.loss(candidate)),
-            tensor=candidate.name,
-        )
+        tensor, shown = candidate.name, self._made.apart(candidate)
+        loss = self._made.ask(lambda metric: float(metric.loss(shown)), tensor=tensor)
         if 0 <= loss < float("inf"):
             return loss
-        raise AllocationError(
-            f"{who} predicts a loss of {loss}, which is no finite number of at least 0"
+        raise self._made.wrong(
+            f"predicts a loss of {loss}, which is no finite number of at least 0", tensor
         )

@@ -7,8 +7,8 @@ from typing import final
 
 from torch import Tensor
 
-from palette_core.errors import OperationError
-from palette_core.plugins.guards import guarded, make
+from palette_core.plugins.guards import shown
+from palette_core.plugins.making import Made, make
 from palette_core.plugins.operations import Consumption, Operation, OperationCall, OperationEntry
 from palette_core.plugins.registries import Registered
 from palette_core.tensors.input_views import InputView
@@ -20,14 +20,13 @@ def make_operation(item: Registered[OperationEntry]) -> Operation:
     Raises:
         OperationError: making it fails, or makes something else.
     """
-    made, who = make(item, {})
-    return _CheckedOperation(who, made)
+    return _CheckedOperation(make(item, {}))
 
 
 @final
 class _CheckedOperation(Operation):
-    def __init__(self, who: str, operation: Operation) -> None:
-        self._who, self._operation = who, operation
+    def __init__(self, made: Made[Operation]) -> None:
+        self._made = made
 
     def channel_axis(self, call: OperationCall, weight: Tensor) -> int | None:
         """Ask the plug-in.
@@ -35,16 +34,14 @@ class _CheckedOperation(Operation):
         Raises:
             OperationError: it fails, or returns what is no axis of the weight.
         """
-        axis: object = guarded(
-            self._who, OperationError, lambda: self._operation.channel_axis(call, weight)
-        )
+        axis: object = self._made.ask(lambda operation: operation.channel_axis(call, weight))
         if axis is None:
             return None
         if type(axis) is int and -weight.dim() <= axis < weight.dim():
             return axis % weight.dim()
-        raise OperationError(
-            f"{self._who}: channel_axis returned {axis!r} for a weight of shape "
-            f"{tuple(weight.shape)}; expected None or one of its axes"
+        raise self._made.wrong(
+            f"channel_axis returned {shown(axis)} for a weight of shape {tuple(weight.shape)}; "
+            "expected None or one of its axes"
         )
 
     def consumptions(self, call: OperationCall) -> list[Consumption]:
@@ -53,32 +50,29 @@ class _CheckedOperation(Operation):
         Raises:
             OperationError: it fails, or yields what no sums can be made of.
         """
-        found: Iterable[Consumption] = guarded(
-            self._who, OperationError, lambda: list(self._operation.consumptions(call))
+        found: Iterable[Consumption] = self._made.ask(
+            lambda operation: list(operation.consumptions(call))
         )
         return [self._checked(item) for item in found]
 
     def _checked(self, item: object) -> Consumption:
+        wrong = self._made.wrong
         if not isinstance(item, Consumption):
-            kind = type(item).__name__
-            raise OperationError(f"{self._who}: consumptions yielded a {kind}, no Consumption")
+            raise wrong(f"consumptions yielded a {type(item).__name__}, no Consumption")
         weight: object = item.weight
         view: object = item.view
         if not isinstance(weight, Tensor) or not isinstance(view, InputView):
-            raise OperationError(
-                f"{self._who}: a Consumption has a weight and an InputView, got "
-                f"{type(weight).__name__} and {view!r}"
+            raise wrong(
+                f"a Consumption has a weight and an InputView, got {type(weight).__name__} and "
+                f"{shown(view)}"
             )
         shape = tuple(weight.shape)
         if not view.rows or not all(axis in range(len(shape)) for axis in view.rows):
-            raise OperationError(
-                f"{self._who}: rows={view.rows!r} of {view!r} are no axes of a weight of shape "
-                f"{shape}"
-            )
-        groups = guarded(self._who, OperationError, view.groups)
+            raise wrong(f"rows={view.rows!r} of {view!r} are no axes of a weight of shape {shape}")
+        groups = self._made.ask(lambda _: view.groups())
         if groups < 1 or shape[0] % groups:
-            raise OperationError(
-                f"{self._who}: {view!r} has {groups} groups, which do not divide axis 0 of a "
-                f"weight of shape {shape}"
+            raise wrong(
+                f"{view!r} has {groups} groups, which do not divide axis 0 of a weight of shape "
+                f"{shape}"
             )
         return item

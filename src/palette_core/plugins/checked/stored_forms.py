@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
-from palette_core.errors import CheckpointError
 from palette_core.plugins.backends import Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.guards import guarded, make
+from palette_core.plugins.checked.backends import refusal
+from palette_core.plugins.guards import shown
 from palette_core.plugins.kinds import STORED_FORM
+from palette_core.plugins.making import Made, make
 from palette_core.plugins.stored_forms import Part, StoredForm
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
@@ -28,8 +29,7 @@ def make_stored_form(catalog: Catalog, name: str) -> CheckedForm:
         UnknownPluginError: nobody knows it.
         CheckpointError: making it fails, or its parts or its operator are misnamed.
     """
-    made, who = make(catalog[STORED_FORM].find(name), {})
-    return CheckedForm(name, who, made)
+    return CheckedForm(name, make(catalog[STORED_FORM].find(name), {}))
 
 
 @final
@@ -40,23 +40,21 @@ class CheckedForm(StoredForm):
         name: as registered, which files hold.
     """
 
-    def __init__(self, name: str, who: str, form: StoredForm) -> None:
-        self.name, self._who, self._form = name, who, form
-        parts: Any = form.parts
+    def __init__(self, name: str, made: Made[StoredForm]) -> None:
+        self.name, self._made = name, made
+        form, parts = made.work, cast("Any", made.work.parts)
         if not isinstance(parts, tuple) or not parts or not set(parts).isdisjoint(SHARED):
-            raise CheckpointError(
-                f"{who}: parts must be a tuple of names, none of {', '.join(sorted(SHARED))}, "
-                f"got {parts!r}"
+            raise made.wrong(
+                f"parts must be a tuple of names, none of {', '.join(sorted(SHARED))}, "
+                f"got {shown(parts)}"
             )
         vars(self).update(parts=parts, operator=form.operator)  # the class's, in the plug-in
         self._register()
 
     def _register(self) -> None:
         """Define the operator, where nobody has in this process."""
-        self._namespace, self._operator = guarded(
-            self._who,
-            CheckpointError,
-            lambda: define_once(self.operator, self.parts, self.decode, self.shape),
+        self._namespace, self._operator = self._made.ask(
+            lambda form: define_once(form.operator, self.parts, self.decode, self.shape)
         )
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -74,15 +72,16 @@ class CheckedForm(StoredForm):
         Raises:
             CheckpointError: the plug-in fails, or returns other parts than it declares.
         """
-        made: object = guarded(self._who, CheckpointError, lambda: self._form.encode(tensor))
+        given = self._made.apart(tensor)
+        made: object = self._made.ask(lambda form: form.encode(given))
         if not isinstance(made, Mapping) or sorted(made) != sorted(self.parts):
-            raise CheckpointError(f"{self._who} returned {_short(made)}, expected {self.parts}")
+            raise self._made.wrong(f"returned {_short(made)}, expected {self.parts}")
         for name, part in made.items():
             if not isinstance(part, Tensor) or part.is_floating_point() or part.is_complex():
-                raise CheckpointError(
-                    f"{self._who} returned {_short(part)} as {name}, expected integers or booleans"
+                raise self._made.wrong(
+                    f"returned {_short(part)} as {name}, expected integers or booleans"
                 )
-        return {name: made[name] for name in self.parts}
+        return self._made.apart({name: made[name] for name in self.parts})
 
     def decode(self, stored: StoredTensor) -> PalettizedTensor:
         """Decode.
@@ -91,22 +90,18 @@ class CheckedForm(StoredForm):
             ValueError: the parts do not fit each other.
             CheckpointError: the plug-in fails, or returns other indices than it was given.
         """
-        made: object = guarded(
-            self._who,
-            CheckpointError,
-            lambda: self._form.decode(stored),
-            passes=(ValueError,),
-        )
+        given = self._made.apart(stored)
+        made: object = self._made.ask(lambda form: form.decode(given), passes=(ValueError,))
         if (
             not isinstance(made, PalettizedTensor)
             or made.indices.dtype is not torch.uint8
             or list(made.indices.shape) != list(stored.index_shape)
         ):
-            raise CheckpointError(
-                f"{self._who} decoded {_short(made)}, expected a PalettizedTensor with uint8 "
-                f"indices of shape {tuple(stored.index_shape)}"
+            raise self._made.wrong(
+                f"decoded {_short(made)}, expected a PalettizedTensor with uint8 indices of shape "
+                f"{tuple(stored.index_shape)}"
             )
-        return made
+        return self._made.apart(made)
 
     def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
         """Return what each part must look like.
@@ -114,30 +109,38 @@ class CheckedForm(StoredForm):
         Raises:
             CheckpointError: the plug-in fails, or tells of other parts than it declares.
         """
-        made: object = guarded(self._who, CheckpointError, lambda: self._form.expects(stored))
+        made: object = self._made.ask(lambda form: form.expects(stored))
         if not isinstance(made, Mapping) or sorted(made) != sorted(self.parts):
-            raise CheckpointError(f"{self._who} expects {_short(made)} of parts {self.parts}")
+            raise self._made.wrong(f"expects {_short(made)} of parts {self.parts}")
         return made
 
     def size_in_bits(self, stored: StoredTensor) -> int:
         """Return bits of the parts.
 
         Raises:
-            CheckpointError: the plug-in fails.
+            CheckpointError: the plug-in fails, or tells no number.
         """
-        return guarded(self._who, CheckpointError, lambda: self._form.size_in_bits(stored))
+        return self._number(self._made.ask(lambda form: form.size_in_bits(stored)))
 
     def size_unencoded(self, tensor: PalettizedTensor) -> int | None:
         """Return bits of the parts, or None where only encoding tells.
 
         Raises:
-            CheckpointError: the plug-in fails.
+            CheckpointError: the plug-in fails, or tells no number.
         """
-        return guarded(self._who, CheckpointError, lambda: self._form.size_unencoded(tensor))
+        size = self._made.ask(lambda form: form.size_unencoded(tensor))
+        return None if size is None else self._number(size)
 
     def shape(self, stored: StoredTensor) -> Shape:
-        """Return the weight's shape, as the plug-in has it."""
-        return self._form.shape(stored)
+        """Return the weight's shape, as the plug-in has it.
+
+        Raises:
+            CheckpointError: the plug-in fails, or returns no shape.
+        """
+        shape: Any = self._made.ask(lambda form: form.shape(stored))
+        if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+            raise self._made.wrong(f"shape returned {shown(shape)}, expected integers")
+        return tuple(shape)
 
     def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Ask the plug-in.
@@ -145,15 +148,12 @@ class CheckedForm(StoredForm):
         Raises:
             CheckpointError: it fails, or answers neither None nor a Refusal.
         """
-        who = f"{facts.name}: {self._who}"
-        answer: object = guarded(
-            who, CheckpointError, lambda: self._form.check_support(facts), tensor=facts.name
-        )
-        if answer is None or isinstance(answer, Refusal):
-            return answer
-        raise CheckpointError(
-            f"{who}: check_support returned {answer!r}, expected None or a Refusal"
-        )
+        return refusal(self._made, facts)
+
+    def _number(self, size: object) -> int:
+        if isinstance(size, int) and size >= 0:
+            return size
+        raise self._made.wrong(f"tells a size of {shown(size)} bits, expected an integer")
 
 
 def _short(made: object) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from palette_core._common.autocast import autocast_off
-from palette_core.errors import TrainingError, WeightError
-from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.plugins.guards import guarded, make
+from palette_core.errors import WeightError
+from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.kinds import TRAINING_STRATEGY
+from palette_core.plugins.making import Made, make
 from palette_core.plugins.training import TrainingStrategy
 from palette_core.plugins.training_problem import TrainingProblem
 
@@ -28,9 +28,7 @@ def make_strategy(
         PluginOptionsError: its options do not validate.
         TrainingError: making it fails, or makes something else.
     """
-    made: TrainingStrategy
-    made, _ = make(catalog[TRAINING_STRATEGY].find(name), options, tensor=tensor)
-    return CheckedStrategy(made, tensor, name)
+    return CheckedStrategy(make(catalog[TRAINING_STRATEGY].find(name), options, tensor=tensor))
 
 
 @dataclass(frozen=True)
@@ -43,20 +41,10 @@ class CheckedStrategy:
     * TrainingError: the strategy failed, or returned what cannot be used.
 
     Attributes:
-        strategy: the plug-in's object.
-        tensor: name of the weight.
-        name: of the strategy.
+        made: the plug-in's object.
     """
 
-    strategy: TrainingStrategy
-    tensor: str
-    name: str
-
-    @property
-    def _who(self) -> str:
-        registry = get_catalog()[TRAINING_STRATEGY]
-        owners = [f" ({item.distribution})" for item in registry if item.entry.name == self.name]
-        return f"{self.tensor}: {registry.kind} {self.name!r}{''.join(owners[:1])}"
+    made: Made[TrainingStrategy]
 
     def forward(self, problem: TrainingProblem, *, checked: bool = True) -> Tensor:
         """Return the weight in training mode; its values are looked at where ``checked``."""
@@ -64,28 +52,28 @@ class CheckedStrategy:
         if checked:
             self.check_problem(problem)
         with autocast_off(weight.device.type):
-            made = self._called(lambda: self.strategy.forward(problem))
+            made = self._asked(problem, lambda strategy, given: strategy.forward(given))
         self._check_shape("a weight", made, weight.shape)
         if made.dtype is not weight.dtype:
-            raise TrainingError(f"{self._who} returned {made.dtype}, expected {weight.dtype}")
+            raise self.made.wrong(f"returned {made.dtype}, expected {weight.dtype}")
         if checked and not _finite(made):
-            raise TrainingError(f"{self._who} returned a weight with NaN or infinite values")
+            raise self.made.wrong("returned a weight with NaN or infinite values")
         return problem.zeros_kept_dense(made)
 
     def harden(self, problem: TrainingProblem) -> Tensor | None:
         """Return the codes that stand for the weight, or None where they stay."""
         self.check_problem(problem)
-        codes = self._called(lambda: self.strategy.harden(problem))
+        codes = self._asked(problem, lambda strategy, given: strategy.harden(given))
         if codes is None:
             return None
         layout = problem.palettized.layout
         self._check_shape("codes", codes, (layout.n_blocks, layout.points_per_block))
         if codes.dtype is not torch.uint8:
-            raise TrainingError(f"{self._who} returned codes of {codes.dtype}, expected uint8")
+            raise self.made.wrong(f"returned codes of {codes.dtype}, expected uint8")
         entries = 1 << problem.palettized.n_bits
         if int(codes.max()) >= entries:
-            raise TrainingError(
-                f"{self._who} returned code {int(codes.max())}, expected codes below {entries}"
+            raise self.made.wrong(
+                f"returned code {int(codes.max())}, expected codes below {entries}"
             )
         return problem.zeros_kept(problem.points(), codes)
 
@@ -93,12 +81,12 @@ class CheckedStrategy:
         """Return the tables for the next step, or None where they stay."""
         self.check_problem(problem)
         with autocast_off(problem.weight.device.type):
-            lut = self._called(lambda: self.strategy.advance(problem))
+            lut = self._asked(problem, lambda strategy, given: strategy.advance(given))
         if lut is None:
             return None
         self._check_shape("tables", lut, problem.lut.shape)
         if not lut.dtype.is_floating_point or not _finite(lut):
-            raise TrainingError(f"{self._who} returned tables with values that are not finite")
+            raise self.made.wrong("returned tables with values that are not finite")
         if problem.zero_entries is not None:
             lut = lut.masked_fill(problem.zero_entries[..., None], 0.0)
         return cast("Tensor", lut)
@@ -108,19 +96,25 @@ class CheckedStrategy:
         for what, tensor in (("the weight", problem.weight), ("its look-up table", problem.lut)):
             if not _finite(tensor):
                 raise WeightError(
-                    f"{self.tensor}: {what} has become NaN or infinite in training; lower the "
+                    f"{self.made.tensor}: {what} has become NaN or infinite in training; lower the "
                     "learning rate, or clip the gradients"
                 )
 
-    def _called(self, call: Callable[[], Any]) -> Any:
-        return guarded(self._who, TrainingError, call, tensor=self.tensor)
+    def _asked(
+        self, problem: TrainingProblem, call: Callable[[TrainingStrategy, TrainingProblem], Any]
+    ) -> Any:
+        made = self.made
+        given = made.apart(problem)
+        if given is not problem:
+            given = replace(given, decode=lambda: made.apart(problem.decode()))
+        return made.apart(made.ask(lambda strategy: call(strategy, given)))
 
     def _check_shape(self, what: str, made: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(made, Tensor):
-            raise TrainingError(f"{self._who} returned {type(made).__name__}, expected {what}")
+            raise self.made.wrong(f"returned {type(made).__name__}, expected {what}")
         if tuple(made.shape) != tuple(shape):
-            raise TrainingError(
-                f"{self._who} returned {what} of shape {tuple(made.shape)}, expected {tuple(shape)}"
+            raise self.made.wrong(
+                f"returned {what} of shape {tuple(made.shape)}, expected {tuple(shape)}"
             )
 
 
