@@ -1,4 +1,4 @@
-"""What the metadata of a packed checkpoint say: a header in JSON, and a checksum of it.
+"""Metadata of a packed checkpoint: a header in JSON, with checksums of all tensors and of itself.
 
 The checksums are CRC-32, of damage and not of malice: whoever can change a tensor on purpose can
 change its checksum too. One bit that flips, or 32 that lie together, are always found, anything
@@ -34,7 +34,7 @@ _LONGEST = 1 << 48  # elements along an axis, far below what overflows
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its tensors.
+    """Content of the metadata.
 
     Attributes:
         version: of the format.

@@ -13,7 +13,7 @@ from palette_core.storage.checkpoint_reading import CheckpointReader
 
 @dataclass(frozen=True)
 class Verification:
-    """What checking a packed checkpoint has found.
+    """Result of checking a packed checkpoint.
 
     Attributes:
         version: of the format.

@@ -1,4 +1,4 @@
-"""Where a palette comes from: the configuration, the plug-ins, algorithm and seed."""
+"""Origin of a palette: the configuration, the plug-ins, algorithm and seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Source:
-    """What made the palettes of a model, together.
+    """Configuration and plug-ins that made the palettes of a model.
 
     Attributes:
         config: JSON values that `KMeansPalettizerConfig.from_dict` takes.
@@ -23,7 +23,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Origin:
-    """What made one palette.
+    """Algorithm and seed that made one palette.
 
     Attributes:
         algorithm: name of the clusterer.
