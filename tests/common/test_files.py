@@ -121,16 +121,13 @@ def test_a_new_file_has_the_mode_that_the_umask_gives(tmp_path):
     assert stat.S_IMODE((tmp_path / "out.x").stat().st_mode) == 0o640
 
 
-def test_a_missing_folder_is_an_error_with_a_hint_unless_asked_for(tmp_path):
+def test_a_missing_folder_is_an_error_with_a_hint(tmp_path):
     out = tmp_path / "missing" / "out.x"
     for use in (check_place, lambda path: atomic_path(path).__enter__()):
         with pytest.raises(FileNotFoundError, match="mkdir -p") as caught:
             use(out)
         assert caught.value.filename == str(out.parent)
     assert not out.parent.exists()
-    with atomic_path(out, make_folders=True) as fresh:
-        fresh.write_text("new")
-    assert read(out) == "new"
 
 
 def test_what_cannot_be_written_names_the_folder_and_no_hidden_file(tmp_path, monkeypatch):

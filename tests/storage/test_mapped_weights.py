@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import io
+import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from palettizer_models import MLP_INPUTS, mlp, prepared_mlp
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, save_checkpoint
+from palette_core._common import locks
 from palette_core.builtins.backends.packed import PackedBackend
 from palette_core.errors import BackendError, WeightFileError
 from palette_core.plugins.catalog import Catalog, get_catalog
+from palette_core.storage import mapped_files
+from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import palette_sites
 
@@ -93,6 +101,86 @@ def test_a_damaged_file_is_an_error_and_not_the_end_of_the_process(
         with pytest.raises(WeightFileError, match=victim.name) as caught:
             use()
         assert isinstance(caught.value, OSError)
+
+
+def test_a_change_in_place_is_noticed_when_the_weight_is_used(tmp_path: Path) -> None:
+    model, expected = mapped_mlp(tmp_path)
+    victim = sorted(tmp_path.iterdir())[0]
+    whole = victim.read_bytes()
+    os.utime(victim)  # touched, and not changed
+    assert torch.equal(model(*MLP_INPUTS), expected)
+    with victim.open("r+b") as file:
+        file.seek(len(whole) - 2)
+        file.write(bytes([whole[-2] ^ 1]))
+    changed_at(victim, 1)
+    for use in (lambda: model(*MLP_INPUTS), lambda: copy.deepcopy(model)):
+        with pytest.raises(WeightFileError, match=f"{victim.name}.* has been changed"):
+            use()
+    with victim.open("r+b") as file:
+        file.write(whole)
+    changed_at(victim, 2)
+    assert torch.equal(model(*MLP_INPUTS), expected)
+
+
+def changed_at(path: Path, seconds: int) -> None:
+    """Let a file have been changed at another time than any before, however coarse its clock."""
+    later = path.stat().st_mtime_ns + seconds * 1_000_000_000
+    os.utime(path, ns=(later, later))
+
+
+def test_another_file_in_its_place_does_not_matter(tmp_path: Path) -> None:
+    model, expected = mapped_mlp(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        (tmp_path / "other").write_bytes(b"something else")
+        (tmp_path / "other").replace(path)
+    assert torch.equal(model(*MLP_INPUTS), expected)
+    assert torch.equal(copy.deepcopy(model)(*MLP_INPUTS), expected)
+
+
+def test_what_another_process_puts_there_at_once_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = mapped_files.atomic_path
+
+    @contextlib.contextmanager
+    def replaced(path: Path) -> Iterator[Path]:
+        with put(path) as fresh:
+            yield fresh
+        tensors = load_file(path)
+        others = {name: t.flip(0).contiguous() for name, t in tensors.items()}
+        save_file(others, tmp_path / "other")
+        (tmp_path / "other").replace(path)
+
+    monkeypatch.setattr(mapped_files, "atomic_path", replaced)
+    model, expected = mapped_mlp(tmp_path)
+    assert torch.equal(model(*MLP_INPUTS), expected)
+
+
+@pytest.mark.skipif(not locks.can_lock, reason="no locks here")
+def test_who_writes_to_a_folder_keeps_others_waiting(tmp_path: Path) -> None:
+    entered, done = threading.Event(), []
+
+    def write() -> None:
+        with WeightFolder(tmp_path / "new"):
+            entered.set()
+            done.append("other")
+
+    other = threading.Thread(target=write)
+    with WeightFolder(tmp_path / "new"):
+        other.start()
+        assert not entered.wait(0.2)
+        done.append("first")
+    other.join(20)
+    assert done == ["first", "other"]
+
+
+def test_a_folder_that_is_removed_while_one_waits_is_made_again(tmp_path: Path) -> None:
+    other = threading.Thread(target=lambda: WeightFolder(tmp_path / "new").__enter__())
+    with contextlib.suppress(OSError), WeightFolder(tmp_path / "new"):
+        other.start()
+        raise OSError
+    other.join(20)
+    assert (tmp_path / "new").is_dir()
 
 
 def test_copies_do_not_need_the_files(tmp_path: Path) -> None:

@@ -18,13 +18,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
-_fcntl: ModuleType | None
-try:
-    import fcntl as _fcntl
-except ImportError:  # pragma: no cover - Windows: nothing is locked, and nothing cleared away
-    _fcntl = None
+from palette_core._common.locks import can_lock, lock
 
 _MARK = ".palette-"
 _WORK = re.compile(r"\.(?P<name>.+)\.palette-\w{8}", re.DOTALL)
@@ -32,9 +27,7 @@ _FORMER = ".former"  # in a work folder: the folder that stood at the place befo
 
 
 @contextlib.contextmanager
-def atomic_path(
-    path: Path, *, make_folders: bool = False, beside: Sequence[str] = ()
-) -> Iterator[Path]:
+def atomic_path(path: Path, *, beside: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a fresh path of the same name, put in the place of ``path`` when the block succeeds.
 
     When the block fails or is interrupted, what was written is removed, and what stood at
@@ -43,7 +36,6 @@ def atomic_path(
     Args:
         path: a file or folder that is there or not; a symbolic link is written through, and the
             permissions of what was there are kept.
-        make_folders: make the folder of ``path`` where it is missing.
         beside: suffixes of further files, written beside the yielded path under its stem. All of
             them take their places, or none; at no moment does ``path`` stand beside a file that
             it was not written with.
@@ -53,8 +45,6 @@ def atomic_path(
             file nor folder, or the disk is full.
     """
     place = Path(os.path.realpath(path))
-    if make_folders:
-        place.parent.mkdir(parents=True, exist_ok=True)
     check_place(path)
     with work_folder(place.parent, place.name) as work:
         fresh = work / place.name
@@ -125,12 +115,12 @@ def lasting_work_folder(parent: Path, name: str) -> tuple[Path, Callable[[], Non
         OSError: it cannot be made.
     """
     clear_away(parent)
-    work, lock = _locked_folder(parent, name)
+    work, held = _locked_folder(parent, name)
 
     def release() -> None:
         shutil.rmtree(work, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
     return work, release
 
@@ -143,7 +133,7 @@ def clear_away(folder: Path) -> None:
 
     Done once by a process: folders of many files are not searched for each of them.
     """
-    if _fcntl is None or (os.getpid(), folder) in _cleared:
+    if not can_lock or (os.getpid(), folder) in _cleared:
         return
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
@@ -154,8 +144,8 @@ def clear_away(folder: Path) -> None:
 
 
 def _clear(work: Path, place: Path) -> None:
-    lock = _lock(work)
-    if lock is None:
+    held = lock(work)
+    if held is None:
         return  # somebody writes in it
     try:
         if not place.exists():
@@ -164,7 +154,7 @@ def _clear(work: Path, place: Path) -> None:
                 former.replace(place.with_suffix(suffix) if suffix else place)
         shutil.rmtree(work, ignore_errors=True)
     finally:
-        os.close(lock)
+        os.close(held)
 
 
 def _locked_folder(parent: Path, name: str) -> tuple[Path, int | None]:
@@ -175,27 +165,11 @@ def _locked_folder(parent: Path, name: str) -> tuple[Path, int | None]:
         except OSError as error:
             reason = f"cannot write in this folder: {error.strerror}"
             raise type(error)(error.errno, reason, str(parent)) from None
-        lock = _lock(work)
+        held = lock(work)
         if work.exists():  # else another process has cleared it away before it was locked
-            return work, lock
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(work: Path) -> int | None:
-    """Return a descriptor that locks a folder as long as it is open, or None."""
-    if _fcntl is None:
-        return None
-    try:
-        handle = os.open(work, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+            return work, held
+        if held is not None:
+            os.close(held)
 
 
 def _keep_mode(fresh: Path, place: Path) -> None:
