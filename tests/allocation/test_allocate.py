@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -342,7 +341,7 @@ def test_an_interrupt_keeps_what_was_judged(tmp_path: Path, monkeypatch) -> None
     path = tmp_path / "cache.json"
     with pytest.raises(KeyboardInterrupt):
         run(candidates=(2, 4), cache=path)
-    assert len(json.loads(path.read_text())["losses"]) == 4
+    assert len(path.read_text().splitlines()) == 1 + 4
     monkeypatch.undo()
     assert run(candidates=(2, 4), cache=path).to_dict() == run(candidates=(2, 4)).to_dict()
 

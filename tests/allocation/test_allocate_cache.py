@@ -10,6 +10,15 @@ from torch import nn
 
 from palette_core import KMeansPalettizerConfig, allocate
 from palette_core.allocation import Allocation, judging
+from palette_core.allocation.cache import LossFile, _line
+from palette_core.allocation.sizes import planned_bits
+from palette_core.engine.executor import Executor
+from palette_core.engine.jobs import Job
+from palette_core.errors import AllocationError, PaletteWarning
+from palette_core.model import trace
+from palette_core.planning import make_plan
+from palette_core.plugins.catalog import get_catalog
+from palette_core.storage.forms.registry import stored_bits
 
 INPUTS = (torch.randn(4, 16, generator=torch.Generator().manual_seed(1)),)
 BATCHES = [torch.randn(9, 16, generator=torch.Generator().manual_seed(2))]
@@ -116,3 +125,118 @@ def test_how_tensors_lie_in_batches_counts(tmp_path: Path) -> None:
     assert runs_digest(odd, []) == before
     odd.scalar.fill_(False)
     assert runs_digest(odd, []) != before
+
+
+# --- files that hold something else ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[" * 100_000, '{"version": 1, "losses": {}}', "\0\xff", '{"a": 1}\n']
+)
+def test_another_file_is_refused_and_stays(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cache.json"
+    path.write_text(text)
+    with pytest.raises(AllocationError, match=r"is no cache of predicted losses .* delete it"):
+        run(model(), path)
+    assert path.read_text() == text
+    with pytest.raises(IsADirectoryError, match="this is a folder"):
+        run(model(), tmp_path)
+
+
+def test_lines_are_added_and_none_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "cache.json"
+    path.touch()  # as mktemp makes it
+    run(model(), path)
+    before = path.read_bytes()
+    run(model(), path, metric="output", batches=BATCHES)
+    assert path.read_bytes().startswith(before)
+    assert len(path.read_bytes()) > len(before)
+
+
+def lines_of(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda line: line[: len(line) // 2],  # a killed process, or a full disk
+        lambda line: line.replace(b'"bits": ', b'"bits": 1'),
+        lambda line: line.replace(b'"loss": ', b'"loss": -'),
+        lambda line: line.replace(b'"loss": ', b'"loss": NaN, "a": '),
+        lambda line: b"[" * 100_000 + b"\n",
+        lambda line: b"null\n",
+        lambda line: b"\xff\n",
+    ],
+)
+def test_damaged_lines_are_predicted_again(tmp_path: Path, clustered: list[str], harm) -> None:
+    path = tmp_path / "cache.json"
+    right = run(model(), path).to_dict()
+    *rest, last = lines_of(path)
+    path.write_bytes(b"".join(rest) + harm(last))
+    del clustered[:]
+    with pytest.warns(PaletteWarning, match="lines are damaged; what they held is predicted again"):
+        assert run(model(), path).to_dict() == right
+    assert len(clustered) == 1
+    with pytest.warns(PaletteWarning, match="damaged"):
+        assert run(model(), path).to_dict() == right
+    assert len(clustered) == 1
+
+
+def test_sizes_that_the_plan_does_not_have_are_not_believed(
+    tmp_path: Path, clustered: list[str]
+) -> None:
+    path = tmp_path / "cache.json"
+    right = run(model(), path).to_dict()
+    keys = [judging_key.split(b'"')[3].decode() for judging_key in lines_of(path)[1:]]
+    path.write_bytes(lines_of(path)[0] + b"".join(_line(key, 1, 0.0) for key in keys))
+    del clustered[:]
+    assert run(model(), path).to_dict() == right
+    assert len(clustered) == 4
+
+
+def test_a_full_disk_leaves_the_lines_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cache.json"
+    file = LossFile(path)
+    file.add({"a": (1, 2.0)})
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        file.add({"b": (1, 2.0)})
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert LossFile(path).get("a") == (1, 2.0)
+
+
+SPECS = [
+    {},
+    {"n_bits": 3, "granularity": {"type": "per_grouped_channel", "axis": 0, "group_size": 4}},
+    {"n_bits": 2, "lut_qspec": {"dtype": "int8", "qscheme": "symmetric"}},
+    {"n_bits": 2, "lut_qspec": {"dtype": "uint8", "qscheme": "asymmetric"}},
+    {"n_bits": 8, "lut_qspec": {"dtype": "float8_e4m3fn"}, "enable_per_channel_scale": True},
+    {"n_bits": 4, "cluster_dim": 2},
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_size_of_a_plan_is_that_of_its_palettes(spec: dict) -> None:
+    settings = {
+        "op_state_spec": {"weight": spec},
+        "enable_fast_kmeans_mode": "cluster_dim" not in spec,
+    }
+    chosen = KMeansPalettizerConfig.from_dict(
+        {"kmeans_palettization_config": {"global_config": settings}}
+    )
+    net = model()
+    plan = make_plan(trace(net, INPUTS), chosen, get_catalog())
+    weights = dict(net.named_parameters())
+    results = Executor().run([Job(item, weights[item.name]) for item in plan])
+    for item, result in zip(plan, results, strict=True):
+        expected = stored_bits(result.palettized, item.spec.stored_form)
+        assert planned_bits(item, get_catalog()) == expected

@@ -160,7 +160,7 @@ def allocate(
         backend: leave out candidates that this export backend refuses.
         backend_options: its options.
         dynamic_shapes: those of the export, as for `KMeansPalettizer.export`.
-        cache: a file (JSON) in which predicted losses are kept, so that an interrupted or
+        cache: a file (JSON lines) in which predicted losses are kept, so that an interrupted or
             repeated call goes on from there. Where a metric or an algorithm looks at batches,
             one that is kept holds for the same batches and an unchanged model only; else for an
             unchanged tensor.
@@ -169,8 +169,9 @@ def allocate(
 
     Raises:
         AllocationError: the target is too small, something that the metric needs is missing, an
-            expression matches no tensor, ``fixed`` contradicts ``minimum`` or itself, or no
-            candidate is left for a tensor.
+            expression matches no tensor, ``fixed`` contradicts ``minimum`` or itself, no
+            candidate is left for a tensor, or ``cache`` is a file of something else.
+        OSError: ``cache`` cannot be written.
         PlanError: the backend cannot export operations of the model.
         UnknownPluginError, PluginOptionsError: see `KMeansPalettizer.prepare`.
         SensitivityError: the file does not fit.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,43 +17,115 @@ import torch
 from torch import Tensor, nn
 
 from palette_core._common.bounded_json import read_json
-from palette_core._common.files import atomic_path
-from palette_core.errors import AllocationError
+from palette_core._common.files import atomic_path, check_place
+from palette_core.errors import AllocationError, PaletteWarning
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import get_catalog
 
-_VERSION = 1
+_VERSION = 2
+_FIRST = json.dumps({"palette_core_losses": _VERSION}).encode() + b"\n"
+_LONGEST = 4096  # bytes of a line; ours have less than 300
 _CHUNK = 1 << 24  # elements that are brought from a device at once
 
 
 class LossFile:
-    """Bits and losses by key, in a JSON file or, without a path, nowhere.
+    """Bits and losses by key, in a file of JSON lines or, without a path, nowhere.
+
+    Every line has a checksum. One that is damaged, or that a killed process left half written, is
+    as if it were not there, with a warning.
 
     Raises:
-        AllocationError: the file is damaged, or something else.
+        AllocationError: the file is something else.
+        OSError: nothing can be written there.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.values: dict[str, tuple[int, float]] = {}
-        if path is None or not path.exists():
+        self._values: dict[str, tuple[int, float]] = {}
+        if path is None:
             return
-        try:
-            stored = read_json(path.read_bytes())
-            if stored["version"] != _VERSION:
-                raise ValueError(f"version {stored['version']!r}")
-            self.values = {k: (int(b), float(x)) for k, (b, x) in stored["losses"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise AllocationError(
-                f"{path} is no cache of predicted losses ({error}); delete it, or name another"
-            ) from None
+        check_place(path, is_file=True)
+        if path.exists() and path.stat().st_size:
+            self._read(path)
 
-    def save(self) -> None:
-        """Write the file, if there is one."""
-        if self._path is None:
+    def get(self, key: str) -> tuple[int, float] | None:
+        """Return bits and loss, if they are known."""
+        return self._values.get(key)
+
+    def add(self, found: Mapping[str, tuple[int, float]]) -> None:
+        """Add bits and losses, and append them to the file.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self._values.update(found)
+        if self._path is None or not found:
+            return
+        lines = b"".join(_line(key, *value) for key, value in found.items())
+        if self._path.exists() and self._path.stat().st_size:
+            _append(self._path, lines)
             return
         with atomic_path(self._path) as temporary:
-            temporary.write_text(json.dumps({"version": _VERSION, "losses": self.values}))
+            temporary.write_bytes(_FIRST + lines)
+
+    def _read(self, path: Path) -> None:
+        damaged = 0
+        with path.open("rb") as file:
+            first = file.readline(_LONGEST)
+            if first != _FIRST:
+                raise AllocationError(
+                    f"{path} is no cache of predicted losses of version {_VERSION}; delete it, or "
+                    "name another"
+                )
+            while line := file.readline(_LONGEST):
+                found = _value(line)
+                if found is None:
+                    damaged += bool(line.strip())
+                else:
+                    self._values[found[0]] = found[1:]
+        if damaged:
+            warnings.warn(
+                f"{path}: {damaged} lines are damaged; what they held is predicted again",
+                PaletteWarning,
+                stacklevel=5,  # whoever called allocate()
+            )
+
+
+def _line(key: str, bits: int, loss: float) -> bytes:
+    record = {"key": key, "bits": bits, "loss": loss}
+    return json.dumps(record | {"crc32": _checksum(key, bits, loss)}).encode() + b"\n"
+
+
+def _value(line: bytes) -> tuple[str, int, float] | None:
+    """Return key, bits and loss of a line, or None where it is damaged."""
+    try:
+        record = read_json(line)
+        key, bits, loss = record["key"], record["bits"], record["loss"]
+        right = record["crc32"] == _checksum(key, bits, loss)
+    except (ValueError, TypeError, KeyError):
+        return None
+    usable = type(key) is str and type(bits) is int and type(loss) is float
+    return (key, bits, loss) if right and usable and bits > 0 and loss >= 0 else None
+
+
+def _checksum(key: str, bits: int, loss: float) -> str:
+    return f"{zlib.crc32(f'{key} {bits} {loss!r}'.encode()):08x}"
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """Add lines at the end of a file; where that fails, it is as before."""
+    with path.open("r+b") as file:
+        size = file.seek(-1, os.SEEK_END) + 1
+        start = b"" if file.read(1) == b"\n" else b"\n"  # a killed process has left half a line
+    with path.open("ab") as file:
+        try:
+            file.write(start + lines)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
 
 
 def key_of(plan: TensorPlan, *seen: Any) -> str:

@@ -15,6 +15,7 @@ from palette_core._common.pytrees import floating
 from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
+from palette_core.allocation.sizes import planned_bits
 from palette_core.engine.cluster_model import warn_about
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job, dense_weights
@@ -142,12 +143,13 @@ def judge(
         metric: predicts losses.
         entry: of the metric; says what it looks at.
         identity: of the metric and its options, for the cache.
-        cache: a file of earlier results, which is written after every tensor.
+        cache: a file of earlier results, to which those of every tensor are added.
         executor: who clusters.
 
     Raises:
-        AllocationError: the cache is damaged, or the metric returned no usable number.
+        AllocationError: the cache is something else, or the metric returned no usable number.
         ClusteringError: an algorithm, or the metric, failed.
+        OSError: the cache cannot be written.
     """
     known = LossFile(cache)
     found: dict[str, list[Judged]] = {}
@@ -155,19 +157,31 @@ def judge(
     with progress_bar("Judging", total, show=executor.progress) as advance:
         for name, candidates in plans.items():
             keys = [_key(plan, evidence, entry, identity, cache) for plan in candidates]
-            fresh = [i for i, key in enumerate(keys) if key not in known.values]
+            prices = [_known(known, k, p, executor) for k, p in zip(keys, candidates, strict=True)]
+            fresh = [i for i, price in enumerate(prices) if price is None]
             jobs = [job_of(candidates[i], evidence) for i in fresh]
             advance(name, len(candidates) - len(fresh))
             for i, result in zip(fresh, _clustered(jobs, executor), strict=True):
                 loss = _loss(metric, entry, candidates[i], result.decode(), evidence)
-                known.values[keys[i]] = (stored_bits(result, candidates[i].spec.stored_form), loss)
+                prices[i] = stored_bits(result, candidates[i].spec.stored_form), loss
                 advance(name, 1)
-            if fresh:
-                known.save()
+            known.add({keys[i]: price for i in fresh if (price := prices[i]) is not None})
             found[name] = [
-                Judged(plan, *known.values[key]) for plan, key in zip(candidates, keys, strict=True)
+                Judged(plan, *price)
+                for plan, price in zip(candidates, prices, strict=True)
+                if price is not None
             ]
     return found
+
+
+def _known(
+    known: LossFile, key: str, plan: TensorPlan, executor: Executor
+) -> tuple[int, float] | None:
+    """Return what is known of a candidate, unless the plan says that it has another size."""
+    price = known.get(key)
+    if price is None or planned_bits(plan, executor.catalog) in (None, price[0]):
+        return price
+    return None
 
 
 def job_of(plan: TensorPlan, evidence: Evidence) -> Job:
