@@ -57,6 +57,10 @@ class ClusteringError(PaletteError, RuntimeError):
     """A clustering algorithm failed, or returned something that is not a palette."""
 
 
+class WorkerError(ClusteringError):
+    """A worker process was killed, or work cannot be sent to one; the message says what to try."""
+
+
 class TrainingError(PaletteError, RuntimeError):
     """A training strategy failed, or made of a weight what cannot stand for it."""
 

@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
+from palette_core.engine import workers
+from palette_core.engine.executor import Executor
+from palette_core.engine.jobs import Job
+from palette_core.errors import WorkerError
 from palette_core.spec import PalettizationSpec
 
 distributed = pytest.importorskip("distributed")
@@ -48,6 +52,15 @@ def test_a_dask_cluster_gives_the_bytes_of_one_process(cluster):
     ours, theirs = here.state_dict(), there.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_its_workers_is_an_error_of_ours(cluster, monkeypatch):
+    monkeypatch.setattr(workers, "_work", lambda *_: __import__("os")._exit(1))
+    layer = nn.Linear(64, 96)
+    (tensor,) = KMeansPalettizer(layer).make_plan((torch.randn(2, 64),))
+    with joblib.parallel_config(backend="dask"), pytest.raises(WorkerError, match="num_workers=1"):
+        Executor(2).run([Job(tensor, layer.weight.detach())])
 
 
 def _tasks_done(cluster) -> int:

@@ -21,11 +21,13 @@ from palette_core import (
     QuantizationSpec,
 )
 from palette_core.engine import executor as execution
+from palette_core.engine import workers
 from palette_core.engine.cluster_tensor import cluster_tensor
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
+from palette_core.engine.kept import Kept
 from palette_core.engine.results import Clustered
-from palette_core.errors import ClusteringError, WeightError
+from palette_core.errors import ClusteringError, WeightError, WorkerError
 from palette_core.planning import Plan
 from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors.palettized import PalettizedTensor
@@ -95,8 +97,8 @@ def test_two_workers_give_the_bytes_of_one() -> None:
 @pytest.mark.usefixtures("workers_always")
 def test_two_workers_prepare_the_model_of_one() -> None:
     states = []
-    for workers in (1, 2):
-        model = KMeansPalettizer(Model()).prepare((torch.zeros(1, 8),), num_workers=workers)
+    for count in (1, 2):
+        model = KMeansPalettizer(Model()).prepare((torch.zeros(1, 8),), num_workers=count)
         states.append(model.state_dict())
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][name], t) for name, t in states[1].items())
@@ -109,9 +111,9 @@ def test_errors_in_workers_are_of_the_same_kind_and_name_the_tensor() -> None:
     bad = jobs[1].weight.clone()
     bad[0, 0] = float("nan")
     jobs[1] = replace(jobs[1], weight=bad)
-    for workers in (1, 2):
+    for count in (1, 2):
         with pytest.raises(WeightError, match=r"^1\.weight: 1 of 512 weights"):
-            Executor(workers).run(jobs)
+            Executor(count).run(jobs)
 
 
 def test_any_other_error_becomes_one_that_names_the_tensor() -> None:
@@ -131,7 +133,7 @@ def test_results_come_in_the_order_of_the_jobs() -> None:
 
 
 def test_little_work_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_in_workers", None)
+    monkeypatch.setattr(execution, "in_workers", None)
     _, jobs = planned()
     assert len(Executor(8).run(jobs)) == 3
 
@@ -139,18 +141,142 @@ def test_little_work_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_callers_joblib_backend_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     _, jobs = planned()
     threads: set[int] = set()
-    here = execution._here
+    here = workers.cluster_here
 
     def noted(*args: object) -> object:
         threads.add(threading.get_ident())
         return here(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(execution, "_here", noted)
+    monkeypatch.setattr(workers, "cluster_here", noted)
     with joblib.parallel_config(backend="threading"):
         together = Executor(2).run(jobs)
     assert threads
     assert threading.get_ident() not in threads
     assert_same(Executor().run(jobs), together)
+
+
+# --- workers that fail --------------------------------------------------------------------------
+
+
+class Deadly:
+    """Ends the process that it is unpickled in, as a system out of memory does."""
+
+    def __reduce__(self) -> object:
+        return eval, ("__import__('os').kill(__import__('os').getpid(), 9)",)
+
+
+def spoilt(jobs: list[Job], with_what: object) -> list[Job]:
+    """Let the smallest job, which comes last, hold something."""
+    return [*jobs[:2], replace(jobs[2], plan=replace(jobs[2].plan, rule=with_what))]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("workers_always")
+def test_a_killed_worker_is_an_error_and_what_is_finished_is_kept() -> None:
+    _, jobs = planned()
+    done: list[str] = []
+    kept = Kept()
+    with pytest.raises(WorkerError, match=r"worker process ended .* num_workers=1") as caught:
+        Executor(1 + 1, kept=kept).run(spoilt(jobs, Deadly()), lambda name, _: done.append(name))
+    assert isinstance(caught.value, ClusteringError)
+    assert "\n" not in str(caught.value)
+    again: list[str] = []
+    results = Executor(2, kept=kept).run(jobs, lambda name, _: again.append(name))
+    assert_same(results, Executor().run(jobs))
+    assert sorted(again) == ["0.weight", "1.weight", "2.weight"]
+    assert {job.plan.name for job in jobs if kept.find(job) is not None} == set(done)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("workers_always")
+def test_what_cannot_be_sent_to_a_worker_is_named() -> None:
+    _, jobs = planned()
+    with pytest.raises(WorkerError, match=r"2\.weight: an option of .* cannot be pickled"):
+        Executor(2).run(spoilt(jobs, threading.Lock()))
+
+
+@pytest.mark.usefixtures("workers_always")
+def test_workers_that_fork_are_refused_and_no_workers_are_none() -> None:
+    _, jobs = planned()
+    with (
+        joblib.parallel_config(backend="multiprocessing"),
+        pytest.raises(WorkerError, match=r"MultiprocessingBackend .* use 'loky', 'threading'"),
+    ):
+        Executor(2).run(jobs)
+    with joblib.parallel_config(backend="sequential"):
+        assert_same(Executor(2).run(jobs), Executor().run(jobs))
+
+
+def test_any_failure_of_a_backend_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asyncio import CancelledError
+
+    _, jobs = planned()
+    for raised, says in (
+        (CancelledError(), "work was cancelled, by a worker or a cluster that went away"),
+        (ValueError("odd"), "workers failed: ValueError: odd"),
+    ):
+
+        def fail(*_: object, raised: BaseException = raised, **__: object) -> object:
+            raise raised
+
+        monkeypatch.setattr(workers.joblib, "Parallel", fail)
+        with joblib.parallel_config(backend="threading"), pytest.raises(WorkerError, match=says):
+            Executor(2).run(jobs)
+
+
+def test_finished_weights_are_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = Model(), (torch.zeros(1, 8),)
+    names: list[str] = []
+    here, fails = execution.cluster_here, True
+
+    def noted(job: Job, catalog: object) -> Clustered:
+        names.append(job.plan.name)
+        if fails and job.plan.name == "2.weight":
+            raise KeyboardInterrupt
+        return here(job, catalog)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execution, "cluster_here", noted)
+    monkeypatch.setattr(execution, "_may_share", lambda job, catalog: False)
+    palettizer = KMeansPalettizer(model)
+    with pytest.raises(KeyboardInterrupt):
+        palettizer.prepare(inputs)
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1
+    names.clear()
+    fails = False
+    palettizer.prepare(inputs)
+    assert names == ["0.weight", "2.weight"]  # one has changed, the other was never done
+    fresh = Model()
+    with torch.no_grad():
+        fresh[0].weight[0, 0] += 1
+    expected = KMeansPalettizer(fresh).prepare(inputs).state_dict()
+    assert all(torch.equal(expected[name], t) for name, t in model.state_dict().items())
+
+
+def test_results_by_moments_are_kept_of_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"op_state_spec": {"weight": {"algorithm": "gptq", "n_bits": 2}}}
+    config = KMeansPalettizerConfig.from_dict(
+        {"kmeans_palettization_config": {"global_config": spec}}
+    )
+    palettizer = KMeansPalettizer(Model(), config)
+    palettizer.calibrate([torch.randn(64, 8)], sequential=True, blocks=["0", "1", "2"])
+    names: list[str] = []
+    here, fails = execution.cluster_here, True
+
+    def noted(job: Job, catalog: object) -> Clustered:
+        names.append(job.plan.name)
+        if fails and job.plan.name == "2.weight":
+            raise MemoryError
+        return here(job, catalog)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execution, "cluster_here", noted)
+    with pytest.raises(MemoryError):
+        palettizer.prepare((torch.zeros(1, 8),))
+    assert names == ["0.weight", "1.weight", "2.weight"]
+    names.clear()
+    fails = False
+    palettizer.prepare((torch.zeros(1, 8),))
+    assert names == ["2.weight"]
 
 
 def test_inputs_are_not_written_to() -> None:
@@ -174,6 +300,7 @@ SCRIPT = """
 import torch
 from palette_core import KMeansPalettizer
 from palette_core.engine import executor as execution
+from palette_core.engine import workers
 print("started")
 execution._WORTH_A_WORKER = 0
 model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))

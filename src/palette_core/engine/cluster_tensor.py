@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Clustered
-from palette_core.errors import PlanError
+from palette_core.errors import ClusteringError, PaletteError, PlanError
 from palette_core.planning import TensorPlan
 from palette_core.planning.choose import default_clusterer
 from palette_core.plugins import (
@@ -89,6 +89,20 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
     seconds = time.perf_counter() - start
     before, after = codebook.objective_before, codebook.objective_after
     return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after)
+
+
+def cluster_here(job: Job, catalog: Catalog) -> Clustered:
+    """Cluster a weight in this process or thread.
+
+    Raises:
+        PaletteError: naming the tensor.
+    """
+    try:
+        return cluster_tensor(job, catalog)
+    except (PaletteError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ClusteringError(f"{job.plan.name}: {type(error).__name__}: {error}") from error
 
 
 def without_moments(plan: TensorPlan, catalog: Catalog) -> TensorPlan:

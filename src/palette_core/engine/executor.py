@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import as_completed
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import joblib
-import numpy as np
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field
 
 from palette_core._common.progress import Advance
-from palette_core.engine.cluster_tensor import cluster_tensor
+from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
+from palette_core.engine.kept import Kept
 from palette_core.engine.results import Clustered
-from palette_core.errors import ClusteringError, PaletteError
-from palette_core.planning import TensorPlan
+from palette_core.engine.workers import are_there, in_workers, starts_processes
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.tensors.moments import InputMoments
-from palette_core.tensors.sensitivities import Sensitivity
 
 # Starting a worker process means importing torch: about two seconds, in which one core clusters
 # tens of millions of scalars. Less work than this is over before a worker is up.
@@ -28,6 +20,10 @@ _WORTH_A_WORKER = 1 << 25
 # Larger weights come one after the other, each worked on by all threads; smaller ones side by side.
 _ALONE = 1 << 21
 _FEWEST_TO_SHARE = 2
+
+
+def _nobody(name: str, count: float) -> None:
+    """Watch nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,8 @@ class Executor:
             by default) a surrounding ``joblib.parallel_config`` chooses.
         catalog: plug-ins for work in this process; workers discover their own.
         progress: None shows bars on a terminal.
+        kept: what an earlier try has finished, and where to keep what this one does; None keeps
+            nothing.
 
     Raises:
         TypeError: ``num_workers`` is not an integer.
@@ -48,6 +46,7 @@ class Executor:
     num_workers: int = 1
     catalog: Catalog = field(default_factory=get_catalog)
     progress: bool | None = None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         count: object = self.num_workers
@@ -56,7 +55,7 @@ class Executor:
         if count < 1:
             raise ValueError(f"num_workers must be >= 1, got {count}")
 
-    def run(self, jobs: Iterable[Job], advance: Advance | None = None) -> list[Clustered]:
+    def run(self, jobs: Iterable[Job], advance: Advance = _nobody) -> list[Clustered]:
         """Cluster every job; results in the order of ``jobs``, the same for any ``num_workers``.
 
         Args:
@@ -67,19 +66,37 @@ class Executor:
             PaletteError: the first failure, naming its tensor.
         """
         ordered = list(jobs)
-        results: list[Clustered | None] = [None] * len(ordered)
+        finished = self._kept(ordered)
+        for i in finished:
+            advance(ordered[i].plan.name, 1)
         # Largest first: the last worker to finish then has a small one.
-        queue = sorted(range(len(ordered)), key=lambda i: -_cost(ordered[i]))
-        done: Iterable[tuple[int, Clustered]]
-        if self.num_workers == 1 or not _worth_workers(ordered):
-            done = _in_this_process(ordered, queue, self.catalog)
-        else:
-            done = _in_workers(ordered, queue, self.num_workers)
-        for index, result in done:
-            results[index] = result
-            if advance is not None:
+        rest = [i for i in range(len(ordered)) if i not in finished]
+        queue = sorted(rest, key=lambda i: -_cost(ordered[i]))
+        try:
+            for index, result in self._cluster(ordered, queue):
+                finished[index] = result
                 advance(ordered[index].plan.name, 1)
-        return [result for result in results if result is not None]
+        except BaseException:
+            self._keep(ordered, finished)
+            raise
+        if any(job.moments is not None for job in ordered):  # one call of several
+            self._keep(ordered, finished)
+        return [finished[i] for i in range(len(ordered))]
+
+    def _cluster(self, jobs: list[Job], queue: list[int]) -> Iterable[tuple[int, Clustered]]:
+        if self.num_workers == 1 or not _worth_workers([jobs[i] for i in queue]):
+            return _in_this_process(jobs, queue, self.catalog)
+        return in_workers(jobs, queue, self.num_workers)
+
+    def _kept(self, jobs: list[Job]) -> dict[int, Clustered]:
+        if self.kept is None:
+            return {}
+        found = ((i, self.kept.find(job)) for i, job in enumerate(jobs))
+        return {i: result for i, result in found if result is not None}
+
+    def _keep(self, jobs: list[Job], finished: Mapping[int, Clustered]) -> None:
+        if self.kept is not None:
+            self.kept.add((jobs[i], result) for i, result in finished.items())
 
 
 def _cost(job: Job) -> int:
@@ -92,11 +109,8 @@ def _cost(job: Job) -> int:
 
 
 def _worth_workers(jobs: list[Job]) -> bool:
-    from joblib.parallel import get_active_backend
-
-    chosen = get_active_backend()[0]
-    if type(chosen).__name__ not in ("LokyBackend", "MultiprocessingBackend"):
-        return True  # threads, or a cluster that is up already: the user has decided
+    if not starts_processes():
+        return are_there()  # threads, or a cluster that is up already: the user has decided
     return len(jobs) > 1 and sum(_cost(job) for job in jobs) >= _WORTH_A_WORKER
 
 
@@ -109,14 +123,14 @@ def _in_this_process(
         shared = []
     for i in queue:
         if i not in shared:
-            yield i, _here(jobs[i], catalog)
+            yield i, cluster_here(jobs[i], catalog)
     if not shared:
         return
     from palette_core._common.threads import pool_of  # numba loads slowly
 
     pool = pool_of(len(shared))
     try:
-        running = {pool.submit(_here, jobs[i], catalog): i for i in shared}
+        running = {pool.submit(cluster_here, jobs[i], catalog): i for i in shared}
         for future in as_completed(running):
             yield running[future], future.result()
     finally:
@@ -134,93 +148,3 @@ def _may_share(job: Job, catalog: Catalog) -> bool:
     ):
         return False
     return catalog.clusterers.get(plan.algorithm).thread_safe
-
-
-def _here(job: Job, catalog: Catalog) -> Clustered:
-    try:
-        return cluster_tensor(job, catalog)
-    except (PaletteError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ClusteringError(f"{job.plan.name}: {type(error).__name__}: {error}") from error
-
-
-def _in_workers(
-    jobs: list[Job], queue: list[int], num_workers: int
-) -> Iterable[tuple[int, Clustered]]:
-    parallel = joblib.Parallel(n_jobs=num_workers, return_as="generator_unordered")
-    shared: dict[int, np.ndarray[Any, Any]] = {}
-    calls = (
-        joblib.delayed(_work)(
-            i,
-            jobs[i].plan,
-            *_to_numpy(jobs[i].weight),
-            _numpy(jobs[i].importance),
-            _sent(jobs[i].moments, shared),
-        )
-        for i in queue
-    )
-    for index, result in parallel(calls):
-        device = jobs[index].weight.device
-        yield index, replace(result, palettized=result.palettized.to(device))
-
-
-def _numpy(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:
-    return None if tensor is None else tensor.detach().cpu().to(torch.float32).numpy()
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """Moments on their way: joblib maps large arrays into workers, one object once."""
-
-    rest: InputMoments
-    hessian: np.ndarray[Any, Any]
-    target: np.ndarray[Any, Any] | None
-
-
-def _sent(moments: InputMoments | None, shared: dict[int, np.ndarray[Any, Any]]) -> _Sent | None:
-    """Take the large arrays out of moments; layers that share a matrix send the same object."""
-    if moments is None:
-        return None
-    matrix = moments.hessian
-    array = shared.setdefault(matrix.data_ptr(), matrix.detach().cpu().contiguous().numpy())
-    target = None if moments.target is None else moments.target.detach().cpu().double().numpy()
-    return _Sent(replace(moments, hessian=matrix.new_empty(0), target=None), array, target)
-
-
-def _received(sent: _Sent | None) -> InputMoments | None:
-    if sent is None:
-        return None
-    target = None if sent.target is None else _tensor(sent.target)
-    return replace(sent.rest, hessian=_tensor(sent.hessian), target=target)
-
-
-def _to_numpy(weight: Tensor) -> tuple[np.ndarray[Any, Any], torch.dtype]:
-    """Return the weight's bytes as an array: joblib maps arrays into workers without copies."""
-    host = weight.detach().cpu().contiguous()
-    if host.dtype is torch.bfloat16:
-        return host.view(torch.int16).numpy(), host.dtype
-    return host.numpy(), host.dtype
-
-
-def _work(
-    index: int,
-    plan: TensorPlan,
-    array: np.ndarray[Any, Any],
-    dtype: torch.dtype,
-    importance: np.ndarray[Any, Any] | None,
-    moments: _Sent | None,
-) -> tuple[int, Clustered]:
-    weight = _tensor(array).view(dtype)
-    sensitivity = None if importance is None else Sensitivity(_tensor(importance), "")
-    job = Job(plan, weight, sensitivity, _received(moments))
-    return index, _here(job, get_catalog())
-
-
-def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """Wrap an array, possibly a read-only memory map; clusterers do not write to their input."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

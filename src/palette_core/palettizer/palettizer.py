@@ -13,6 +13,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import make_jobs
+from palette_core.engine.kept import Kept
 from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
@@ -65,6 +66,7 @@ class KMeansPalettizer:
         self._session: TrainingSession | None = None
         self._doing: State | None = None
         self._looked: tuple[InputCalibration, Findings] | None = None
+        self._kept = Kept()
         self.plan: Plan | None = None
         self.report: Report | None = None
 
@@ -217,9 +219,12 @@ class KMeansPalettizer:
             WeightError: a weight to be palettized is NaN or infinite.
             SensitivityError: the file does not fit.
             ClusteringError: an algorithm failed; the message names the tensor.
+            WorkerError: a worker process was killed, or work cannot be sent to one. After this,
+                any other failure, and Ctrl-C, the weights that are done need not be done again
+                when the same palettizer prepares the model again.
             CalibrationError: the model failed on a calibration batch.
         """
-        executor = Executor(num_workers, self._catalog, show_progress)
+        executor = Executor(num_workers, self._catalog, show_progress, self._kept)
         life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
         plan = self.make_plan(
             example_inputs,
@@ -237,6 +242,7 @@ class KMeansPalettizer:
             life_cycle.mark(self._model, State.PREPARED)
         self.plan, self.report = plan, report
         self._looked = None  # moments are large, and not needed any more
+        self._kept.clear()
         return self._model
 
     def finalize(
