@@ -129,7 +129,7 @@ def test_attaching_stops_in_the_middle_of_torch(
         (palettizer, "cluster_model"),
         (palettizer, "make_report"),
         (attaching, "PalettizedWeight"),
-        (execution, "cluster_tensor"),
+        (execution, "cluster_here"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )

@@ -234,7 +234,7 @@ class Stop:
         (SquareSum, "take", 4),
         (mode, "fingerprint", 10),
         (execution.Executor, "run", 1),
-        (execution, "cluster_tensor", 3),
+        (execution, "cluster_here", 3),
         (PalettizedWeight, "set_palettized", 1),
         (PalettizedWeight, "set_palettized", 7),
     ],
