@@ -44,6 +44,10 @@ class Catalog:
     quarantined: tuple[Quarantined, ...] = ()
     blocked: tuple[Blocked, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a name: plug-ins are those of the process that loads."""
+        return get_catalog, ()
+
     def __getitem__(self, kind: PluginKind[EntryT]) -> Registry[EntryT]:
         return self.by_kind[kind]
 
