@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from palette_core.plugins.checked.clusterers import fit_checked
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.options import validate_options
 from palette_core.plugins.registries import Registered
+from palette_core.tensors.distortion import square_sums
 from palette_core.tensors.palettized import Codebook, PalettizedTensor
 from palette_core.tensors.quantized_fit import quantize_codebook
 from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points
@@ -85,7 +85,7 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
         palettized = PalettizedTensor.from_codebook(
             codebook, plan.layout, n_bits=plan.spec.n_bits, dtype=weight.dtype, scale=scale
         ).to(weight.device)
-        error, norm = _squares(weight, palettized)
+        error, norm = square_sums(weight, palettized)
     seconds = time.perf_counter() - start
     before, after = codebook.objective_before, codebook.objective_after
     return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after)
@@ -177,33 +177,3 @@ def _fit(plan: TensorPlan, item: Registered[ClustererEntry], problem: ClusterPro
     if quantizer is None or codebook.quantized is not None:
         return codebook
     return quantize_codebook(problem.points, problem.importance, codebook, quantizer)
-
-
-_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_SQUARES_CHUNK = 1 << 22  # elements decoded at once on a device
-
-
-def _squares(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
-    """Return Σ (decoded − weight)² and Σ weight²."""
-    scale, axis = palettized.scale, palettized.axis
-    usual = scale is None or scale.numel() == scale.shape[axis] == weight.shape[axis]
-    if usual and weight.device.type == "cpu" and weight.dtype in _WEIGHT_DTYPES:
-        from palette_core.tensors.distortion import square_sums  # numba loads slowly
-
-        return square_sums(weight, palettized)
-    flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
-    unit = _unit(weight)
-    error = norm = 0.0
-    for at in range(0, flat.numel(), _SQUARES_CHUNK):
-        x = flat[at : at + _SQUARES_CHUNK].double() / unit
-        gap = decoded[at : at + _SQUARES_CHUNK].double() / unit - x
-        error += float(gap.square().sum())
-        norm += float(x.square().sum())
-    # Not unit**2: that raises where a product becomes infinite.
-    return error * unit * unit, norm * unit * unit
-
-
-def _unit(weight: Tensor) -> float:
-    """Return a power of two that brings the weight to magnitude 1."""
-    low, high = (float(end) for end in torch.aminmax(weight))
-    return float(2.0 ** min(max(math.frexp(max(-low, high))[1], -1000), 1000))

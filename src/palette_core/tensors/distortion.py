@@ -1,7 +1,7 @@
-"""Distortion of a palettized weight: sums of squares, without decoding it.
+"""Distortion of a palettized weight: sums of squares.
 
-One compiled pass over the weight as it lies in memory. Sums are taken over fixed stretches and
-added in order, so that they are the same for any number of threads.
+In host memory, one compiled pass over the weight as it lies there, without decoding it. Sums are
+taken over fixed stretches and added in order, so that they are the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core._common.threads import map_threads
-from palette_core.tensors._distortion_kernel import add_squares
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.palettized import PalettizedTensor, dequantize_lut
 
 _STRETCH = 1 << 18  # elements one thread takes at a time
+_DECODED = 1 << 22  # elements compared at once on a device
 # Significant bits of a float, and the exponent of its smallest step.
 _FORMATS = {
     torch.float16: (11, -24),
@@ -34,10 +33,29 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
     """Return Σ (decoded − weight)² and Σ weight², added in float64.
 
     Args:
-        weight: in host memory; float16, bfloat16, float32 or float64.
-        palettized: what stands for it, in host memory; a scale is one factor for each place
-            along its vector axis.
+        weight: floating, on any device.
+        palettized: what stands for it, on the same.
     """
+    scale, axis = palettized.scale, palettized.axis
+    along = scale is None or scale.numel() == scale.shape[axis] == weight.shape[axis]
+    if along and weight.device.type == "cpu" and weight.dtype in _FORMATS:
+        return _on_host(weight, palettized)
+    flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
+    unit = _unit(weight)
+    error = norm = 0.0
+    for at in range(0, flat.numel(), _DECODED):
+        x = flat[at : at + _DECODED].double() / unit
+        gap = decoded[at : at + _DECODED].double() / unit - x
+        error += float(gap.square().sum())
+        norm += float(x.square().sum())
+    return _in_squares(error, unit), _in_squares(norm, unit)
+
+
+def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
+    """Return the sums where a scale has one factor for each place along the vector axis."""
+    from palette_core._common.threads import map_threads  # numba loads slowly
+    from palette_core.tensors._distortion_kernel import add_squares
+
     place = _Place(palettized)
     raw = _raw(weight)
     codes = palettized.indices.contiguous().numpy().reshape(-1)
@@ -67,8 +85,12 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
     for out in map_threads(sums, stretches):
         error += float(out[:4].sum())
         norm += float(out[4:].sum())
+    return _in_squares(error, unit), _in_squares(norm, unit)
+
+
+def _in_squares(total: float, unit: float) -> float:
     # Not unit**2: that raises where a product becomes infinite.
-    return error * unit * unit, norm * unit * unit
+    return total * unit * unit
 
 
 class _Place:
