@@ -72,6 +72,32 @@ def test_a_folder_of_the_users_keeps_them(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @folders_can_be_chosen
+def test_damaged_files_are_named_and_done_without(tmp_path: Path) -> None:
+    ran(tmp_path)
+    for pattern, keep in (("*.nbc", 0.5), ("*.nbi", 0)):
+        (victim,) = tmp_path.rglob(f"rounding._count_to-{pattern}")
+        data = victim.read_bytes()
+        victim.write_bytes(data[: int(len(data) * keep)])
+        found, said = ran(tmp_path)
+        assert found == ["3", "False", "0"]
+        assert f"{victim} cannot be read" in said
+    victim.unlink()
+    assert ran(tmp_path)[0] == ["3", "True", "0"]
+
+
+@pytest.mark.slow
+@folders_can_be_chosen
+def test_a_full_disk_is_done_without(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    found, said = ran(tmp_path, limit + SCRIPT)
+    assert found == ["3", "False", "0"]
+    assert "cannot be written (OSError: [Errno 27] File too large)" in said
+    assert not [path for path in tmp_path.rglob("*") if ".tmp." in path.name]
+
+
+@pytest.mark.slow
+@folders_can_be_chosen
 def test_without_any_folder_they_are_compiled_every_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for _ in range(2):

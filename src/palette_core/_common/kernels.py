@@ -13,6 +13,7 @@ from typing import Any
 
 import numba
 from numba.core import event
+from numba.core.caching import FunctionCache
 
 _PACKAGE = __name__.partition(".")[0]
 _MESSAGE = (
@@ -21,7 +22,7 @@ _MESSAGE = (
 )
 _AGAIN = (
     f"{_PACKAGE}: compiling kernels, which takes ten to fifteen seconds in every process: "
-    "no folder to keep them in can be written to; NUMBA_CACHE_DIR may name one"
+    "they cannot be kept; NUMBA_CACHE_DIR may name a folder for them"
 )
 
 _not_kept: list[str] = []
@@ -66,7 +67,7 @@ def _is_on_disk(function: Any) -> bool:
     index = getattr(getattr(function, "_cache", None), "_cache_file", None)
     try:
         return index is not None and bool(index._load_index())
-    except OSError:
+    except Exception:  # a damaged file may raise anything
         return False
 
 
@@ -78,12 +79,54 @@ def are_kept() -> bool:
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     _announce_compiling()
     options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, **options}
+    made = numba.njit(**options)(function)
     try:
         # Beside the source; where that is read-only, in a folder of the user's.
-        return numba.njit(cache=True, **options)(function)
+        made._cache = _Cache(function)  # type: ignore[no-untyped-call]
     except RuntimeError:  # numba can write to neither
         _not_kept.append(function.__name__)
-        return numba.njit(**options)(function)
+    return made
+
+
+class _Cache(FunctionCache):
+    """Cache of a kernel on disk that is left alone where its files are damaged, or the disk full.
+
+    numba itself raises whatever it meets there, and no kernel can be called any more.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return what is kept of a signature, or None."""
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except Exception as error:  # what unpickling meets in a damaged file
+            self._leave(self._damaged(sig, target_context), "cannot be read", error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what a signature was compiled to."""
+        try:
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            self._leave(self._cache_file._index_path, "cannot be written", error)
+
+    def _damaged(self, sig: Any, target_context: Any) -> str:
+        file: Any = self._cache_file
+        key: Any = self._index_key
+        try:
+            name = file._load_index()[key(sig, target_context.codegen())]
+        except Exception:
+            return str(file._index_path)
+        return str(file._data_path(name))
+
+    def _leave(self, path: str, what: str, error: Exception) -> None:
+        self.disable()  # type: ignore[no-untyped-call]
+        _not_kept.append(self._py_func.__name__)
+        print(
+            f"{_PACKAGE}: {path} {what} ({type(error).__name__}: {error}); its kernel is compiled "
+            "in every process until that file is deleted, or there is room for it",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class _Announcer(event.Listener):
