@@ -1,38 +1,47 @@
 """Tensors in what models take and return.
 
-They are alone, or in tuples, lists, mappings and classes registered with torch's trees, in any
-depth.
+They are alone, or in tuples, lists, mappings, dataclasses and classes registered with torch's
+trees, in any depth; where nothing is found there, in attributes of other objects.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from types import FunctionType, ModuleType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 
 def floating(value: Any) -> list[Tensor]:
-    """Return the floating tensors of a value, in order."""
-    return [tensor for tensor in tensors(value) if tensor.is_floating_point()]
+    """Return the floating tensors of a value, in order; complex ones as pairs of real numbers.
+
+    Objects that are neither containers nor dataclasses, such as a cache among the outputs, count
+    where there is nothing else.
+    """
+    found = [_real(tensor) for tensor in tensors(value) if _is_floating(tensor)]
+    return found or [_real(tensor) for tensor in _inside(value, {}) if _is_floating(tensor)]
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a value, in order."""
+    """Yield the tensors of a value, in order, those in other objects aside."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif isinstance(leaf, Mapping):  # of a class that is not registered
-            for item in leaf.values():
+        else:
+            for item in _items(leaf):
                 yield from tensors(item)
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return a value with every tensor in it exchanged.
 
-    All else stays as it is, mappings of classes that are not registered among it.
+    All else stays as it is, mappings and dataclasses that are not registered among it.
     """
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
@@ -42,11 +51,92 @@ def copied(value: Any) -> Any:
 
     Looks into dataclasses too, as `mapped` does not.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
-        return replace(value, **{name: copied(part) for name, part in parts.items()})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if field.init
+        }
+        return dataclasses.replace(value, **{name: copied(part) for name, part in parts.items()})
     return mapped(_copy, value)
 
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.clone()
+
+
+def deep_copy(value: Any) -> Any:
+    """Return a copy of a value, of all tensors and objects in it, as ``copy.deepcopy`` makes it.
+
+    Of views only what they show is copied, and nothing remembers how a tensor was computed.
+
+    Raises:
+        TypeError: something in it cannot be copied, such as a generator or a lock.
+    """
+    try:
+        with _Copying():
+            return copy.deepcopy(value)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise TypeError(f"{said_of(value)} cannot be copied: {error}") from error
+
+
+def said_of(value: Any) -> str:
+    """Return what to call a value in a message: its type, and those of what it holds."""
+    held = sorted({type(leaf).__name__ for leaf in tree_leaves(value)} - {type(value).__name__})
+    return f"{type(value).__name__} of {', '.join(held)}" if held else type(value).__name__
+
+
+class _Copying(TorchFunctionMode):
+    """Copies tensors that autograd has made, which ``copy.deepcopy`` refuses to."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return memo[id(tensor)]
+
+
+def _items(leaf: Any) -> Iterator[Any]:
+    """Yield what a container holds whose class is not registered with torch's trees."""
+    if isinstance(leaf, Mapping):
+        yield from leaf.values()
+    elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        for field in dataclasses.fields(leaf):
+            yield getattr(leaf, field.name, None)
+
+
+_CLOSED = (nn.Module, type, ModuleType, FunctionType)  # no values of a run
+
+
+def _inside(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
+    """Yield the tensors of a value, those in attributes of any objects included."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif id(leaf) not in seen and not isinstance(leaf, _CLOSED):
+            seen[id(leaf)] = leaf  # held, so that its id is not given to others
+            for item in (*_items(leaf), *_attributes(leaf)):
+                yield from _inside(item, seen)
+
+
+def _attributes(leaf: Any) -> Iterator[Any]:
+    yield from getattr(leaf, "__dict__", {}).values()
+    for cls in type(leaf).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            yield getattr(leaf, name, None)
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

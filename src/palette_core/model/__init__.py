@@ -1,7 +1,7 @@
 """Find which operation consumes which tensor of a model, by running it once."""
 
 from palette_core.model.inputs import ExampleInputs, as_inputs, call_arguments
-from palette_core.model.isolation import evaluation_mode, restored_values, uncompiled
+from palette_core.model.isolation import evaluation_mode, restored_state, uncompiled
 from palette_core.model.tracing import trace
 
 __all__ = [
@@ -9,7 +9,7 @@ __all__ = [
     "as_inputs",
     "call_arguments",
     "evaluation_mode",
-    "restored_values",
+    "restored_state",
     "trace",
     "uncompiled",
 ]

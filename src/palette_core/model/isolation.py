@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palette_core._common.undoing import undone
+from palette_core.model.hooked_weights import is_replaceable
 from palette_core.model.states import is_lazy
 
 
@@ -44,27 +45,55 @@ def uncompiled() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def restored_values(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what the run does to buffers of ``modules``, such as counters and caches."""
-    saved = [
-        (states, name, tensor, _copy_of(tensor))
-        for module in modules
-        if not isinstance(module, torch.jit.ScriptModule)
-        for states, name, tensor in _changeable(module)
-    ]
-    with undone(saved, lambda item: _put_back(*item)):
+    """Undo what runs do to buffers of ``modules``, such as counters and caches."""
+    with undone([_Values(modules)], _Values.restore):
         yield
 
 
-def _put_back(
-    states: dict[str, Any], name: str, tensor: Tensor | None, copy: tuple[Tensor, int | None] | None
-) -> None:
-    states[name] = tensor
-    if tensor is not None and copy is not None:
-        _restore(tensor, *copy)
+@contextlib.contextmanager
+def restored_state(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Undo what runs do to ``modules``: to their buffers, and to plain attributes as well.
+
+    A module to which a run adds modules or parameters, or lazy ones of which get their shapes,
+    keeps its attributes. What hangs deeper than in a list, dictionary or set is not looked at.
+
+    Yields:
+        what puts everything back at once, for the next of several runs to find it.
+    """
+    modules = list(modules)
+    values, attributes = _Values(modules, constants=True), _Attributes(modules)
+
+    def restore() -> None:
+        attributes.restore()
+        values.restore()
+
+    with undone([restore], lambda item: item()):
+        yield restore
+
+
+# --- tensors ------------------------------------------------------------------------------------
+
+
+class _Values:
+    """Values of the tensors of modules that a run in evaluation mode may change."""
+
+    def __init__(self, modules: Iterable[nn.Module], *, constants: bool = False) -> None:
+        self._saved = [
+            (states, name, tensor, _copy_of(tensor))
+            for module in modules
+            if not isinstance(module, torch.jit.ScriptModule)
+            for states, name, tensor in _changeable(module, constants)
+        ]
+
+    def restore(self) -> None:
+        for states, name, tensor, copy in self._saved:
+            states[name] = tensor
+            if tensor is not None and copy is not None:
+                _restore(tensor, *copy)
 
 
 def _changeable(
-    module: nn.Module,
+    module: nn.Module, constants: bool
 ) -> Iterator[tuple[dict[str, Any], str, Tensor | None]]:
     """Yield what a run in evaluation mode may change; lazy buffers get their shape in it."""
     for name, buffer in module._buffers.items():
@@ -73,12 +102,16 @@ def _changeable(
     if getattr(module, "max_norm", None) is not None:  # embeddings that renormalise on look-up
         for name, parameter in module._parameters.items():
             yield module._parameters, name, parameter
+    for name, value in vars(module).items() if constants else ():
+        # What a hook computes before every call is made anew, not written to.
+        if isinstance(value, Tensor) and not is_replaceable(module, name):
+            yield vars(module), name, value
 
 
 def _copy_of(tensor: Tensor | None) -> tuple[Tensor, int | None] | None:
     if tensor is None:
         return None
-    return tensor.clone(), None if tensor.is_inference() else tensor._version
+    return tensor.detach().clone(), None if tensor.is_inference() else tensor._version
 
 
 def _restore(tensor: Tensor, copy: Tensor, version: int | None) -> None:
@@ -91,3 +124,57 @@ def _restore(tensor: Tensor, copy: Tensor, version: int | None) -> None:
         return
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         tensor.copy_(copy)
+
+
+# --- attributes ---------------------------------------------------------------------------------
+
+
+class _Attributes:
+    """Attributes of modules that are no tensors: counters, flags, lists of what has been seen."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._saved = [
+            (vars(module), dict(vars(module)), list(_containers(module)), _built(module))
+            for module in modules
+            if not isinstance(module, torch.jit.ScriptModule) and not _is_lazy(module)
+        ]
+
+    def restore(self) -> None:
+        for own, attributes, containers, built in self._saved:
+            if built != (own["_modules"].keys(), own["_parameters"].keys()):
+                continue  # it has built itself, and may say so anywhere
+            if not _same(own, attributes):
+                own.update(attributes)
+                for name in own.keys() - attributes.keys():
+                    del own[name]
+            for container, content in containers:
+                if not _same(container, content):
+                    _refill(container, content)
+
+
+def _containers(module: nn.Module) -> Iterator[tuple[Any, Any]]:
+    for value in vars(module).values():
+        if type(value) in (list, dict, set):
+            yield value, value.copy()
+
+
+def _built(module: nn.Module) -> tuple[set[str], set[str]]:
+    return set(module._modules), set(module._parameters)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    states = (*module._parameters.values(), *module._buffers.values())
+    return any(state is not None and is_lazy(state) for state in states)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether two containers hold the same objects, or at least equal ones."""
+    try:
+        return bool(a == b)  # what is identical is not compared
+    except Exception:
+        return False  # of tensors and arrays there is no telling

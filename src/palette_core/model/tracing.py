@@ -7,6 +7,7 @@ the operation receives it itself, not something computed from it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from palette_core._common.pytrees import deep_copy
 from palette_core._common.rng import untouched_global_rng
 from palette_core._common.undoing import undone
 from palette_core.config.names import type_name
 from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
-from palette_core.model.isolation import evaluation_mode, restored_values, uncompiled
+from palette_core.model.isolation import evaluation_mode, restored_state, uncompiled
 from palette_core.model.states import is_parametrization, states_of, tensors_of
 from palette_core.model.views import StateStorages, axis_in_state
 from palette_core.operations import installed_operations, op_type_of
@@ -34,8 +36,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
     """Run ``model`` once on ``example_inputs`` and record who consumes what.
 
     The run is in evaluation mode, without gradients and without ``torch.compile``. Afterwards
-    training flags, buffers and global random states are as before, whether it failed or not;
-    only lazy modules keep the shapes that it gave them.
+    training flags, buffers, attributes, inputs and global random states are as before, whether it
+    failed or not; only lazy modules keep the shapes that it gave them, and the model what modules
+    and parameters it made.
 
     Raises:
         TypeError: ``example_inputs`` are no model inputs, see `as_inputs`.
@@ -43,11 +46,13 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
         OperationError: a plug-in that knows an operation fails.
     """
     args, kwargs = call_arguments(example_inputs)
+    with contextlib.suppress(TypeError):  # of what cannot be copied: it is run once
+        args, kwargs = deep_copy((args, kwargs))
     with (
         evaluation_mode(model),
         untouched_global_rng(),
         torch.no_grad(),
-        restored_values(model.modules()),
+        restored_state(model.modules()),
         parametrize.cached(),
         uncompiled(),
         _Recorder(model) as recorder,

@@ -7,7 +7,7 @@ from palette_core.statistics.activations.feeding import Feeder
 from palette_core.statistics.activations.guided import loss_weights
 from palette_core.statistics.activations.look import completed, look
 from palette_core.statistics.activations.options import Findings, InputCalibration, Loss, batches_of
-from palette_core.statistics.activations.runs import Runner, Stop, copied
+from palette_core.statistics.activations.runs import Runner, Stop
 from palette_core.statistics.activations.structure import Structure, find_structure
 from palette_core.statistics.activations.watch import Seen
 
@@ -27,7 +27,6 @@ __all__ = [
     "collect",
     "compensated",
     "completed",
-    "copied",
     "find_blocks",
     "find_structure",
     "look",

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from palette_core._common.pytrees import deep_copy
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator
@@ -14,7 +15,7 @@ from palette_core.statistics.activations.blocks import find_blocks
 from palette_core.statistics.activations.collect import CallKey, moments_of
 from palette_core.statistics.activations.comparing import distance, has_values
 from palette_core.statistics.activations.options import Findings, InputCalibration
-from palette_core.statistics.activations.runs import Runner, Stop, copied
+from palette_core.statistics.activations.runs import Runner, Stop
 from palette_core.statistics.activations.structure import Stage, Structure, find_structure
 from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.moments import InputMoments
@@ -232,7 +233,7 @@ class Feeder:
 
         def keep(name: str, output: Any) -> None:
             if name == block:
-                kept.append(copied(output))
+                kept.append(deep_copy(output))
                 raise Stop
 
         whole = self._runner.run(

@@ -35,7 +35,7 @@ def loss_weights(
         CalibrationError: the model or the loss failed, the loss is not finite, or has no gradient.
     """
     found: dict[CallKey, Tensor] = {}
-    for number, batch in enumerate(runner.batches):
+    for number in range(len(runner.batches)):
         outputs: dict[CallKey, tuple[InputView, Tensor]] = {}
 
         def see(
@@ -55,6 +55,7 @@ def loss_weights(
 
         made = runner.run(number, on_output=see, gradients=True)
         with torch.enable_grad():
+            batch = runner.copy_of(number)
             gradients = _gradients(loss, made, batch, [out for _, out in outputs.values()], number)
         for (key, (view, out)), gradient in zip(outputs.items(), gradients, strict=True):
             # None is of a call that the loss does not depend on.

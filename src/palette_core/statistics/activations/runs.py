@@ -1,7 +1,8 @@
 """Runs of a model on calibration batches, watched, and with other weights in place of its own.
 
 Weights are exchanged in the arguments of the operations that consume them, so the model itself
-is never written to. Blocks that have been run before can answer from memory.
+is never written to. Blocks that have been run before can answer from memory. Every run starts
+from the same inputs, buffers and random states, whatever those before it have done to them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from palette_core._common.pytrees import mapped
+from palette_core._common.pytrees import deep_copy
 from palette_core._common.rng import untouched_global_rng
 from palette_core.errors import CalibrationError, OperationError
 from palette_core.model import (
     ExampleInputs,
     call_arguments,
     evaluation_mode,
-    restored_values,
+    restored_state,
     uncompiled,
 )
 from palette_core.planning import TensorPlan
@@ -59,18 +60,15 @@ class Runner:
         self._depth = 0
         self._stay = contextlib.ExitStack()
         self._own: dict[int, tuple[str, Tensor]] = {}
+        self._restore: Callable[[], None] = _do_nothing
 
     def __enter__(self) -> Self:
         if self._depth == 0:
             with contextlib.ExitStack() as stack:
-                for context in (
-                    evaluation_mode(self.model),
-                    untouched_global_rng(),
-                    restored_values(self.model.modules()),
-                    parametrize.cached(),
-                    uncompiled(),
-                ):
-                    stack.enter_context(context)
+                stack.enter_context(evaluation_mode(self.model))
+                self._restore = stack.enter_context(restored_state(self.model.modules()))
+                stack.enter_context(parametrize.cached())
+                stack.enter_context(uncompiled())
                 self._own = self._watched()
                 self._stay = stack.pop_all()
         self._depth += 1
@@ -79,7 +77,7 @@ class Runner:
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._own = {}
+            self._own, self._restore = {}, _do_nothing
             self._stay.close()
 
     def label(self, batch: int) -> str:
@@ -87,6 +85,23 @@ class Runner:
         if self.n_calibration is None or batch < self.n_calibration:
             return f"calibration batch {batch}"
         return f"held-out batch {batch - self.n_calibration}"
+
+    def copy_of(self, batch: int) -> Any:
+        """Return a copy of a batch, for whoever gets it to do with as it likes.
+
+        Raises:
+            CalibrationError: something in it cannot be copied.
+        """
+        return self._copied(batch, self.batches[batch])
+
+    def _copied(self, batch: int, value: Any) -> Any:
+        try:
+            return deep_copy(value)
+        except TypeError as error:
+            raise CalibrationError(
+                f"{self.label(batch)} is run several times, always from the same inputs: {error}; "
+                "give as a tensor, or as a list, what it holds"
+            ) from error
 
     def run(
         self,
@@ -114,9 +129,15 @@ class Runner:
             CalibrationError: the model failed, or what looks at its weights.
             OperationError: a plug-in that knows an operation failed.
         """
-        args, kwargs = call_arguments(self.batches[batch])
+        args, kwargs = self._copied(batch, call_arguments(self.batches[batch]))
         recording = torch.enable_grad() if gradients else torch.no_grad()
-        with self, recording, self._blocks(answers or {}, keep):
+        with (
+            self,
+            self._as_before(),
+            untouched_global_rng(),
+            recording,
+            self._blocks(answers or {}, keep),
+        ):
             watch = Watch(self._own, weights or {}, on_seen, on_output)
             try:
                 with watch:
@@ -136,6 +157,13 @@ class Runner:
                     f"{type(self.model).__name__} failed on {self.label(batch)}: "
                     f"{type(error).__name__}: {error}"
                 ) from error
+
+    @contextlib.contextmanager
+    def _as_before(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._restore()
 
     def _watched(self) -> dict[int, tuple[str, Tensor]]:
         """Return the watched weights as operations receive them."""
@@ -171,10 +199,14 @@ class Runner:
 _ABSENT = object()
 
 
+def _do_nothing() -> None:
+    pass
+
+
 def _answering(answer: Any) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         del args, kwargs
-        return copied(answer)
+        return deep_copy(answer)
 
     return forward
 
@@ -187,8 +219,3 @@ def _keeping(name: str, forward: Any, keep: Callable[[str, Any], None] | None) -
         return out
 
     return kept
-
-
-def copied(value: Any) -> Any:
-    """Copy all tensors of a nested value: what follows may write to them."""
-    return mapped(lambda x: x.detach().clone(), value)

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from palette_core._common.pytrees import deep_copy
 from palette_core.statistics.activations.blocks import block_of
 from palette_core.statistics.activations.collect import CallKey
-from palette_core.statistics.activations.runs import Runner, Stop, copied
+from palette_core.statistics.activations.runs import Runner, Stop
 from palette_core.statistics.activations.watch import Seen
 
 _Item = TypeVar("_Item", bound=Hashable)
@@ -127,7 +128,7 @@ def _record(runner: Runner, batch: int, run: _Run, *, keep: bool) -> Any:
     def returned(name: str, output: Any) -> None:
         run.runs[name] = run.runs.get(name, 0) + 1
         if keep:
-            run.outputs[name] = copied(output)
+            run.outputs[name] = deep_copy(output)
 
     return runner.run(batch, see, keep=returned)
 
