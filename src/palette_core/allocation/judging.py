@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
-from palette_core._common.pytrees import floating
+from palette_core._common.pytrees import floating, said_of
 from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
@@ -262,13 +262,22 @@ def _check_squares(metric: str, sensitivities: Mapping[str, Sensitivity]) -> Non
 
 def _outputs(runner: Runner) -> Callable[[str, Tensor | None], ModelOutputs]:
     reference: list[list[Tensor]] = []
+    batches = range(len(runner.batches))
 
     def run(name: str, weight: Tensor | None) -> ModelOutputs:
+        if not reference:
+            reference.extend(_said(runner, i) for i in batches)
         if weight is None:
-            if not reference:
-                reference.extend(_said(runner, i) for i in range(len(runner.batches)))
             return reference
-        return [floating(runner.run(i, weights={name: weight})) for i in range(len(runner.batches))]
+        made = [floating(runner.run(i, weights={name: weight})) for i in batches]
+        for i, (before, after) in enumerate(zip(reference, made, strict=True)):
+            if [x.shape for x in before] != [x.shape for x in after]:
+                raise CalibrationError(
+                    f"{name}: with a palette for it the model returns tensors of other shapes on "
+                    f"calibration batch {i}, so nothing can be compared; leave the weight out, or "
+                    "choose a metric that does not look at outputs"
+                )
+        return made
 
     return run
 
@@ -277,10 +286,16 @@ def _said(runner: Runner, batch: int) -> list[Tensor]:
     """Return what the unchanged model says to a batch.
 
     Raises:
-        CalibrationError: nothing, as the batch is empty.
+        CalibrationError: nothing: the batch is empty, or no floating tensor is in what it returns.
     """
-    found = floating(runner.run(batch))
-    if found and not any(tensor.numel() for tensor in found):
+    output = runner.run(batch)
+    found = floating(output)
+    if not found:
+        raise CalibrationError(
+            f"what the model returns on calibration batch {batch} holds no floating tensor: "
+            f"{said_of(output)}; let it return scores, or choose another metric"
+        )
+    if not any(tensor.numel() for tensor in found):
         raise CalibrationError(
             f"calibration batch {batch} is empty: the model's outputs of it have no elements "
             f"(shape {tuple(found[0].shape)}), so nothing can be compared; leave the batch out"

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.pytrees import deep_copy
 from palette_core.errors import PaletteError, did_you_mean
-from palette_core.model import as_inputs, call_arguments
+from palette_core.model import as_inputs, call_arguments, restored_state
+from palette_core.storage.packed_weight import PaletteModule
 from palette_core.tensors.dtypes import parse_dtype
 
 DEFAULT_CALLABLE = "load"
@@ -38,10 +40,20 @@ class Loaded:
     example_inputs: tuple[Any, ...] | dict[str, Any]
 
     def run(self, model: nn.Module | None = None) -> Any:
-        """Call ``model`` (or the loaded one) on the inputs, without gradients."""
+        """Call ``model`` (or the loaded one) on the inputs, without gradients.
+
+        Both are afterwards as before.
+
+        Raises:
+            FactoryError: the inputs cannot be copied.
+        """
         target = self.model if model is None else model
-        with torch.no_grad():
-            args, kwargs = call_arguments(self.example_inputs)
+        try:
+            args, kwargs = deep_copy(call_arguments(self.example_inputs))
+        except TypeError as error:
+            raise FactoryError(f"the example inputs are for several runs: {error}") from error
+        others = [m for m in target.modules() if not isinstance(m, PaletteModule)]
+        with torch.no_grad(), restored_state(others):
             return target(*args, **kwargs)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 ModelOutputs = Sequence[Sequence["Tensor"]]
-"""Floating tensors that a model returns, by calibration batch."""
+"""Floating tensors that a model returns, by calibration batch: at least one for each."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Candidate:
             metrics that declare ``needs_squares``.
         moments: of the layer's input; given to metrics that declare ``needs_moments``.
         outputs: the model's outputs on calibration batches with a tensor in place of the weight,
-            or with the weight itself for None; given to metrics that declare ``needs_outputs``.
+            or with the weight itself for None, always of the same shapes; given to metrics that
+            declare ``needs_outputs``.
     """
 
     name: str

@@ -7,13 +7,13 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from palette_core._common.pytrees import deep_copy
+from palette_core._common.pytrees import deep_copy, floating
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator
 from palette_core.statistics.activations.blocks import find_blocks
 from palette_core.statistics.activations.collect import CallKey, moments_of
-from palette_core.statistics.activations.comparing import distance, has_values
+from palette_core.statistics.activations.comparing import distance, why_nothing
 from palette_core.statistics.activations.options import Findings, InputCalibration
 from palette_core.statistics.activations.runs import Runner, Stop
 from palette_core.statistics.activations.structure import Stage, Structure, find_structure
@@ -78,17 +78,23 @@ class Feeder:
         """
         batches = range(self._n if held_out_only else 0, len(self._runner.batches))
         keep = self.calibration.compensate or bool(self.calibration.held_out)
-        self._structure = find_structure(
-            self._runner, batches, keep=keep, check=self._check_held_out
-        )
-        return self._structure
+        wordless: list[str] = []
 
-    def _check_held_out(self, batch: int, output: Any) -> None:
-        if batch >= self._n and not has_values(output):
-            raise CalibrationError(
-                f"nothing can be judged by {self._runner.label(batch)}: what the unchanged model "
-                "returns on it is empty, or NaN or infinite throughout"
-            )
+        def check(batch: int, output: Any) -> None:
+            why = why_nothing(output) if batch >= self._n else None
+            if why is not None:
+                wordless.append(
+                    f"nothing can be judged by {self._runner.label(batch)}: what the unchanged "
+                    f"model returns on it {why}"
+                )
+                if floating(output):
+                    raise CalibrationError(wordless[0])
+
+        self._structure = find_structure(self._runner, batches, keep=keep, check=check)
+        # Blocks may be judged by what they return themselves.
+        if wordless and any(stage.block is None for stage in self._structure.stages):
+            raise CalibrationError(wordless[0])
+        return self._structure
 
     # --- moments --------------------------------------------------------------------------------
 
@@ -218,10 +224,11 @@ class Feeder:
         if any(also != ran for also, _ in others):
             # Its weights decide whether it runs: only the model's own outputs can be compared.
             return self._errors(None, batch, answers, weights)
-        if not has_values(truth):
+        why = why_nothing(truth)
+        if why is not None:
             raise CalibrationError(
                 f"{block or 'the model'} cannot be judged by {self._runner.label(batch)}: what "
-                "the unchanged one returns on it is empty, or NaN or infinite throughout"
+                f"the unchanged one returns on it {why}"
             )
         return [distance(truth, other) for _, other in others]
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from palette_core._common.pytrees import deep_copy
 from palette_core._common.rng import untouched_global_rng
@@ -111,6 +112,7 @@ class Runner:
         weights: Mapping[str, Tensor] | None = None,
         answers: Mapping[str, Any] | None = None,
         keep: Callable[[str, Any], None] | None = None,
+        on_written: Callable[[str], None] | None = None,
         on_output: OnOutput | None = None,
         gradients: bool = False,
     ) -> Any:
@@ -122,6 +124,8 @@ class Runner:
             weights: what to use in place of weights, by name of their plans.
             answers: outputs of blocks that are not to be run.
             keep: called with the output of every block that was run.
+            on_written: called with the name of every block that has written to what it was given,
+                or to buffers outside of it.
             on_output: may exchange the output of an operation that consumes a watched weight.
             gradients: record a graph.
 
@@ -136,7 +140,7 @@ class Runner:
             self._as_before(),
             untouched_global_rng(),
             recording,
-            self._blocks(answers or {}, keep),
+            self._blocks(answers or {}, keep, on_written),
         ):
             watch = Watch(self._own, weights or {}, on_seen, on_output)
             try:
@@ -176,17 +180,25 @@ class Runner:
 
     @contextlib.contextmanager
     def _blocks(
-        self, answers: Mapping[str, Any], keep: Callable[[str, Any], None] | None
+        self,
+        answers: Mapping[str, Any],
+        keep: Callable[[str, Any], None] | None,
+        on_written: Callable[[str], None] | None,
     ) -> Iterator[None]:
-        """Let blocks answer from memory, or have their outputs kept."""
+        """Let blocks answer from memory, or have what they return and do reported."""
         changed: list[tuple[nn.Module, Any]] = []
         try:
             for name, module in self.blocks.items():
-                if name not in answers and keep is None:
-                    continue
-                changed.append((module, vars(module).get("forward", _ABSENT)))
-                made = _answering(answers[name]) if name in answers else None
-                object.__setattr__(module, "forward", made or _keeping(name, module.forward, keep))
+                forward = module.forward
+                if name in answers:
+                    forward = _answering(answers[name])
+                elif on_written is not None:
+                    forward = _checking(name, forward, on_written, self._beside(module))
+                if name not in answers and keep is not None:
+                    forward = _keeping(name, forward, keep)
+                if forward is not module.forward:
+                    changed.append((module, vars(module).get("forward", _ABSENT)))
+                    object.__setattr__(module, "forward", forward)
             yield
         finally:
             for module, before in reversed(changed):
@@ -194,6 +206,12 @@ class Runner:
                     object.__delattr__(module, "forward")
                 else:
                     object.__setattr__(module, "forward", before)
+
+    def _beside(self, block: nn.Module) -> Callable[[], list[Tensor]]:
+        """Return what returns the buffers that do not belong to a block."""
+        own = {id(module) for module in block.modules()}
+        others = [module for module in self.model.modules() if id(module) not in own]
+        return lambda: [x for module in others for x in module._buffers.values() if x is not None]
 
 
 _ABSENT = object()
@@ -211,11 +229,33 @@ def _answering(answer: Any) -> Callable[..., Any]:
     return forward
 
 
-def _keeping(name: str, forward: Any, keep: Callable[[str, Any], None] | None) -> Any:
+def _keeping(name: str, forward: Any, keep: Callable[[str, Any], None]) -> Any:
     def kept(*args: Any, **kwargs: Any) -> Any:
         out = forward(*args, **kwargs)
-        if keep is not None:
-            keep(name, out)
+        keep(name, out)
         return out
 
     return kept
+
+
+def _checking(
+    name: str, forward: Any, on_written: Callable[[str], None], beside: Callable[[], list[Tensor]]
+) -> Any:
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        before = _versions(args, kwargs, beside())
+        out = forward(*args, **kwargs)
+        if before != _versions(args, kwargs, beside()):
+            on_written(name)
+        return out
+
+    return checked
+
+
+def _versions(*values: Any) -> list[tuple[int, int]]:
+    """Return what changes when something writes to a tensor of a value, or exchanges one.
+
+    Caches and other objects are left out: what a block notes there is for itself.
+    """
+    leaves = tree_leaves(values, is_leaf=lambda x: type(x) not in (tuple, list, dict))
+    found = [x for x in leaves if isinstance(x, Tensor)]
+    return [(id(x), 0 if x.is_inference() else x._version) for x in found]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from palette_core._common.pytrees import deep_copy
+from palette_core._common.pytrees import deep_copy, floating
 from palette_core.statistics.activations.blocks import block_of
 from palette_core.statistics.activations.collect import CallKey
 from palette_core.statistics.activations.runs import Runner, Stop
@@ -34,7 +34,8 @@ class Structure:
     Attributes:
         stages: all weights that are used, in an order in which every batch uses them.
         calls: how often a weight is used in a run; None where that depends on the batch.
-        once: blocks that run at most once in a run: these may answer from memory.
+        once: blocks that may answer from memory: they run at most once in a run, and do nothing
+            but return floating tensors, in what can be copied.
         outputs: by batch what each of these returns, where that was asked for.
         shapes: by call, of what weights are multiplied with.
     """
@@ -67,11 +68,12 @@ class Structure:
 
 @dataclass
 class _Run:
-    """One run: what was used first with which inputs, how often, and what blocks returned."""
+    """One run: what was used first with which inputs, how often, what blocks returned and did."""
 
     first: dict[str, _Inputs] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
+    doing_more: set[str] = field(default_factory=set)
     shapes: dict[tuple[str, int], tuple[torch.Size, ...]] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
 
@@ -104,7 +106,8 @@ def find_structure(
     names = {name for run in runs for name in run.first}
     ran = {name for run in runs for name in run.runs}
     # A block that runs twice may depend on what comes between: it never answers from memory.
-    once = frozenset(name for name in ran if all(run.runs.get(name, 0) < 2 for run in runs))
+    more = {n for run in runs for n in ran if n in run.doing_more or run.runs.get(n, 0) > 1}
+    once = frozenset(ran - more)
     counts = {name: {run.calls.get(name, 0) for run in runs} for name in names}
     return Structure(
         tuple(_stages(runner, runs, once)),
@@ -127,10 +130,17 @@ def _record(runner: Runner, batch: int, run: _Run, *, keep: bool) -> Any:
 
     def returned(name: str, output: Any) -> None:
         run.runs[name] = run.runs.get(name, 0) + 1
+        try:
+            answer = deep_copy(output)
+        except TypeError:
+            run.doing_more.add(name)
+            return
+        if not floating(answer):
+            run.doing_more.add(name)
         if keep:
-            run.outputs[name] = deep_copy(output)
+            run.outputs[name] = answer
 
-    return runner.run(batch, see, keep=returned)
+    return runner.run(batch, see, keep=returned, on_written=run.doing_more.add)
 
 
 def _stages(runner: Runner, runs: Sequence[_Run], once: frozenset[str]) -> list[Stage]:
