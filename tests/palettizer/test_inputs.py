@@ -44,9 +44,9 @@ def test_every_call_takes_every_kind_of_input(inputs, tmp_path) -> None:
     model = Model()
     palettizer = KMeansPalettizer(model)
     palettizer.calibrate([inputs], held_out=[inputs])
-    palettizer.prepare(inputs, backend="torch")
+    palettizer.prepare(inputs, backend="packed")
     wanted = model(X, return_dict=False)
-    path = palettizer.export(tmp_path / "m.safetensors", inputs, backend="torch")
+    path = palettizer.export(tmp_path / "m.safetensors", inputs, backend="packed")
     assert torch.equal(load_checkpoint(path, Model())(X, return_dict=False), wanted)
 
 
