@@ -219,7 +219,7 @@ def test_mistakes_are_explained(net, batches):
         CalibrationError, match="the loss failed on calibration batch 0: ValueError"
     ):
         palettizer.calibrate(batches, loss=lambda out, batch: [].remove(1))
-    palettizer.calibrate(batches, sequential=True, blocks=["blocks.7"])
+    palettizer.calibrate(batches, sequential=True, stages=["blocks.7"])
     with pytest.raises(CalibrationError, match=r"no module 'blocks.7'; did you mean 'blocks"):
         palettizer.prepare(batches[0])
     palettizer.calibrate([b[0] for b in batches])

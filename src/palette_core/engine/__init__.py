@@ -1,1 +1,1 @@
-"""From plans and weights to palettes: cluster one weight, many, or a model block by block."""
+"""From plans and weights to palettes: cluster one weight, many, or a model stage by stage."""

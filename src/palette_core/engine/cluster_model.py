@@ -9,10 +9,10 @@ from torch import nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.rng import untouched_global_rng
-from palette_core.engine.block_by_block import walk_through
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
+from palette_core.engine.stage_by_stage import walk_through
 from palette_core.errors import PaletteWarning, PlanError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog

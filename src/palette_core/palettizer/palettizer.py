@@ -120,7 +120,7 @@ class KMeansPalettizer:
         *,
         sequential: bool = False,
         compensate: bool = True,
-        blocks: Sequence[str] | None = None,
+        stages: Sequence[str] | None = None,
         held_out: Iterable[Any] = (),
         loss: Loss | None = None,
         output_groups: int = 4,
@@ -135,13 +135,13 @@ class KMeansPalettizer:
 
         Args:
             batches: model inputs, each as the example inputs of `prepare`. No labels.
-            sequential: take the moments block by block in `prepare`, from a model whose earlier
-                blocks are palettized already. The batches are kept until then.
+            sequential: take the moments stage by stage in `prepare`, from a model whose earlier
+                stages are palettized already. The batches are kept until then.
             compensate: in sequential mode, let every weight aim at the outputs of the unchanged
                 model, so that it makes good for errors of its inputs too.
-            blocks: names of the modules that are palettized one after the other; None takes the
+            stages: names of the modules that are palettized one after the other; None takes the
                 elements of the model's outermost module lists, and layers outside of them.
-            held_out: batches by which each block is judged: where plain k-means gives the block
+            held_out: batches by which each stage is judged: where plain k-means gives the stage
                 outputs nearer to the unchanged model's, it replaces the data-aware result.
             loss: ``loss(output, batch)``, a scalar; its squared gradient with respect to a
                 layer's outputs then weighs the moments (GuidedQuant). Needs a backward pass.
@@ -153,7 +153,7 @@ class KMeansPalettizer:
             StateError: the model is palettized already.
             TypeError: a batch is neither a tensor, a tuple nor a mapping.
             CalibrationError: there are no batches, the model or the loss failed on one,
-                ``blocks`` names no module, or ``folder`` is none.
+                ``stages`` names no module, or ``folder`` is none.
             TracingError, PlanError: see `make_plan`; the first batch is the example.
         """
         life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
@@ -161,7 +161,7 @@ class KMeansPalettizer:
             batches_of(batches),
             sequential=sequential,
             compensate=compensate,
-            blocks=None if blocks is None else tuple(blocks),
+            stages=None if stages is None else tuple(stages),
             held_out=batches_of(held_out, "held-out"),
             loss=loss,
             output_groups=output_groups,

@@ -9,7 +9,7 @@ from torch import nn
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.engine.executor import Executor
 from palette_core.errors import CalibrationError
-from palette_core.statistics.activations import Runner, find_blocks, find_structure
+from palette_core.statistics.activations import Runner, find_stages, find_structure
 from palette_core.statistics.activations.structure import merged
 
 CONFIG = KMeansPalettizerConfig.from_dict(
@@ -118,10 +118,10 @@ def test_a_loop_counts_with_all_its_turns(mode, turns, counts):
 def test_structure_is_of_all_batches():
     model, given = Experts().eval(), batches()
     plans = list(KMeansPalettizer(model, CONFIG).make_plan(given[1]))
-    runner = Runner(model, plans, given, find_blocks(model, plans))
+    runner = Runner(model, plans, given, find_stages(model, plans))
     found = find_structure(runner, range(2), keep=True)
     names = ("stem", "experts.0", "experts.1", "out")
-    assert [stage.block for stage in found.stages] == list(names)
+    assert [step.stage for step in found.steps] == list(names)
     wanted = dict.fromkeys((f"{n}.weight" for n in names), 1)
     assert found.calls == {**wanted, "experts.1.weight": None}
     assert found.once == set(names)

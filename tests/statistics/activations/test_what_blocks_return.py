@@ -148,7 +148,7 @@ MODES = {
 @functools.cache
 def truth_of(mode: str, *, in_blocks: bool = True) -> tuple[dict[str, Tensor], list[str]]:
     """Return what becomes of the net whose blocks take and return a tensor."""
-    return palettized(Net(), **MODES[mode], blocks=None if in_blocks else [])
+    return palettized(Net(), **MODES[mode], stages=None if in_blocks else [])
 
 
 @pytest.mark.parametrize("mode", ["at once", "sequential"])
@@ -248,7 +248,7 @@ def test_a_model_without_floating_outputs_is_judged_block_by_block():
 def test_a_weight_that_only_such_outputs_could_judge_is_refused_with_their_type(mode):
     message = "by held-out batch 0: what .* returns on it holds no floating tensor: Plain"
     with pytest.raises(CalibrationError, match=message):
-        palettized(Picking(), **MODES[mode], blocks=[])
+        palettized(Picking(), **MODES[mode], stages=[])
 
 
 def allocated(model: nn.Module) -> float:

@@ -45,13 +45,13 @@ def palettize(
     ] = None,
     sequential: Annotated[
         bool,
-        typer.Option("--sequential", help="Feed each block by those palettized before it."),
+        typer.Option("--sequential", help="Feed each stage by those palettized before it."),
     ] = False,
     held_out: Annotated[
         str | None,
         typer.Option(
             metavar="FACTORY",
-            help="Callable that returns other batches, by which each block is judged: plain "
+            help="Callable that returns other batches, by which each stage is judged: plain "
             "k-means stays where it is better.",
         ),
     ] = None,

@@ -11,7 +11,7 @@ from palette_core._common.pytrees import floating, said_of
 
 
 def why_nothing(output: Any) -> str | None:
-    """Return why nothing can be judged by what a model or a block returns, or None."""
+    """Return why nothing can be judged by what a model or a stage returns, or None."""
     floats = floating(output)
     if not floats:
         return f"holds no floating tensor: {said_of(output)}"

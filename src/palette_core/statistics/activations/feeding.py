@@ -1,4 +1,4 @@
-"""A model on its calibration batches while one block after another becomes palettes."""
+"""A model on its calibration batches while one stage after another becomes palettes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from palette_core._common.pytrees import deep_copy, floating
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator
-from palette_core.statistics.activations.blocks import find_blocks
 from palette_core.statistics.activations.collect import CallKey, moments_of
 from palette_core.statistics.activations.comparing import distance, why_nothing
 from palette_core.statistics.activations.options import Findings, InputCalibration
 from palette_core.statistics.activations.runs import Runner, Stop
-from palette_core.statistics.activations.structure import Stage, Structure, find_structure
+from palette_core.statistics.activations.stages import find_stages
+from palette_core.statistics.activations.structure import Step, Structure, find_structure
 from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.moments import InputMoments
 
@@ -56,10 +56,10 @@ class Feeder:
         self._weights = findings.weights or {}
         self._n = len(calibration.batches)
         batches = (*calibration.batches, *calibration.held_out)
-        blocks = find_blocks(model, plans, calibration.blocks)
-        self._runner = Runner(model, plans, batches, blocks, self._n)
+        stages = find_stages(model, plans, calibration.stages)
+        self._runner = Runner(model, plans, batches, stages, self._n)
         self._structure = Structure((), {}, frozenset(), {}, {})
-        # Outputs of finished blocks by batch: of the unchanged model, and as it is by now.
+        # Outputs of finished stages by batch: of the unchanged model, and as it is by now.
         self._first: list[dict[str, Any]] = [{} for _ in batches]
         self._now: list[dict[str, Any]] = [{} for _ in batches]
 
@@ -91,15 +91,15 @@ class Feeder:
                     raise CalibrationError(wordless[0])
 
         self._structure = find_structure(self._runner, batches, keep=keep, check=check)
-        # Blocks may be judged by what they return themselves.
-        if wordless and any(stage.block is None for stage in self._structure.stages):
+        # Stages may be judged by what they return themselves.
+        if wordless and any(step.stage is None for step in self._structure.steps):
             raise CalibrationError(wordless[0])
         return self._structure
 
     # --- moments --------------------------------------------------------------------------------
 
-    def inputs_before(self, block: str | None, names: Sequence[str]) -> Inputs:
-        """Return what the unchanged model multiplies some weights of a block with."""
+    def inputs_before(self, stage: str | None, names: Sequence[str]) -> Inputs:
+        """Return what the unchanged model multiplies some weights of a stage with."""
         found: dict[CallKey, tuple[Tensor, ...]] = {}
         for batch in range(self._n):
             copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -121,17 +121,17 @@ class Feeder:
                 batch,
                 self._structure.until(names, see),
                 answers=self._first[batch],
-                keep=_stop_after(block),
+                keep=_stop_after(stage),
             )
         return found
 
     def moments(
-        self, stage: Stage, wanted: Sequence[TensorPlan], before: Inputs | None
+        self, step: Step, wanted: Sequence[TensorPlan], before: Inputs | None
     ) -> tuple[dict[str, InputMoments], Callable[[str], Tensor | None]]:
-        """Return moments of the weights of a stage in the model as it is by now.
+        """Return moments of the weights of a step in the model as it is by now.
 
         Args:
-            stage: the weights.
+            step: the weights.
             wanted: plans of those whose moments are needed.
             before: inputs in the unchanged model, to compensate for what has changed; or None.
 
@@ -152,7 +152,7 @@ class Feeder:
                     earlier = None if before is None else before.get(key)
                     if earlier is not None and not _alike(earlier, seen.what.raw):
                         earlier = None
-                    # Palettized blocks before it may send it other inputs, or more of them.
+                    # Palettized stages before it may send it other inputs, or more of them.
                     shapes = tuple(x.shape for x in seen.what.raw)
                     counts = None
                     if self._structure.shapes.get(key) == shapes:
@@ -161,10 +161,10 @@ class Feeder:
 
             self._runner.run(
                 batch,
-                self._structure.until(stage.names, see),
+                self._structure.until(step.names, see),
                 weights=self.decoded,
                 answers=self._now[batch],
-                keep=_stop_after(stage.block),
+                keep=_stop_after(step.stage),
             )
             sums.forget_inputs()
         found, missing = moments_of(wanted, sums, reasons)
@@ -173,30 +173,30 @@ class Feeder:
 
     # --- outputs --------------------------------------------------------------------------------
 
-    def keep_outputs(self, block: str) -> None:
-        """Run a palettized block on every batch, and let it answer from memory from now on."""
+    def keep_outputs(self, stage: str) -> None:
+        """Run a palettized stage on every batch, and let it answer from memory from now on."""
         for batch, known in enumerate(self._now):
-            ran, output = self._output(block, batch, known, self.decoded)
+            ran, output = self._output(stage, batch, known, self.decoded)
             if ran:
-                known[block] = output
+                known[stage] = output
 
-    def finish(self, block: str | None) -> None:
-        """Let a block of the unchanged model answer from memory from now on."""
+    def finish(self, stage: str | None) -> None:
+        """Let a stage of the unchanged model answer from memory from now on."""
         for batch, outputs in self._structure.outputs.items():
-            if block is not None and block in outputs:
-                self._first[batch][block] = outputs[block]
+            if stage is not None and stage in outputs:
+                self._first[batch][stage] = outputs[stage]
 
     def errors(
         self,
-        block: str | None,
+        stage: str | None,
         weights: Sequence[Mapping[str, Tensor]],
         *,
         alone: bool,
     ) -> list[float]:
-        """Return how far a block's outputs on held-out batches are from the unchanged model's.
+        """Return how far a stage's outputs on held-out batches are from the unchanged model's.
 
         Args:
-            block: its name; None judges by the outputs of the model.
+            stage: its name; None judges by the outputs of the model.
             weights: what to use in place of weights, by name: one error for each.
             alone: everything else is as in the unchanged model, rather than as it is by now.
 
@@ -208,54 +208,54 @@ class Feeder:
         rest = {} if alone else self.decoded
         changed = [{**rest, **mine} for mine in weights]
         for batch in range(self._n, len(self._runner.batches)):
-            for i, error in enumerate(self._errors(block, batch, answers[batch], changed)):
+            for i, error in enumerate(self._errors(stage, batch, answers[batch], changed)):
                 totals[i] += error
         return totals
 
     def _errors(
         self,
-        block: str | None,
+        stage: str | None,
         batch: int,
         answers: Mapping[str, Any],
         weights: Sequence[Mapping[str, Tensor]],
     ) -> list[float]:
-        ran, truth = self._output(block, batch, self._first[batch], {})
-        others = [self._output(block, batch, answers, changed) for changed in weights]
+        ran, truth = self._output(stage, batch, self._first[batch], {})
+        others = [self._output(stage, batch, answers, changed) for changed in weights]
         if any(also != ran for also, _ in others):
             # Its weights decide whether it runs: only the model's own outputs can be compared.
             return self._errors(None, batch, answers, weights)
         why = why_nothing(truth)
         if why is not None:
             raise CalibrationError(
-                f"{block or 'the model'} cannot be judged by {self._runner.label(batch)}: what "
+                f"{stage or 'the model'} cannot be judged by {self._runner.label(batch)}: what "
                 f"the unchanged one returns on it {why}"
             )
         return [distance(truth, other) for _, other in others]
 
     def _output(
-        self, block: str | None, batch: int, answers: Mapping[str, Any], weights: Mapping[str, Any]
+        self, stage: str | None, batch: int, answers: Mapping[str, Any], weights: Mapping[str, Any]
     ) -> tuple[bool, Any]:
-        """Return what a block returns; where it is None, or does not run, what the model does."""
+        """Return what a stage returns; where it is None, or does not run, what the model does."""
         kept: list[Any] = []
 
         def keep(name: str, output: Any) -> None:
-            if name == block:
+            if name == stage:
                 kept.append(deep_copy(output))
                 raise Stop
 
         whole = self._runner.run(
-            batch, weights=weights, answers=answers, keep=None if block is None else keep
+            batch, weights=weights, answers=answers, keep=None if stage is None else keep
         )
         return (True, kept[0]) if kept else (False, whole)
 
 
-def _stop_after(block: str | None) -> Callable[[str, Any], None] | None:
+def _stop_after(stage: str | None) -> Callable[[str, Any], None] | None:
     def stop(name: str, output: Any) -> None:
         del output
-        if name == block:
+        if name == stage:
             raise Stop
 
-    return None if block is None else stop
+    return None if stage is None else stop
 
 
 def _alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:

@@ -23,12 +23,12 @@ class InputCalibration:
 
     Attributes:
         batches: model inputs.
-        sequential: take the moments of a block from a model whose blocks before it are
+        sequential: take the moments of a stage from a model whose stages before it are
             palettized already.
         compensate: in sequential mode, aim at the outputs of the unchanged model rather than at
             its weights.
-        blocks: names of the blocks; None finds them.
-        held_out: model inputs by which each block is judged; empty trusts every result.
+        stages: names of the stages; None finds them.
+        held_out: model inputs by which each stage is judged; empty trusts every result.
         loss: ``loss(output, batch)`` whose squared gradient weighs the moments; None is plain.
         output_groups: groups of output channels with a weighting of their own.
         folder: an existing one; matrices are kept in a fresh folder inside instead of in memory.
@@ -37,7 +37,7 @@ class InputCalibration:
     batches: tuple[ExampleInputs, ...]
     sequential: bool = False
     compensate: bool = True
-    blocks: tuple[str, ...] | None = None
+    stages: tuple[str, ...] | None = None
     held_out: tuple[ExampleInputs, ...] = ()
     loss: Loss | None = None
     output_groups: int = 4

@@ -1,7 +1,7 @@
 """Runs of a model on calibration batches, watched, and with other weights in place of its own.
 
 Weights are exchanged in the arguments of the operations that consume them, so the model itself
-is never written to. Blocks that have been run before can answer from memory. Every run starts
+is never written to. Stages that have been run before can answer from memory. Every run starts
 from the same inputs, buffers and random states, whatever those before it have done to them.
 """
 
@@ -46,7 +46,7 @@ class Runner:
         model: the model; its weights are read only.
         plans: the weights to watch.
         batches: model inputs.
-        blocks: modules that may answer from memory, by name.
+        stages: modules that may answer from memory, by name.
         n_calibration: how many of the batches are for calibration; those after them are held
             out. None is all of them.
     """
@@ -54,7 +54,7 @@ class Runner:
     model: nn.Module
     plans: Sequence[TensorPlan]
     batches: Sequence[ExampleInputs]
-    blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+    stages: Mapping[str, nn.Module] = field(default_factory=dict)
     n_calibration: int | None = None
 
     def __post_init__(self) -> None:
@@ -122,9 +122,9 @@ class Runner:
             batch: number of the batch.
             on_seen: called before every operation that consumes a watched weight.
             weights: what to use in place of weights, by name of their plans.
-            answers: outputs of blocks that are not to be run.
-            keep: called with the output of every block that was run.
-            on_written: called with the name of every block that has written to what it was given,
+            answers: outputs of stages that are not to be run.
+            keep: called with the output of every stage that was run.
+            on_written: called with the name of every stage that has written to what it was given,
                 or to buffers outside of it.
             on_output: may exchange the output of an operation that consumes a watched weight.
             gradients: record a graph.
@@ -140,7 +140,7 @@ class Runner:
             self._as_before(),
             untouched_global_rng(),
             recording,
-            self._blocks(answers or {}, keep, on_written),
+            self._stages(answers or {}, keep, on_written),
         ):
             watch = Watch(self._own, weights or {}, on_seen, on_output)
             try:
@@ -179,16 +179,16 @@ class Runner:
         return found
 
     @contextlib.contextmanager
-    def _blocks(
+    def _stages(
         self,
         answers: Mapping[str, Any],
         keep: Callable[[str, Any], None] | None,
         on_written: Callable[[str], None] | None,
     ) -> Iterator[None]:
-        """Let blocks answer from memory, or have what they return and do reported."""
+        """Let stages answer from memory, or have what they return and do reported."""
         changed: list[tuple[nn.Module, Any]] = []
         try:
-            for name, module in self.blocks.items():
+            for name, module in self.stages.items():
                 forward = module.forward
                 if name in answers:
                     forward = _answering(answers[name])
@@ -207,9 +207,9 @@ class Runner:
                 else:
                     object.__setattr__(module, "forward", before)
 
-    def _beside(self, block: nn.Module) -> Callable[[], list[Tensor]]:
-        """Return what returns the buffers that do not belong to a block."""
-        own = {id(module) for module in block.modules()}
+    def _beside(self, stage: nn.Module) -> Callable[[], list[Tensor]]:
+        """Return what returns the buffers that do not belong to a stage."""
+        own = {id(module) for module in stage.modules()}
         others = [module for module in self.model.modules() if id(module) not in own]
         return lambda: [x for module in others for x in module._buffers.values() if x is not None]
 
@@ -254,7 +254,7 @@ def _checking(
 def _versions(*values: Any) -> list[tuple[int, int]]:
     """Return what changes when something writes to a tensor of a value, or exchanges one.
 
-    Caches and other objects are left out: what a block notes there is for itself.
+    Caches and other objects are left out: what a stage notes there is for itself.
     """
     leaves = tree_leaves(values, is_leaf=lambda x: type(x) not in (tuple, list, dict))
     found = [x for x in leaves if isinstance(x, Tensor)]

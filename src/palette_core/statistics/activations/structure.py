@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from palette_core._common.pytrees import deep_copy, floating
-from palette_core.statistics.activations.blocks import block_of
 from palette_core.statistics.activations.collect import CallKey
 from palette_core.statistics.activations.runs import Runner, Stop
+from palette_core.statistics.activations.stages import stage_of
 from palette_core.statistics.activations.watch import Seen
 
 _Item = TypeVar("_Item", bound=Hashable)
@@ -20,10 +20,10 @@ _Inputs = tuple[int, ...]  # identities of what an operation got
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Weights that are palettized together: of one block, with one input."""
+class Step:
+    """Weights that are palettized together: of one stage, with one input."""
 
-    block: str | None
+    stage: str | None
     names: tuple[str, ...]
 
 
@@ -32,15 +32,15 @@ class Structure:
     """Structure of the unchanged model on some batches.
 
     Attributes:
-        stages: all weights that are used, in an order in which every batch uses them.
+        steps: all weights that are used, in an order in which every batch uses them.
         calls: how often a weight is used in a run; None where that depends on the batch.
-        once: blocks that may answer from memory: they run at most once in a run, and do nothing
+        once: stages that may answer from memory: they run at most once in a run, and do nothing
             but return floating tensors, in what can be copied.
         outputs: by batch what each of these returns, where that was asked for.
         shapes: by call, of what weights are multiplied with.
     """
 
-    stages: tuple[Stage, ...]
+    steps: tuple[Step, ...]
     calls: Mapping[str, int | None]
     once: frozenset[str]
     outputs: Mapping[int, Mapping[str, Any]]
@@ -68,7 +68,7 @@ class Structure:
 
 @dataclass
 class _Run:
-    """One run: what was used first with which inputs, how often, what blocks returned and did."""
+    """One run: what was used first with which inputs, how often, what stages returned and did."""
 
     first: dict[str, _Inputs] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -88,9 +88,9 @@ def find_structure(
     """Run the unchanged model on some of its batches, and return what it does.
 
     Args:
-        runner: model, weights, blocks and batches.
+        runner: model, weights, stages and batches.
         batches: numbers of the batches.
-        keep: remember what blocks return.
+        keep: remember what stages return.
         check: gets the number of each batch and what the model returned.
 
     Raises:
@@ -105,12 +105,12 @@ def find_structure(
     runs = list(found.values())
     names = {name for run in runs for name in run.first}
     ran = {name for run in runs for name in run.runs}
-    # A block that runs twice may depend on what comes between: it never answers from memory.
+    # A stage that runs twice may depend on what comes between: it never answers from memory.
     more = {n for run in runs for n in ran if n in run.doing_more or run.runs.get(n, 0) > 1}
     once = frozenset(ran - more)
     counts = {name: {run.calls.get(name, 0) for run in runs} for name in names}
     return Structure(
-        tuple(_stages(runner, runs, once)),
+        tuple(_steps(runner, runs, once)),
         {name: next(iter(c)) if len(c) == 1 else None for name, c in counts.items()},
         once,
         {b: {n: o for n, o in run.outputs.items() if n in once} for b, run in found.items()},
@@ -143,27 +143,27 @@ def _record(runner: Runner, batch: int, run: _Run, *, keep: bool) -> Any:
     return runner.run(batch, see, keep=returned, on_written=run.doing_more.add)
 
 
-def _stages(runner: Runner, runs: Sequence[_Run], once: frozenset[str]) -> list[Stage]:
+def _steps(runner: Runner, runs: Sequence[_Run], once: frozenset[str]) -> list[Step]:
     owners = {plan.name: plan.owners[0].module for plan in runner.plans}
-    block: dict[str, str | None] = {}
+    stage: dict[str, str | None] = {}
     for name in {name for run in runs for name in run.first}:
-        inside = block_of(owners[name], list(runner.blocks))
-        block[name] = inside if inside in once else None
-    # Blocks, and weights in none, in order; then weights in order inside of blocks.
-    units = merged([[(block[n], None if block[n] else n) for n in run.first] for run in runs])
-    stages: list[Stage] = []
+        inside = stage_of(owners[name], list(runner.stages))
+        stage[name] = inside if inside in once else None
+    # Stages, and weights in none, in order; then weights in order inside of stages.
+    units = merged([[(stage[n], None if stage[n] else n) for n in run.first] for run in runs])
+    steps: list[Step] = []
     for inside, lone in units:
         if lone is not None:
             order = [lone]
         else:
-            order = merged([[n for n in run.first if block[n] == inside] for run in runs])
+            order = merged([[n for n in run.first if stage[n] == inside] for run in runs])
         for name in order:
-            last = stages[-1] if stages else None
-            if last is not None and last.block == inside and _one_input(last.names[-1], name, runs):
-                stages[-1] = Stage(inside, (*last.names, name))
+            last = steps[-1] if steps else None
+            if last is not None and last.stage == inside and _one_input(last.names[-1], name, runs):
+                steps[-1] = Step(inside, (*last.names, name))
             else:
-                stages.append(Stage(inside, (name,)))
-    return stages
+                steps.append(Step(inside, (name,)))
+    return steps
 
 
 def _one_input(a: str, b: str, runs: Sequence[_Run]) -> bool:

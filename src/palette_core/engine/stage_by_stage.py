@@ -1,4 +1,4 @@
-"""Through a model block by block: moments, clustering, and judging what came of it."""
+"""Through a model stage by stage: moments, clustering, and judging what came of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.statistics.activations import Feeder, compensated
 from palette_core.statistics.activations.feeding import Inputs
-from palette_core.statistics.activations.structure import Stage
+from palette_core.statistics.activations.structure import Step
 
 
 def walk_through(
@@ -73,29 +73,29 @@ class _Walk:
         structure = self._feeder.look(held_out_only=True) if judge else None
         known = self._feeder.findings.moments
         self._cluster([replace(job, moments=known.get(name)) for name, job in self._jobs.items()])
-        for block, stages in _by_block(() if structure is None else structure.stages):
-            # What is in no block is judged one by one, by the model's output.
-            each = [_names(stages)] if block is not None else [[n] for n in _names(stages)]
+        for stage, steps in _by_stage(() if structure is None else structure.steps):
+            # What is in no stage is judged one by one, by the model's output.
+            each = [_names(steps)] if stage is not None else [[n] for n in _names(steps)]
             for names in each:
-                self._judge(block, names, alone=True)
-            self._feeder.finish(block)
+                self._judge(stage, names, alone=True)
+            self._feeder.finish(stage)
         return self._results
 
     def sequentially(self) -> dict[str, Clustered]:
-        """Cluster block after block, each fed by those before it as they have become."""
+        """Cluster stage after stage, each fed by those before it as they have become."""
         calibration = self._feeder.calibration
         compensate, judge = calibration.compensate, bool(calibration.held_out)
         structure = self._feeder.look()
-        for block, stages in _by_block(structure.stages):
-            names = _names(stages)
-            before = self._feeder.inputs_before(block, names) if compensate else None
-            for stage in stages:
-                self._stage(stage, before)
+        for stage, steps in _by_stage(structure.steps):
+            names = _names(steps)
+            before = self._feeder.inputs_before(stage, names) if compensate else None
+            for step in steps:
+                self._step(step, before)
             if judge:
-                self._judge(block, names, alone=False)
-            self._feeder.finish(block)
-            if block is not None:
-                self._feeder.keep_outputs(block)
+                self._judge(stage, names, alone=False)
+            self._feeder.finish(stage)
+            if stage is not None:
+                self._feeder.keep_outputs(stage)
         rest = [job for name, job in self._jobs.items() if name not in structure.calls]
         for job in rest:
             if self._needs(job):
@@ -103,11 +103,11 @@ class _Walk:
         self._cluster(rest)
         return self._results
 
-    def _stage(self, stage: Stage, before: Inputs | None) -> None:
-        """Cluster the weights of a stage with the moments of the model as it is by now."""
-        jobs = [self._jobs[name] for name in stage.names]
+    def _step(self, step: Step, before: Inputs | None) -> None:
+        """Cluster the weights of a step with the moments of the model as it is by now."""
+        jobs = [self._jobs[name] for name in step.names]
         wanted = [job.plan for job in jobs if self._needs(job)]
-        moments, cross = self._feeder.moments(stage, wanted, before)
+        moments, cross = self._feeder.moments(step, wanted, before)
         ready = []
         for job in jobs:
             own, gap = moments.get(job.plan.name), cross(job.plan.name)
@@ -118,7 +118,7 @@ class _Walk:
             ready.append(replace(job, moments=own))
         self._cluster(ready)
 
-    def _judge(self, block: str | None, names: Sequence[str], *, alone: bool) -> None:
+    def _judge(self, stage: str | None, names: Sequence[str], *, alone: bool) -> None:
         """Put plain k-means in the place of data-aware results that serve held-out batches less."""
         catalog = self._executor.catalog
         jobs = [
@@ -132,7 +132,7 @@ class _Walk:
         plain = {job.plan.name: r for job, r in zip(jobs, results, strict=True)}
         with_plain = {name: r.palettized.decode() for name, r in plain.items()}
         with_aware = {name: self._feeder.decoded[name] for name in plain}
-        error_plain, error_aware = self._feeder.errors(block, (with_plain, with_aware), alone=alone)
+        error_plain, error_aware = self._feeder.errors(stage, (with_plain, with_aware), alone=alone)
         if error_plain < error_aware:
             self._results |= plain
             self._feeder.decoded |= with_plain
@@ -147,11 +147,11 @@ class _Walk:
             self._feeder.decoded[job.plan.name] = result.palettized.decode().to(job.weight.device)
 
 
-def _by_block(stages: Iterable[Stage]) -> Iterator[tuple[str | None, list[Stage]]]:
-    """Yield what is palettized before the next is fed: a block, or a stage outside of blocks."""
-    for key, group in itertools.groupby(enumerate(stages), lambda s: s[1].block or s[0]):
-        yield key if isinstance(key, str) else None, [stage for _, stage in group]
+def _by_stage(steps: Iterable[Step]) -> Iterator[tuple[str | None, list[Step]]]:
+    """Yield what is palettized before the next is fed: a stage, or a step outside of stages."""
+    for key, group in itertools.groupby(enumerate(steps), lambda s: s[1].stage or s[0]):
+        yield key if isinstance(key, str) else None, [step for _, step in group]
 
 
-def _names(stages: Iterable[Stage]) -> list[str]:
-    return [name for stage in stages for name in stage.names]
+def _names(steps: Iterable[Step]) -> list[str]:
+    return [name for step in steps for name in step.names]

@@ -1,4 +1,4 @@
-"""The blocks of a model: modules that are palettized, and judged, one after the other."""
+"""The stages of a model: modules that are palettized, and judged, one after the other."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from palette_core.planning import TensorPlan
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
-def find_blocks(
+def find_stages(
     model: nn.Module, plans: Sequence[TensorPlan], chosen: Sequence[str] | None = None
 ) -> dict[str, nn.Module]:
     """Return the outermost repeated parts that hold planned weights, and what is outside of them.
 
-    An element of a ``ModuleList``, ``Sequential`` or ``ModuleDict`` is a block, unless it is such
+    An element of a ``ModuleList``, ``Sequential`` or ``ModuleDict`` is a stage, unless it is such
     a container itself; a module outside of those that owns planned weights is one too.
 
     Args:
         model: the model.
         plans: of the weights.
-        chosen: names of the blocks, which are then exactly these.
+        chosen: names of the stages, which are then exactly these.
 
     Raises:
         CalibrationError: ``chosen`` names no module, or one inside another.
@@ -33,11 +33,11 @@ def find_blocks(
         for name in chosen:
             if name not in modules or not name:
                 raise CalibrationError(
-                    f"blocks: the model has no module {name!r}{did_you_mean(name, modules)}"
+                    f"stages: the model has no module {name!r}{did_you_mean(name, modules)}"
                 )
             outer = [other for other in chosen if name.startswith(f"{other}.")]
             if outer:
-                raise CalibrationError(f"blocks: {name!r} is inside {outer[0]!r}")
+                raise CalibrationError(f"stages: {name!r} is inside {outer[0]!r}")
         return {name: modules[name] for name in dict.fromkeys(chosen)}
     owners = {owner.module for plan in plans for owner in plan.owners}
     return {
@@ -47,9 +47,9 @@ def find_blocks(
     }
 
 
-def block_of(name: str, blocks: Sequence[str]) -> str | None:
-    """Return the block that a module is, or is inside of."""
-    return next((b for b in blocks if name == b or name.startswith(f"{b}.")), None)
+def stage_of(name: str, stages: Sequence[str]) -> str | None:
+    """Return the stage that a module is, or is inside of."""
+    return next((s for s in stages if name == s or name.startswith(f"{s}.")), None)
 
 
 def _visit(
