@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx_reading import read_weights, run
@@ -90,6 +91,31 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path, spec):
     # Nothing of the size of a weight is stored in a wider type; biases and tables are smaller.
     wide = [i for i in file.graph.initializer if np.prod(i.dims) > 128 and i.name not in stored]
     assert not wide
+
+
+SCALED = {"n_bits": 4, "granularity": ROWS, "lut_qspec": {"dtype": "uint8"}}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "float8_e4m3fn"])
+def test_8_bit_tables_are_folded_when_a_session_is_made(tmp_path, dtype):
+    spec = {**SCALED, "lut_qspec": {"dtype": dtype}}
+    path = palettizer_of(**spec).export(tmp_path / "net.onnx", IDS, backend="onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "folded.onnx")
+    onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    left = {node.op_type for node in onnx.load(tmp_path / "folded.onnx").graph.node}
+    assert not left & {"Cast", "DequantizeLinear"}
+    options.optimized_model_filepath = str(tmp_path / "packed.onnx")
+    onnxruntime.InferenceSession(
+        path, options, ["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+    )
+    left = {node.op_type for node in onnx.load(tmp_path / "packed.onnx").graph.node}
+    assert left >= {"Cast", "Gather"}
+
+
+def test_no_path_of_this_machine_is_in_the_file(tmp_path):
+    path = palettizer_of(n_bits=4).export(tmp_path / "net.onnx", IDS, backend="onnx")
+    assert b".py" not in path.read_bytes()
 
 
 def test_what_is_not_done_is_refused(tmp_path):

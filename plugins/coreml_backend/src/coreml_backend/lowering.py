@@ -63,7 +63,8 @@ _PIECES = "palette_core::pieces"
 
 def register() -> None:
     """Register the lowering with coremltools; once more does no harm."""
-    register_torch_op(depalettize, torch_alias=[OP_NAME], override=True)
+    aliases = [OP_NAME, OP_NAME.replace("::", ".")]  # the second in ExecuTorch's programs
+    register_torch_op(depalettize, torch_alias=aliases, override=True)
     register_torch_op(_take_pieces, torch_alias=[_PIECES], override=True)
 
 

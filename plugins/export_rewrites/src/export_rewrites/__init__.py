@@ -11,11 +11,13 @@ from export_rewrites import (
     elementwise,
     indexing,
     layers,
+    matrices,
     pooling,
     reductions,
     resizing,
+    scattering,
 )
-from export_rewrites._registry import REWRITES, Rewrite
+from export_rewrites._registry import REWRITES, Rewrite, known_rewrites
 from export_rewrites.checks import unfit
 from export_rewrites.program import Dialect, decompositions, left_over, module_of, rewritten
 from export_rewrites.tracing import evaluating, split_inputs, summary, trace
@@ -26,6 +28,7 @@ __all__ = [
     "Rewrite",
     "decompositions",
     "evaluating",
+    "known_rewrites",
     "left_over",
     "module_of",
     "rewritten",
@@ -36,4 +39,5 @@ __all__ = [
 ]
 
 # Imported for what they enter into the table.
-del activations, constants, elementwise, indexing, layers, pooling, reductions, resizing
+del activations, constants, elementwise, indexing, layers, matrices, pooling, reductions
+del resizing, scattering

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch._ops import OpOverload
 
 Function = Callable[..., Any]
@@ -28,6 +29,8 @@ class Rewrite:
 
 
 REWRITES: dict[OpOverload, Rewrite] = {}
+# Of operations that a library of its own defines when it is imported, by name.
+_FOREIGN: dict[str, tuple[Function, str]] = {}
 
 
 def rewrites(*ops: OpOverload, why: str) -> Callable[[Function], Function]:
@@ -41,3 +44,24 @@ def rewrites(*ops: OpOverload, why: str) -> Callable[[Function], Function]:
         return function
 
     return enter
+
+
+def rewrites_of(name: str, why: str) -> Callable[[Function], Function]:
+    """Enter a function as the rewrite of an operation that may not be defined yet."""
+
+    def enter(function: Function) -> Function:
+        _FOREIGN[name] = function, why
+        return function
+
+    return enter
+
+
+def known_rewrites() -> dict[OpOverload, Rewrite]:
+    """Return the rewrites of all operations that are defined by now."""
+    found = dict(REWRITES)
+    for name, (function, why) in _FOREIGN.items():
+        namespace, _, short = name.partition("::")
+        packet = getattr(getattr(torch.ops, namespace), short, None)
+        if packet is not None:
+            found[packet.default] = Rewrite(packet.default, function, why)
+    return found

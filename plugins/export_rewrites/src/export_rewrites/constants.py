@@ -76,3 +76,26 @@ def scalar_tensor(number: Any, *, dtype: Any = None, **rest: Any) -> Any:
     if isinstance(number, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return NotImplemented
     return aten.full.default([], number, dtype=dtype or torch.get_default_dtype())
+
+
+@rewrites(aten.empty.memory_format, why="coreai-torch 0.4.3 has no lowering for it")
+def empty(size: Sequence[int], *, dtype: Any = None, **rest: Any) -> Any:
+    """Zeros: what the memory held is nobody's promise."""
+    del rest
+    return zeros(size, dtype=dtype)
+
+
+@rewrites(aten.empty_permuted.default, why="coreai-torch 0.4.3 has no lowering for it")
+def empty_permuted(
+    size: Sequence[int], physical_layout: Any, *, dtype: Any = None, **rest: Any
+) -> Any:
+    """Zeros; the order of dimensions in memory is the converter's."""
+    del physical_layout, rest
+    return zeros(size, dtype=dtype)
+
+
+@rewrites(aten.empty_like.default, why="torch's own decomposition lays out memory")
+def empty_like(a: Tensor, *, dtype: Any = None, **rest: Any) -> Any:
+    """Zeros: what the memory held is nobody's promise."""
+    del rest
+    return zeros(a.shape, dtype=dtype or a.dtype)

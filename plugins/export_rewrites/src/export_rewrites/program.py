@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import ConstantArgument
 
-from export_rewrites._registry import REWRITES
+from export_rewrites._registry import known_rewrites
 
 aten = torch.ops.aten
 _CHECKS = (
@@ -65,23 +65,13 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
     return program
 
 
-def _drop_constant_inputs(program: ExportedProgram) -> None:
-    """Take inputs that are no tensors out: their values are in the program already."""
-    specs = program.graph_signature.input_specs
-    constants = {spec.arg.name for spec in specs if isinstance(spec.arg, ConstantArgument)}
-    for node in program.graph.find_nodes(op="placeholder"):
-        if node.name in constants and not node.users:
-            program.graph.erase_node(node)
-            specs[:] = [spec for spec in specs if spec.arg.name != node.name]
-
-
 def decompositions(dialect: Dialect) -> dict[Any, Callable[..., Any]]:
     """Return the table for ``run_decompositions``."""
     table: dict[Any, Callable[..., Any]] = {}
     for op, function in dict(default_decompositions()).items():
         if op not in dialect.keep and not dialect.takes(op):
             table[op] = function
-    for op, rewrite in REWRITES.items():
+    for op, rewrite in known_rewrites().items():
         if op not in dialect.keep and (op in dialect.rewrite or not dialect.takes(op)):
             table[op] = _once(op, rewrite.function, table.get(op))
     return table
@@ -114,6 +104,16 @@ def _once(
 
 
 # --- passes over the graph ------------------------------------------------------------------------
+
+
+def _drop_constant_inputs(program: ExportedProgram) -> None:
+    """Take inputs that are no tensors out: their values are in the program already."""
+    specs = program.graph_signature.input_specs
+    constants = {spec.arg.name for spec in specs if isinstance(spec.arg, ConstantArgument)}
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name in constants and not node.users:
+            program.graph.erase_node(node)
+            specs[:] = [spec for spec in specs if spec.arg.name != node.name]
 
 
 def _drop_checks(graph: fx.Graph) -> None:

@@ -197,6 +197,18 @@ def searchsorted(
     return counted.to(dtype).sum(-1, dtype=dtype)
 
 
+@rewrites(aten.histc.default, why=_LACKS)
+def histc(a: Tensor, bins: int = 100, min: Any = 0, max: Any = 0) -> Any:
+    """Counts of equal bins; the last one holds its upper end, what is outside counts nowhere."""
+    if min == max:
+        return NotImplemented
+    flat = a.reshape(-1)
+    inside = (flat >= min) & (flat <= max)
+    at = torch.floor((flat - min) * bins / (max - min)).clamp(max=bins - 1)
+    hot = (at.unsqueeze(-1) == torch.arange(bins, dtype=a.dtype)) & inside.unsqueeze(-1)
+    return hot.to(a.dtype).sum(0)
+
+
 @rewrites(aten.bucketize.Tensor, why=_COREAI)
 def bucketize(
     values: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False

@@ -82,6 +82,8 @@ def _narrow(model: onnx_ir.Model, n_bits: Mapping[str, int]) -> None:
             codes = value.const_value.numpy()
             value.dtype = onnx_ir.DataType.UINT2 if bits <= 2 else onnx_ir.DataType.UINT4
             value.const_value = onnx_ir.Tensor(codes.astype(value.dtype.numpy()), name=name)
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # 1.3 kB of local paths
     model.ir_version = 13 if model.opset_imports[""] >= 25 else model.ir_version
 
 
@@ -112,16 +114,15 @@ class LookUp(nn.Module):
         self.register_buffer("lut", weight.lut.reshape(count, -1))
         self.register_buffer("scale", weight.scale)
         for name, part in (("lut_scale", weight.lut_scale), ("lut_zero", weight.lut_zero_point)):
-            self.register_buffer(name, None if part is None else part.reshape(-1))
+            self.register_buffer(name, None if part is None else part.reshape(-1, 1))
 
     def forward(self, placeholder: Tensor) -> Tensor:
         """Return the weight; what stands for the dense one is not read."""
         lut = self.lut
-        if self.lut_scale is not None:
-            given = [lut, self.lut_scale, *([] if self.lut_zero is None else [self.lut_zero])]
-            lut = torch.onnx.ops.symbolic(
-                "DequantizeLinear", given, {"axis": 0}, dtype=torch.float32, shape=lut.shape
-            )
+        if self.lut_zero is not None:
+            lut = lut.float() - self.lut_zero.float()
+        if self.lut_scale is not None:  # not DequantizeLinear, which onnxruntime does not fold
+            lut = lut.float() * self.lut_scale
         rows = self.indices.to(torch.int32).reshape(self.cut) + self.first
         table = lut.to(self.dtype).reshape(-1, self.dim)
         weight = nn.functional.embedding(rows.reshape(self.index_shape), table)  # Gather

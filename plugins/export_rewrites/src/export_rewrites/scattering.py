@@ -1,0 +1,162 @@
+"""Writing at computed places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export_rewrites._registry import rewrites
+from export_rewrites.indexing import static
+
+aten = torch.ops.aten
+_COREAI = "coreai-torch 0.4.3 has no lowering for it"
+
+
+def hot(index: Tensor, size: int) -> Tensor:
+    """Return ``[..., n, size]``: which element of an axis an index means."""
+    return index.unsqueeze(-1) == torch.arange(size)
+
+
+def _gathered(index: Tensor, source: Tensor, size: int, how: str, empty: float) -> Tensor:
+    """Join the elements of ``source`` that one place gets; ``empty`` where there are none.
+
+    Takes ``[..., n]`` and returns ``[..., size]``; between lies ``[..., n, size]``.
+    """
+    filler = aten.full.default([], empty, dtype=source.dtype)
+    spread = torch.where(hot(index, size), source.unsqueeze(-1), filler)
+    if how == "sum":
+        return spread.sum(-2)
+    if how == "prod":
+        return spread.prod(-2)
+    return spread.amax(-2) if how == "amax" else spread.amin(-2)
+
+
+def _fit(
+    a: Tensor, dim: int, index: Tensor, source: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return tensors whose axes but ``dim``, now the last, agree; -1 is an index of nothing."""
+    if a.dim() == 0 or not static(a, index, source):
+        return None
+    dim %= a.dim()
+    for axis, size in enumerate(index.shape):
+        source = source.narrow(axis, 0, size)
+    pad: list[int] = []
+    for axis in reversed(range(a.dim())):
+        pad += [0, 0 if axis == dim else a.shape[axis] - index.shape[axis]]
+    if any(pad):
+        index, source = F.pad(index, pad, value=-1), F.pad(source, pad)
+    return a.movedim(dim, -1), index.movedim(dim, -1), source.movedim(dim, -1)
+
+
+@rewrites(aten.scatter_add.default, why=_COREAI)
+def scatter_add(a: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    """A sum over all that one place gets."""
+    fitted = _fit(a, dim, index, source)
+    if fitted is None:
+        return NotImplemented
+    a, index, source = fitted
+    return (a + _gathered(index, source, a.shape[-1], "sum", 0)).movedim(-1, dim)
+
+
+@rewrites(aten.scatter_reduce.two, why=_COREAI)
+def scatter_reduce(
+    a: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Any:
+    """All that one place gets, joined, and joined with what is there."""
+    fitted = _fit(a, dim, index, source)
+    if fitted is None or not a.is_floating_point():
+        return NotImplemented
+    a, index, source = fitted
+    low, high = torch.finfo(a.dtype).min, torch.finfo(a.dtype).max
+    how = "sum" if reduce == "mean" else reduce
+    empty = {"sum": 0.0, "prod": 1.0, "amax": low, "amin": high}[how]
+    came = _gathered(index, source, a.shape[-1], how, empty)
+    count = hot(index, a.shape[-1]).to(a.dtype).sum(-2)
+    joins: dict[str, Any] = {
+        "sum": torch.add,
+        "prod": torch.mul,
+        "amax": torch.maximum,
+        "amin": torch.minimum,
+    }
+    made = joins[how](a, came) if include_self else torch.where(count > 0, came, a)
+    if reduce == "mean":
+        by = count + 1 if include_self else torch.where(count > 0, count, torch.ones_like(count))
+        made = made / by
+    return made.movedim(-1, dim)
+
+
+def _rows_added(a: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Add ``rows [n, r]`` to those of ``a [size, r]`` that ``index [n]`` names."""
+    named = hot(index, a.shape[0])
+    if a.is_floating_point():
+        return a + named.to(a.dtype).t() @ rows
+    return a + torch.where(
+        named.unsqueeze(-1), rows.unsqueeze(1), torch.zeros_like(rows[:1, None])
+    ).sum(0)
+
+
+@rewrites(aten.index_add.default, why="coreai-torch 0.4.3 does not accumulate; OpenVINO lacks it")
+def index_add(a: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Any:
+    """A product with the matrix of who gets what."""
+    if a.dim() == 0 or not static(a, source):
+        return NotImplemented
+    moved, rows = a.movedim(dim, 0), source.movedim(dim, 0)
+    rows = rows if alpha == 1 else rows * alpha
+    made = _rows_added(
+        moved.reshape(moved.shape[0], -1), index.reshape(-1), rows.reshape(rows.shape[0], -1)
+    )
+    return made.reshape(moved.shape).movedim(0, dim)
+
+
+@rewrites(
+    aten.index_put.default,
+    why="coreai-torch 0.4.3 does not accumulate, coremltools 9.0 spreads no single value",
+)
+def index_put(
+    a: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Any:
+    """With accumulation, a product with the matrix of who gets what."""
+    if not accumulate:
+        if values.dim():
+            return NotImplemented
+        places = aten.index.Tensor(a, indices)
+        return aten.index_put.default(a, indices, values.expand(places.shape))
+    if not static(a, values):
+        return NotImplemented
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    axes = [axis for axis, _ in given]
+    if any(index.dtype is torch.bool for _, index in given):
+        return NotImplemented
+    others = [axis for axis in range(a.dim()) if axis not in axes]
+    sizes = [a.shape[axis] for axis in axes]
+    flat = torch.zeros_like(given[0][1])
+    for (_, index), size in zip(given, sizes, strict=True):
+        flat = flat * size + torch.where(index < 0, index + size, index)
+    # torch puts the indexed axes where the first was, or in front if they are apart.
+    together = axes == list(range(axes[0], axes[0] + len(axes)))
+    first = axes[0] if together else 0
+    rest = [a.shape[axis] for axis in others]
+    values = values.expand([*rest[:first], *flat.shape, *rest[first:]])
+    values = values.movedim(list(range(first, first + flat.dim())), list(range(flat.dim())))
+    moved = a.permute(*axes, *others)
+    made = _rows_added(
+        moved.reshape(math.prod(sizes), -1), flat.reshape(-1), values.reshape(flat.numel(), -1)
+    )
+    back = [(axes + others).index(axis) for axis in range(a.dim())]
+    return made.reshape(moved.shape).permute(back)
+
+
+@rewrites(
+    aten.index_fill.int_Scalar, why="coremltools 9.0 has no conversion for it, nor for torch's own"
+)
+def index_fill(a: Tensor, dim: int, index: Tensor, number: Any) -> Any:
+    """Chosen by who is named."""
+    shape = [1] * a.dim()
+    shape[dim] = a.shape[dim]
+    named = hot(index, a.shape[dim]).any(0).reshape(shape)
+    return torch.where(named, aten.full.default([], number, dtype=a.dtype), a)
