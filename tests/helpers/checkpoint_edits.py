@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from palette_core.storage.checkpoint_header import checksum, sealed
+from palette_core.storage.checksums import sealed
 
 HeaderChange = Callable[[dict[str, Any]], Any]
 
@@ -20,8 +20,12 @@ def header_of(path: Path) -> dict[str, Any]:
     """The header as JSON values, without its own checksum."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["palette_core"])
-    header.pop("header_crc32", None)
+    del header["header_crc32"], header["crc32"]
     return header
+
+
+def _sealed(header: Any, tensors: Mapping[str, Tensor]) -> str:
+    return sealed(header, tensors) if isinstance(header, dict) else json.dumps(header)
 
 
 def rewritten(
@@ -34,9 +38,9 @@ def rewritten(
     """The file with its header or some tensors changed (None: taken out), and checksums anew."""
     stored = _changed(path, tensors)
     told = header_of(path)
-    told["crc32"] = {name: checksum(tensor) for name, tensor in stored.items()}
     changed = told if header is None else header(told)
-    metadata = {"palette_core": changed} if isinstance(changed, str) else sealed(changed)
+    text = changed if isinstance(changed, str) else _sealed(changed, stored)
+    metadata = {"palette_core": text}
     out = out or path.with_name("changed.safetensors")
     save_file(stored, out, metadata=metadata)
     return out

@@ -21,7 +21,7 @@ from palette_core import (
 )
 from palette_core.errors import CheckpointError, PaletteWarning
 from palette_core.storage import CheckpointReader
-from palette_core.storage.checkpoint_header import checksum
+from palette_core.storage.checksums import checksum
 
 
 @pytest.fixture

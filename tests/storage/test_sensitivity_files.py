@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, read_checkpoint, save_checkpoint
-from palette_core.errors import CheckpointError, SensitivityError
-from palette_core.storage.sensitivity_files import save_sensitivities
+from palette_core.errors import CheckpointError, PaletteWarning, SensitivityError
+from palette_core.storage.checksums import checksum, sealed
+from palette_core.storage.sensitivity_files import (
+    WantedTensor,
+    load_sensitivities,
+    save_sensitivities,
+)
 from palette_core.tensors.sensitivities import Sensitivity, from_squares, normalized
 
 
@@ -260,7 +266,8 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["palette_core_sensitivities"])
         values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert header["version"] == 1
+    assert header["version"] == 2
+    assert header["crc32"] == {name: checksum(tensor) for name, tensor in values.items()}
     assert set(values) == set(header["tensors"]) == {"0.weight", "2.weight"}
     steps = [lambda m, f=f: m(MLP_INPUTS[0] * f).square().sum() for f in (1.0, -3.0)]
     total = squares(mlp(), values, steps)
@@ -338,12 +345,13 @@ def test_all_kinds_of_problems_in_one_error(tmp_path: Path) -> None:
         c.step(model(*MLP_INPUTS), None)
     values = load_file(path)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        header = json.loads(file.metadata()["palette_core_sensitivities"])
     values["layers.0.weight"] = values["layers.0.weight"][:4].contiguous()
     del values["layers.1.weight"]
     values["layers.2.weight"][0, 0] = float("nan")
     values["layers.3.weight"][0, 0] = -1
-    save_file(values, path, metadata=metadata)
+    del header["crc32"], header["header_crc32"]
+    save_file(values, path, metadata={"palette_core_sensitivities": sealed(header, values)})
     other = Model()
     other.layers[4].weight.data.neg_()
     with pytest.raises(SensitivityError) as caught:
@@ -364,7 +372,9 @@ def test_all_kinds_of_problems_in_one_error(tmp_path: Path) -> None:
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ("{}", "is damaged: KeyError: 'version'"),
-        ('{"version": 2, "tensors": {}}', "has format version 2; this palette_core reads 1"),
+        ('{"version": 3, "tensors": {}}', "has format version 3; this palette_core reads 2 and 1"),
+        ('{"version": 2, "tensors": {}}', "is damaged: ValueError: it has no checksums"),
+        ('{"version": 1,"header_crc32":"00000000"}', "is damaged: ValueError: it does not match"),
         ('{"version": 1, "tensors": {"0.weight": 3}}', "is damaged"),
     ],
 )
@@ -372,6 +382,42 @@ def test_damaged_metadata(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "s.safetensors"
     save_file(sensitivities(), path, metadata={"palette_core_sensitivities": text})
     assert message in refused(path)
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "own.pt"])
+def test_one_bit_that_flips_in_the_values_is_refused(tmp_path: Path, name: str) -> None:
+    path = calibrated_file(tmp_path, name)
+    whole = bytearray(path.read_bytes())
+    value = load_sensitivities(path, [WantedTensor(("0.weight",), (16, 8), "")], trust=True)
+    at = whole.find(value["0.weight"].values.numpy().tobytes())
+    assert at > 0
+    whole[at + 8] ^= 1
+    path.write_bytes(whole)
+    part = r"0\.weight is damaged" if name.endswith("rs") else r"its part \w+/data/0 is not what"
+    with pytest.raises(SensitivityError, match=part):
+        KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
+
+
+def test_an_archive_that_torch_does_not_write(tmp_path: Path) -> None:
+    path = calibrated_file(tmp_path, "own.pt")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, data in parts.items():
+            archive.writestr(part, data)
+    with pytest.raises(SensitivityError, match="is damaged: its part"):
+        KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
+
+
+def test_an_older_file_is_taken_with_a_note(tmp_path: Path) -> None:
+    path = calibrated_file(tmp_path)
+    values = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["palette_core_sensitivities"])
+    older = {"version": 1, "tensors": header["tensors"]}
+    save_file(values, path, metadata={"palette_core_sensitivities": json.dumps(older)})
+    with pytest.warns(PaletteWarning, match="was written without checksums"):
+        KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
 
 
 def test_a_packed_checkpoint_is_no_file_of_sensitivities(tmp_path: Path) -> None:

@@ -1,15 +1,7 @@
-"""Metadata of a packed checkpoint: a header in JSON, with checksums of all tensors and of itself.
-
-The checksums are CRC-32, of damage and not of malice: whoever can change a tensor on purpose can
-change its checksum too. One bit that flips, or 32 that lie together, are always found, anything
-else but for one case in 2 ** 32; a cryptographic digest would take a fifth of the time of loading.
-"""
+"""Metadata of a packed checkpoint: a header in JSON, with checksums of tensors and of itself."""
 
 from __future__ import annotations
 
-import json
-import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +12,13 @@ from torch import Tensor
 
 from palette_core._common.bounded_json import read_json
 from palette_core.errors import CheckpointError
+from palette_core.storage.checksums import checksums_of, is_sealed, sealed
 from palette_core.storage.origins import Origin, as_json, from_json
-from palette_core.tensors.dtypes import dtype_name, parse_dtype
+from palette_core.tensors.dtypes import parse_dtype
 
 FORMAT_VERSION = 2
 WITHOUT_CHECKSUMS = 1  # the version before
 METADATA_KEY = "palette_core"
-# How a header ends. It is one entry of the metadata, as safetensors writes several in any order.
-_END = ',"header_crc32":"{}"}}'
-_SEAL = re.compile(r',"header_crc32":"(\w*)"\}\Z', re.ASCII)
 _LONGEST = 1 << 48  # elements along an axis, far below what overflows
 
 
@@ -58,32 +48,13 @@ def metadata_of(
     origins: Mapping[str, Origin],
 ) -> dict[str, str]:
     """Return the metadata of a file of CPU tensors."""
-    return sealed(
-        {
-            "version": FORMAT_VERSION,
-            "palettized": dict(records),
-            "aliases": dict(aliases),
-            "crc32": {key: checksum(tensor) for key, tensor in tensors.items()},
-            "origin": as_json(origins),
-        }
-    )
-
-
-def sealed(header: Mapping[str, Any]) -> dict[str, str]:
-    """Return metadata of a header in JSON values."""
-    text = json.dumps(header, separators=(",", ":"))
-    return {METADATA_KEY: text[:-1] + _END.format(_crc32(text.encode()))}
-
-
-def checksum(tensor: Tensor) -> str:
-    """Return the CRC-32 of dtype, shape and bytes of a CPU tensor, in eight hexadecimal digits."""
-    kind = f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}".encode()
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return _crc32(flat.numpy(), zlib.crc32(kind))  # type: ignore[arg-type]
-
-
-def _crc32(data: bytes, before: int = 0) -> str:
-    return f"{zlib.crc32(data, before):08x}"
+    header = {
+        "version": FORMAT_VERSION,
+        "palettized": dict(records),
+        "aliases": dict(aliases),
+        "origin": as_json(origins),
+    }
+    return {METADATA_KEY: sealed(header, tensors)}
 
 
 def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
@@ -98,7 +69,10 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
             "its metadata); write one with save_checkpoint"
         )
     text = metadata[METADATA_KEY]
-    is_sealed = _is_sealed(path, text)
+    try:
+        is_sealed(text)
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
     try:
         header: Any = read_json(text)
     except ValueError as error:
@@ -116,30 +90,15 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
         raise damaged(path, "'palettized' and 'aliases' must be objects")
     if not _are_texts(aliases):
         raise damaged(path, "'aliases' must map names to names")
-    checksums = None
-    if version == FORMAT_VERSION:
-        checksums = header.get("crc32")
-        if not is_sealed or not isinstance(checksums, dict) or not _are_texts(checksums):
-            raise damaged(path, "it has no checksums, which this version has")
+    try:
+        checksums = checksums_of(header, text) if version == FORMAT_VERSION else None
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
     try:
         origins = from_json(header.get("origin", {}))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise damaged(path, f"origin: {type(error).__name__}: {error}") from None
     return Header(version, records, aliases, checksums, origins)
-
-
-def _is_sealed(path: Path, text: str) -> bool:
-    """Return whether a header ends with a checksum.
-
-    Raises:
-        CheckpointError: it is of another text.
-    """
-    end = _SEAL.search(text, max(0, len(text) - 100))
-    if end is None:
-        return False
-    if end[1] != _crc32((text[: -len(end[0])] + "}").encode()):
-        raise damaged(path, "it does not match its checksum")
-    return True
 
 
 def _are_texts(values: Mapping[str, Any]) -> bool:

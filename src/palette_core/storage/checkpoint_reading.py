@@ -26,7 +26,8 @@ from palette_core.errors import (
     UnknownPluginError,
 )
 from palette_core.plugins.checked.stored_forms import CheckedForm
-from palette_core.storage.checkpoint_header import checksum, damaged, decoding, read_header
+from palette_core.storage.checkpoint_header import damaged, decoding, read_header
+from palette_core.storage.checksums import difference
 from palette_core.storage.forms.registry import DEFAULT_FORM, stored_form
 from palette_core.storage.origins import Origin
 from palette_core.tensors.dtypes import dtype_name
@@ -247,13 +248,9 @@ class CheckpointReader:
         except SafetensorError as error:
             self._unreadable(error)
         if check and self._checksums is not None:
-            if key not in self._checksums:
-                raise CheckpointError(f"{self._path}: {key} was not there when it was written")
-            if checksum(found) != self._checksums[key]:
-                raise CheckpointError(
-                    f"{self._path}: {key} is damaged: its checksum is another than when it was "
-                    "written; get the file again from where it came from"
-                )
+            problem = difference(key, found, self._checksums)
+            if problem:
+                raise CheckpointError(f"{self._path}: {problem}")
         return found
 
     def form(self, name: str) -> CheckedForm:

@@ -1,16 +1,17 @@
 """Files of sensitivities: written whole or not at all, read with every problem listed.
 
 A safetensors file holds one float32 tensor under the name of each palettized weight, and in its
-metadata, under ``palette_core_sensitivities``, JSON with the version of the format and of each
-weight the shape, the fingerprint and the scale (the largest mean squared gradient). Files named
-``.pt`` or ``.pth`` hold the dictionary that coreai-opt writes with ``torch.save``, keyed by the
-names that parametrized models give to dense originals
+metadata, under ``palette_core_sensitivities``, JSON with the version of the format, of each weight
+the shape, the fingerprint and the scale (the largest mean squared gradient), and checksums. Files
+named ``.pt`` or ``.pth`` hold the dictionary that coreai-opt writes with ``torch.save``, keyed by
+the names that parametrized models give to dense originals
 (``layer.parametrizations.weight.original``), without metadata.
 """
 
 from __future__ import annotations
 
-import json
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,14 @@ from torch import Tensor
 from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path, check_place
 from palette_core._common.tensor_files import save_file, torch_save
-from palette_core.errors import SensitivityError, did_you_mean
+from palette_core.errors import PaletteWarning, SensitivityError, did_you_mean
+from palette_core.storage.checksums import checksums_of, difference, is_sealed, sealed
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.sensitivities import Sensitivity, normalized
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_CHECKSUMS = 1  # the version before
 METADATA_KEY = "palette_core_sensitivities"
 _TORCH_SUFFIXES = (".pt", ".pth")
 _INTEGERS = (torch.int16, torch.int32, torch.int64)  # the dtypes that torch computes with
@@ -88,7 +91,7 @@ def save_sensitivities(path: str | Path, sensitivities: Mapping[str, Sensitivity
         }
         header = {"version": FORMAT_VERSION, "tensors": records}
         tensors = {name: item.values.contiguous() for name, item in sensitivities.items()}
-        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(header)})
+        save_file(tensors, temporary, metadata={METADATA_KEY: sealed(header, tensors)})
 
 
 def check_writable(path: str | Path) -> Path:
@@ -192,7 +195,10 @@ def _read(path: Path) -> _File:
     if _is_safetensors(path):
         return _read_safetensors(path)
     try:
+        _check_archive(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except SensitivityError:
+        raise
     # torch.load raises whatever its unpickler meets in a damaged file.
     except Exception as error:
         raise SensitivityError(
@@ -202,6 +208,21 @@ def _read(path: Path) -> _File:
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise SensitivityError(f"{path} must hold a dictionary from tensor names to tensors")
     return _File({_plain_name(str(key)): value for key, value in loaded.items()})
+
+
+def _check_archive(path: Path) -> None:
+    """Compare what ``torch.save`` has written with its checksums, which ``torch.load`` does not.
+
+    Raises:
+        SensitivityError: something is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # a pickle of older versions of torch, without checksums
+    with zipfile.ZipFile(path) as archive:
+        packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+        damaged = packed[0].filename if packed else archive.testzip()
+    if damaged is not None:
+        raise SensitivityError(f"{path} is damaged: its part {damaged} is not what was written")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -215,29 +236,49 @@ def _is_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> _File:
     try:
         with safe_open(path, framework="pt") as file:
-            fingerprints, scales = _records(path, file.metadata() or {})
-            values = {_plain_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            fingerprints, scales, checksums = _records(path, metadata)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise SensitivityError(f"{path} is not a whole safetensors file: {error}") from error
+    if checksums is None and METADATA_KEY in metadata:
+        warnings.warn(
+            f"{path} was written without checksums, so damage to it may not show",
+            PaletteWarning,
+            stacklevel=2,
+        )
+    for name, tensor in found.items():
+        problem = "" if checksums is None else difference(name, tensor, checksums)
+        if problem:
+            raise SensitivityError(f"{path}: {problem}")
+    values = {_plain_name(name): tensor for name, tensor in found.items()}
     return _File(values, fingerprints, scales)
 
 
-def _records(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, float]]:
-    """Return fingerprints and scales; none where another program has written the file."""
+_Records = tuple[dict[str, str], dict[str, float], Mapping[str, str] | None]
+
+
+def _records(path: Path, metadata: Mapping[str, str]) -> _Records:
+    """Return fingerprints, scales and checksums; none where another program wrote the file."""
     if METADATA_KEY not in metadata:
-        return {}, {}
+        return {}, {}, None
     damaged = f"{path}: its {METADATA_KEY!r} metadata is damaged"
+    text = metadata[METADATA_KEY]
     try:
-        header: Any = read_json(metadata[METADATA_KEY])
+        is_sealed(text)
+        header: Any = read_json(text)
         version = header["version"]
-        if version != FORMAT_VERSION:
+        checksums = checksums_of(header, text) if version == FORMAT_VERSION else None
+        if version not in (FORMAT_VERSION, _WITHOUT_CHECKSUMS):
             raise SensitivityError(
-                f"{path} has format version {version!r}; this palette_core reads {FORMAT_VERSION}"
+                f"{path} has format version {version!r}; this palette_core reads {FORMAT_VERSION} "
+                f"and {_WITHOUT_CHECKSUMS}"
             )
         records = {_plain_name(name): record for name, record in header["tensors"].items()}
         return (
             {name: str(record["fingerprint"]) for name, record in records.items()},
             {n: float(r["scale"]) for n, r in records.items() if r.get("scale") is not None},
+            checksums,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SensitivityError):
