@@ -259,7 +259,7 @@ def test_results_by_moments_are_kept_of_every_call(monkeypatch: pytest.MonkeyPat
         {"kmeans_palettization_config": {"global_config": spec}}
     )
     palettizer = KMeansPalettizer(Model(), config)
-    palettizer.calibrate([torch.randn(64, 8)], sequential=True, blocks=["0", "1", "2"])
+    palettizer.calibrate([torch.randn(64, 8)], sequential=True, stages=["0", "1", "2"])
     names: list[str] = []
     here, fails = execution.cluster_here, True
 

@@ -89,7 +89,7 @@ class Executor:
         return in_workers(jobs, queue, self.num_workers)
 
     def _kept(self, jobs: list[Job]) -> dict[int, Clustered]:
-        if self.kept is None:
+        if not self.kept:
             return {}
         found = ((i, self.kept.find(job)) for i, job in enumerate(jobs))
         return {i: result for i, result in found if result is not None}

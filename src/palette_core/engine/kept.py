@@ -31,6 +31,9 @@ class Kept:
         plan, made_of, result = self._found.get(job.plan.name, (None, None, None))
         return result if plan == job.plan and made_of == _made_of(job) else None
 
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
     def clear(self) -> None:
         """Forget all of them."""
         self._found.clear()

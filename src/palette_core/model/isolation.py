@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from palette_core._common.undoing import undone
 from palette_core.model.hooked_weights import is_replaceable
@@ -16,7 +17,25 @@ from palette_core.model.states import is_lazy
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Run a model in evaluation mode, as it is written, and leave it as it was.
+
+    Weights that are computed are computed once. For what comes back see `restored_state`.
+
+    Yields:
+        what puts everything back at once, for the next of several runs to find it.
+    """
+    with (
+        _evaluation_mode(model),
+        restored_state(model.modules()) as restore,
+        parametrize.cached(),
+        _uncompiled(),
+    ):
+        yield restore
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch every module to evaluation, and back to the mode it was in."""
     # The flags themselves: train() and eval() may be the model's own, and do more, or refuse.
     flags = [(module, module.training) for module in model.modules()]
@@ -35,7 +54,7 @@ def _set_mode(module: nn.Module, flag: bool) -> None:
         module.training = flag
 
 
-def uncompiled() -> contextlib.AbstractContextManager[Any]:
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """Run compiled modules as they were written, not what the compiler made of them."""
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled; importing it takes long
         return contextlib.nullcontext()

@@ -24,7 +24,7 @@ from palette_core.config.names import type_name
 from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
-from palette_core.model.isolation import evaluation_mode, restored_state, uncompiled
+from palette_core.model.isolation import undisturbed
 from palette_core.model.states import is_parametrization, states_of, tensors_of
 from palette_core.model.views import StateStorages, axis_in_state
 from palette_core.operations import installed_operations, op_type_of
@@ -49,12 +49,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
     with contextlib.suppress(TypeError):  # of what cannot be copied: it is run once
         args, kwargs = deep_copy((args, kwargs))
     with (
-        evaluation_mode(model),
+        undisturbed(model),
         untouched_global_rng(),
         torch.no_grad(),
-        restored_state(model.modules()),
-        parametrize.cached(),
-        uncompiled(),
         _Recorder(model) as recorder,
     ):
         try:

@@ -13,9 +13,12 @@ from palette_core.engine.results import Clustered
 from palette_core.model import parametrization
 from palette_core.model.hooked_weights import replace_hook
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.palettizer.trainer import make_trainer
+from palette_core.palettizer.trainer import Trainer
+from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.checked.stored_forms import make_stored_form
+from palette_core.plugins.checked.training import make_strategy
 from palette_core.plugins.kinds import (
     CLUSTERER,
     GRANULARITY,
@@ -49,7 +52,7 @@ def attach_palettes(
     places = [[(model.get_submodule(o.module), o.state) for o in job.plan.owners] for job in jobs]
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
-            trainer = make_trainer(job.plan, catalog)
+            trainer = _trainer(job.plan, catalog)
             form = make_stored_form(catalog, job.plan.spec.stored_form)
             item = PalettizedWeight(job.plan, result.palettized, trainer, form)
             item.sensitivity, item.origin = job.sensitivity, origin
@@ -57,6 +60,24 @@ def attach_palettes(
                 replace_hook(module, state)
                 item.train(module.training)
                 parametrization.attach(module, state, item)
+
+
+def _trainer(plan: TensorPlan, catalog: Catalog) -> Trainer:
+    """Make what a weight trains by, as its plan says.
+
+    Raises:
+        PluginOptionsError, TrainingError: see `make_strategy`.
+    """
+    spec, schedule = plan.spec, plan.pat_schedule
+    entry = catalog.training_strategies.get(spec.training_strategy)
+    return Trainer(
+        make_strategy(catalog, entry.name, spec.training_strategy_options, plan.name),
+        0 if schedule is None else schedule.enable_fake_palettize,
+        entry.trains_lut,
+        entry.moves_lut,
+        spec.preserve_zero,
+        make_lut_quantizer(catalog, plan.lut_quantizer, spec.lut_qspec, plan.name),
+    )
 
 
 # --- where they come from -----------------------------------------------------------------------

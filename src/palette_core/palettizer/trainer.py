@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from palette_core.planning import TensorPlan
 from palette_core.plugins import LutQuantizer
-from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
-from palette_core.plugins.checked.training import CheckedStrategy, make_strategy
+from palette_core.plugins.checked.training import CheckedStrategy
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.tensors.palettized import PalettizedTensor, QuantizedLut
 from palette_core.tensors.zeros import zero_mask
@@ -87,21 +84,3 @@ class Trainer:
         made = problem.store(problem.lut).quantized
         assert made is not None
         return made
-
-
-def make_trainer(plan: TensorPlan, catalog: Catalog) -> Trainer:
-    """Make what a weight trains by, as its plan says.
-
-    Raises:
-        PluginOptionsError, TrainingError: see `make_strategy`.
-    """
-    spec, schedule = plan.spec, plan.pat_schedule
-    entry = catalog.training_strategies.get(spec.training_strategy)
-    return Trainer(
-        make_strategy(catalog, entry.name, spec.training_strategy_options, plan.name),
-        0 if schedule is None else schedule.enable_fake_palettize,
-        entry.trains_lut,
-        entry.moves_lut,
-        spec.preserve_zero,
-        make_lut_quantizer(catalog, plan.lut_quantizer, spec.lut_qspec, plan.name),
-    )

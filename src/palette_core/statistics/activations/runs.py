@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from palette_core._common.pytrees import deep_copy
@@ -23,9 +22,7 @@ from palette_core.errors import CalibrationError, OperationError
 from palette_core.model import (
     ExampleInputs,
     call_arguments,
-    evaluation_mode,
-    restored_state,
-    uncompiled,
+    undisturbed,
 )
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.watch import NotTaken, OnOutput, OnSeen, Watch
@@ -66,10 +63,7 @@ class Runner:
     def __enter__(self) -> Self:
         if self._depth == 0:
             with contextlib.ExitStack() as stack:
-                stack.enter_context(evaluation_mode(self.model))
-                self._restore = stack.enter_context(restored_state(self.model.modules()))
-                stack.enter_context(parametrize.cached())
-                stack.enter_context(uncompiled())
+                self._restore = stack.enter_context(undisturbed(self.model))
                 self._own = self._watched()
                 self._stay = stack.pop_all()
         self._depth += 1
