@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import UserDict
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,31 @@ def test_how_tensors_lie_in_batches_counts(tmp_path: Path) -> None:
     assert runs_digest(odd, []) == before
     odd.scalar.fill_(False)
     assert runs_digest(odd, []) != before
+
+
+def test_what_objects_in_batches_hold_counts_whole(tmp_path: Path) -> None:
+    from palette_core.allocation.cache import runs_digest
+
+    class Held:
+        def __init__(self, x: object) -> None:
+            self.x, self.own = x, [self]
+
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        x: object
+
+    large = [torch.zeros(5000), torch.zeros(5000)]
+    large[1][2500] = 1.0  # where printing leaves out
+    kinds = [
+        Held,
+        Slotted,
+        lambda x: UserDict(x=x),
+        lambda x: Held(Slotted(x.numpy())),
+        lambda x: x,
+    ]
+    digests = [runs_digest(model(), [(kind(x),)]) for kind in kinds for x in large]
+    assert len(set(digests)) == len(digests)
+    assert digests == [runs_digest(model(), [(kind(x),)]) for kind in kinds for x in large]
 
 
 # --- files that hold something else ---------------------------------------------------------------

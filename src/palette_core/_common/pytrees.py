@@ -120,13 +120,17 @@ def _inside(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif id(leaf) not in seen and not isinstance(leaf, _CLOSED):
+        elif id(leaf) not in seen:
             seen[id(leaf)] = leaf  # held, so that its id is not given to others
-            for item in (*_items(leaf), *_attributes(leaf)):
+            for item in parts_of(leaf):
                 yield from _inside(item, seen)
 
 
-def _attributes(leaf: Any) -> Iterator[Any]:
+def parts_of(leaf: Any) -> Iterator[Any]:
+    """Yield what an object that is no plain container holds: its items and its attributes."""
+    if isinstance(leaf, _CLOSED):
+        return
+    yield from _items(leaf)
     yield from getattr(leaf, "__dict__", {}).values()
     for cls in type(leaf).__mro__:
         slots = vars(cls).get("__slots__", ())

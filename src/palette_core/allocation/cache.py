@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path, check_place
+from palette_core._common.pytrees import parts_of
 from palette_core.errors import AllocationError, PaletteWarning
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import get_catalog
@@ -171,20 +173,27 @@ def runs_digest(model: nn.Module, batches: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: Any, value: Any) -> None:
+def _add(digest: Any, value: Any, inside: tuple[int, ...] = ()) -> None:
     if isinstance(value, Tensor):
         _add_tensor(digest, value)
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        digest.update(f"array of {value.dtype}{value.shape};".encode() + value.tobytes())
     elif isinstance(value, Mapping):
         digest.update(f"mapping of {len(value)};".encode())
         for key, item in value.items():
             digest.update(str(key).encode() + b"\0")
-            _add(digest, item)
+            _add(digest, item, inside)
     elif isinstance(value, (tuple, list)):
         digest.update(f"sequence of {len(value)};".encode())
         for item in value:
-            _add(digest, item)
-    else:
-        digest.update(repr(value).encode() + b"\0")
+            _add(digest, item, inside)
+    elif id(value) not in inside:
+        # What objects print may be cut short, or an address.
+        parts = list(parts_of(value))
+        what = type(value).__qualname__ if parts else repr(value)
+        digest.update(f"{what} of {len(parts)};".encode())
+        for item in parts:
+            _add(digest, item, (*inside, id(value)))
 
 
 def _add_tensor(digest: Any, tensor: Tensor) -> None:
