@@ -35,7 +35,7 @@ from palette_core import (
     read_checkpoint,
     save_checkpoint,
 )
-from palette_core.errors import CheckpointError, PaletteWarning, StateError
+from palette_core.errors import CheckpointError, StateError
 from palette_core.storage import checkpoint_writing
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import palette_sites
@@ -152,20 +152,6 @@ def test_dense_ties_and_overlapping_memory(tmp_path: Path) -> None:
     loaded = load_checkpoint(path, Model())
     assert loaded.again.weight is loaded.norm.weight
     assert torch.equal(loaded(*MLP_INPUTS), model(*MLP_INPUTS))
-
-
-def test_extra_state_is_left_out_with_a_warning(tmp_path: Path) -> None:
-    class Model(nn.Linear):
-        def get_extra_state(self) -> dict[str, int]:
-            return {"calls": 3}
-
-        def set_extra_state(self, state: dict[str, int]) -> None:
-            raise AssertionError(state)
-
-    model = KMeansPalettizer(Model(8, 4), weight_config()).prepare(MLP_INPUTS)
-    with pytest.warns(PaletteWarning, match="_extra_state is a dict, not a tensor"):
-        path = save_checkpoint(model, tmp_path / "m")
-    assert torch.equal(load_checkpoint(path, Model(8, 4)).weight, model.weight)
 
 
 # --- writing ------------------------------------------------------------------------------------

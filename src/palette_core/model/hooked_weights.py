@@ -63,6 +63,15 @@ def is_replaceable(module: nn.Module, name: str) -> bool:
     )
 
 
+def made_of(module: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the states that a known hook computes ``module.<name>`` from; none without one."""
+    if not is_replaceable(module, name):
+        return ()
+    ((_, hook),) = _hooks(module, name)
+    parts = ("g", "v") if isinstance(hook, WeightNorm) else ("orig", "mask")
+    return tuple(f"{name}_{part}" for part in parts)
+
+
 def replace_hook(module: nn.Module, name: str) -> None:
     """Compute ``module.<name>`` by parametrizations where a hook did; do nothing elsewhere."""
     if not is_replaceable(module, name):

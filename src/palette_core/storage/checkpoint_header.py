@@ -32,6 +32,7 @@ class Header:
         aliases: further names of tied tensors: alias to first name.
         checksums: of every tensor that was written, by key; None in files of the first version.
         origins: where palettes come from, by name, as far as is known.
+        values: what modules keep that is no tensor, in JSON values, by name.
     """
 
     version: int
@@ -39,6 +40,7 @@ class Header:
     aliases: Mapping[str, str]
     checksums: Mapping[str, str] | None
     origins: Mapping[str, Origin]
+    values: Mapping[str, Any]
 
 
 def metadata_of(
@@ -46,15 +48,37 @@ def metadata_of(
     aliases: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     origins: Mapping[str, Origin],
+    values: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Return the metadata of a file of CPU tensors."""
+    """Return the metadata of a file of CPU tensors.
+
+    Raises:
+        CheckpointError: a value is none that JSON holds exactly.
+    """
+    for name, value in values.items():
+        _check_value(name, value)
     header = {
         "version": FORMAT_VERSION,
         "palettized": dict(records),
         "aliases": dict(aliases),
         "origin": as_json(origins),
+        **({"values": dict(values)} if values else {}),
     }
     return {METADATA_KEY: sealed(header, tensors)}
+
+
+def _check_value(name: str, value: Any) -> None:
+    try:
+        is_kept = read_json(json.dumps(value)) == value
+    except (TypeError, ValueError, RecursionError):
+        is_kept = False
+    if not is_kept:
+        raise CheckpointError(
+            f"{name} is a {type(value).__name__} that no checkpoint can hold: one holds tensors, "
+            "and of the rest what is the same after a trip through JSON (numbers, texts, lists, "
+            "dictionaries by text); let the module give such a value, get_extra_state() of it for "
+            "instance, or take the module out of the model before saving"
+        )
 
 
 def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
@@ -98,7 +122,10 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
         origins = from_json(header.get("origin", {}))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise damaged(path, f"origin: {type(error).__name__}: {error}") from None
-    return Header(version, records, aliases, checksums, origins)
+    values = header.get("values", {})
+    if not isinstance(values, dict):
+        raise damaged(path, "'values' must be an object")
+    return Header(version, records, aliases, checksums, origins, values)
 
 
 def _are_texts(values: Mapping[str, Any]) -> bool:

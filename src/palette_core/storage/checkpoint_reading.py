@@ -49,6 +49,7 @@ class Checkpoint:
         version: of the format.
         stored_forms: name of the stored form of each palettized weight.
         origins: where palettes come from, by name of the weight, as far as the file says.
+        values: what modules keep that is no tensor, by name.
     """
 
     palettized: Mapping[str, PalettizedTensor]
@@ -57,6 +58,7 @@ class Checkpoint:
     version: int
     stored_forms: Mapping[str, str]
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -78,6 +80,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             file.version,
             {name: file.form(name).name for name in file.palettized_names},
             file.origins,
+            file.values,
         )
 
 
@@ -98,6 +101,7 @@ class CheckpointReader:
         version: of the format.
         has_checksums: whether damage to a tensor shows; files of version 1 have no checksums.
         origins: where palettes come from, by name of the weight, as far as the file says.
+        values: what modules keep that is no tensor, by name.
 
     Raises:
         FileNotFoundError: no such file.
@@ -120,6 +124,7 @@ class CheckpointReader:
         self._checksums = header.checksums
         self._forms: dict[str, CheckedForm] = {}
         self.aliases, self.version, self.origins = header.aliases, header.version, header.origins
+        self.values = header.values
         self.has_checksums = header.checksums is not None
         self.palettized_names = tuple(self._records)
         own = {f"{n}.{part}" for n in self._records for part in (*self.form(n).parts, *TABLES)}

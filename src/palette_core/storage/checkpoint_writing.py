@@ -32,6 +32,7 @@ def write_checkpoint(
     aliases: Mapping[str, str] = _NONE,
     stored_forms: Mapping[str, str] = _NONE,
     origins: Mapping[str, Origin] = _NONE,
+    values: Mapping[str, Any] = _NONE,
 ) -> Path:
     """Write palettized and dense tensors to a packed checkpoint, whole or not at all.
 
@@ -43,11 +44,12 @@ def write_checkpoint(
         stored_forms: names of registered stored forms by the names of palettized weights; those
             left out have the default form.
         origins: where palettes come from, by the names of palettized weights; the file says so.
+        values: what modules keep that is no tensor, by name, such as extra state: JSON values.
 
     Raises:
         CheckpointError: the parts of a weight do not fit each other, its tables are NaN or
             infinite, two tensors have one name, or an alias, a form or an origin is of a tensor
-            that is not there; or a form fails.
+            that is not there; a value is none that JSON holds exactly; or a form fails.
         UnknownPluginError: nobody knows a form.
         OSError: the file cannot be written; what stood there still does.
     """
@@ -66,7 +68,7 @@ def write_checkpoint(
             raise CheckpointError(f"{name}: {error}") from None
         form = stored_form(stored_forms.get(name, DEFAULT_FORM))
         stored[name] = form, encode(tensor, form)
-    return write_stored(Path(path), stored, dense, aliases, origins)
+    return write_stored(Path(path), stored, dense, aliases, origins, values)
 
 
 def write_stored(
@@ -75,6 +77,7 @@ def write_stored(
     dense: Mapping[str, Tensor],
     aliases: Mapping[str, str],
     origins: Mapping[str, Origin],
+    values: Mapping[str, Any],
 ) -> Path:
     """Write weights that are in a stored form already; see `write_checkpoint`."""
     tensors: dict[str, Tensor] = {}
@@ -102,7 +105,7 @@ def write_stored(
         if alias in records or alias in dense:
             raise CheckpointError(f"alias {alias} has the name of a tensor of its own")
     host = _on_host(tensors | dict(dense))
-    metadata = metadata_of(records, aliases, host, origins)
+    metadata = metadata_of(records, aliases, host, origins, values)
     with atomic_path(path) as temporary:
         save_file(host, temporary, metadata=metadata)
     return path

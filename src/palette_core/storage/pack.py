@@ -8,6 +8,7 @@ from typing import final
 from torch import nn
 
 from palette_core.errors import BackendError
+from palette_core.model.hooked_weights import replace_hook
 from palette_core.model.parametrization import ModuleSnapshot, is_trained, replace_chain
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.packed_weight import PackedWeight, PaletteModule
@@ -80,6 +81,7 @@ def _install(packed: PackedWeight, places: Iterable[tuple[nn.Module, str]]) -> N
     """Put a packed weight at places of one tensor, freeing what stood there."""
     placeholder = packed.placeholder()
     for module, state in places:
+        replace_hook(module, state)
         packed.takes_gradients |= is_trained(module, state)
         replace_chain(module, state, packed, placeholder)
 
