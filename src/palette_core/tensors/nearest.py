@@ -58,11 +58,15 @@ def _nearest_scalars(points: Tensor, entries: Tensor, wide: torch.dtype) -> Tens
     return codes
 
 
-def squared_distances(points: Tensor, entries: Tensor) -> Tensor:
-    """Return ``[B, N, K]``, Σ over D of (point − entry)²."""
-    total = (points[:, :, None, 0] - entries[:, None, :, 0]).square_()
-    for d in range(1, points.shape[-1]):
-        total += (points[:, :, None, d] - entries[:, None, :, d]).square_()
+def squared_distances(points: Tensor, entries: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return ``[B, N, K]``, Σ over D of w (point − entry)²; weights ``[B, N, D]``, or all 1."""
+    total: Tensor | None = None
+    for d in range(points.shape[-1]):
+        part = (points[:, :, None, d] - entries[:, None, :, d]).square_()
+        if weights is not None:
+            part *= weights[..., d, None]
+        total = part if total is None else total.add_(part)
+    assert total is not None
     return total
 
 

@@ -104,9 +104,7 @@ def _propose(
     stretches: tuple[float, ...],
 ) -> QuantizedLut:
     """Return quantized entries nearer to the means of the points, block by block the best found."""
-    present = best.dequantize().double()
-    mass = state.mass
-    means = torch.where(mass > 0, state.sums / torch.where(mass > 0, mass, 1.0), present)
+    mass, means = state.mass, state.means(best.dequantize().double())
     scale = best.scale.double()
     targets = [
         means,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from palette_core.errors import WeightError
+from palette_core.tensors.assignment import assign_and_sum, metric
 from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.nearest import assign, pieces, squared_distances, sums_by_code
+from palette_core.tensors.nearest import pieces, squared_distances
 from palette_core.tensors.palettized import Codebook, QuantizedLut
 
 _ROUNDS = 10
@@ -64,8 +65,8 @@ def keep_zeros(
     quantized = None if codebook.quantized is None else with_zeros(codebook.quantized, zeros)
     entries = entries.masked_fill(zeros[..., None], 0.0)
     if quantized is None and reassign:
-        entries = _refined(points, importance, entries, zeros)
-    codes = _assigned(points, importance, entries)
+        entries = _refined(points, importance, entries, zeros, codebook.codes)
+    codes = assign_and_sum(points, metric(importance), entries.double(), codebook.codes).codes
     if not reassign:
         codes = torch.where(codebook.codes == taken[:, None], codes, codebook.codes)
     codes = torch.where((points == 0).all(-1), taken[:, None].to(torch.uint8), codes)
@@ -91,33 +92,13 @@ def in_order(codebook: Codebook) -> Codebook:
     return Codebook(ordered[..., None], codes, quantized, before, after)
 
 
-def _assigned(points: Tensor, importance: Tensor | None, entries: Tensor) -> Tensor:
-    """Return the nearest entry of every point by Σ over D of w (x − c)²."""
-    if importance is None or points.shape[-1] == 1:
-        return assign(points, entries)
-    codes = torch.empty(points.shape[:2], dtype=torch.uint8, device=points.device)
-    for block, piece in pieces(len(points), points.shape[1], entries[0].numel()):
-        w = importance[block, piece].double()
-        w = torch.where((w == 0).all(-1, keepdim=True), 1.0, w)
-        far = _distances(points[block, piece].double(), w, entries[block].double())
-        codes[block, piece] = far.argmin(-1).to(torch.uint8)
-    return codes
-
-
-def _distances(x: Tensor, w: Tensor | None, entries: Tensor) -> Tensor:
-    """Return ``[B, N, K]``, Σ over D of w (x − c)²."""
-    if w is None:
-        return squared_distances(x, entries)
-    return ((x[:, :, None] - entries[:, None]).square() * w[:, :, None]).sum(-1)
-
-
 def _cheapest(points: Tensor, importance: Tensor | None, entries: Tensor) -> Tensor:
     """Return ``[B]``: the entry of each table whose replacement by zero costs least."""
     extra = torch.zeros(entries.shape[:2], dtype=torch.float64, device=points.device)
     for block, piece in pieces(len(points), points.shape[1], entries[0].numel()):
         x = points[block, piece].double()
         w = None if importance is None else importance[block, piece].double()
-        far = _distances(x, w, entries[block].double())
+        far = squared_distances(x, entries[block].double(), w)
         found = far.topk(2, dim=-1, largest=False)
         first, second = found.values.unbind(-1)
         at_zero = (x.square() if w is None else w * x.square()).sum(-1)
@@ -129,38 +110,23 @@ def _cheapest(points: Tensor, importance: Tensor | None, entries: Tensor) -> Ten
     return extra.argmin(dim=1)
 
 
-def _refined(points: Tensor, importance: Tensor | None, entries: Tensor, zeros: Tensor) -> Tensor:
+def _refined(
+    points: Tensor, importance: Tensor | None, entries: Tensor, zeros: Tensor, codes: Tensor
+) -> Tensor:
     """Move entries to the means of their points, zero apart, while that lowers the error."""
     best = entries
-    least, means = _pass(points, importance, best)
+    found = assign_and_sum(points, importance, entries.double(), codes)
+    least = found.cost
     for _ in range(_ROUNDS):
-        moved = means.to(entries.dtype).masked_fill(zeros[..., None], 0.0)
-        error, means = _pass(points, importance, moved)
-        better = error < least * (1 - _LEAST_GAIN)
-        best = torch.where(better[:, None, None], moved, best)
-        least = torch.where(better, error, least)
+        means = found.means(entries.double())
+        entries = means.to(entries.dtype).masked_fill(zeros[..., None], 0.0)
+        found = assign_and_sum(points, importance, entries.double(), found.codes)
+        better = found.cost < least * (1 - _LEAST_GAIN)
+        best = torch.where(better[:, None, None], entries, best)
+        least = torch.where(better, found.cost, least)
         if not bool(better.any()):
             break
     return best
-
-
-def _pass(points: Tensor, importance: Tensor | None, entries: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Σ w (x − c)² of each block, ``[B]``, and means ``[B, K, D]`` of entries' points."""
-    error = torch.zeros(len(entries), dtype=torch.float64, device=points.device)
-    sums = torch.zeros(entries.shape, dtype=torch.float64, device=points.device)
-    mass = torch.zeros_like(sums)
-    n_entries = entries.shape[1]
-    for block, piece in pieces(len(points), points.shape[1], points.shape[2]):
-        part = None if importance is None else importance[block, piece]
-        codes = _assigned(points[block, piece], part, entries[block])
-        x = points[block, piece].double()
-        w = torch.ones_like(x) if part is None else part.double()
-        gap = Codebook(entries[block].double(), codes).decode() - x
-        error[block] += (w * gap.square()).flatten(1).sum(dim=1)
-        sums[block] += sums_by_code(w * x, codes, n_entries)
-        mass[block] += sums_by_code(w, codes, n_entries)
-    means = torch.where(mass > 0, sums / torch.where(mass > 0, mass, 1.0), entries.double())
-    return error, means
 
 
 def zero_mask(weight: Tensor, layout: BlockLayout) -> Tensor:

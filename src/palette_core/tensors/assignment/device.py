@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from palette_core.tensors.nearest import squared_distances
+
 LIMIT = 1 << 23  # distances held at once: 64 MB
 
 
@@ -62,18 +64,6 @@ class DevicePass:
     worst_at: Tensor
 
 
-def costs_of(points: Tensor, weights: Tensor | None, table: Tensor) -> Tensor:
-    """Return ``[G, n, K]`` weighted squared distances."""
-    total = points.new_zeros((*points.shape[:2], table.shape[1]))
-    for d in range(points.shape[2]):
-        gap = points[..., d, None] - table[:, None, :, d]
-        gap.square_()
-        if weights is not None:
-            gap *= weights[..., d, None]
-        total += gap
-    return total
-
-
 def _pieces(problem: Problem, n_entries: int) -> Iterator[tuple[slice, slice]]:
     """Cut blocks and points so that a piece has few enough distances."""
     blocks, count, _ = problem.points.shape
@@ -98,7 +88,7 @@ def pass_over(problem: Problem, table: Tensor) -> DevicePass:
     for b, n in _pieces(problem, entries):
         points = problem.points[b, n].double()
         weights = None if problem.weights is None else problem.weights[b, n].double()
-        costs = costs_of(points, weights, table[b])
+        costs = squared_distances(points, table[b], weights)
         low, code = costs.min(dim=2)
         owner = torch.zeros_like(costs).scatter_(2, code[..., None], 1.0).transpose(1, 2)
         costs.scatter_(2, code[..., None], torch.inf)

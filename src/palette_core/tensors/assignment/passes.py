@@ -25,6 +25,11 @@ class PassResult:
     mass: Tensor
     cost: Tensor
 
+    def means(self, entries: Tensor) -> Tensor:
+        """Return the means of each entry's points, ``[B, K, D]``; the entry where it has none."""
+        used = self.mass > 0
+        return torch.where(used, self.sums / torch.where(used, self.mass, 1.0), entries)
+
     def where(self, first: Tensor, other: PassResult) -> PassResult:
         """Return blocks of this where ``first`` ``[B]`` bool holds, and of ``other`` elsewhere."""
         wide = first[:, None, None]

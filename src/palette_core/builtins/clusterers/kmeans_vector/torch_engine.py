@@ -20,11 +20,11 @@ from palette_core.builtins.clusterers.kmeans_vector.options import (
     sample_size,
     tries,
 )
+from palette_core.tensors import squared_distances
 from palette_core.tensors.assignment.device import (
     LIMIT,
     DevicePass,
     Problem,
-    costs_of,
     no_blanks,
     pass_over,
 )
@@ -196,7 +196,7 @@ def _start(
         goal = draws[:, k, : trials if k else 1] * running[:, -1:]
         at = torch.searchsorted(running, goal.contiguous(), right=True).clamp(max=count - 1)
         picks = points.gather(1, _wide(at, dim))
-        lows = costs_of(points, weights, picks)
+        lows = squared_distances(points, picks, weights)
         if k:
             lows = torch.minimum(lows, costs[..., None])
         best = lows.sum(dim=1).argmin(dim=1)
