@@ -28,6 +28,7 @@ from palette_core.plugins.kinds import (
     PluginKind,
 )
 from palette_core.storage.origins import Origin, Source
+from palette_core.storage.savers import guard_savers
 
 
 def attach_palettes(
@@ -60,6 +61,7 @@ def attach_palettes(
                 replace_hook(module, state)
                 item.train(module.training)
                 parametrization.attach(module, state, item)
+        guard_savers(model)
 
 
 def _trainer(plan: TensorPlan, catalog: Catalog) -> Trainer:

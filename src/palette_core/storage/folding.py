@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from palette_core.model.parametrization import ModuleSnapshot, detach
 from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.savers import release_savers
 from palette_core.storage.sites import palette_sites
 
 
@@ -31,6 +32,7 @@ def fold(model: nn.Module) -> nn.Module:
             dense = nn.Parameter(packed.dense(), requires_grad=packed.takes_gradients)
             for module, state in {(place.module, place.state): None for place in site.places}:
                 detach(module, state, dense)
+    release_savers(model)
     return model
 
 

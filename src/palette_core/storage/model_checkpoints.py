@@ -19,6 +19,7 @@ from palette_core.storage.fitting import OwnStates, chain_prefix, with_memory
 from palette_core.storage.forms.registry import stored_form
 from palette_core.storage.pack import install_packed
 from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.savers import guard_savers
 from palette_core.storage.sites import palette_sites
 
 __all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
@@ -85,6 +86,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         model.load_state_dict(rest, strict=False)
         for name, item in packed.items():
             install_packed(model, names[name], item)
+        guard_savers(model)
     return model
 
 
