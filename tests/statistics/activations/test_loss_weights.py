@@ -8,7 +8,8 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.errors import CalibrationError
-from palette_core.statistics.activations import Runner, collect, loss_weights
+from palette_core.statistics.activations import Runner, collect
+from palette_core.statistics.activations.guided import loss_weights
 
 CONFIG = KMeansPalettizerConfig.from_dict(
     {

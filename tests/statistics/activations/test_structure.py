@@ -9,8 +9,9 @@ from torch import nn
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.engine.executor import Executor
 from palette_core.errors import CalibrationError
-from palette_core.statistics.activations import Runner, find_stages, find_structure
-from palette_core.statistics.activations.structure import merged
+from palette_core.statistics.activations import Runner
+from palette_core.statistics.activations.stages import find_stages
+from palette_core.statistics.activations.structure import find_structure, merged
 
 CONFIG = KMeansPalettizerConfig.from_dict(
     {
