@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.pytrees import floating, said_of
-from palette_core._common.rng import untouched_global_rng
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
 from palette_core.allocation.sizes import planned_bits
@@ -200,8 +199,7 @@ def job_of(plan: TensorPlan, evidence: Evidence) -> Job:
 
 
 def _clustered(jobs: Sequence[Job], executor: Executor) -> list[PalettizedTensor]:
-    with untouched_global_rng():
-        return [result.palettized for result in executor.run(jobs)]
+    return [result.palettized for result in executor.run(jobs)]
 
 
 def _key(

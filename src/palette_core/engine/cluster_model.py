@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from palette_core._common.progress import progress_bar
-from palette_core._common.rng import untouched_global_rng
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
@@ -56,8 +55,7 @@ def cluster_model(
         name: damping_of(catalog.clusterers.find(plan.algorithm), plan.algorithm_options, name)
         for name, plan in needy.items()
     }
-    bar = progress_bar("Palettizing", len(jobs), show=executor.progress)
-    with untouched_global_rng(), bar as advance:
+    with progress_bar("Palettizing", len(jobs), show=executor.progress) as advance:
         if feeder is None:
             missing = dict.fromkeys(needy, "no calibration batches were given")
             results = executor.run(jobs, advance)

@@ -7,6 +7,7 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 
 from palette_core._common.progress import Advance
+from palette_core._common.rng import untouched_global_rng
 from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
 from palette_core.engine.kept import Kept
@@ -58,6 +59,8 @@ class Executor:
     def run(self, jobs: Iterable[Job], advance: Advance = _nobody) -> list[Clustered]:
         """Cluster every job; results in the order of ``jobs``, the same for any ``num_workers``.
 
+        Global random states are left as they are.
+
         Args:
             jobs: what to do.
             advance: called here with the name of a weight and 1 when it is done, in any order.
@@ -73,9 +76,10 @@ class Executor:
         rest = [i for i in range(len(ordered)) if i not in finished]
         queue = sorted(rest, key=lambda i: -_cost(ordered[i]))
         try:
-            for index, result in self._cluster(ordered, queue):
-                finished[index] = result
-                advance(ordered[index].plan.name, 1)
+            with untouched_global_rng():
+                for index, result in self._cluster(ordered, queue):
+                    finished[index] = result
+                    advance(ordered[index].plan.name, 1)
         except BaseException:
             self._keep(ordered, finished)
             raise

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
-from palette_core._common.rng import untouched_global_rng
 from palette_core._common.undoing import undone
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
@@ -206,10 +205,7 @@ def _cluster(
     executor: Executor,
 ) -> list[Clustered]:
     jobs = [Job(s.palette.plan, _weight(s), measured[s.name]) for s in sites]
-    with (
-        untouched_global_rng(),
-        progress_bar("Palettizing", len(jobs), show=executor.progress) as advance,
-    ):
+    with progress_bar("Palettizing", len(jobs), show=executor.progress) as advance:
         return executor.run(jobs, advance)
 
 

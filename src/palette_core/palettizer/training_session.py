@@ -7,7 +7,6 @@ from typing import Self, final
 
 from torch import nn
 
-from palette_core._common.rng import untouched_global_rng
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.errors import StateError
@@ -92,8 +91,7 @@ def _palettize_current(sites: Sites, catalog: Catalog) -> None:
     jobs = [
         Job(site.palette.plan, site.dense().detach(), site.palette.sensitivity) for site in waiting
     ]
-    with untouched_global_rng():
-        results = Executor(catalog=catalog).run(jobs)
+    results = Executor(catalog=catalog).run(jobs)
     for site, result in zip(waiting, results, strict=True):
         site.palette.set_palettized(result.palettized)
         site.palette.enable(True)
