@@ -257,8 +257,8 @@ def minilm() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 @pytest.mark.parametrize(
     ("make", "count"),
-    [(vision, 8), (language, 9), (minilm, 36)],
-    ids=["vision", "language", "minilm"],
+    [(vision, 8), (language, 9)],
+    ids=["vision", "language"],
 )
 @pytest.mark.parametrize("star", [False, True])
 def test_ordinary_models_give_no_warnings(make, count, star):
@@ -269,6 +269,20 @@ def test_ordinary_models_give_no_warnings(make, count, star):
         plan = plan_of(model, config, example_inputs=example_inputs)
         warn_about(plan)
     assert len(plan) == count if not star else len(plan) >= count
+
+
+@pytest.mark.parametrize("star", [False, True])
+def test_a_model_that_is_mostly_embeddings_gives_one_warning(star):
+    model, example_inputs = minilm()
+    config = OURS.K(global_config=OURS.every(4)) if star else OURS.K()
+    plan = plan_of(model, config, example_inputs=example_inputs)
+    assert len(plan) == (72 if star else 36)
+    with pytest.warns(PaletteWarning) as caught:
+        warn_about(plan)
+    (message,) = (str(warning.message) for warning in caught)
+    assert "47 % of the model's weights are palettized" in message
+    assert "dense stay 11,917,824 taken by 'embedding' (" in message
+    assert "op_type_config:\n      embedding:" in message
 
 
 def test_a_training_model_stays_in_training_mode_with_its_statistics():

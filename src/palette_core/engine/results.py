@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from palette_core.planning import Plan, SkippedTensor, TensorPlan
+from palette_core.planning import Coverage, Plan, SkippedTensor, TensorPlan
 from palette_core.storage.forms.registry import stored_bits
 from palette_core.tensors.palettized import PalettizedTensor
 
@@ -71,10 +71,11 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All palettized weights, and what was asked for but stays dense."""
+    """All palettized weights, what was asked for but stays dense, and what share that is."""
 
     tensors: tuple[TensorReport, ...]
     skipped: tuple[SkippedTensor, ...]
+    coverage: Coverage = field(default_factory=Coverage)
 
     @property
     def bits_per_palettized_weight(self) -> float:
@@ -89,20 +90,20 @@ class Report:
             row = asdict(tensor)
             row["snr_db"] = tensor.snr_db if math.isfinite(tensor.snr_db) else None
             rows.append(row)
-        return {"tensors": rows, "skipped": [asdict(s) for s in self.skipped]}
+        skipped = [asdict(s) for s in self.skipped]
+        return {"tensors": rows, "skipped": skipped, "coverage": self.coverage.to_dict()}
 
 
 def make_report(plan: Plan, results: Sequence[Clustered]) -> Report:
     """Combine a plan with its results, in the plan's order."""
-    return Report(
-        tuple(_tensor_report(p, r) for p, r in zip(plan, results, strict=True)), plan.skipped
-    )
+    rows = tuple(_tensor_report(p, r) for p, r in zip(plan, results, strict=True))
+    return Report(rows, plan.skipped, plan.coverage)
 
 
 def updated_report(report: Report, results: Iterable[tuple[TensorPlan, Clustered]]) -> Report:
     """Put new rows in the place of old ones of the same names."""
     rows = {row.name: row for row in (_tensor_report(p, r) for p, r in results)}
-    return Report(tuple(rows.get(row.name, row) for row in report.tensors), report.skipped)
+    return replace(report, tensors=tuple(rows.get(row.name, row) for row in report.tensors))
 
 
 def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:

@@ -55,6 +55,7 @@ class TensorRecord:
         obstacle: why the tensor cannot be replaced where it hangs, or None.
         view_axis: its output-channel axis by the first operation that received a view of it, such
             as its transpose or one of its experts; None where none did.
+        view_op: that operation.
     """
 
     owners: tuple[Owner, ...]
@@ -65,6 +66,7 @@ class TensorRecord:
     reached: bool = True
     obstacle: str | None = None
     view_axis: int | None = None
+    view_op: str | None = None
 
     @property
     def name(self) -> str:

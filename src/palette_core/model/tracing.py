@@ -26,8 +26,8 @@ from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorReco
 from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import undisturbed
 from palette_core.model.states import is_parametrization, states_of, tensors_of
-from palette_core.model.views import StateStorages, axis_in_state
-from palette_core.operations import installed_operations, op_type_of
+from palette_core.model.views import StateStorages
+from palette_core.operations import COPIES, installed_operations, op_type_of
 
 _SCALARS = frozenset({bool, int, float, str, type(None)})  # most arguments that are no tensors
 
@@ -115,7 +115,7 @@ class _Recorder(TorchFunctionMode):
         self._frames: list[_Frame] = []
         self._hooked: list[nn.Module] = []  # with copies of modules that forward makes
         self._uses: dict[int, dict[Use, None]] = {}
-        self._view_axes: dict[int, int] = {}
+        self._views: dict[int, tuple[int, str]] = {}  # axis and operation
         self._ran: set[str] = set()
         # Holding the states themselves keeps their ids from being given to other tensors.
         self._states: dict[int, Tensor] = {}
@@ -164,6 +164,7 @@ class _Recorder(TorchFunctionMode):
         del args, output
         if self._frames and self._frames[-1].module is module:  # its pre-hooks may have failed
             self._frames.pop()
+            self._storages.forget_copies()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -178,7 +179,12 @@ class _Recorder(TorchFunctionMode):
                 raise
         # Inside a composite such as multi_head_attention_forward this mode is off, so its inner
         # linear calls are not seen: the composite is the operation.
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if self._frames and op_type in COPIES and isinstance(out, Tensor) and args:
+            source = args[0]
+            if isinstance(source, Tensor) and self._storages.state_of(source) is not None:
+                self._storages.copied(source, out)
+        return out
 
     def _record(
         self, op_type: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -205,13 +211,13 @@ class _Recorder(TorchFunctionMode):
         tensor: Tensor,
     ) -> None:
         """Learn a state's output-channel axis from an operation that receives a view of it."""
-        state = self._storages.state_of(tensor)
-        if state is None or id(state) in self._view_axes:
+        if not self._storages.knows(tensor):
             return
         axis = installed_operations().channel_axis_in(op_type, func, args, kwargs, tensor)
-        axis = None if axis is None else axis_in_state(state, tensor, axis)
-        if axis is not None:
-            self._view_axes[id(state)] = axis
+        found = None if axis is None else self._storages.axis_of(tensor, axis)
+        if found is not None:
+            state, axis = found
+            self._views.setdefault(id(state), (axis, op_type))
 
     def graph(self) -> ModelGraph:
         """Return the records; call before the mode is left, while cached values live."""
@@ -248,7 +254,7 @@ class _Recorder(TorchFunctionMode):
                 uses,
                 reached,
                 obstacle,
-                self._view_axes.get(key),
+                *self._views.get(key, (None, None)),
             )
 
 

@@ -1,6 +1,7 @@
 """Knowledge of operations: their names, which are palettized, and how inputs meet weights."""
 
+from palette_core.operations.calls import COPIES
 from palette_core.operations.names import canonical_op_type
 from palette_core.operations.table import OperationTable, installed_operations, op_type_of
 
-__all__ = ["OperationTable", "canonical_op_type", "installed_operations", "op_type_of"]
+__all__ = ["COPIES", "OperationTable", "canonical_op_type", "installed_operations", "op_type_of"]

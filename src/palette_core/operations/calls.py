@@ -55,6 +55,10 @@ ACCESSORS = frozenset(
 """What hands a tensor on, or looks at it, rather than compute with it."""
 
 
+COPIES = frozenset(["__getitem__", "index_select", "contiguous", "clone"])
+"""What may copy a tensor, or pick along its first axis, with its other axes as they are."""
+
+
 def called_name(func: Any) -> str:
     """Return the name under which something was called, with the namespace of a library."""
     packet = getattr(func, "overloadpacket", func)  # aten.linear.default -> aten.linear

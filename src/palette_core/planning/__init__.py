@@ -1,6 +1,7 @@
 """From a model's graph and a config to a plan."""
 
 from palette_core.planning.check import check_names, specs_of
+from palette_core.planning.coverage import Coverage, DenseWeights
 from palette_core.planning.make import (
     OnIncompatible,
     make_plan,
@@ -11,7 +12,9 @@ from palette_core.planning.make import (
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 
 __all__ = [
+    "Coverage",
     "DenseTensor",
+    "DenseWeights",
     "OnIncompatible",
     "Plan",
     "SkippedTensor",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanErro
 from palette_core.model import ExampleInputs, as_inputs
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.operations import OperationTable
+from palette_core.planning.adapters import ADAPTER, adapter_notes
 from palette_core.planning.check import check_names
 from palette_core.planning.choose import (
     check_stored_form,
@@ -23,13 +23,14 @@ from palette_core.planning.choose import (
     lut_quantizer_name,
     nearest,
 )
+from palette_core.planning.coverage import Reach, coverage_of, obstacle_of
 from palette_core.planning.notes import ineffective_rules
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
+from palette_core.planning.sizes import large_palette_notes
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.options import validate_options
-from palette_core.tensors.dtypes import dtype_name
 
 OnIncompatible = Literal["skip", "error"]
 
@@ -70,25 +71,22 @@ def make_plan(
     tensors: list[TensorPlan] = []
     skipped: list[SkippedTensor] = []
     dense: list[DenseTensor] = []
+    planned: list[TensorRecord] = []
+    unasked: list[TensorRecord] = []
+    refused: list[TensorRecord] = []
     for record in graph.tensors:
         decision = rules.decide(record)
-        if decision.spec is None:
-            if decision.asked:
-                skipped.append(_skip(record, decision.reason, decision.rule))
-            else:
-                dense.append(DenseTensor(record.name, record.shape, decision.reason))
-            continue
-        obstacle = _obstacle(record)
-        if obstacle:
-            skipped.append(_skip(record, obstacle, decision.rule))
-            continue
-        axis = decision.axis
-        if axis is None:
-            axis = operations.channel_axis(decision.op_type, record.shape)
-        try:
-            tensors.append(_plan_tensor(record, decision, decision.spec, axis, config, catalog))
-        except IncompatibleShapeError as error:
-            skipped.append(_skip(record, f"incompatible with its spec: {error}", decision.rule))
+        outcome = _outcome(record, decision, operations, config, catalog)
+        if isinstance(outcome, TensorPlan):
+            tensors.append(outcome)
+            planned.append(record)
+        elif isinstance(outcome, SkippedTensor):
+            skipped.append(outcome)
+            refused.append(record)
+        else:
+            dense.append(outcome)
+            if not decision.left_alone:
+                unasked.append(record)
     if on_incompatible == "error" and skipped:
         raise PlanError(
             "cannot be palettized as configured: "
@@ -97,15 +95,43 @@ def make_plan(
     if backend is not None:
         _refuse(tensors, backend)
     settled = [*(t.rule for t in tensors), *(s.rule for s in skipped)]
-    notes = tuple(ineffective_rules(config, graph, rules, settled))
-    return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes)
+    adapters = [tensor.name for tensor in dense if tensor.reason == ADAPTER]
+    notes = (
+        *adapter_notes(adapters),
+        *large_palette_notes(tensors),
+        *ineffective_rules(config, graph, rules, settled),  # last: there may be thousands
+    )
+    coverage = coverage_of(Reach(graph, rules, operations), planned, unasked, refused)
+    return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes, coverage)
+
+
+def _outcome(
+    record: TensorRecord,
+    decision: Decision,
+    operations: OperationTable,
+    config: KMeansPalettizerConfig,
+    catalog: Catalog,
+) -> TensorPlan | SkippedTensor | DenseTensor:
+    if decision.spec is None:
+        if decision.asked:
+            return _skip(record, decision.reason, decision.rule)
+        return DenseTensor(record.name, record.shape, decision.reason)
+    obstacle = obstacle_of(record)
+    if obstacle:
+        return _skip(record, obstacle, decision.rule)
+    axis = decision.axis
+    if axis is None:
+        axis = operations.channel_axis(decision.op_type, record.shape)
+    try:
+        return _plan_tensor(record, decision, decision.spec, axis, config, catalog)
+    except IncompatibleShapeError as error:
+        return _skip(record, f"incompatible with its spec: {error}", decision.rule)
 
 
 def warn_about(plan: Plan) -> None:
-    """Issue a `PaletteWarning` per skipped tensor and rule without effect.
+    """Issue a `PaletteWarning` per skipped tensor and note, and one where most stays dense.
 
-    Of thousands of either, the first are told one by one, and the rest in one sentence. A plan
-    of nothing is told where nothing else is.
+    Of thousands of either, the first are told one by one, and the rest in one sentence.
     """
     asked = [
         f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
@@ -119,26 +145,18 @@ def warn_about(plan: Plan) -> None:
             rest = f"{len(sentences) - _TOLD:,} more {kind}; the plan lists them all"
             warnings.warn(rest, PaletteWarning, stacklevel=3)
     if not plan.tensors and not asked and not plan.notes:
-        warnings.warn(
+        sentence = (
             f"nothing is palettized: no rule of the config asks for any of the model's "
-            f"{len(plan.dense)} tensors; make_plan tells the reason for each",
-            PaletteWarning,
-            stacklevel=3,
+            f"{len(plan.dense)} tensors; make_plan tells the reason for each"
         )
+        warnings.warn(sentence + plan.coverage.advice(), PaletteWarning, stacklevel=3)
+    elif plan.tensors and plan.coverage.is_low and plan.coverage.config:
+        sentence = plan.coverage.sentence() + plan.coverage.advice()
+        warnings.warn(sentence, PaletteWarning, stacklevel=3)
 
 
 def _skip(record: TensorRecord, reason: str, rule: str) -> SkippedTensor:
     return SkippedTensor(record.name, record.shape, reason, rule)
-
-
-def _obstacle(record: TensorRecord) -> str | None:
-    if not record.dtype.is_floating_point:
-        return f"its dtype is {dtype_name(record.dtype)}, only floating weights have palettes"
-    if record.dtype.itemsize == 1:
-        return f"its dtype {dtype_name(record.dtype)} is already one byte per weight"
-    if math.prod(record.shape) <= 1:
-        return "it has one element or none, a palette would only make it larger"
-    return record.obstacle
 
 
 def _plan_tensor(

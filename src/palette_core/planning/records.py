@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from palette_core.config import PATSchedule
 from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import Owner
+from palette_core.planning.coverage import Coverage
 from palette_core.plugins import NoOptions, TensorFacts
 from palette_core.plugins.checked.granularities import described
 from palette_core.tensors.layout import BlockLayout, Shape
@@ -99,13 +100,16 @@ class Plan:
         tensors: to be palettized, in the order of the model.
         skipped: asked for, and left dense with the reason.
         dense: not asked for.
-        notes: rules of the config that have no effect, one sentence each.
+        notes: rules of the config that have no effect, and what else it may not be meant to do,
+            one sentence each.
+        coverage: how much of the model is palettized, and what would reach the rest.
     """
 
     tensors: tuple[TensorPlan, ...]
     skipped: tuple[SkippedTensor, ...] = ()
     dense: tuple[DenseTensor, ...] = ()
     notes: tuple[str, ...] = ()
+    coverage: Coverage = field(default_factory=Coverage)
 
     def __iter__(self) -> Iterator[TensorPlan]:
         return iter(self.tensors)

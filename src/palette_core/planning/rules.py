@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
@@ -19,6 +20,7 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import ModelGraph, ModuleRecord, TensorRecord, Use
 from palette_core.operations import OperationTable
 from palette_core.planning import opt_in
+from palette_core.planning.adapters import ADAPTER, is_adapter, names_adapters
 
 _States = Mapping[str, PalettizationSpec | None]
 
@@ -31,7 +33,7 @@ class ModuleRule:
         level: 2 for an entry of ``module_name_configs``, 1 for one of ``module_type_configs``,
             0 for ``global_config``; higher wins.
         order: where in its mapping the entry stands; later wins.
-        path: the entry as a path into the config.
+        place: fields and keys that lead to the entry: ``("module_name_configs", "head")``.
         config: the entry.
         on_itself: the entry matches this module, not only an ancestor.
         by_choice: it matches by type or by its literal name, which opts the module in to
@@ -40,10 +42,15 @@ class ModuleRule:
 
     level: int
     order: int
-    path: str
+    place: tuple[str, ...]
     config: ModuleKMeansPalettizerConfig
     on_itself: bool
     by_choice: bool
+
+    @cached_property
+    def path(self) -> str:
+        """The entry as a path into the config: ``"module_name_configs['head']"``."""
+        return self.place[0] + "".join(f"[{key!r}]" for key in self.place[1:])
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Decision:
         op_type: the operation through which it was reached, or None.
         axis: its output-channel axis in that operation; None where no call showed it.
         asked: with ``spec`` None, whether some rule did ask for the tensor to be palettized.
+        left_alone: with ``spec`` None, whether a rule says that it stays dense.
         reason: with ``spec`` None, why.
     """
 
@@ -66,6 +74,7 @@ class Decision:
     op_type: str | None = None
     axis: int | None = None
     asked: bool = False
+    left_alone: bool = False
     reason: str = ""
 
 
@@ -104,7 +113,7 @@ class RuleBook:
     def __init__(
         self, config: KMeansPalettizerConfig, graph: ModelGraph, operations: OperationTable
     ) -> None:
-        self._config = config
+        self.global_config = config.global_config
         self._operations = operations
         self._types = {name: m.type_name for m in graph.modules for name in m.names}
         self._modules = {name: m for m in graph.modules for name in m.names}
@@ -114,7 +123,7 @@ class RuleBook:
             canonical_type_name(key): order for order, key in enumerate(config.module_type_configs)
         }
         self._type_entries = list(config.module_type_configs.items())
-        self._op_rules: dict[str, _OpRules] = {}
+        self._op_rules: dict[tuple[str, ...], _OpRules] = {}
         self._rules: dict[str, ModuleRule] = {}
         self.used: set[str] = set()
 
@@ -134,6 +143,12 @@ class RuleBook:
 
     def decide(self, tensor: TensorRecord) -> Decision:
         """Return what happens to a tensor, and the rule that says so."""
+        decision = self._decided(tensor)
+        if decision.spec is not None and is_adapter(tensor) and not names_adapters(decision.rule):
+            return Decision(None, decision.rule, left_alone=True, reason=ADAPTER)
+        return decision
+
+    def _decided(self, tensor: TensorRecord) -> Decision:
         candidates = list(self._candidates(tensor))
         for pool in (
             [c for c in candidates if c.binding],
@@ -149,16 +164,16 @@ class RuleBook:
         found = self._by_name(module, chain) or self._by_type(module, chain)
         if found is not None:
             return found
-        return ModuleRule(0, 0, "global_config", self._config.global_config, False, False)
+        return ModuleRule(0, 0, ("global_config",), self.global_config, False, False)
 
     def _by_name(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
         order = _latest(self._patterns.last(name) for name in chain)
         if order is None:
             return None
         key, config = self._names[order]
-        path = f"module_name_configs[{key!r}]"
+        place = ("module_name_configs", key)
         on_itself = any(self._patterns.last(name) == order for name in module.names)
-        return ModuleRule(2, order, path, config, on_itself, key in module.names)
+        return ModuleRule(2, order, place, config, on_itself, key in module.names)
 
     def _by_type(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
         order = _latest(self._type_orders.get(self._types.get(name, "")) for name in chain)
@@ -166,7 +181,8 @@ class RuleBook:
             return None
         key, config = self._type_entries[order]
         on_itself = self._type_orders.get(module.type_name) == order
-        return ModuleRule(1, order, f"module_type_configs[{key!r}]", config, on_itself, on_itself)
+        place = ("module_type_configs", key)
+        return ModuleRule(1, order, place, config, on_itself, on_itself)
 
     def _candidates(self, tensor: TensorRecord) -> Iterator[_Candidate]:
         owners = {owner.module for owner in tensor.owners}
@@ -221,9 +237,9 @@ class RuleBook:
         """Yield step, order, path and states of the entries that hold for an operation."""
         if not rule.config.op_name_config and not rule.config.op_type_config:
             return
-        if rule.path not in self._op_rules:
-            self._op_rules[rule.path] = _OpRules.of(rule.config)
-        rules = self._op_rules[rule.path]
+        if rule.place not in self._op_rules:
+            self._op_rules[rule.place] = _OpRules.of(rule.config)
+        rules = self._op_rules[rule.place]
         order = _latest(rules.patterns.last(name) for name in self.op_names(use))
         if order is not None:
             key, states = rules.by_name[order]
@@ -257,8 +273,9 @@ def _binding(
     op_type: str | None,
     axis: int | None = None,
 ) -> _Candidate:
-    reason = "" if spec is not None else f"left alone by {path}"
-    decision = Decision(spec, path, rule.config, op_type, axis, reason=reason)
+    alone = spec is None
+    reason = f"left alone by {path}" if alone else ""
+    decision = Decision(spec, path, rule.config, op_type, axis, left_alone=alone, reason=reason)
     return _Candidate((rule.level, step, rule.order, order), decision)
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.results import Report
 from palette_core.errors import printable
-from palette_core.planning import Plan, TensorPlan
+from palette_core.planning import Coverage, Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
 
@@ -160,6 +160,7 @@ def plan(value: Plan, *, as_json: bool) -> None:
                 "skipped": [asdict(s) for s in value.skipped],
                 "dense": [asdict(d) for d in value.dense],
                 "notes": list(value.notes),
+                "coverage": value.coverage.to_dict(),
             }
         )
         return
@@ -188,6 +189,7 @@ def plan(value: Plan, *, as_json: bool) -> None:
         console.print(rest)
     for note in value.notes:
         console.print(f"[yellow]note:[/] {escape(printable(note))}")
+    coverage(value.coverage, advise=True)
 
 
 def _plan_row(item: TensorPlan) -> dict[str, Any]:
@@ -246,6 +248,16 @@ def report(value: Report) -> None:
             "from the SNR, which is of the weights alone.\n"
         )
     skipped(value.skipped)
+    coverage(value.coverage)
+
+
+def coverage(value: Coverage, *, advise: bool = False) -> None:
+    """Show how much of a model is palettized, and where that is little, what reaches the rest."""
+    if not value.elements:
+        return
+    console.print(value.sentence(), markup=False, highlight=False)
+    if advise and value.is_low and value.config:
+        console.print(f"\nto add to the config:\n\n{value.yaml}", markup=False, highlight=False)
 
 
 def _objective(value: float | None) -> str:

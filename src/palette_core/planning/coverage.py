@@ -1,0 +1,339 @@
+"""Coverage: how much of a model is palettized, what stays dense, and the config that reaches it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from palette_core.config import ModuleKMeansPalettizerConfig, yaml_io
+from palette_core.config.problems import CONFIG_KEY
+from palette_core.config.spec import PalettizationSpec
+from palette_core.errors import IncompatibleShapeError, PlanError
+from palette_core.model.graph import ModelGraph, TensorRecord
+from palette_core.operations import OperationTable
+from palette_core.planning.choose import lay_out
+from palette_core.planning.rules import ModuleRule, RuleBook
+from palette_core.tensors.dtypes import dtype_name
+
+Config = dict[str, Any]
+"""A part of a config as plain values, nested as in its file."""
+
+_SHOWN = 0.95  # of what stays dense; the rest is in small pieces
+_WORTH_TELLING = 1024  # elements
+_MANY_STATES = 8  # named one by one in an entry
+
+
+@dataclass(frozen=True)
+class DenseWeights:
+    """Weights that stay dense though a config could reach them, by what consumes them.
+
+    Attributes:
+        op_type: the operation that receives them, or a view of them; None where none did.
+        module_type: type of the module that holds the first.
+        names: of the weights.
+        elements: of all together.
+        config: the part of a config that reaches them; None where the reason is another, see
+            `Plan.skipped`.
+    """
+
+    op_type: str | None
+    module_type: str
+    names: tuple[str, ...]
+    elements: int
+    config: Config | None = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Elements of a model's weights: floating tensors of two axes or more, tied ones once.
+
+    What a rule of the config leaves alone is not counted, nor what can have no palette, such as
+    weights that are quantized already.
+
+    Attributes:
+        elements: of all weights.
+        palettized: of those to be palettized.
+        dense: the others, those of the most elements first.
+        holding: what the config says of every module, as plain values.
+    """
+
+    elements: int = 0
+    palettized: int = 0
+    dense: tuple[DenseWeights, ...] = ()
+    holding: Config = field(default_factory=dict)
+
+    @property
+    def is_low(self) -> bool:
+        """Return whether most elements stay dense, and those are more than a handful."""
+        dense = self.elements - self.palettized
+        return dense > self.palettized and dense >= _WORTH_TELLING
+
+    @property
+    def config(self) -> Config:
+        """The config that reaches what it can, as `KMeansPalettizerConfig.from_dict` takes it.
+
+        It holds the entries to add to the present one, of the same place where there are any.
+        """
+        entries = _merged(group.config for group in self._largest() if group.config is not None)
+        if not entries.get(CONFIG_KEY, {}).keys() - {"global_config"}:
+            return entries
+        # Where modules are named and nothing is said of the others, those are left alone.
+        return _merged([{CONFIG_KEY: {"global_config": dict(self.holding)}}, entries])
+
+    @property
+    def yaml(self) -> str:
+        """The same as lines of a file; empty where there is nothing to add."""
+        return yaml_io.dump(self.config, None) if self.config else ""
+
+    def sentence(self) -> str:
+        """Return how much is palettized, and what is not."""
+        share = 100 * self.palettized / self.elements if self.elements else 0.0
+        said = (
+            f"{share:.0f} % of the model's weights are palettized, {self.palettized:,} of "
+            f"{self.elements:,} elements"
+        )
+        groups = [_in_words(group) for group in self._largest()]
+        return f"{said}; dense stay {'; '.join(groups)}" if groups else said
+
+    def advice(self) -> str:
+        """Return the end of a sentence: the config that reaches the rest, if there is one."""
+        return f". This reaches them, added to the config:\n\n{self.yaml}" if self.config else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        rows = [{**vars(group), "names": list(group.names)} for group in self.dense]
+        totals = {"elements": self.elements, "palettized": self.palettized}
+        return {**totals, "dense": rows, "config": self.config}
+
+    def _largest(self) -> list[DenseWeights]:
+        found, left = [], (1 - _SHOWN) * (self.elements - self.palettized)
+        rest = self.elements - self.palettized
+        for group in self.dense:
+            if rest <= left:
+                break
+            found.append(group)
+            rest -= group.elements
+        return found
+
+
+def _in_words(group: DenseWeights) -> str:
+    more = f" and {len(group.names) - 1} more" if len(group.names) > 1 else ""
+    taken = "that no operation took" if group.op_type is None else f"taken by {group.op_type!r}"
+    return f"{group.elements:,} {taken} ({group.names[0]}{more})"
+
+
+@dataclass
+class _Group:
+    """Weights that one entry of a config would reach."""
+
+    op_type: str | None
+    module_type: str
+    rule: ModuleRule
+    key: tuple[str, ...]
+    is_default: bool = False
+    records: list[TensorRecord] = field(default_factory=list)
+    specs: dict[str, Config] = field(default_factory=dict)
+
+
+class Reach:
+    """Finds the entries of a config that would reach dense weights.
+
+    Args:
+        graph: the model.
+        rules: that have decided about it.
+        operations: what is known of operations.
+
+    Attributes:
+        holding: what the config says of every module, as plain values.
+    """
+
+    def __init__(self, graph: ModelGraph, rules: RuleBook, operations: OperationTable) -> None:
+        self.holding = _states(rules.global_config)
+        self._types = {name: m.type_name for m in graph.modules for name in m.names}
+        self._rules = rules
+        self._operations = operations
+
+    def is_ruled(self, record: TensorRecord) -> bool:
+        """Return whether the config that holds for a weight asks for any at all."""
+        return bool(self._rules.rule_for(record.owners[0].module).config.op_state_spec)
+
+    def groups(
+        self, unasked: Iterable[TensorRecord], skipped: Iterable[TensorRecord]
+    ) -> tuple[DenseWeights, ...]:
+        """Return dense weights by the entry that reaches them, those of most elements first.
+
+        Args:
+            unasked: no rule asks for them.
+            skipped: a rule does, and they stay dense for the reason that it was told.
+        """
+        found: dict[tuple[str, ...], _Group] = {}
+        for record in unasked:
+            group = self._group(record)
+            group = found.setdefault(group.key, group)
+            group.records.append(record)
+            self._add_spec(group, record)
+        made = [
+            self._dense(group.op_type, group.records, _entry(group)) for group in found.values()
+        ]
+        by_operation: dict[str | None, list[TensorRecord]] = {}
+        for record in skipped:
+            by_operation.setdefault(self._operation(record)[0], []).append(record)
+        made += [self._dense(op_type, records, None) for op_type, records in by_operation.items()]
+        return tuple(sorted(made, key=lambda group: -group.elements))
+
+    def _dense(
+        self, op_type: str | None, records: list[TensorRecord], config: Config | None
+    ) -> DenseWeights:
+        return DenseWeights(
+            op_type,
+            self._types[records[0].owners[0].module],
+            tuple(record.name for record in records),
+            sum(math.prod(record.shape) for record in records),
+            config,
+        )
+
+    def _operation(self, record: TensorRecord) -> tuple[str | None, bool]:
+        """Return the operation that a weight is for, and whether it receives the weight itself."""
+        known = [use.op_type for use in record.uses if use.op_type in self._operations]
+        if known:
+            return known[0], True
+        if record.view_op is not None:
+            return record.view_op, False
+        return (record.uses[0].op_type if record.uses else None), False
+
+    def _group(self, record: TensorRecord) -> _Group:
+        module = record.owners[0].module
+        kind, rule = self._types[module], self._rules.rule_for(module)
+        op_type, itself = self._operation(record)
+        if itself and op_type is not None:
+            key: tuple[str, ...] = (*rule.place, "op_type_config", op_type)
+        elif rule.on_itself:
+            key = rule.place
+        elif rule.level < 2:
+            key = ("module_type_configs", kind)
+        else:  # an entry by type would not be looked at
+            key = ("module_name_configs", _pattern(module))
+        return _Group(op_type, kind, rule, key, self._operations.is_default(op_type or ""))
+
+    def _add_spec(self, group: _Group, record: TensorRecord) -> None:
+        """Add the spec that the weight's rule has for other weights, as far as it fits."""
+        state = record.owners[0].state
+        states = group.rule.config.op_state_spec
+        spec = next((s for s in (states.get("weight"), *states.values()) if s is not None), None)
+        spec = PalettizationSpec() if spec is None else spec
+        axis = next((use.axis for use in record.uses if use.axis is not None), record.view_axis)
+        try:
+            lay_out(record.shape, spec, axis or 0, record.name)
+        except (IncompatibleShapeError, PlanError):
+            group.specs[state] = {"n_bits": spec.n_bits}
+        else:
+            group.specs.setdefault(state, _fields(spec) or {})
+
+
+def obstacle_of(record: TensorRecord) -> str | None:
+    """Return why a tensor can have no palette, whatever rules say; or None."""
+    if not record.dtype.is_floating_point:
+        return f"its dtype is {dtype_name(record.dtype)}, only floating weights have palettes"
+    if record.dtype.itemsize == 1:
+        return f"its dtype {dtype_name(record.dtype)} is already one byte per weight"
+    if math.prod(record.shape) <= 1:
+        return "it has one element or none, a palette would only make it larger"
+    return record.obstacle
+
+
+def coverage_of(
+    reach: Reach,
+    planned: Iterable[TensorRecord],
+    unasked: Iterable[TensorRecord],
+    skipped: Iterable[TensorRecord],
+) -> Coverage:
+    """Return what is palettized of the weights of a model.
+
+    Args:
+        reach: finds the config for those that are not.
+        planned: tensors to be palettized.
+        unasked: tensors that no rule asks for, and none leaves alone.
+        skipped: tensors that a rule asks for, and that cannot be palettized so.
+    """
+    there = [record for record in planned if len(record.shape) > 1]
+    rest = [record for record in unasked if _is_weight(record) and reach.is_ruled(record)]
+    refused = [record for record in skipped if _is_weight(record)]
+    done = sum(math.prod(record.shape) for record in there)
+    groups = reach.groups(rest, refused)
+    elements = done + sum(group.elements for group in groups)
+    return Coverage(elements, done, groups, reach.holding)
+
+
+def _is_weight(record: TensorRecord) -> bool:
+    is_matrix = len(record.shape) > 1 and record.kind == "parameter"
+    return is_matrix and obstacle_of(record) is None
+
+
+def _entry(group: _Group) -> Config:
+    """Return the entry of a config for a group, within all that it stands in."""
+    specs = group.specs
+    if len(specs) > _MANY_STATES and len({str(spec) for spec in specs.values()}) == 1:
+        specs = {"*": next(iter(specs.values()))}
+    holding = group.rule.config
+    if "op_type_config" in group.key:
+        # An entry for an operation is all that holds for it: what was palettized has to stay so.
+        kept = _states(holding)["op_state_spec"] if group.is_default else {}
+        entry: Config = {"op_state_spec": {**kept, **specs}}
+    else:
+        # Another entry than the one that holds now is all that holds for the module.
+        own = {} if group.key == group.rule.place else _said(holding)
+        entry = {**own, "module_state_spec": {**own.get("module_state_spec", {}), **specs}}
+    for name in reversed((CONFIG_KEY, *group.key)):
+        entry = {name: entry}
+    return entry
+
+
+def _states(config: ModuleKMeansPalettizerConfig) -> Config:
+    """Return a module's config, its most used part said even where it is the default."""
+    states = {name: _fields(spec) for name, spec in config.op_state_spec.items()}
+    return {**_said(config), "op_state_spec": states}
+
+
+def _fields(spec: PalettizationSpec | None) -> Config | None:
+    """Return what a spec says in a file, without what goes without saying."""
+    if spec is None:
+        return None
+    return {"n_bits": spec.n_bits, **_said(spec)}
+
+
+def _said(model: BaseModel) -> Config:
+    """Return the fields that differ from their defaults, as plain values."""
+    fields, plain = type(model).model_fields, model.model_dump(mode="json")
+    return {
+        name: plain[name]
+        for name, field_ in fields.items()
+        if getattr(model, name) != field_.get_default(call_default_factory=True)
+    }
+
+
+def _pattern(module: str) -> str:
+    """Return an expression for a module and those that differ by numbers in their names."""
+    return "".join(r"\d+" if part.isdigit() else re.escape(part) for part in _PARTS.split(module))
+
+
+_PARTS = re.compile(r"(\d+)")
+
+
+def _merged(configs: Iterable[Mapping[str, Any]]) -> Config:
+    out: Config = {}
+    for config in configs:
+        _merge(out, config)
+    return out
+
+
+def _merge(into: Config, more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, Mapping):
+            _merge(into.setdefault(name, {}), value)
+        else:
+            into[name] = value
