@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from palette_core import KMeansPalettizer
 from palette_core.errors import PaletteError, TracingError
 from palette_core.model import call_arguments, trace
 
@@ -227,3 +228,42 @@ def test_each_kind_of_input_runs():
     assert all(graph == graphs[0] for graph in graphs)
     with pytest.raises(TypeError, match="got a mapping with the key 0"):
         trace(model, {0: x})
+
+
+class Offloaded(nn.Module):
+    """A model whose second layer is on the meta device but for the time of its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        layer, there = self.second, {n: p.detach() for n, p in self.second.named_parameters()}
+        layer.to("meta")
+        forward = layer.forward
+
+        def fetched(x):
+            for name, value in there.items():
+                layer._parameters[name] = nn.Parameter(value)
+            try:
+                return forward(x)
+            finally:
+                layer.to("meta")
+
+        layer.forward = fetched
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_offloaded_models_are_refused_by_name() -> None:
+    model = Offloaded()
+    assert model(torch.ones(1, 4)).shape == (1, 4)
+    with pytest.raises(TracingError, match=r"second\.weight and 1 more are on the meta device"):
+        trace(model, torch.ones(1, 4))
+    with pytest.raises(TracingError, match=r"second\.weight"):
+        KMeansPalettizer(model).calibrate([torch.ones(1, 4)])
+
+
+def test_a_model_without_values_can_be_looked_at() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to("meta")
+    graph = trace(model, torch.ones(1, 4, device="meta"))
+    assert [tensor.uses[0].op_type for tensor in graph.tensors] == ["linear"] * 4

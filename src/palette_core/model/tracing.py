@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from palette_core._common.pytrees import deep_copy
+from palette_core._common.pytrees import deep_copy, tensors
 from palette_core._common.rng import untouched_global_rng
 from palette_core._common.undoing import undone
 from palette_core.config.names import type_name
@@ -42,10 +42,12 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
 
     Raises:
         TypeError: ``example_inputs`` are no model inputs, see `as_inputs`.
-        TracingError: the model fails on the inputs.
+        TracingError: the model fails on the inputs, or parameters of it are on the meta device and
+            the inputs are not.
         OperationError: a plug-in that knows an operation fails.
     """
     args, kwargs = call_arguments(example_inputs)
+    _refuse_offloaded(model, (args, kwargs))
     with contextlib.suppress(TypeError):  # of what cannot be copied: it is run once
         args, kwargs = deep_copy((args, kwargs))
     with (
@@ -63,6 +65,27 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
                 f"{type(model).__name__} failed on example_inputs: {type(error).__name__}: {error}"
             ) from error
         return recorder.graph()
+
+
+def _refuse_offloaded(model: nn.Module, inputs: Any) -> None:
+    """Refuse a model whose tensors come from elsewhere for the time of a call, if at all.
+
+    Hooks of libraries that offload weights exchange them inside of ``forward``: what hangs in the
+    model would seem not to be used.
+
+    Raises:
+        TracingError: naming the first such tensor.
+    """
+    named = list(model.named_parameters())
+    lacking = [name for name, tensor in named if tensor.is_meta]
+    others = list(tensors(inputs)) or [tensor for _, tensor in named]
+    if lacking and not all(tensor.is_meta for tensor in others):
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise TracingError(
+            f"{lacking[0]}{more} are on the meta device and hold no values: they are offloaded, "
+            "and fetched by hooks for the time of a call, or not loaded; load the model whole, "
+            "without offloading (device_map=None, or every module on a device)"
+        )
 
 
 @dataclass

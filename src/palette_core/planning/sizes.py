@@ -14,7 +14,7 @@ from palette_core.planning.records import TensorPlan
 from palette_core.storage.forms.registry import DEFAULT_FORM
 from palette_core.tensors.layout import BlockLayout
 
-_SMALL = 8 * 1024  # bits that nobody minds: palettes of tiny weights are larger as a rule
+_SMALL = 8 * 4096  # bits that nobody minds: palettes of tiny weights are larger as a rule
 _SHOWN = 3
 
 

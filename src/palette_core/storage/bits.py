@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+import itertools
+from collections.abc import Iterator
 
+import torch
+from torch import Tensor, nn
+
+from palette_core._common.pytrees import tensors
+from palette_core._common.wrapped import parts_of
 from palette_core.storage.sites import palette_sites
+
+_PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
 def model_bits(model: nn.Module) -> tuple[int, int]:
     """Return bits and elements of all parameters and buffers of ``model``.
 
-    Palettized weights count as indices of n bits, tables and scales; everything else at its full
-    width; tied tensors once.
+    Palettized weights count as indices of n bits, tables and scales; tensors that are quantized
+    by others as what they store; everything else at its full width; tied tensors once.
     """
     bits = elements = 0
     seen: set[int] = set()
@@ -22,12 +30,27 @@ def model_bits(model: nn.Module) -> tuple[int, int]:
             bits += site.palette.size_in_bits()
             elements += site.palette.palettized_shape().numel()
         seen.update(id(t) for part in held for t in part.state_dict(keep_vars=True).values())
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in itertools.chain(model.parameters(), model.buffers(), _packed_by_others(model)):
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            bits += tensor.numel() * tensor.element_size() * 8
+            bits += _bits_of(tensor)
             elements += tensor.numel()
     return bits, elements
+
+
+def _packed_by_others(model: nn.Module) -> Iterator[Tensor]:
+    """Yield tensors that are neither parameters nor buffers, as of torch's quantized modules."""
+    for value in model.state_dict(keep_vars=True).values():
+        if not isinstance(value, Tensor):
+            yield from tensors(value)
+
+
+def _bits_of(tensor: Tensor) -> int:
+    """Return the bits that a tensor stores: for classes that wrap others, those of the others."""
+    parts = list(parts_of(tensor).values())
+    if tensor.is_quantized and tensor.qscheme() in _PER_CHANNEL:
+        parts += [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
+    return sum(part.numel() * part.element_size() * 8 for part in parts)
 
 
 def bits_per_weight(model: nn.Module) -> float:

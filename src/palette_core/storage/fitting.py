@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from palette_core._common.wrapped import parts_of
 from palette_core.errors import did_you_mean
 from palette_core.model.hooked_weights import made_of
 from palette_core.model.parametrization import parametrizations
@@ -29,7 +30,7 @@ class OwnStates:
     Attributes:
         model: the model.
         tensors: what its state dictionary holds, but weights themselves in the place of what they
-            are computed from.
+            are computed from, and what tensors of other classes store in theirs.
         values: what else its state dictionary holds.
     """
 
@@ -48,7 +49,9 @@ class OwnStates:
                 are among the tensors too.
         """
         states = model.state_dict(keep_vars=True)
-        own = {name: t for name, t in states.items() if isinstance(t, Tensor)}
+        own: dict[str, Tensor] = {}
+        for name, value in states.items():
+            own |= parts_of(value, name) if isinstance(value, Tensor) else {}
         for name in palettized:
             prefix, dot, state = name.rpartition(".")
             try:
@@ -91,6 +94,13 @@ class OwnStates:
         problems += self._torn(checkpoint, wanted)
         problems += self._unfilled(wanted, [name for group in names.values() for name in group])
         return problems
+
+    def fill_parts(self, values: Mapping[str, Any]) -> None:
+        """Copy what tensors of other classes store, which no state dictionary has by itself."""
+        held = self.model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name in (self.tensors.keys() & values.keys()) - held.keys():
+                self.tensors[name].copy_(values[name])
 
     def _mismatch(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
         own = self.tensors.get(name)

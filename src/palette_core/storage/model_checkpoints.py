@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.wrapped import parts_of
 from palette_core.errors import CheckpointError, StateError
 from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.storage.checkpoint_reading import (
@@ -84,6 +85,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     with own.put_back(rest), ModuleSnapshot(map(model.get_submodule, owners)):
         with_memory(model, rest)
         model.load_state_dict(rest, strict=False)
+        own.fill_parts(rest)
         for name, item in packed.items():
             install_packed(model, names[name], item)
         guard_savers(model)
@@ -135,10 +137,30 @@ def _rest(model: nn.Module, aliases: dict[str, str]) -> tuple[dict[str, Tensor],
             raise CheckpointError(
                 f"{name} is on the meta device and has no values; load them before saving"
             )
-        key = (state.data_ptr(), tuple(state.shape), state.stride(), state.dtype)
-        if state.numel() and key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-            dense[name] = state
+        for part, tensor in parts_of(state, name).items():
+            _check_plain(part, tensor)
+            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            if tensor.numel() and key in first:
+                aliases[part] = first[key]
+            else:
+                first[key] = part
+                dense[part] = tensor
     return dense, values
+
+
+def _check_plain(name: str, tensor: Tensor) -> None:
+    """Refuse what is no rectangle of numbers in memory.
+
+    Raises:
+        CheckpointError: naming the tensor and what it is.
+    """
+    if tensor.layout is not torch.strided:
+        what = f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    elif tensor.is_quantized:
+        what = f"quantized by torch ({str(tensor.dtype).removeprefix('torch.')})"
+    else:
+        return
+    raise CheckpointError(
+        f"{name} is {what}, which no checkpoint holds; make it dense (to_dense, dequantize) "
+        "before saving, or keep it out of the state dictionary"
+    )
