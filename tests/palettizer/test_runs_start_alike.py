@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, allocate
 from palette_core.errors import CalibrationError
 from palette_core.model import trace
+from palette_core.model.hooked_weights import replace_hook
 
 
 def config(algorithm: str = "lnq") -> KMeansPalettizerConfig:
@@ -227,3 +230,60 @@ def test_a_module_that_builds_itself_in_a_run_stays_built():
     graph = trace(model, (torch.ones(1, 16),))
     assert "inner.weight" in [tensor.name for tensor in graph.tensors]
     assert model.width == 16
+
+
+def hooked(kind: str) -> Stack:
+    """Return a stack whose weights are computed: in hooks, or by parametrizations that do alike."""
+    model = Stack()
+    for block in model.blocks:
+        match kind:
+            case "old norm":
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)
+                    torch.nn.utils.weight_norm(block)
+            case "new norm":
+                torch.nn.utils.parametrizations.weight_norm(block)
+            case "pruned":
+                prune.l1_unstructured(block, "weight", amount=0.3)
+            case "masked":
+                prune.l1_unstructured(block, "weight", amount=0.3)
+                replace_hook(block, "weight")
+    return model.eval()
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize(("kind", "alike"), [("old norm", "new norm"), ("pruned", "masked")])
+def test_weights_that_hooks_compute_are_watched(kind, alike, sequential):
+    truth, _ = calibrated(hooked(alike), sequential=sequential)
+    found, tensors = calibrated(hooked(kind), sequential=sequential)
+    assert [tensor.algorithm for tensor in tensors] == ["lnq", "lnq"]
+    for name, weight in truth.items():
+        torch.testing.assert_close(found[name], weight)
+
+
+@pytest.mark.parametrize(("kind", "alike"), [("old norm", "new norm"), ("pruned", "masked")])
+def test_allocation_exchanges_weights_that_hooks_compute(kind, alike):
+    def predicted(model: nn.Module) -> float:
+        given = batches()
+        options = {"target_bpw": 3, "candidates": (2, 4), "metric": "output", "batches": given}
+        return allocate(model, KMeansPalettizerConfig(), given[0], **options).predicted_loss
+
+    model = hooked(kind)
+    hooks = [dict(block._forward_pre_hooks) for block in model.blocks]
+    loss = predicted(model)
+    assert loss > 0
+    assert loss == pytest.approx(predicted(hooked(alike)))
+    assert [dict(block._forward_pre_hooks) for block in model.blocks] == hooks
+
+
+def test_what_a_hook_computes_is_of_the_parameters_as_they_are():
+    model = hooked("pruned")
+    with torch.no_grad():
+        model.blocks[0].weight_orig.mul_(3.0)  # as an optimizer does; the attribute is of before
+    found, _ = calibrated(model)
+    fresh = hooked("pruned")
+    with torch.no_grad():
+        fresh.blocks[0].weight_orig.mul_(3.0)
+        fresh(batches()[0][0])
+    truth, _ = calibrated(fresh)
+    assert all(torch.equal(found[name], weight) for name, weight in truth.items())

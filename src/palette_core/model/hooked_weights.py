@@ -8,13 +8,18 @@ objects, and optimizers that hold them go on.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils.hooks import RemovableHandle
 
+from palette_core._common.undoing import undone
 from palette_core.model.parametrization import attach, parametrizations
 
 
@@ -70,6 +75,26 @@ def made_of(module: nn.Module, name: str) -> tuple[str, ...]:
     ((_, hook),) = _hooks(module, name)
     parts = ("g", "v") if isinstance(hook, WeightNorm) else ("orig", "mask")
     return tuple(f"{name}_{part}" for part in parts)
+
+
+@contextlib.contextmanager
+def computed_once(model: nn.Module) -> Iterator[None]:
+    """Let known hooks compute their weights now, and keep to that tensor whenever they run."""
+    handles: list[RemovableHandle] = []
+    with undone(handles, RemovableHandle.remove):
+        for module in [module for module in model.modules() if module._forward_pre_hooks]:
+            for name in [name for name in vars(module) if is_replaceable(module, name)]:
+                ((_, hook),) = _hooks(module, name)
+                with torch.no_grad():
+                    hook(module, ())
+                held = functools.partial(_hold, name, getattr(module, name))
+                handles.append(module.register_forward_pre_hook(held))
+        yield
+
+
+def _hold(name: str, value: Tensor, module: nn.Module, args: Any) -> None:
+    del args
+    vars(module)[name] = value
 
 
 def replace_hook(module: nn.Module, name: str) -> None:

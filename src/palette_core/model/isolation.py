@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palette_core._common.undoing import undone
-from palette_core.model.hooked_weights import is_replaceable
+from palette_core.model.hooked_weights import computed_once, is_replaceable
 from palette_core.model.states import is_lazy
 
 
@@ -27,6 +27,7 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
     """
     with (
         _evaluation_mode(model),
+        computed_once(model),
         restored_state(model.modules()) as restore,
         parametrize.cached(),
         _uncompiled(),
