@@ -1,4 +1,4 @@
-"""Tell Ctrl-C from a KeyboardInterrupt that code raises by itself."""
+"""Ctrl-C, told from a KeyboardInterrupt that code raises by itself."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,24 +24,45 @@ def is_lazy(tensor: Tensor) -> bool:
     return torch.nn.parameter.is_lazy(tensor)
 
 
-def states_of(module: nn.Module) -> Iterator[tuple[str, Tensor, str, str | None]]:
-    """Yield name, tensor as operations receive it, kind and obstacle of a module's own tensors."""
-    obstacle = _module_obstacle(module)
-    for name, parameter in module._parameters.items():
-        if parameter is not None and not is_lazy(parameter):
-            yield name, parameter, "parameter", obstacle or _tensor_obstacle(parameter)
-    for name, buffer in module._buffers.items():
-        if buffer is not None and not is_lazy(buffer):
-            yield name, buffer, "buffer", obstacle or _tensor_obstacle(buffer)
+class State(NamedTuple):
+    """A tensor that hangs in a module.
+
+    Attributes:
+        module: the owner.
+        name: in the owner.
+        tensor: as operations receive it.
+        kind: ``"parameter"``, ``"buffer"``, or ``"constant"``: a plain attribute that nothing known
+            computes.
+        is_computed: by a parametrization.
+    """
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    kind: str
+    is_computed: bool = False
+
+    @property
+    def obstacle(self) -> str | None:
+        """Return why it cannot be replaced where it hangs, or None."""
+        if self.kind == "constant":
+            return _constant_obstacle(self.module, self.name)
+        owner = None if self.is_computed else _module_obstacle(self.module)
+        return owner or _tensor_obstacle(self.tensor)
+
+
+def states_of(module: nn.Module) -> Iterator[State]:
+    """Yield a module's own tensors that have a shape."""
+    for kind, registry in (("parameter", module._parameters), ("buffer", module._buffers)):
+        for name, tensor in registry.items():
+            if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
+                yield State(module, name, tensor, kind)
     for name in _parametrized(module):
-        value = getattr(module, name)
-        yield name, value, "parameter", _tensor_obstacle(value)
+        yield State(module, name, getattr(module, name), "parameter", is_computed=True)
     for name, value in vars(module).items():
         if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
-            if is_replaceable(module, name):
-                yield name, value, "parameter", obstacle or _tensor_obstacle(value)
-            else:
-                yield name, value, "constant", _constant_obstacle(module, name)
+            kind = "parameter" if is_replaceable(module, name) else "constant"
+            yield State(module, name, value, kind)
 
 
 def _module_obstacle(module: nn.Module) -> str | None:
@@ -87,19 +109,6 @@ def _constant_obstacle(module: nn.Module, name: str) -> str:
             "torch.nn.utils.parametrizations"
         )
     return "it is a plain attribute; register it as a parameter or buffer first"
-
-
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors of `states_of`, and no more about them: many modules are asked often."""
-    for registry in (module._parameters, module._buffers):
-        for tensor in registry.values():
-            if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
-                yield tensor
-    for name in _parametrized(module):
-        yield getattr(module, name)
-    for value in vars(module).values():
-        if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
-            yield value
 
 
 def _parametrized(module: nn.Module) -> tuple[str, ...]:

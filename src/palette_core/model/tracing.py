@@ -25,7 +25,7 @@ from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import undisturbed
-from palette_core.model.states import is_parametrization, states_of, tensors_of
+from palette_core.model.states import State, is_parametrization, states_of
 from palette_core.model.views import StateStorages
 from palette_core.operations import COPIES, installed_operations, op_type_of
 
@@ -180,8 +180,8 @@ class _Recorder(TorchFunctionMode):
 
     def _learn_states(self, module: nn.Module) -> None:
         if not isinstance(module, parametrize.ParametrizationList):
-            for tensor in tensors_of(module):
-                self._states[id(tensor)] = tensor
+            for state in states_of(module):
+                self._states[id(state.tensor)] = state.tensor
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         del args, output
@@ -257,26 +257,22 @@ class _Recorder(TorchFunctionMode):
         return ModelGraph(records, tuple(self._tensor_records()))
 
     def _tensor_records(self) -> Iterator[TensorRecord]:
-        owners: dict[int, list[Owner]] = {}
-        found: dict[int, tuple[Tensor, str, str | None]] = {}
+        found: dict[int, list[tuple[str, State]]] = {}
         for name, module in self._model.named_modules():
-            if is_parametrization(name):
-                continue
-            for state, tensor, kind, obstacle in states_of(module):
-                owners.setdefault(id(tensor), []).append(Owner(name, state))
-                _, first_kind, first = found.get(id(tensor), (tensor, kind, obstacle))
-                found[id(tensor)] = (tensor, first_kind, first or obstacle)
-        for key, (tensor, kind, obstacle) in found.items():
+            if not is_parametrization(name):
+                for state in states_of(module):
+                    found.setdefault(id(state.tensor), []).append((name, state))
+        for key, places in found.items():
+            _, first = places[0]
             uses = tuple(self._uses.get(key, {}))
-            reached = bool(uses) or any(owner.module in self._ran for owner in owners[key])
             yield TensorRecord(
-                tuple(owners[key]),
-                tuple(tensor.shape),
-                tensor.dtype,
-                kind,
+                tuple(Owner(name, state.name) for name, state in places),
+                tuple(first.tensor.shape),
+                first.tensor.dtype,
+                first.kind,
                 uses,
-                reached,
-                obstacle,
+                bool(uses) or any(name in self._ran for name, _ in places),
+                next(filter(None, (state.obstacle for _, state in places)), None),
                 *self._views.get(key, (None, None)),
             )
 

@@ -1,4 +1,4 @@
-"""How a weight of a prepared model trains: what its strategy is given, and what comes of it."""
+"""Training of one weight: what its strategy is given, and what comes of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from palette_core.tensors.zeros import zero_mask
 
 @dataclass(frozen=True)
 class Trainer:
-    """How one weight trains. Knows no model, and keeps no state.
+    """Rules by which one weight trains. Knows no model, and keeps no state.
 
     Attributes:
         strategy: what the weight is in training mode.

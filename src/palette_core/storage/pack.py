@@ -69,19 +69,17 @@ def pack(
 
 def install_packed(model: nn.Module, names: Iterable[str], packed: PackedWeight) -> None:
     """Put one packed weight at every place of ``names`` in a dense model."""
-    places = [(model.get_submodule(prefix), state) for prefix, _, state in _parts(names)]
+    parts = [name.rpartition(".") for name in names]
+    places = [(model.get_submodule(prefix), state) for prefix, _, state in parts]
+    for module, state in places:
+        replace_hook(module, state)
     _install(packed, places)
-
-
-def _parts(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    return (name.rpartition(".") for name in names)
 
 
 def _install(packed: PackedWeight, places: Iterable[tuple[nn.Module, str]]) -> None:
     """Put a packed weight at places of one tensor, freeing what stood there."""
     placeholder = packed.placeholder()
     for module, state in places:
-        replace_hook(module, state)
         packed.takes_gradients |= is_trained(module, state)
         replace_chain(module, state, packed, placeholder)
 
