@@ -13,6 +13,8 @@ import time
 
 import file_attack
 import interrupt_attack
+import mutant_attack
+import worker_attack
 import yaml_attack
 
 ATTACKS = {
@@ -20,6 +22,9 @@ ATTACKS = {
     "interrupts": (interrupt_attack.attack, 2_000),
     "kills": (file_attack.kills, 1_000),
     "full-disks": (file_attack.full_disks, 1_000),
+    "mutants": (mutant_attack.attack, 20_000),
+    "folders": (worker_attack.shared_folders, 650),
+    "workers": (worker_attack.workers_that_fail, 100),
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
-from palette_core.errors import PaletteError, WorkerError, shortened
+from palette_core.errors import PaletteError, WorkerError, named_text_of, shortened
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors.moments import InputMoments
@@ -89,8 +89,7 @@ def in_workers(
 
 
 def _explain(error: BaseException, plans: Sequence[TensorPlan]) -> NoReturn:
-    first_line = str(error).partition("\n")[0]
-    what = f"{type(error).__name__}: {shortened(first_line)}"
+    what = shortened(named_text_of(error).partition("\n")[0])
     if isinstance(error, BrokenExecutor) or _named(error, "KilledWorker"):
         raise WorkerError(
             "a worker process ended before it was done, most often because the system was out of "
