@@ -373,7 +373,8 @@ def _of_tensors(made: random.Random, data: bytes, key: str) -> Mutant:
             if tensors[one].is_floating_point():
                 tensors[one] = torch.full_like(tensors[one].float(), math.nan)
         case 6:
-            tensors[one] = tensors[one].flatten().flip(0).reshape(tensors[one].shape)
+            order = list(range(tensors[one].numel()))[::-1]
+            tensors[one] = tensors[one].flatten()[order].reshape(tensors[one].shape)
     return save(tensors, _metadata(data)), f"tensors {how} of {one} and {other}", True
 
 

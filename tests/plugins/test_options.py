@@ -16,9 +16,11 @@ from palette_core import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
+    read_checkpoint,
+    save_checkpoint,
 )
 from palette_core.errors import PluginOptionsError
-from palette_core.plugins.options import validate_options
+from palette_core.plugins.options import HIDDEN, validate_options
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
@@ -124,3 +126,14 @@ def test_values_that_are_no_secret_are_shown() -> None:
     record = entry(right, options=Options)
     with pytest.raises(PluginOptionsError, match=r"n-rounds=-7: .* greater than 0"):
         validate_options(record, {"token": "s3cret", "n-rounds": -7})
+
+
+def test_no_file_that_tells_its_config_tells_a_secret(seen, tmp_path) -> None:
+    made = palettizer(GIVEN)
+    path = save_checkpoint(made.prepare((torch.ones(1, 8),)), tmp_path / "m.safetensors")
+    assert b"s3cret" not in path.read_bytes()
+    assert b"k3y" not in path.read_bytes()
+    (origin,) = read_checkpoint(path).origins.values()
+    spec = origin.source.config["kmeans_palettization_config"]["global_config"]["op_state_spec"]
+    options = spec["weight"]["algorithm_options"]
+    assert options == {**GIVEN, "token": HIDDEN, "key": HIDDEN}

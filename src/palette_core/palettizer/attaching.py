@@ -27,6 +27,7 @@ from palette_core.plugins.kinds import (
     TRAINING_STRATEGY,
     PluginKind,
 )
+from palette_core.plugins.options import without_secrets
 from palette_core.storage.origins import Origin, Source
 from palette_core.storage.savers import guard_savers
 
@@ -97,7 +98,9 @@ def _origins(
         for kind, name in _named(job, result):
             item = catalog[kind].find(name)
             used[f"{kind.slug}:{name}"] = str(item.distribution)
-    source = Source(config.to_dict(), dict(sorted(used.items())))
+    entries = (item.entry for registry in catalog.registries() for item in registry)
+    told = without_secrets(config.to_dict(), entries)
+    source = Source(told, dict(sorted(used.items())))
     return [
         Origin(_algorithm(job, result), job.plan.seed, source)
         for job, result in zip(jobs, results, strict=True)

@@ -8,7 +8,7 @@ computed fields, and aliases would not survive that.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -46,6 +46,37 @@ def validate_options(entry: PluginEntry, options: Mapping[str, Any] | BaseModel)
         problems = "; ".join(_problem(item, schema) for item in error.errors(include_url=False))
         known = ", ".join(_known(schema)) or "none"
         raise PluginOptionsError(f"{who}: {problems} (options: {known})") from None
+
+
+HIDDEN = "**********"  # what stands for a secret in text
+
+
+def without_secrets(value: Any, entries: Iterable[PluginEntry]) -> Any:
+    """Return JSON values, such as those of a config, with `HIDDEN` for secrets in plug-ins' options.
+
+    Args:
+        value: options are in dictionaries under keys that end in ``_options``.
+        entries: whose options may be among them; which is whose is not looked at.
+    """
+    secret: set[str] = set()
+    if any(_options_in(value)):
+        for schema in (entry.options.model_json_schema() for entry in entries):
+            secret |= {name for name in _known(schema) if _holds_a_secret(schema, name)}
+    copy = json.loads(json.dumps(value)) if secret else value
+    for options in _options_in(copy):
+        options.update(dict.fromkeys(secret & options.keys(), HIDDEN))
+    return copy
+
+
+def _options_in(value: Any, is_options: bool = False) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if is_options and value:
+            yield value
+        for key, item in value.items():
+            yield from _options_in(item, key.endswith("_options"))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _options_in(item)
 
 
 def _known(schema: Mapping[str, Any]) -> list[str]:
