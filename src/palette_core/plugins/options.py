@@ -52,7 +52,7 @@ HIDDEN = "**********"  # what stands for a secret in text
 
 
 def without_secrets(value: Any, entries: Iterable[PluginEntry]) -> Any:
-    """Return JSON values, such as those of a config, with `HIDDEN` for secrets in plug-ins' options.
+    """Return JSON values, such as a config's, with `HIDDEN` for secrets in options of plug-ins.
 
     Args:
         value: options are in dictionaries under keys that end in ``_options``.
