@@ -2,8 +2,8 @@
 
     python benchmarks/checkpoints.py [--layers 16] [--size 2048] [--rounds 7]
 
-The seconds that checksums take are counted within each round; figures are those of the fastest. Digests
-of hashlib are timed over the same bytes, for comparison.
+The seconds that checksums take are counted within each round; figures are those of the
+fastest. Digests of hashlib are timed over the same bytes, for comparison.
 """
 
 from __future__ import annotations
