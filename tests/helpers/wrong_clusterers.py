@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
 from palette_core.plugins import Clusterer, ClustererEntry, ClusterProblem, NoOptions
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors.codebook import Codebook
 
 Fit = Callable[[ClusterProblem], Any]
 

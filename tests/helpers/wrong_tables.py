@@ -20,7 +20,7 @@ from palette_core.plugins import (
     NoOptions,
 )
 from palette_core.spec import QuantizationSpec
-from palette_core.tensors.palettized import QuantizedLut
+from palette_core.tensors.codebook import QuantizedLut
 
 
 class Rows(Granularity):

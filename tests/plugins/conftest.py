@@ -47,7 +47,7 @@ def palette_core_clusterers():
 WORK = """
 import torch
 from palette_core.plugins import Clusterer
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors.codebook import Codebook
 
 
 class Spread(Clusterer):

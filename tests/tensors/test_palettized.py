@@ -13,10 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palette_core.tensors import palettized as palettized_module
+from palette_core.tensors import codebook as codebook_module
+from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.packing import unpack_indices
-from palette_core.tensors.palettized import Codebook, PalettizedTensor, QuantizedLut
+from palette_core.tensors.palettized import PalettizedTensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 QUANTIZED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -110,7 +111,7 @@ def test_blocks_decode_in_chunks_without_seams(monkeypatch: pytest.MonkeyPatch) 
     codebook = Codebook(torch.randn(6, 4, 1), torch.randint(0, 4, (6, 10), dtype=torch.uint8))
     tensor = PalettizedTensor.from_codebook(codebook, layout, n_bits=2, dtype=torch.float32)
     whole = tensor.decode()
-    monkeypatch.setattr(palettized_module, "_DECODE_CHUNK", 25)
+    monkeypatch.setattr(codebook_module, "_DECODE_CHUNK", 25)
     assert torch.equal(tensor.decode(), whole)
     assert torch.equal(whole, decoded_by_loops(tensor))
 

@@ -10,7 +10,7 @@ from palette_core.builtins.lut_quantizers.integer import IntegerLutQuantizer
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem, LutQuantizer
 from palette_core.spec import QuantizationSpec
-from palette_core.tensors.palettized import Codebook, QuantizedLut
+from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.quantized_fit import quantize_codebook
 
 QUANTIZERS = {

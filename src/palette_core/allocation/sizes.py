@@ -9,7 +9,8 @@ from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.storage.forms.registry import stored_bits
-from palette_core.tensors.palettized import Codebook, PalettizedTensor
+from palette_core.tensors.codebook import Codebook
+from palette_core.tensors.palettized import PalettizedTensor
 
 
 def planned_bits(plan: TensorPlan, catalog: Catalog) -> int | None:

@@ -23,8 +23,9 @@ from palette_core.plugins.checked.clusterers import fit_checked
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.options import validate_options
 from palette_core.plugins.registries import Registered
+from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.distortion import square_sums
-from palette_core.tensors.palettized import Codebook, PalettizedTensor
+from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.quantized_fit import quantize_codebook
 from palette_core.tensors.zeros import fill_points, keep_zeros, zero_mask, zero_points
 

@@ -14,7 +14,8 @@ from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.storage.forms.registry import encode, size_in_bits, stored_form
 from palette_core.storage.packed_weight import PaletteModule
-from palette_core.tensors.palettized import PalettizedTensor, QuantizedLut, dequantize_lut
+from palette_core.tensors.codebook import QuantizedLut, dequantize_lut
+from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.sensitivities import Sensitivity
 
 _STATES = ("enabled", "learned", "steps")

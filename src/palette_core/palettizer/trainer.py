@@ -10,7 +10,8 @@ from torch import Tensor
 from palette_core.plugins import LutQuantizer
 from palette_core.plugins.checked.training import CheckedStrategy
 from palette_core.plugins.training_problem import TrainingProblem
-from palette_core.tensors.palettized import PalettizedTensor, QuantizedLut
+from palette_core.tensors.codebook import QuantizedLut
+from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.zeros import zero_mask
 
 

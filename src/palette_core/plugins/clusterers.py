@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from palette_core.plugins.lut_quantizers import LutQuantizer
+    from palette_core.tensors.codebook import Codebook
     from palette_core.tensors.moments import InputMoments
-    from palette_core.tensors.palettized import Codebook
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from palette_core.config.spec import QuantizationSpec
-    from palette_core.tensors.palettized import QuantizedLut
+    from palette_core.tensors.codebook import QuantizedLut
 
 
 class LutQuantizer(ABC):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.nearest import assign, straight_through
-from palette_core.tensors.palettized import Codebook, PalettizedTensor, QuantizedLut
+from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.zeros import with_zeros, zero_mask
 
 

@@ -6,6 +6,7 @@ from palette_core._common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from palette_core.tensors.assignment import assign_and_sum, metric, tidy_entries
+    from palette_core.tensors.codebook import Codebook, QuantizedLut
     from palette_core.tensors.distortion import square_sums
     from palette_core.tensors.dtypes import FP8_DTYPES, dtype_name, parse_dtype
     from palette_core.tensors.input_views import Contraction, Features, InputView, Lookup
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     )
     from palette_core.tensors.operators import OP_NAME, depalettize
     from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
-    from palette_core.tensors.palettized import Codebook, PalettizedTensor, QuantizedLut
+    from palette_core.tensors.palettized import PalettizedTensor
     from palette_core.tensors.quantized_fit import quantize_codebook, tidy_quantized
     from palette_core.tensors.stored import StoredTensor, define_operator, named_arguments
     from palette_core.tensors.zeros import fill_points, in_order, keep_zeros, with_zeros
@@ -85,7 +86,8 @@ __getattr__, __dir__ = lazy_names(
         ],
         "palette_core.tensors.operators": ["OP_NAME", "depalettize"],
         "palette_core.tensors.packing": ["pack_indices", "packed_size", "unpack_indices"],
-        "palette_core.tensors.palettized": ["Codebook", "PalettizedTensor", "QuantizedLut"],
+        "palette_core.tensors.codebook": ["Codebook", "QuantizedLut"],
+        "palette_core.tensors.palettized": ["PalettizedTensor"],
         "palette_core.tensors.quantized_fit": ["quantize_codebook", "tidy_quantized"],
         "palette_core.tensors.stored": ["StoredTensor", "define_operator", "named_arguments"],
         "palette_core.tensors.zeros": ["fill_points", "in_order", "keep_zeros", "with_zeros"],

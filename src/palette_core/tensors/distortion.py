@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from palette_core.tensors.codebook import dequantize_lut
 from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.palettized import PalettizedTensor, dequantize_lut
+from palette_core.tensors.palettized import PalettizedTensor
 
 _STRETCH = 1 << 18  # elements one thread takes at a time
 _DECODED = 1 << 22  # elements compared at once on a device

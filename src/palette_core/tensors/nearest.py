@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from palette_core.tensors.palettized import gather_entries
+from palette_core.tensors.codebook import gather_entries
 
 _CHUNK = 1 << 18  # distances, or elements of wide temporaries, held at once
 

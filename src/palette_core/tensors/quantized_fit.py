@@ -14,7 +14,7 @@ from palette_core.tensors.assignment import (
     metric,
     tidy_entries,
 )
-from palette_core.tensors.palettized import Codebook, QuantizedLut
+from palette_core.tensors.codebook import Codebook, QuantizedLut
 
 _MOST_ROUNDS = 20
 _LEAST_GAIN = 1e-6  # of the cost of every block: with less, refinement ends

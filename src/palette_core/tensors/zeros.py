@@ -7,9 +7,9 @@ from torch import Tensor
 
 from palette_core.errors import WeightError
 from palette_core.tensors.assignment import assign_and_sum, metric
+from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nearest import pieces, squared_distances
-from palette_core.tensors.palettized import Codebook, QuantizedLut
 
 _ROUNDS = 10
 _LEAST_GAIN = 1e-6  # of the error: with less, entries stay

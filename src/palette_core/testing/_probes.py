@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from palette_core.plugins import ClusterProblem, InputMoments
+from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.palettized import Codebook
 from palette_core.testing._kit import Subject, demand
 
 ENTRIES = 4

@@ -13,9 +13,10 @@ from palette_core.config.spec import QuantizationSpec
 from palette_core.plugins import LutQuantizer
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.training_problem import TrainingProblem
+from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nearest import assign
-from palette_core.tensors.palettized import Codebook, PalettizedTensor
+from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.testing._probes import draw
 
 BITS = 2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palette_core.plugins import ClusterProblem
 from palette_core.plugins.kinds import CLUSTERER
-from palette_core.tensors.palettized import Codebook, gather_entries
+from palette_core.tensors.codebook import Codebook, gather_entries
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import (
     DTYPES,

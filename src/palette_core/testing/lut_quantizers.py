@@ -11,8 +11,8 @@ from torch import Tensor
 
 from palette_core.config.spec import QuantizationScheme, QuantizationSpec
 from palette_core.plugins.kinds import LUT_QUANTIZER
+from palette_core.tensors.codebook import QuantizedLut
 from palette_core.tensors.dtypes import parse_dtype
-from palette_core.tensors.palettized import QuantizedLut
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits, draw, global_rng_untouched, other_global_rng
 

@@ -12,7 +12,7 @@ from training_models import INPUTS, SPECS, STRATEGIES, config, convnet, items, p
 
 from palette_core import KMeansPalettizer
 from palette_core.errors import WeightError
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.zeros import keep_zeros
 
 

@@ -16,7 +16,7 @@ from palette_core.plugins.guards import shown
 from palette_core.plugins.making import Made, make
 from palette_core.plugins.options import validate_options
 from palette_core.plugins.registries import Registered
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors.codebook import Codebook
 
 
 def fit_checked(

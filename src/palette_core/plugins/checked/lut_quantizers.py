@@ -11,7 +11,7 @@ from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.kinds import LUT_QUANTIZER
 from palette_core.plugins.lut_quantizers import LutQuantizer
 from palette_core.plugins.making import Made, make
-from palette_core.tensors.palettized import QuantizedLut
+from palette_core.tensors.codebook import QuantizedLut
 
 if TYPE_CHECKING:
     from palette_core.config.spec import QuantizationSpec

@@ -18,7 +18,7 @@ from palette_core.builtins.clusterers.kmeans_vector.clusterer import (
 )
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem
-from palette_core.tensors.palettized import Codebook
+from palette_core.tensors.codebook import Codebook
 
 MANY = KMeansVectorOptions(restarts=30)
 ENGINES = {
