@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -58,6 +58,13 @@ class InputView(ABC):
         None where that is not known.
         """
         del output
+        return None
+
+    def only(self) -> int | None:
+        """Return the one matrix that all vectors belong to, which `vectors` then counts as 0.
+
+        None, the default, where they belong to all of them.
+        """
         return None
 
 
@@ -149,3 +156,44 @@ class Lookup(InputView):
     def groups(self) -> int:
         """Return 1."""
         return 1
+
+
+@final
+@dataclass(frozen=True)
+class ThroughView(InputView):
+    """The inputs of an operation that received a view of a weight, as the weight's own.
+
+    Attributes:
+        inner: how they are seen by the view.
+        n_groups: G, how many matrices the weight is.
+        rows: axes of the weight that are outputs.
+        index: the one that the view shows, such as one of the experts on the weight's first axis;
+            None where it shows all. Equal views may show different ones.
+    """
+
+    inner: InputView
+    n_groups: int
+    rows: tuple[int, ...]
+    index: int | None = field(default=None, compare=False)
+
+    def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
+        """Yield those of the view."""
+        return self.inner.vectors(raw)
+
+    def products(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor | None, int] | None:
+        """Return those of the view."""
+        return self.inner.products(raw, gap)
+
+    def groups(self) -> int:
+        """Return ``n_groups``."""
+        return self.n_groups
+
+    def outputs(self, output: Tensor) -> Tensor | None:
+        """Return those of a view that shows the whole weight."""
+        return self.inner.outputs(output) if self.index is None else None
+
+    def only(self) -> int | None:
+        """Return ``index``."""
+        return self.index

@@ -24,8 +24,14 @@ class _Sum:
     view: InputView
     total: Tensor
     cross: Tensor | None
-    count: int = 0
-    history: list[int] = field(default_factory=list)
+    vectors: int = 0
+    history: list[tuple[int, int | None]] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many vectors there were for each matrix, on average where they came one by one."""
+        groups = 1 if self.view.only() is None else self.view.groups()
+        return -(-self.vectors // groups)
 
 
 @dataclass(frozen=True)
@@ -95,15 +101,17 @@ class Accumulator:
         product = self._product(what, weights, before)
         key = (name, what.view)
         if key not in self._sums:
-            self._sums[key] = _Sum(what.view, self._zeros(product.total), None)
+            self._sums[key] = _Sum(what.view, self._zeros(product.total, what.view), None)
         sums = self._sums[key]
-        sums.total = self._plus(sums.total, product.total)
+        only = what.view.only()
+        sums.total = self._plus(sums.total, product.total, only)
         if product.cross is not None:
             # What has no input in the unchanged model has not changed, as far as is known.
-            cross = self._zeros(product.cross) if sums.cross is None else sums.cross
-            sums.cross = self._plus(cross, product.cross)
-        sums.count += product.count
-        sums.history.append(product.serial)
+            cross = sums.cross
+            cross = self._zeros(product.cross, what.view) if cross is None else cross
+            sums.cross = self._plus(cross, product.cross, only)
+        sums.vectors += product.count
+        sums.history.append((product.serial, only))
 
     def _product(
         self, what: Consumption, weights: Tensor | None, before: tuple[Tensor, ...] | None
@@ -123,14 +131,18 @@ class Accumulator:
         """Let go of the inputs of the last run."""
         self._latest = []
 
-    def _plus(self, total: Tensor, more: Tensor) -> Tensor:
+    def _plus(self, total: Tensor, more: Tensor, only: int | None) -> Tensor:
         """Add; what came without weights is the same for every group of outputs."""
+        if only is not None:
+            total[only] += more[0]
+            return total
         if total.shape[0] == 1 and more.shape[0] > 1:
-            total = self._zeros(more).add_(total)
+            total = self._files.zeros(tuple(more.shape), np.float64).add_(total)
         return total.add_(more)
 
-    def _zeros(self, like: Tensor) -> Tensor:
-        return self._files.zeros(tuple(like.shape), np.float64)
+    def _zeros(self, like: Tensor, view: InputView) -> Tensor:
+        groups = like.shape[0] if view.only() is None else view.groups()
+        return self._files.zeros((groups, *like.shape[1:]), np.float64)
 
     def result(self, plan: TensorPlan) -> InputMoments | None:
         """Return the moments of a weight, ``cross`` aside; None where none came."""
@@ -187,11 +199,12 @@ def _multiply(
     total: Tensor | None = None
     cross: Tensor | None = None
     at = count = 0
+    n_groups = view.groups() if view.only() is None else 1
     gaps = None if gap is None else view.vectors(gap)
     for first, there in view.vectors(what.raw):
         x = there.cpu()
         other = None if gaps is None else next(gaps)[1].cpu()
-        groups = view.groups() * (1 if weights is None else weights.shape[0])
+        groups = n_groups * (1 if weights is None else weights.shape[0])
         if total is None:
             total = torch.zeros(groups, x.shape[1], x.shape[1], dtype=torch.float64)
             cross = None if other is None else torch.zeros_like(total)
@@ -211,7 +224,7 @@ def _multiply(
     if total is None:
         return torch.zeros(1, 1, dtype=torch.float64), None, 0
     # Of all matrices together; experts get different numbers of vectors.
-    return total, cross, -(-count // view.groups())
+    return total, cross, -(-count // n_groups)
 
 
 def _count(view: InputView, raw: tuple[Tensor, ...]) -> tuple[Tensor, None, int]:

@@ -150,7 +150,9 @@ class Feeder:
                     reasons[seen.name] = f"the inputs of {seen.op_type!r} are not understood"
                 elif seen.name in names:
                     earlier = None if before is None else before.get(key)
-                    if earlier is not None and not _alike(earlier, seen.what.raw):
+                    # Experts are called in the order in which their inputs come.
+                    is_one = seen.what.view.only() is not None
+                    if earlier is not None and (is_one or not _alike(earlier, seen.what.raw)):
                         earlier = None
                     # Palettized stages before it may send it other inputs, or more of them.
                     shapes = tuple(x.shape for x in seen.what.raw)

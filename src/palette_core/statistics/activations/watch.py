@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from palette_core.errors import OperationError
+from palette_core.model.views import StateStorages
 from palette_core.operations import installed_operations, op_type_of
 from palette_core.plugins import Consumption
+from palette_core.statistics.activations.through_views import through_view
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Watch(TorchFunctionMode):
         self._on_seen = on_seen
         self._on_output = on_output
         self._calls: dict[str, int] = {}
+        values = [(name, weights.get(name, tensor)) for name, tensor in own.values()]
+        self._by_value = {id(value): name for name, value in values}
+        self._storages = StateStorages({id(value): value for _, value in values})
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -104,6 +109,11 @@ class Watch(TorchFunctionMode):
             name = own.get(id(what.weight))
             if name is not None:
                 found.setdefault(name, what)
+                continue
+            name, weight = self._behind(what.weight)
+            through = None if weight is None else through_view(what, weight)
+            if through is not None:
+                found.setdefault(name, through)
         seen = []
         for name in names:
             call = self._calls.get(name, 0)
@@ -111,11 +121,17 @@ class Watch(TorchFunctionMode):
             seen.append(Seen(name, call, found.get(name), op_type))
         return seen
 
+    def _behind(self, tensor: Tensor) -> tuple[str, Tensor | None]:
+        """Return name and value of the weight that a tensor is a view of, or None for the value."""
+        weight = self._storages.state_of(tensor)
+        return ("", None) if weight is None else (self._by_value[id(weight)], weight)
+
     def _names(self, value: Any) -> Iterator[str]:
         if isinstance(value, Tensor):
             entry = self._own.get(id(value))
-            if entry is not None:
-                yield entry[0]
+            name = entry[0] if entry is not None else self._behind(value)[0]
+            if name:
+                yield name
         elif isinstance(value, (tuple, list)):
             for item in value:
                 yield from self._names(item)
