@@ -195,6 +195,24 @@ def test_reports_and_plans_have_the_coverage(capsys) -> None:
     assert "2,048 taken by 'matmul' (blocks.0.w and 1 more)" in capsys.readouterr().out
 
 
+def test_biases_of_experts_are_not_in_the_lines() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(8, 32, 16))
+            self.up_bias = nn.Parameter(torch.randn(8, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x @ self.up[e] + self.up_bias[e] for e in range(8)]).sum(0)
+
+    model = nn.Sequential(nn.Linear(16, 32), Experts())
+    plan = plan_of(model, example_inputs=(X,))
+    assert [group.names for group in plan.coverage.dense] == [("1.up",), ("1.up_bias",)]
+    better = plan_of(model, with_advice(plan), example_inputs=(X,))
+    assert bits(better) == {"0.weight": 4, "1.up": 4}
+    assert better["1.up"].axis == 2
+
+
 # --- adapters -----------------------------------------------------------------------------------
 
 

@@ -182,12 +182,23 @@ def _write(
         model = finalize(model, target, catalog)
     for site in palette_sites(model, PackedWeight):
         site.palette.check_file()
-    inputs = None if example_inputs is None else mapped(_row_major, as_inputs(example_inputs))
+    inputs = mapped(_row_major, _inputs_for(target, example_inputs))
     written = target.backend.export(model, inputs, path, dynamic_shapes)
     if not path.exists():
         raise BackendError(
             f"backend {target.name!r} wrote {written} instead of the path that it was given"
         )
+
+
+def _inputs_for(target: Target, given: ExampleInputs | None) -> Any:
+    """Return inputs as backends take them, or None where there are none."""
+    try:
+        return None if given is None else as_inputs(given)
+    except TypeError as error:
+        raise BackendError(
+            f"backend {target.name!r} takes a tuple of positional or a dictionary of keyword "
+            f"inputs: {error}"
+        ) from None
 
 
 def _row_major(tensor: Tensor) -> Tensor:

@@ -171,10 +171,10 @@ class Reach:
             unasked: no rule asks for them.
             skipped: a rule does, and they stay dense for the reason that it was told.
         """
-        found: dict[tuple[str, ...], _Group] = {}
+        found: dict[tuple[tuple[str, ...], str | None], _Group] = {}
         for record in unasked:
             group = self._group(record)
-            group = found.setdefault(group.key, group)
+            group = found.setdefault((group.key, group.op_type), group)
             group.records.append(record)
             self._add_spec(group, record)
         made = [
@@ -204,7 +204,7 @@ class Reach:
             return known[0], True
         if record.view_op is not None:
             return record.view_op, False
-        return (record.uses[0].op_type if record.uses else None), False
+        return (record.uses[0].op_type if record.uses else None), False  # perhaps only looks at it
 
     def _group(self, record: TensorRecord) -> _Group:
         module = record.owners[0].module
