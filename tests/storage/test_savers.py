@@ -147,12 +147,9 @@ def test_what_the_caller_gives_to_be_saved_is(tmp_path: Path) -> None:
     assert torch.equal(Language.from_pretrained(tmp_path / "b")(IDS), model(IDS))
 
 
-class Adapted(nn.Module):
-    """Saves adapters only, as models of peft do."""
-
+class Inside(Pretrained):
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.base = nn.Linear(8, 8)
         self.lora_A = nn.ModuleDict({"mine": nn.Linear(8, 2)})
         self.peft_config = {"mine": object()}
@@ -160,12 +157,25 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.lora_A["mine"](x).sum()
 
+
+class Adapted(nn.Module):
+    """Saves adapters only, as models of peft do around those of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.base_model = Inside()
+        self.peft_config = self.base_model.peft_config
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_model(x)
+
     def save_pretrained(self, folder: Path) -> None:
         found = {n: t for n, t in self.state_dict().items() if "lora_" in n}
         safetensors.torch.save_file(found, folder)
 
 
-@pytest.mark.parametrize("which", ["base", "lora_A.mine"])
+@pytest.mark.parametrize("which", ["base_model.base", "base_model.lora_A.mine"])
 def test_dense_adapters_of_a_palettized_model_are_saved(which: str, tmp_path: Path) -> None:
     from palette_core import KMeansPalettizerConfig
 
@@ -179,10 +189,11 @@ def test_dense_adapters_of_a_palettized_model_are_saved(which: str, tmp_path: Pa
     )
     model = Adapted()
     KMeansPalettizer(model, config).prepare((torch.ones(1, 8),), show_progress=False)
-    if which == "base":
+    assert_refused(model.base_model, tmp_path / "folder")
+    if which == "base_model.base":
         model.save_pretrained(tmp_path / "m")
         found = safetensors.torch.load_file(tmp_path / "m")
-        assert sorted(found) == ["lora_A.mine.bias", "lora_A.mine.weight"]
+        assert sorted(found) == [f"base_model.lora_A.mine.{name}" for name in ("bias", "weight")]
     else:
         with pytest.raises(StateError, match=r"lora_A\.mine\.weight"):
             model.save_pretrained(tmp_path / "m")

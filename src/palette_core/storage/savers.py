@@ -87,7 +87,8 @@ class _Guard:
             keys = [str(key) for key in state_dict]
             return [n for n in names if any(_is_part(key, n) for key in keys)]
         adapters = getattr(self._module, "peft_config", None)
-        if isinstance(adapters, Mapping):  # nothing but these is saved, under their names
+        # A model around another one; adapters inside of a model are saved with all the rest.
+        if isinstance(adapters, Mapping) and "base_model" in self._module._modules:
             return [n for n in names if not adapters.keys().isdisjoint(n.split("."))]
         return names
 
