@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
@@ -81,7 +82,8 @@ class Executor:
                     finished[index] = result
                     advance(ordered[index].plan.name, 1)
         except BaseException:
-            self._keep(ordered, finished)
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self._keep(ordered, finished)
             raise
         if any(job.moments is not None for job in ordered):  # one call of several
             self._keep(ordered, finished)
