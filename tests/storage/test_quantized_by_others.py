@@ -123,6 +123,37 @@ def test_what_no_file_holds_is_named(buffer, what, tmp_path) -> None:
     assert not (tmp_path / "m.safetensors").exists()
 
 
+def test_weights_made_in_inference_mode_are_left_alone_and_kept(tmp_path) -> None:
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            first = nn.Linear(32, 32)
+        return nn.Sequential(first, nn.Linear(32, 8)).eval()
+
+    made = make(0)
+    palettizer = KMeansPalettizer(made)
+    palettizer.calibrate([X])
+    with pytest.warns(PaletteWarning, match=r"0\.weight.*made in torch.inference_mode"):
+        palettizer.prepare(X)
+    with palettizer.calibration_mode(loss_fn=lambda out, _: out.square().mean()) as session:
+        session.step(made(X), None)
+    path = palettizer.export(tmp_path / "m.safetensors", backend="packed")
+    fresh = load_checkpoint(path, make(1))
+    assert torch.equal(fresh(X), made(X))
+    # What fails half way leaves them as they were too.
+    other = make(2)
+    before = other(X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palette_core.storage.model_checkpoints.install_packed", fail)
+        with pytest.raises(RuntimeError, match="half way"):
+            load_checkpoint(path, other)
+    assert torch.equal(other(X), before)
+
+
+def fail(*args: object) -> None:
+    raise RuntimeError("half way")
+
+
 def test_torchao(tmp_path) -> None:
     pytest.importorskip("torchao")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_

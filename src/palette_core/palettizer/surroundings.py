@@ -25,7 +25,9 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """
     modules = [(module, module.training) for module in model.modules()]
     tensors = [
-        (parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()
+        (parameter, parameter.requires_grad, parameter.grad)
+        for parameter in model.parameters()
+        if not parameter.is_inference()  # these take no flag
     ]
     # Values of buffers: their count is no reason to worry, palettes excepted.
     others = [module for module, _ in modules if not isinstance(module, PaletteModule)]
@@ -66,7 +68,8 @@ def no_gradients_of_others(model: nn.Module, palettized: Set[int]) -> Iterator[N
     handles: list[Any] = []
     with undone(handles, lambda handle: handle.remove()):
         for parameter in model.parameters():
-            if id(parameter) in palettized or not parameter.requires_grad:
+            fixed = not parameter.requires_grad or parameter.is_inference()
+            if id(parameter) in palettized or fixed:
                 continue
             if id(parameter) in embeddings or parameter.numel() <= _SMALL:
                 parameter.grad = None

@@ -98,9 +98,13 @@ class OwnStates:
     def fill_parts(self, values: Mapping[str, Any]) -> None:
         """Copy what tensors of other classes store, which no state dictionary has by itself."""
         held = self.model.state_dict(keep_vars=True)
-        with torch.no_grad():
-            for name in (self.tensors.keys() & values.keys()) - held.keys():
-                self.tensors[name].copy_(values[name])
+        for name in (self.tensors.keys() & values.keys()) - held.keys():
+            self.tensors[name].copy_(values[name])
+
+    def written(self) -> contextlib.AbstractContextManager[None]:
+        """Let the states be written to, those among them that inference mode has made."""
+        made = any(tensor.is_inference() for tensor in self.tensors.values())
+        return torch.inference_mode() if made else torch.no_grad()
 
     def _mismatch(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
         own = self.tensors.get(name)
@@ -185,7 +189,7 @@ class OwnStates:
             for module, state, tensor in places:
                 if getattr(module, state) is not tensor:
                     setattr(module, state, tensor)
-            with torch.no_grad():
+            with self.written():
                 for name, value in values.items():
                     self.tensors[name].copy_(value)
             for module, state in extra:

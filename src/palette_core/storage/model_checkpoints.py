@@ -84,8 +84,9 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     owners = {name.rpartition(".")[0] for group in names.values() for name in group}
     with own.put_back(rest), ModuleSnapshot(map(model.get_submodule, owners)):
         with_memory(model, rest)
-        model.load_state_dict(rest, strict=False)
-        own.fill_parts(rest)
+        with own.written():
+            model.load_state_dict(rest, strict=False)
+            own.fill_parts(rest)
         for name, item in packed.items():
             install_packed(model, names[name], item)
         guard_savers(model)
