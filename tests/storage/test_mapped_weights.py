@@ -314,6 +314,18 @@ def test_replaced_files_are_gone_in_the_end(tmp_path: Path) -> None:
     assert sorted(contents(tmp_path)) == names
 
 
+def test_what_a_killed_process_kept_aside_is_cleared_away(tmp_path: Path) -> None:
+    one, two = tmp_path / ".a.safetensors.before", tmp_path / ".b.safetensors.before"
+    one.write_text("older")
+    two.write_text("older")
+    (tmp_path / "b.safetensors").write_text("newer")
+    mapped_mlp(tmp_path)
+    assert not one.exists()
+    assert not two.exists()
+    assert (tmp_path / "a.safetensors").read_text() == "older"
+    assert (tmp_path / "b.safetensors").read_text() == "newer"
+
+
 def test_mmap_dir_is_for_backends_that_support_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

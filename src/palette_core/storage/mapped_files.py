@@ -19,6 +19,7 @@ from palette_core.errors import WeightFileError
 
 _LONGEST_STEM = 120  # file systems allow 255 bytes
 _PIECE = 1 << 22
+_ASIDE = ".before"
 
 
 @final
@@ -100,7 +101,9 @@ class WeightFolder:
     def __enter__(self) -> Self:
         try:
             self._held.enter_context(alone_in(self._path))
+            _clear_away(self._path)
         except BaseException:
+            self._held.close()
             self._remove_folders()
             raise
         return self
@@ -138,18 +141,24 @@ class WeightFolder:
         """
         stem = quote(name, safe=" ")[:_LONGEST_STEM]
         path = self._path / f"{len(self._written):05d}-{stem}.safetensors"
-        aside = path.with_name(f".{path.name}.before")
-        if aside.exists() and not path.exists():
-            aside.replace(path)  # a process was killed in between
-        before = aside if path.exists() else None
+        before = path.with_name(f".{path.name}{_ASIDE}") if path.exists() else None
         if before is not None:
             _keep_aside(path, before)
         self._written.append((path, before))
         return path
 
 
+def _clear_away(folder: Path) -> None:
+    """Remove what a killed process has kept aside, or put it back where its place is empty."""
+    for aside in folder.glob(f".*.safetensors{_ASIDE}"):
+        path = aside.with_name(aside.name[1:].removesuffix(_ASIDE))
+        if path.exists():
+            aside.unlink()
+        else:
+            aside.replace(path)
+
+
 def _keep_aside(path: Path, aside: Path) -> None:
-    aside.unlink(missing_ok=True)
     try:
         aside.hardlink_to(path)
     except OSError:  # of file systems that know no second names
