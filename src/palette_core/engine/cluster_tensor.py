@@ -119,7 +119,7 @@ def without_moments(plan: TensorPlan, catalog: Catalog) -> TensorPlan:
 
 def _scaled(moments: InputMoments, plan: TensorPlan, scale: Tensor | None) -> InputMoments:
     """Return moments for points of the plan's layout, whose channels were divided by ``scale``."""
-    moments = replace(moments.laid_out(plan.layout), target=None)
+    moments = replace(moments, layout=plan.layout, target=None)
     return moments if scale is None else moments.divided_by(scale)
 
 

@@ -162,7 +162,3 @@ class InputMoments:
         if (0 in self.rows) != outputs:
             extents[0] = self.hessian.shape[0]
         return self.to_matrices(scale.expand(extents))
-
-    def laid_out(self, layout: BlockLayout) -> InputMoments:
-        """Return the same moments for points cut by another layout."""
-        return replace(self, layout=layout)
