@@ -37,7 +37,7 @@ from palette_core import (
     load_checkpoint,
     save_checkpoint,
 )
-from palette_core.engine import executor as execution
+from palette_core.engine import workers
 from palette_core.errors import PaletteWarning, SensitivityError, WeightError
 from palette_core.storage.sites import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
@@ -187,9 +187,9 @@ def test_11_a_prepared_model_does_not_rebuild_its_weight_at_every_call(
 def test_12_two_workers_on_two_small_layers_start_no_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(execution.joblib, "Parallel", None)
+    monkeypatch.setattr(workers.joblib, "Parallel", None)
     KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, num_workers=2)
-    # That an unguarded script returns is in tests/execution.
+    # That an unguarded script returns is in tests/engine.
 
 
 @pytest.mark.slow
