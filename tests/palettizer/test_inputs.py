@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,3 +90,36 @@ def test_allocation_asks_about_operations_before_any_clustering(register) -> Non
     register(backend(check_program=lambda *asked: [Refusal("aten.lstm (in 'a')")]))
     with pytest.raises(PlanError, match=r"cannot export: aten\.lstm \(in 'a'\)"):
         allocate(Model(), None, X, target_bpw=6, backend="wrong")
+
+
+@pytest.mark.parametrize("about", [{"backend_options": {"a": 1}}, {"dynamic_shapes": ({0: 1},)}])
+def test_what_is_about_a_backend_wants_its_name(about) -> None:
+    for call in (
+        lambda: KMeansPalettizer(Model()).prepare(X, **about),
+        lambda: KMeansPalettizer(Model()).make_plan(X, **about),
+        lambda: allocate(Model(), None, X, target_bpw=6, **about),
+    ):
+        with pytest.raises(PlanError, match=f"{next(iter(about))} is about the export backend"):
+            call()
+
+
+def test_models_with_hooks_around_forward_are_prepared_where_they_are(tmp_path) -> None:
+    def hooked() -> nn.Module:
+        model = nn.Sequential(Model(), nn.ReLU())
+        layer = model[0].layer
+        forward = layer.forward
+        # As libraries do that spread a model over devices: an instance's own forward.
+        layer.forward = functools.partial(lambda _, x: forward(x.to(layer.weight.device)), layer)
+        model[0].forward = functools.partial(Model.forward, model[0], return_dict=False)
+        return model
+
+    model = hooked()
+    dense = model(X)
+    palettizer = KMeansPalettizer(model)
+    palettizer.calibrate([X], sequential=True)
+    palettizer.prepare(X)
+    assert [tensor.name for tensor in palettizer.plan] == ["0.layer.weight"]
+    wanted = model(X)
+    assert not torch.equal(wanted, dense)
+    path = palettizer.export(tmp_path / "m.safetensors", backend="packed")
+    assert torch.equal(load_checkpoint(path, hooked())(X), wanted)

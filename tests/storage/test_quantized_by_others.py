@@ -100,6 +100,8 @@ def test_modules_that_pack_their_weights_away_are_counted() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.ao.quantization.quantize_dynamic(made, {"0"}, dtype=torch.qint8)
+    (note,) = KMeansPalettizer(made).make_plan(X).notes
+    assert "quantized modules keep their weights out of sight and are left alone: 0;" in note
     elements = 32 * 32 + 32 + 8 * 32 + 8
     assert bits_per_weight(made) == (32 * 32 * 8 + 32 * 32 + (8 * 32 + 8) * 32) / elements
 

@@ -28,7 +28,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.executor import Executor
 from palette_core.errors import AllocationError
 from palette_core.model import ExampleInputs, trace
-from palette_core.planning import Plan, make_plan, refuse_program, warn_about
+from palette_core.planning import Plan, check_backend_named, make_plan, refuse_program, warn_about
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.checked.backends import make_backend
 from palette_core.plugins.checked.metrics import make_metric
@@ -187,6 +187,7 @@ def allocate(
     entry = catalog.sensitivity_metrics.get(metric)
     judge_with = make_metric(catalog, metric, metric_options or {})
     target = None
+    check_backend_named(backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes)
     if backend is not None:
         target = make_backend(catalog, backend, backend_options or {})
     if palette_sites(model):

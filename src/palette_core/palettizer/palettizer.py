@@ -30,7 +30,14 @@ from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # 
 from palette_core.palettizer.exporting import dequantize, export, finalize, find_target
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.training_session import TrainingSession
-from palette_core.planning import OnIncompatible, Plan, make_plan, refuse_program, warn_about
+from palette_core.planning import (
+    OnIncompatible,
+    Plan,
+    check_backend_named,
+    make_plan,
+    refuse_program,
+    warn_about,
+)
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
 from palette_core.storage.sensitivity_files import save_sensitivities
@@ -101,6 +108,7 @@ class KMeansPalettizer:
             TracingError: the model fails on the inputs.
             PlanError: see `planning.make_plan`.
         """
+        check_backend_named(backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes)
         target = None if backend is None else find_target(self._catalog, backend, backend_options)
         graph = trace(self._model, example_inputs)
         made = make_plan(

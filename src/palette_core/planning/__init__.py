@@ -4,6 +4,7 @@ from palette_core.planning.check import check_names, specs_of
 from palette_core.planning.coverage import Coverage, DenseWeights
 from palette_core.planning.make import (
     OnIncompatible,
+    check_backend_named,
     make_plan,
     refusals,
     refuse_program,
@@ -19,6 +20,7 @@ __all__ = [
     "Plan",
     "SkippedTensor",
     "TensorPlan",
+    "check_backend_named",
     "check_names",
     "make_plan",
     "refusals",

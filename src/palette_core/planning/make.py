@@ -24,7 +24,7 @@ from palette_core.planning.choose import (
     nearest,
 )
 from palette_core.planning.coverage import Reach, coverage_of, obstacle_of
-from palette_core.planning.notes import ineffective_rules
+from palette_core.planning.notes import ineffective_rules, packed_away_notes
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
 from palette_core.planning.sizes import large_palette_notes
@@ -99,6 +99,7 @@ def make_plan(
     notes = (
         *adapter_notes(adapters),
         *large_palette_notes(tensors),
+        *packed_away_notes(graph),
         *ineffective_rules(config, graph, rules, settled),  # last: there may be thousands
     )
     coverage = coverage_of(Reach(graph, rules, operations), planned, unasked, refused)
@@ -201,6 +202,17 @@ def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
         text = f"{plan.name} {plan.shape} ({plan.rule}): {refusal.reason}"
         sentences.append(text + nearest(plan.spec, refusal))
     return sentences
+
+
+def check_backend_named(backend: object, **about_it: Any) -> None:
+    """Refuse what is about an export backend where none is named.
+
+    Raises:
+        PlanError: naming the argument.
+    """
+    given = [name for name, value in about_it.items() if value]
+    if backend is None and given:
+        raise PlanError(f"{given[0]} is about the export backend; name that with backend")
 
 
 def refuse_program(

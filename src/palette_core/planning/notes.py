@@ -43,6 +43,21 @@ def ineffective_rules(
     return notes
 
 
+_PACKED_AWAY = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
+
+
+def packed_away_notes(graph: ModelGraph) -> list[str]:
+    """Return a sentence about torch's quantized modules, if there are any."""
+    names = [m.names[0] for m in graph.modules if m.type_name.startswith(_PACKED_AWAY)]
+    names = [name for name in names if not name.endswith("._packed_params")]
+    if not names:
+        return []
+    return [
+        f"torch's quantized modules keep their weights out of sight and are left alone: "
+        f"{_some(names)}; no packed checkpoint holds them, palettize the float model instead"
+    ]
+
+
 @dataclass(frozen=True)
 class _Entry:
     """An entry of the config, beside what it does.
