@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from coreml_cases import INT8, UINT8, CrossAttention, SelfAttention, palette
 from coremltools.converters.mil.frontend.milproto.load import load as load_milproto
 from torch import Tensor, nn
 
-from coreml_backend import read_weights
+from coreml_backend import read_weights, reading
 from coreml_backend.backend import CoreMLBackend
 from coreml_backend.constants import fold_scale
 from coreml_backend.reading import constant_expressions, open_package
@@ -359,3 +360,11 @@ def test_what_is_no_package(tmp_path) -> None:
         BackendError, match=r"nothing\.mlpackage cannot be read as a Core ML package"
     ):
         read_weights(tmp_path / "nothing.mlpackage")
+
+
+@pytest.mark.parametrize("names", ["[" * 100_000, "[1]", "3", "{"])
+def test_metadata_that_are_none_of_ours_are_refused(monkeypatch, names):
+    model = SimpleNamespace(user_defined_metadata={reading.METADATA_KEY: names})
+    monkeypatch.setattr(reading, "open_package", lambda path: model)
+    with pytest.raises(BackendError, match="metadata is damaged"):
+        reading.read_weights("m.mlpackage")

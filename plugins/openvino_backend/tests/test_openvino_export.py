@@ -544,3 +544,13 @@ def test_training_flags_and_the_model_stay_as_they_were(tmp_path):
     kept = {id(module): module.training for module in model.modules()}
     assert [kept[id(module)] for module in (model, *model)] == flags[:4]
     assert ElementTree.parse(tmp_path / "model.xml").getroot().tag == "net"
+
+
+@pytest.mark.parametrize("stored", ["[" * 100_000, "[]", "{", '{"w": 1' + "0" * 5000 + "}"])
+def test_metadata_that_are_none_of_ours_are_refused(tmp_path, stored):
+    path = tmp_path / "m.xml"
+    info = f"<rt_info><palette_core><weights value='{stored}'/></palette_core></rt_info>"
+    path.write_text(f"<net>{info}</net>")
+    path.with_suffix(".bin").touch()
+    with pytest.raises(BackendError, match="cannot be read as a model"):
+        read_weights(path)

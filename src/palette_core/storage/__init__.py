@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from palette_core._common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from palette_core._common.bounded_json import read_json
     from palette_core.storage.bits import bits_per_weight
     from palette_core.storage.checkpoint_reading import (
         Checkpoint,
@@ -37,6 +38,7 @@ __all__ = [
     "load_checkpoint",
     "palette_sites",
     "read_checkpoint",
+    "read_json",
     "save_checkpoint",
     "verify_checkpoint",
     "write_checkpoint",
@@ -45,6 +47,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "palette_core._common.bounded_json": ["read_json"],
         "palette_core.storage.bits": ["bits_per_weight"],
         "palette_core.storage.folding": ["dense_state_dict", "fold"],
         "palette_core.storage.model_checkpoints": ["load_checkpoint", "save_checkpoint"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from coremltools.converters.mil.frontend.milproto.load import load as load_milproto
 
 from palette_core.errors import BackendError
+from palette_core.storage import read_json
 
 Array = npt.NDArray[Any]
 
@@ -35,10 +35,13 @@ def read_weights(path: str | Path) -> dict[str, Array]:
         ``"attention.in_proj_weight[0:64]"``. In others they are those of Core ML's operations.
 
     Raises:
-        BackendError: ``path`` is no package of an ML program.
+        BackendError: ``path`` is no package of an ML program, or its metadata is damaged.
     """
     model = open_package(path)
-    names = json.loads(model.user_defined_metadata.get(METADATA_KEY, "{}"))
+    try:
+        names = dict(read_json(model.user_defined_metadata.get(METADATA_KEY, "{}")))
+    except (TypeError, ValueError) as error:
+        raise BackendError(f"{path}: its {METADATA_KEY!r} metadata is damaged: {error}") from None
     weights: dict[str, Array] = {}
     for op in constant_expressions(model, roots=True):
         weight = decode(op)

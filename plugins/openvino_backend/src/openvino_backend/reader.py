@@ -7,7 +7,6 @@ files, so that each can be judged by the other.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palette_core.errors import BackendError
+from palette_core.storage import read_json
 
 Array = npt.NDArray[Any]
 
@@ -39,7 +39,15 @@ def read_weights(path: str | Path) -> dict[str, Array]:
     try:
         model = _Model(Path(path))
         return {name: model.weight(facts) for name, facts in model.stored.items()}
-    except (OSError, ElementTree.ParseError, KeyError, ValueError, IndexError, TypeError) as error:
+    except (
+        OSError,
+        ElementTree.ParseError,
+        KeyError,
+        ValueError,
+        IndexError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise BackendError(
             f"{path} cannot be read as a model that the openvino backend of palette_core has "
             f"written: {type(error).__name__}: {error}"
@@ -63,7 +71,7 @@ class _Model:
             for e in root.findall("./edges/edge")
         }
         found = root.find("./rt_info/palette_core/weights")
-        self.stored: dict[str, Any] = {} if found is None else json.loads(found.attrib["value"])
+        self.stored: dict[str, Any] = {} if found is None else read_json(found.attrib["value"])
 
     def weight(self, facts: dict[str, Any]) -> Array:
         """Return what a layer gives; of one that gives rows, all of them in order."""
