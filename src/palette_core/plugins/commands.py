@@ -22,6 +22,7 @@ PALETTES_OWN = frozenset(
         "plan",
         "plugins",
         "validate",
+        "verify",
     }
 )
 """Names of the commands that ``palette`` has by itself, which no plug-in may claim."""

@@ -29,7 +29,7 @@ class _Sum:
 
     @property
     def count(self) -> int:
-        """How many vectors there were for each matrix, on average where they came one by one."""
+        """Number of vectors for each matrix, on average where they came one by one."""
         groups = 1 if self.view.only() is None else self.view.groups()
         return -(-self.vectors // groups)
 
