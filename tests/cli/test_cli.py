@@ -304,6 +304,19 @@ def test_inspect_shows_a_checkpoint(palette):
     assert "\nkmeans_palettization_config:\n" in out
 
 
+def test_inspect_does_not_print_a_configuration_of_hundreds_of_rules(palette, tmp_path):
+    rules = {f"0|layers{number}": None for number in range(300)}
+    config = {"kmeans_palettization_config": {"module_name_configs": rules}}
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(config))
+    palette("palettize", "fac.py:load", "-c", "long.yaml", "-o", "m.safetensors")
+    _, out, _ = palette("inspect", "m.safetensors")
+    assert "a configuration of 3" in out
+    assert "layers77" not in out
+    found = run_json(palette, "inspect", "m.safetensors")
+    (source,) = found["origin"]["sources"]
+    assert len(source["config"]["kmeans_palettization_config"]["module_name_configs"]) == 300
+
+
 def test_verify_tells_which_tensor_is_off(palette, tmp_path):
     palette("palettize", "fac.py:load", "-o", "m.safetensors")
     code, out, _ = palette("verify", "m.safetensors")

@@ -17,6 +17,8 @@ from palette_core.storage.model_checkpoints import Checkpoint
 from palette_core.storage.origins import Source
 from palette_core.storage.origins import as_json as origins_as_json
 
+_MOST_LINES = 200  # of a configuration; one with a rule for every tensor is no reading
+
 
 def contents(path: Path, value: Checkpoint, *, as_json: bool) -> None:
     """Show what a packed checkpoint holds."""
@@ -72,6 +74,8 @@ def _source(value: Source) -> None:
     show.console.print()
     show.console.print(made_by)
     text = yaml.safe_dump(dict(value.config), sort_keys=False, allow_unicode=True)
+    if text.count("\n") > _MOST_LINES:
+        text = f"a configuration of {text.count(chr(10)):,} lines, which --json prints"
     show.console.print(escape(printable(text)), highlight=False, soft_wrap=True)
 
 
