@@ -183,6 +183,14 @@ class Noting(Block):
         return x
 
 
+class Posting(Block):
+    """Leaves its output in a plain attribute of somebody else."""
+
+    def forward(self, x):
+        self.board[0].posted = self.compute(x)
+        return x
+
+
 class Listing(Block):
     """Appends its output to a list that it is given."""
 
@@ -196,8 +204,8 @@ class Odd(Net):
         super().__init__("tensor", block)
         if block is Noting:
             self.register_buffer("shared", torch.zeros(1, 8))
-            for each in self.blocks:
-                each.board = [self]
+        for each in self.blocks:
+            each.board = [self]
 
     def forward(self, x):
         self.found = [x]
@@ -215,6 +223,9 @@ class Odd(Net):
             case Noting():
                 block(x)
                 return self.shared + 0.0
+            case Posting():
+                block(x)
+                return self.posted
             case _:
                 self.found[-1] = x
                 block(self.found)
@@ -222,7 +233,7 @@ class Odd(Net):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("block", [InPlace, Generating, Noting, Listing])
+@pytest.mark.parametrize("block", [InPlace, Generating, Noting, Posting, Listing])
 def test_blocks_that_do_more_than_return_run_every_time(block, mode):
     odd, x = Odd(block).eval(), batches(1.0, 5)[0]
     assert torch.equal(odd(x.clone()), Net().eval()(x.clone()))

@@ -8,7 +8,7 @@ from the same inputs, buffers and random states, whatever those before it have d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -119,7 +119,7 @@ class Runner:
             answers: outputs of stages that are not to be run.
             keep: called with the output of every stage that was run.
             on_written: called with the name of every stage that has written to what it was given,
-                or to buffers outside of it.
+                or to buffers and attributes outside of it.
             on_output: may exchange the output of an operation that consumes a watched weight.
             gradients: record a graph.
 
@@ -201,11 +201,9 @@ class Runner:
                 else:
                     object.__setattr__(module, "forward", before)
 
-    def _beside(self, stage: nn.Module) -> Callable[[], list[Tensor]]:
-        """Return what returns the buffers that do not belong to a stage."""
+    def _beside(self, stage: nn.Module) -> list[nn.Module]:
         own = {id(module) for module in stage.modules()}
-        others = [module for module in self.model.modules() if id(module) not in own]
-        return lambda: [x for module in others for x in module._buffers.values() if x is not None]
+        return [module for module in self.model.modules() if id(module) not in own]
 
 
 _ABSENT = object()
@@ -233,23 +231,39 @@ def _keeping(name: str, forward: Any, keep: Callable[[str, Any], None]) -> Any:
 
 
 def _checking(
-    name: str, forward: Any, on_written: Callable[[str], None], beside: Callable[[], list[Tensor]]
+    name: str, forward: Any, on_written: Callable[[str], None], others: Sequence[nn.Module]
 ) -> Any:
     def checked(*args: Any, **kwargs: Any) -> Any:
-        before = _versions(args, kwargs, beside())
+        before = _versions(args, kwargs, _kept(others))
         out = forward(*args, **kwargs)
-        if before != _versions(args, kwargs, beside()):
+        after = _versions(args, kwargs, _kept(others))
+        same = (x is y and v == w for (x, v), (y, w) in zip(before, after, strict=False))
+        if len(before) != len(after) or not all(same):
             on_written(name)
         return out
 
     return checked
 
 
-def _versions(*values: Any) -> list[tuple[int, int]]:
+def _kept(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return what modules hold that may be tensors of a run: buffers and plain attributes."""
+    return [
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_modules")
+        and (isinstance(value, Tensor) or (type(value) in _HOLDING and value))
+    ]
+
+
+_HOLDING = (tuple, list, dict)
+
+
+def _versions(*values: Any) -> list[tuple[Tensor, int]]:
     """Return what changes when something writes to a tensor of a value, or exchanges one.
 
     Caches and other objects are left out: what a stage notes there is for itself.
     """
-    leaves = tree_leaves(values, is_leaf=lambda x: type(x) not in (tuple, list, dict))
+    leaves = tree_leaves(values, is_leaf=lambda x: type(x) not in _HOLDING)
     found = [x for x in leaves if isinstance(x, Tensor)]
-    return [(id(x), 0 if x.is_inference() else x._version) for x in found]
+    return [(x, 0 if x.is_inference() else x._version) for x in found]
