@@ -210,6 +210,32 @@ def test_user_hooks_stay_and_run():
     assert len(model[0]._forward_hooks) == len(model[0]._forward_pre_hooks) == 1
 
 
+def test_hooks_that_forward_installs_once_go_with_their_flag():
+    """transformers installs hooks when hidden states are first asked for, and notes it."""
+
+    class Capturing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.seen: list[torch.Tensor] = []
+
+        def forward(self, x):
+            if not getattr(self, "_installed", False):
+                self.layer.register_forward_hook(lambda *args: self.seen.append(args[-1]))
+                self._installed = True
+            self.seen.clear()
+            self.layer(x)
+            (seen,) = self.seen
+            return seen
+
+    model = Capturing()
+    before = snapshot(model)
+    trace(model, (torch.ones(2, 4),))
+    assert_unchanged(model, before)
+    model(torch.ones(2, 4))
+    model(torch.ones(2, 4))
+
+
 def test_kinds_of_inputs():
     x = torch.ones(1)
     assert call_arguments(x) == call_arguments((x,)) == ((x,), {})

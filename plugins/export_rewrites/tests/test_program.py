@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from export_rewrites import REWRITES, Dialect, evaluating, left_over, rewritten, trace
+from export_rewrites import (
+    REWRITES,
+    Dialect,
+    evaluating,
+    left_over,
+    rewritten,
+    tidy_outputs,
+    trace,
+)
 from palette_core.errors import BackendError
 
 aten = torch.ops.aten
@@ -159,3 +169,110 @@ def test_inputs_that_are_no_tensors() -> None:
 
     made = trace(Options(), {"x": X, "mask": None, "twice": True}, backend="b")
     torch.testing.assert_close(made.module()(x=X, mask=None, twice=True), X * 2)
+
+
+# --- constants, names, outputs --------------------------------------------------------------------
+
+
+class Positions(nn.Module):
+    """Computes positions in float64, and multiplies by a number in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(5.65685, dtype=torch.bfloat16))
+        self.register_buffer("weight", torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(8, dtype=torch.float64).pow(0.5).erfinv().nan_to_num().float()
+        return x * self.factor + positions + self.weight.exp()
+
+
+def test_constants_are_computed_where_they_are_in_the_way() -> None:
+    model = Positions().eval()
+    program = rewritten(torch.export.export(model, (X,)), lacking(aten.erfinv.default))
+    names = targets(program)
+    assert not any("erfinv" in name or "pow" in name for name in names)
+    assert "aten.exp.default" in names  # in nobody's way
+    held = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
+    assert {value.dtype for value in held} == {torch.float32}
+    torch.testing.assert_close(program.module()(X), model(X))
+
+
+def test_what_a_model_writes_to_is_no_constant() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.full((8,), 0.25))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count.add_(0.25)
+            return x + torch.erfinv(self.count)
+
+    program = rewritten(torch.export.export(Counter(), (X,)), lacking(aten.erfinv.default))
+    assert "aten.erfinv.default" in targets(program)
+
+
+def test_nodes_are_not_called_as_arguments_are() -> None:
+    """coremltools takes the one for the other."""
+    program = rewritten(
+        torch.export.export(
+            Calls(lambda x: torch.div(torch.floor(x), 2, rounding_mode="floor")), (X,)
+        ),
+        lacking(),
+    )
+    assert "floor" not in {node.name for node in program.graph.nodes}
+
+
+def test_outputs_that_are_none_or_there_twice() -> None:
+    class Many(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Any, ...]:
+            y = (x + 1).detach()
+            return y, None, y, x, y > 0, None
+
+    program = rewritten(torch.export.export(Many(), (X,)), lacking())
+    tidy_outputs(program)
+    names = [spec.arg.name for spec in program.graph_signature.output_specs]
+    (output,) = program.graph.find_nodes(op="output")
+    assert [node.name for node in output.args[0]] == names
+    assert len(set(names)) == 4
+    assert "x" not in names
+
+
+def test_views_of_views_leave_out_what_is_between() -> None:
+    def windows(x: Tensor) -> Tensor:
+        tiles = x.reshape(1, 2, 2, 2, 2, 2).permute(0, 1, 3, 2, 4, 5)
+        return tiles.reshape(4, 8)
+
+    image = torch.randn(1, 4, 4, 2)
+    program = rewrite(windows, lacking(aten.permute.default), image)
+    assert all(node.meta["val"].dim() <= 5 for node in program.graph.nodes if "val" in node.meta)
+
+
+def test_views_of_what_lies_otherwise_in_memory() -> None:
+    """A rewrite may return what torch's own operation lays out in another order."""
+
+    def heads(x: Tensor) -> Tensor:
+        mask = torch.ones(4, 4, dtype=torch.bool)
+        made = nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+        return made.transpose(1, 2).reshape(1, 4, 4)
+
+    dialect = Dialect(
+        lambda op: True, rewrite=frozenset({aten.scaled_dot_product_attention.default})
+    )
+    program = rewritten(torch.export.export(Calls(heads), (X.reshape(1, 2, 4, 2),)), dialect)
+    assert "aten.where.self" in targets(program)
+
+
+def test_slices_of_module_lists_have_plain_names() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Calls(torch.erfinv) for _ in "ab"])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers[:1]:
+                x = layer(x)
+            return x
+
+    program = rewritten(torch.export.export(Sliced(), (X,)), lacking())
+    assert list(left_over(program, lambda node: False)) == ["aten.erfinv.default (in 'layers.0')"]

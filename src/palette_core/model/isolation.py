@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -174,7 +175,7 @@ class _Attributes:
 
 def _containers(module: nn.Module) -> Iterator[tuple[Any, Any]]:
     for value in vars(module).values():
-        if type(value) in (list, dict, set):
+        if type(value) in (list, dict, set, OrderedDict):  # registries of hooks are of the last
             yield value, value.copy()
 
 

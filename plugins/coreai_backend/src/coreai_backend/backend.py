@@ -15,7 +15,7 @@ from coreai_backend.lowering import register_lowerings, take_indices
 from coreai_backend.options import CoreAIOptions
 from coreai_backend.refusals import check_stored, refusal
 from coreai_backend.writing import replaced_folder
-from export_rewrites import rewritten, summary, trace
+from export_rewrites import rewritten, summary, tidy_outputs, trace
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.tensors import PalettizedTensor
@@ -138,4 +138,6 @@ def export_program(
     """
     with quiet():
         program = trace(model, example_inputs, dynamic_shapes, backend="coreai")
-        return rewritten(program, dialect())
+        program = rewritten(program, dialect())
+    tidy_outputs(program)
+    return program

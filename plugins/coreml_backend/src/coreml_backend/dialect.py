@@ -45,6 +45,7 @@ _REWRITTEN = (
     aten.constant_pad_nd.default,
     aten.cumsum.default,
     aten.diagonal.default,
+    aten.expand.default,
     aten.full_like.default,
     aten.gelu.default,
     aten.index_put.default,
@@ -58,16 +59,19 @@ _REWRITTEN = (
     aten.new_zeros.default,
     aten.ones.default,
     aten.ones_like.default,
+    aten.permute.default,
     aten.reciprocal.default,
     aten.rsub.Scalar,
     aten.rsub.Tensor,
     aten.scaled_dot_product_attention.default,
     aten.scatter_add.default,
+    aten.scatter.value,
     aten.searchsorted.Tensor,
     aten.softplus.default,
     aten.std.correction,
     aten.sub.Scalar,
     aten.sub.Tensor,
+    aten.transpose.int,
     aten.tril.default,
     aten.triu.default,
     aten.upsample_bilinear2d.vec,
@@ -81,6 +85,8 @@ _REWRITTEN = (
     aten.zeros.default,
     aten.zeros_like.default,
 )
+# Known to coremltools, and refused in a late step that names no operation of torch.
+_NOT_TAKEN = ("fft_", "_fft_", "stft", "istft")
 # Names that coremltools knows and converts wrongly, or for few arguments only, where torch's own
 # decomposition is in operations that it converts well.
 _LEFT_TO_TORCH = frozenset(
@@ -88,6 +94,7 @@ _LEFT_TO_TORCH = frozenset(
         aten.affine_grid_generator.default,
         aten.col2im.default,
         aten.cross.default,
+        aten.einsum.default,
         aten.max_pool3d.default,
         aten.mse_loss.default,
         aten.pad.default,
@@ -156,6 +163,6 @@ def takes_node(node: fx.Node) -> bool:
     Its own check asserts on operations whose name ends like one of an in-place operation.
     """
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-    if name.endswith("_"):
+    if name.endswith("_") or name.startswith(_NOT_TAKEN):
         return False
     return bool(is_torch_fx_node_supported(node))

@@ -23,7 +23,7 @@ from coreml_backend.precision import compute_precision
 from coreml_backend.reading import METADATA_KEY
 from coreml_backend.refusals import check_stored, generation
 from coreml_backend_hooks import CoreMLOptions
-from export_rewrites import module_of, rewritten, summary
+from export_rewrites import module_of, rewritten, summary, tidy_outputs
 from export_rewrites import trace as exported
 from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
@@ -79,6 +79,7 @@ def trace(
     program = rewritten(
         exported(model, example_inputs, dynamic_shapes, backend="coreml"), dialect()
     )
+    tidy_outputs(program)
     _check_dynamic(program)
     return program
 
@@ -120,8 +121,9 @@ def convert(
             raise
         except Exception as error:
             where = "; ".join(line.strip() for line in lines if line.strip())
+            layer = re.search(r'Layer "(\w+)"', str(error))
             raise BackendError(
-                f"coremltools {ct.__version__} cannot convert {_blamed(program, where)}"
+                f"coremltools {ct.__version__} cannot convert {_blamed(program, where, layer)}"
                 f"{': ' * bool(where)}{where}: {summary(error)}"
             ) from error
 
@@ -129,9 +131,9 @@ def convert(
 # --- inside -------------------------------------------------------------------------------------
 
 
-def _blamed(program: ExportedProgram, where: str) -> str:
-    """Return operation and module of the node that coremltools names in its log."""
-    found = re.search(r"located at: '([^']*)'", where)
+def _blamed(program: ExportedProgram, where: str, layer: re.Match[str] | None) -> str:
+    """Return operation and module of the node that coremltools names in its log or its error."""
+    found = re.search(r"located at: '([^']*)'", where) or layer
     for node in program.graph.nodes:
         if found is not None and node.name == found[1]:
             return f"{node.target} ({module_of(node)})"

@@ -7,6 +7,7 @@ table, with the reason for each.
 
 from export_rewrites import (
     activations,
+    axes,
     constants,
     elementwise,
     indexing,
@@ -19,7 +20,14 @@ from export_rewrites import (
 )
 from export_rewrites._registry import REWRITES, Rewrite, known_rewrites
 from export_rewrites.checks import unfit
-from export_rewrites.program import Dialect, decompositions, left_over, module_of, rewritten
+from export_rewrites.program import (
+    Dialect,
+    decompositions,
+    left_over,
+    module_of,
+    rewritten,
+    tidy_outputs,
+)
 from export_rewrites.tracing import evaluating, split_inputs, summary, trace
 
 __all__ = [
@@ -34,10 +42,11 @@ __all__ = [
     "rewritten",
     "split_inputs",
     "summary",
+    "tidy_outputs",
     "trace",
     "unfit",
 ]
 
 # Imported for what they enter into the table.
-del activations, constants, elementwise, indexing, layers, matrices, pooling, reductions
+del activations, axes, constants, elementwise, indexing, layers, matrices, pooling, reductions
 del resizing, scattering

@@ -90,3 +90,17 @@ def take(a: Tensor, index: Tensor) -> Any:
     """From the tensor as one row."""
     index = torch.where(index < 0, index + a.numel(), index)
     return a.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
+
+
+@rewrites(
+    aten.squeeze.dims,
+    aten.squeeze.dim,
+    why="coreai-torch 0.4.3 fails on axes that are not of size 1",
+)
+def squeeze(a: Tensor, dim: Sequence[int] | int) -> Any:
+    """Of axes of size 1 only."""
+    axes = [dim] if isinstance(dim, int) else list(dim)
+    if a.dim() == 0 or all(a.shape[axis] == 1 for axis in axes):
+        return NotImplemented
+    left = [axis for axis in axes if a.shape[axis] == 1]
+    return aten.squeeze.dims(a, left) if left else aten.clone.default(a)

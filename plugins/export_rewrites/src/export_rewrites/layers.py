@@ -16,7 +16,8 @@ aten = torch.ops.aten
 @rewrites(
     aten.scaled_dot_product_attention.default,
     why="rows that may look at nothing are 0 in torch, the mean in Core AI's runtime and NaN as "
-    "Core ML and OpenVINO 2026.4 have it; coremltools 9.0 does not look at enable_gqa",
+    "Core ML and OpenVINO 2026.4 have it; coremltools 9.0 does not look at enable_gqa, and "
+    "coreai-torch 0.4.3 fails on values that are shorter than keys",
 )
 def attention(
     query: Tensor,
@@ -30,13 +31,14 @@ def attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Heads repeated, empty rows opened and their result taken out."""
-    if dropout_p or (attn_mask is None and not enable_gqa):
+    slim = query.shape[-1] != value.shape[-1]
+    if dropout_p or (attn_mask is None and not enable_gqa and not slim):
         return NotImplemented
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         heads = query.shape[-3]
         key = key.repeat_interleave(heads // key.shape[-3], -3)
         value = value.repeat_interleave(heads // value.shape[-3], -3)
-    call = aten.scaled_dot_product_attention.default
+    call = _by_hand if slim else aten.scaled_dot_product_attention.default
     if attn_mask is None:
         return call(query, key, value, None, 0.0, is_causal, scale=scale)
     seen = attn_mask if attn_mask.dtype is torch.bool else attn_mask > float("-inf")
@@ -51,6 +53,30 @@ def attention(
         mask = torch.where(some, attn_mask, torch.zeros_like(attn_mask))
     made = call(query, key, value, mask, 0.0, is_causal, scale=scale)
     return torch.where(some, made, torch.zeros_like(made))
+
+
+def _by_hand(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    scale: float | None,
+) -> Tensor:
+    """Return attention in its parts."""
+    del dropout_p
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.transpose(-2, -1)) * factor
+    if is_causal:
+        rows, columns = scores.shape[-2:]
+        later = torch.arange(columns) > torch.arange(rows).unsqueeze(-1)
+        low = aten.full.default([], float("-inf"), dtype=scores.dtype)
+        scores = torch.where(later, low, scores)
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, -1) @ value
 
 
 @rewrites(

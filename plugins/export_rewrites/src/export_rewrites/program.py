@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -9,12 +10,15 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, default_decompositions
-from torch.export.graph_signature import ConstantArgument
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from export_rewrites._registry import known_rewrites
+from export_rewrites.folding import fold_constants
+from export_rewrites.tracing import summary
+from palette_core.errors import BackendError
 
 aten = torch.ops.aten
 _CHECKS = (
@@ -24,7 +28,17 @@ _CHECKS = (
     aten.sym_constrain_range_for_size.default,
     aten.sym_constrain_range.default,
 )
+# Runtimes lack them, or compute in something else.
+_DTYPES_OF_FEW = (torch.bfloat16, torch.float64, torch.complex64, torch.complex128)
 _COPIES = (aten.alias.default, aten.lift_fresh_copy.default, aten.detach.default)
+_RESHAPED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+_WITH_ONES = (
+    aten.clone.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+)
 
 
 @dataclass(frozen=True)
@@ -54,12 +68,24 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
         program: as ``torch.export.export`` returns it.
         dialect: what the converter takes.
     """
-    program = program.run_decompositions(decompositions(dialect))
+    _free_views(program.graph)
+    try:
+        program = program.run_decompositions(decompositions(dialect))
+    except Exception as error:
+        raise BackendError(
+            f"the model's operations cannot be written in those that the converter has: "
+            f"{summary(error)}"
+        ) from error
     graph = program.graph_module.graph
     _drop_checks(graph)
     _fill_defaults(graph)
     _drop_constant_inputs(program)
+    fold_constants(program, lambda node: _untaken(node, dialect))
+    _rename_words(program)
+    _join_views(graph)
     graph.eliminate_dead_code()
+    _drop_unread(program)
+    _name_outputs(program)
     graph.lint()
     program.graph_module.recompile()
     return program
@@ -126,6 +152,30 @@ def _drop_checks(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def _free_views(graph: fx.Graph) -> None:
+    """Let views copy: what a rewrite returns may lie otherwise in memory than torch's own."""
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+
+
+def _join_views(graph: fx.Graph) -> None:
+    """Let a view read what the views before it read: those in between may have too many axes."""
+    for node in graph.nodes:
+        if node.target not in _RESHAPED:
+            continue
+        source, copied = node.args[0], False
+        while source.target in (*_RESHAPED, *_WITH_ONES):
+            copied |= source.target is aten.clone.default
+            source = source.args[0]
+        if copied:
+            with graph.inserting_before(node):
+                layout: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                copy = graph.call_function(aten.clone.default, (source,), layout)
+            copy.meta = dict(source.meta)
+            source = copy
+        node.args = (source, *node.args[1:])
+
+
 def _fill_defaults(graph: fx.Graph) -> None:
     """Write out positional arguments that ``torch.export`` leaves out as defaults.
 
@@ -143,13 +193,101 @@ def _fill_defaults(graph: fx.Graph) -> None:
         node.args = (*node.args, *(a.default_value for a in missing))
 
 
+def _untaken(node: fx.Node, dialect: Dialect) -> bool:
+    """Return whether a node is better computed now, if it can be."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and value.dtype in _DTYPES_OF_FEW:
+        return True
+    return isinstance(node.target, OpOverload) and not (
+        node.target in dialect.keep or dialect.takes(node.target)
+    )
+
+
+def _rename_words(program: ExportedProgram) -> None:
+    """Rename nodes that are called as an argument is written.
+
+    coremltools 9.0 takes ``rounding_mode="floor"`` for the result of a node ``floor``.
+    """
+    words: set[str] = set()
+    for node in program.graph.nodes:
+        fx.node.map_aggregate(
+            (node.args, node.kwargs), lambda x: words.add(x) if isinstance(x, str) else None
+        )
+    for node in program.graph.nodes:
+        if node.name in words and node.op == "call_function":
+            node._rename(f"{node.name}_result")
+
+
+def _name_outputs(program: ExportedProgram) -> None:
+    """Let the signature name the nodes that are given out now."""
+    (output,) = program.graph.find_nodes(op="output")
+    for spec, node in zip(program.graph_signature.output_specs, output.args[0], strict=True):
+        if isinstance(node, fx.Node):
+            spec.arg.name = node.name
+
+
+def _drop_unread(program: ExportedProgram) -> None:
+    """Take out tensors that nothing reads any more; converters read all of them."""
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    specs = {
+        spec.arg.name: spec
+        for spec in signature.input_specs
+        if spec.kind in kinds and spec.target not in written
+    }
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name in specs and not node.users:
+            program.graph.erase_node(node)
+            signature.input_specs.remove(specs[node.name])
+
+
+def tidy_outputs(program: ExportedProgram) -> None:
+    """Leave out outputs that are None, and give an output of its own to what is there twice.
+
+    Converters fail on the one, and merge the other. A program's own module is of no use after.
+    """
+    (output,) = program.graph.find_nodes(op="output")
+    specs = program.graph_signature.output_specs
+    kept: list[Any] = []
+    seen: set[fx.Node] = set()
+    for spec, value in zip(list(specs), output.args[0], strict=True):
+        if value is None and spec.kind is OutputKind.USER_OUTPUT:
+            specs.remove(spec)
+            continue
+        made = value
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
+            if value in seen or value.op == "placeholder":
+                made = _copied(program.graph, value, output)
+                spec.arg.name = made.name
+            seen.add(value)
+        kept.append(made)
+    output.args = (tuple(kept),)
+    program.graph_module.recompile()
+
+
+def _copied(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
+    """Return a node of the same values that no converter takes for the same one."""
+    value = node.meta["val"]
+    with graph.inserting_before(before):
+        if value.dtype is torch.bool:
+            made = graph.call_function(aten.logical_not.default, (node,))
+            made.meta = {"val": value}
+            made = graph.call_function(aten.logical_not.default, (made,))
+        else:
+            made = graph.call_function(aten.mul.Tensor, (node, 1))
+    made.meta = {"val": value}
+    return made
+
+
 # --- what is left ---------------------------------------------------------------------------------
 
 
 def module_of(node: fx.Node) -> str:
     """Return the name of the module in whose forward a node came about, in words."""
     stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
-    names = [name for name, _ in stack.values()]
+    # transformers walks slices of module lists, which torch writes as if they were modules.
+    names = [re.sub(r"slice\([^)]*\)\.", "", name) for name, _ in stack.values()]
     return f"in {names[-1]!r}" if names and names[-1] else "in the root module"
 
 

@@ -239,15 +239,16 @@ def _scan(
 
 
 @rewrites(
-    aten.cumsum.default, why="OpenVINO 2026.4 keeps booleans boolean; coremltools 9.0 takes none"
+    aten.cumsum.default,
+    why="OpenVINO 2026.4 keeps booleans boolean; coremltools 9.0 takes none, nor axes from behind",
 )
 def cumsum(a: Tensor, dim: int, *, dtype: Any = None) -> Any:
     """Of booleans and other dtypes, as numbers."""
     if a.dtype is torch.bool:
         dtype = dtype or torch.int64
-    if dtype is None or dtype is a.dtype or a.dim() == 0:
+    if a.dim() == 0 or ((dtype is None or dtype is a.dtype) and dim >= 0):
         return NotImplemented
-    return torch.cumsum(a.to(dtype), dim)
+    return torch.cumsum(a if dtype is None else a.to(dtype), dim % a.dim())
 
 
 @rewrites(aten.cumprod.default, why=_LACKS)

@@ -53,6 +53,45 @@ def _fit(
     return a.movedim(dim, -1), index.movedim(dim, -1), source.movedim(dim, -1)
 
 
+def _ranked(mask: Tensor, values: Tensor) -> Tensor:
+    """Return for each element of a flat mask the row of ``values`` that is its, in their order."""
+    rank = torch.cumsum(mask.to(torch.int64), 0) - 1
+    more = torch.cat([values, torch.zeros_like(values.sum(0, keepdim=True))])  # there may be none
+    return more.index_select(0, rank.clamp(min=0))
+
+
+@rewrites(aten.masked_scatter.default, why="coremltools 9.0 has no conversion for it")
+def masked_scatter(a: Tensor, mask: Tensor, source: Tensor) -> Any:
+    """Chosen by the mask, elements of the source by their rank."""
+    shape = torch.broadcast_shapes(a.shape, mask.shape)  # type: ignore[no-untyped-call]
+    a, flat = a.expand(shape), mask.expand(shape).reshape(-1)
+    picked = _ranked(flat, source.reshape(-1))
+    return torch.where(flat, picked, a.reshape(-1)).reshape(a.shape)
+
+
+def _put_by_mask(a: Tensor, mask: Tensor, values: Tensor, first: int) -> Any:
+    """Write rows where a mask, over the axes from ``first`` on, is true; in their order."""
+    if first:
+        return NotImplemented
+    n = mask.dim()
+    rest = a.shape[n:]
+    flat, rows = mask.reshape(-1), a.reshape([-1, *rest])
+    chosen = flat.reshape([-1] + [1] * len(rest))
+    count: Any = values.shape[0] if values.dim() == len(rest) + 1 else 1
+    if isinstance(count, int) and count == 1:
+        return torch.where(chosen, values, rows).reshape(a.shape)
+    values = values.expand([count, *rest])
+    return torch.where(chosen, _ranked(flat, values), rows).reshape(a.shape)
+
+
+@rewrites(aten.scatter.value, why="coremltools 9.0 wants equal dtypes")
+def scatter_number(a: Tensor, dim: int, index: Tensor, value: Any) -> Any:
+    """Of a tensor of one number."""
+    if not static(index):
+        return NotImplemented
+    return torch.scatter(a, dim, index, aten.full.default(list(index.shape), value, dtype=a.dtype))
+
+
 @rewrites(aten.scatter_add.default, why=_COREAI)
 def scatter_add(a: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
     """A sum over all that one place gets."""
@@ -113,14 +152,24 @@ def index_add(a: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any 
     return made.reshape(moved.shape).movedim(0, dim)
 
 
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype is torch.bool
+
+
 @rewrites(
     aten.index_put.default,
-    why="coreai-torch 0.4.3 does not accumulate, coremltools 9.0 spreads no single value",
+    why="coreai-torch 0.4.3 does not accumulate, and writes other rows by masks; coremltools 9.0 "
+    "spreads no single value",
 )
 def index_put(
     a: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Any:
     """With accumulation, a product with the matrix of who gets what."""
+    masks = [axis for axis, index in enumerate(indices) if _is_mask(index)]
+    if masks and not accumulate:
+        mask = indices[masks[0]]
+        alone = len([index for index in indices if index is not None]) == 1
+        return _put_by_mask(a, mask, values, masks[0]) if alone else NotImplemented  # type: ignore[arg-type]
     if not accumulate:
         if values.dim():
             return NotImplemented

@@ -1,0 +1,23 @@
+"""Which architectures are tried."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from language import LANGUAGE, MORE_LANGUAGE
+from own import OWN
+from record import Architecture
+from seeing import MORE_SEEING, SEEING
+
+
+def tried() -> list[Architecture]:
+    """Return those of CI, or all with PALETTE_ALL_ARCHITECTURES=1; what is not installed aside."""
+    found = [*OWN, *LANGUAGE, *SEEING]
+    if os.environ.get("PALETTE_ALL_ARCHITECTURES"):
+        found += [*MORE_LANGUAGE, *MORE_SEEING]
+    return [a for a in found if a in OWN or importlib.util.find_spec(_library(a)) is not None]
+
+
+def _library(architecture: Architecture) -> str:
+    return "diffusers" if architecture.name.startswith("diffusers") else "transformers"
