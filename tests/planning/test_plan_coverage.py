@@ -213,6 +213,28 @@ def test_biases_of_experts_are_not_in_the_lines() -> None:
     assert better["1.up"].axis == 2
 
 
+def test_lines_for_a_module_and_for_operations_inside_of_it_go_together() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(8, 16, 16))
+            self.kernel = nn.Parameter(torch.randn(16, 16))
+            self.inner = Product(lambda x, w: (x @ w)[:, :16], (16, 64), "w")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x @ self.experts[0] @ self.kernel)
+
+    model = nn.Sequential(Both(), Product(lambda x, w: (x @ w)[:, :16], (16, 64), "w"))
+    groups = OURS.S(n_bits=6, granularity=OURS.G(group_size=8))
+    config = OURS.K(global_config=OURS.M(op_state_spec={"weight": groups}))
+    plan = plan_of(model, config, example_inputs=(X,))
+    better = plan_of(model, with_advice(plan, config), example_inputs=(X,))
+    assert bits(better) == dict.fromkeys(
+        ["0.experts", "0.kernel", "0.inner.w", "0.inner.linear.weight", "1.w", "1.linear.weight"], 6
+    )
+    assert told(better) == []
+
+
 # --- adapters -----------------------------------------------------------------------------------
 
 

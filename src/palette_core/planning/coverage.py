@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from palette_core.errors import IncompatibleShapeError, PlanError
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.operations import OperationTable
 from palette_core.planning.choose import lay_out
-from palette_core.planning.rules import ModuleRule, RuleBook
+from palette_core.planning.rules import ModuleRule, RuleBook, prefixes
 from palette_core.tensors.dtypes import dtype_name
 
 Config = dict[str, Any]
@@ -172,8 +172,13 @@ class Reach:
             skipped: a rule does, and they stay dense for the reason that it was told.
         """
         found: dict[tuple[tuple[str, ...], str | None], _Group] = {}
-        for record in unasked:
-            group = self._group(record)
+        # Entries for modules first: inside of those, entries for operations hold that stand there.
+        ordered = sorted(unasked, key=lambda record: self._operation(record)[1])
+        modules: set[tuple[str, ...]] = set()
+        for record in ordered:
+            group = self._group(record, modules)
+            if "op_type_config" not in group.key:
+                modules.add(group.key)
             group = found.setdefault((group.key, group.op_type), group)
             group.records.append(record)
             self._add_spec(group, record)
@@ -206,18 +211,20 @@ class Reach:
             return record.view_op, False
         return (record.uses[0].op_type if record.uses else None), False  # perhaps only looks at it
 
-    def _group(self, record: TensorRecord) -> _Group:
+    def _group(self, record: TensorRecord, modules: Set[tuple[str, ...]]) -> _Group:
         module = record.owners[0].module
         kind, rule = self._types[module], self._rules.rule_for(module)
         op_type, itself = self._operation(record)
         if itself and op_type is not None:
-            key: tuple[str, ...] = (*rule.place, "op_type_config", op_type)
+            names = prefixes(module)
+            around = [_keys(name, self._types[name]) for name in names if name in self._types]
+            inside = next((key for keys in around for key in keys if key in modules), rule.place)
+            key: tuple[str, ...] = (*inside, "op_type_config", op_type)
         elif rule.on_itself:
             key = rule.place
-        elif rule.level < 2:
-            key = ("module_type_configs", kind)
-        else:  # an entry by type would not be looked at
-            key = ("module_name_configs", _pattern(module))
+        else:  # beside an entry by name, one by type would not be looked at
+            by_type, by_name = _keys(module, kind)
+            key = by_type if rule.level < 2 else by_name
         return _Group(op_type, kind, rule, key, self._operations.is_default(op_type or ""))
 
     def _add_spec(self, group: _Group, record: TensorRecord) -> None:
@@ -279,18 +286,25 @@ def _entry(group: _Group) -> Config:
     specs = group.specs
     if len(specs) > _MANY_STATES and len({str(spec) for spec in specs.values()}) == 1:
         specs = {"*": next(iter(specs.values()))}
-    holding = group.rule.config
+    holding, place = group.rule.config, group.key
     if "op_type_config" in group.key:
         # An entry for an operation is all that holds for it: what was palettized has to stay so.
         kept = _states(holding)["op_state_spec"] if group.is_default else {}
-        entry: Config = {"op_state_spec": {**kept, **specs}}
+        place, op_type = group.key[:-2], group.key[-1]
+        added: Config = {"op_type_config": {op_type: {"op_state_spec": {**kept, **specs}}}}
     else:
-        # Another entry than the one that holds now is all that holds for the module.
-        own = {} if group.key == group.rule.place else _said(holding)
-        entry = {**own, "module_state_spec": {**own.get("module_state_spec", {}), **specs}}
-    for name in reversed((CONFIG_KEY, *group.key)):
+        added = {"module_state_spec": specs}
+    # Another entry than the one that holds now is all that holds for the module.
+    own = {} if place == group.rule.place else _said(holding)
+    entry = _merged([own, added])
+    for name in reversed((CONFIG_KEY, *place)):
         entry = {name: entry}
     return entry
+
+
+def _keys(module: str, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return where entries for a module stand, by its type and by its name."""
+    return ("module_type_configs", kind), ("module_name_configs", _pattern(module))
 
 
 def _states(config: ModuleKMeansPalettizerConfig) -> Config:

@@ -160,7 +160,7 @@ class RuleBook:
         return Decision(None, "", reason="no rule names it")
 
     def _find_rule(self, module: ModuleRecord) -> ModuleRule:
-        chain = {prefix: None for name in module.names for prefix in _prefixes(name)}
+        chain = {prefix: None for name in module.names for prefix in prefixes(name)}
         found = self._by_name(module, chain) or self._by_type(module, chain)
         if found is not None:
             return found
@@ -310,7 +310,7 @@ def _latest(orders: Iterable[int | None]) -> int | None:
     return max((order for order in orders if order is not None), default=None)
 
 
-def _prefixes(name: str) -> Iterator[str]:
+def prefixes(name: str) -> Iterator[str]:
     """Yield the names of a module and all its ancestors, the root's empty name included."""
     yield name
     while name:
