@@ -25,6 +25,7 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core._common import files
+from palette_core.allocation.cache import LossFile
 from palette_core.storage.sensitivity_files import save_sensitivities
 from palette_core.tensors.sensitivities import Sensitivity
 
@@ -288,6 +289,15 @@ def checkpoint(folder: Path, which: int) -> Path:
     return path
 
 
+def loss_cache(folder: Path, which: int) -> Path:
+    path = folder / "losses.json"
+    known = LossFile(path)
+    for number in range(1, which + 1):
+        if known.get(f"key{number}") is None:
+            known.add({f"key{number}": (number, 1.0)})
+    return path
+
+
 def _prepared(seed: int) -> KMeansPalettizer:
     torch.manual_seed(seed)
     palettizer = KMeansPalettizer(nn.Sequential(nn.Linear(16, 16)), None)
@@ -297,7 +307,13 @@ def _prepared(seed: int) -> KMeansPalettizer:
 
 
 _PREPARED = [None, _prepared(1), _prepared(2)]
-WRITERS: tuple[Writer, ...] = (config_file, sensitivity_file, program_folder, checkpoint)
+WRITERS: tuple[Writer, ...] = (
+    config_file,
+    sensitivity_file,
+    program_folder,
+    checkpoint,
+    loss_cache,
+)
 
 
 def _content(path: Path) -> bytes:
