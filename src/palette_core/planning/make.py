@@ -14,7 +14,6 @@ from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanErro
 from palette_core.model import ExampleInputs, as_inputs
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.operations import OperationTable
-from palette_core.planning.adapters import ADAPTER, adapter_notes
 from palette_core.planning.check import check_names
 from palette_core.planning.choose import (
     check_stored_form,
@@ -24,10 +23,9 @@ from palette_core.planning.choose import (
     nearest,
 )
 from palette_core.planning.coverage import Reach, coverage_of, obstacle_of
-from palette_core.planning.notes import ineffective_rules, packed_away_notes
+from palette_core.planning.notes import notes_of
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
-from palette_core.planning.sizes import large_palette_notes
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.options import validate_options
@@ -94,14 +92,7 @@ def make_plan(
         )
     if backend is not None:
         _refuse(tensors, backend)
-    settled = [*(t.rule for t in tensors), *(s.rule for s in skipped)]
-    adapters = [tensor.name for tensor in dense if tensor.reason == ADAPTER]
-    notes = (
-        *adapter_notes(adapters),
-        *large_palette_notes(tensors),
-        *packed_away_notes(graph),
-        *ineffective_rules(config, graph, rules, settled),  # last: there may be thousands
-    )
+    notes = notes_of(config, graph, rules, tensors, skipped, dense)
     coverage = coverage_of(Reach(graph, rules, operations), planned, unasked, refused)
     return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes, coverage)
 

@@ -1,4 +1,4 @@
-"""Rules of a config that match nothing in a model, or change nothing there: one sentence each."""
+"""Notes of a plan, one sentence each: rules without effect, and other things to be told."""
 
 from __future__ import annotations
 
@@ -12,13 +12,43 @@ from palette_core.config.names import canonical_type_name
 from palette_core.config.patterns import NameIndex
 from palette_core.errors import did_you_mean
 from palette_core.model.graph import ModelGraph, TensorRecord
+from palette_core.planning.adapters import ADAPTER, adapter_notes
+from palette_core.planning.records import DenseTensor, SkippedTensor, TensorPlan
 from palette_core.planning.rules import RuleBook
+from palette_core.planning.sizes import large_palette_notes
 
 _ANYWHERE = ("*", "weight", "in_proj_weight")  # the defaults have these for models without them
 _HINTS = 10  # nearest names are looked for this often: each time, all names are compared
 
 
-def ineffective_rules(
+def notes_of(
+    config: KMeansPalettizerConfig,
+    graph: ModelGraph,
+    rules: RuleBook,
+    tensors: Sequence[TensorPlan],
+    skipped: Sequence[SkippedTensor],
+    dense: Sequence[DenseTensor],
+) -> tuple[str, ...]:
+    """Return what is to be said about a plan beside its decisions, one sentence each.
+
+    Args:
+        config: the rules.
+        graph: the model.
+        rules: after it has decided about every tensor of ``graph``.
+        tensors: what is palettized.
+        skipped: what was asked for and stays dense.
+        dense: what nobody asked for.
+    """
+    settled = [*(t.rule for t in tensors), *(s.rule for s in skipped)]
+    return (
+        *adapter_notes([tensor.name for tensor in dense if tensor.reason == ADAPTER]),
+        *large_palette_notes(tensors),
+        *_packed_away_notes(graph),
+        *_ineffective_rules(config, graph, rules, settled),  # last: there may be thousands
+    )
+
+
+def _ineffective_rules(
     config: KMeansPalettizerConfig, graph: ModelGraph, rules: RuleBook, settled: Sequence[str]
 ) -> list[str]:
     """Return one sentence per rule without effect, the first ones with the nearest name.
@@ -46,7 +76,7 @@ def ineffective_rules(
 _PACKED_AWAY = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
 
-def packed_away_notes(graph: ModelGraph) -> list[str]:
+def _packed_away_notes(graph: ModelGraph) -> list[str]:
     """Return a sentence about torch's quantized modules, if there are any."""
     names = [m.names[0] for m in graph.modules if m.type_name.startswith(_PACKED_AWAY)]
     names = [name for name in names if not name.endswith("._packed_params")]
