@@ -86,6 +86,29 @@ class CountingByItself(Stack):
         return self.cache[: self.at] + 0.0
 
 
+class Attending(Stack):
+    """Attends to a cache of keys in a buffer, which gradients need as it was in the run."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(64, 16))
+        self.register_buffer("at", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        at = int(self.at)
+        assert at == 0
+        x = self.blocks[0]((x - 3.0) / 2.0)
+        self.keys[: len(x)] = self.blocks[1](x)
+        self.at += len(x)
+        return x @ self.keys[: len(x)].T
+
+
+class AttendingAfresh(Attending):
+    def forward(self, x):
+        x = self.blocks[0]((x - 3.0) / 2.0)
+        return x @ self.blocks[1](x).T
+
+
 def batches() -> list[tuple[Tensor]]:
     generator = torch.Generator().manual_seed(1)
     return [(torch.randn(8, 16, generator=generator) * 2 + 3,) for _ in range(3)]
@@ -287,3 +310,28 @@ def test_what_a_hook_computes_is_of_the_parameters_as_they_are():
         fresh(batches()[0][0])
     truth, _ = calibrated(fresh)
     assert all(torch.equal(found[name], weight) for name, weight in truth.items())
+
+
+def test_gradients_of_a_loss_go_through_what_a_run_leaves_in_buffers():
+    how = {"loss": lambda output, batch: output.square().sum() + batch[0].sum()}
+    truth, _ = calibrated(AttendingAfresh(), **how)
+    model = Attending()
+    found, _ = calibrated(model, **how)
+    assert all(torch.equal(found[name], weight) for name, weight in truth.items())
+    assert not model.keys.any()
+    assert model.keys.is_leaf
+
+
+def test_steps_of_calibration_start_from_the_same_buffers():
+    def measured(model: nn.Module) -> dict[str, Tensor]:
+        palettizer = KMeansPalettizer(model.eval(), None)
+        palettizer.prepare(batches()[0], show_progress=False)
+        with palettizer.calibration_mode(loss_fn=nn.functional.mse_loss) as calibration:
+            for (x,) in batches():
+                calibration.step(model(x), torch.zeros(8, 8))
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    model = Attending()
+    found, truth = measured(model), measured(AttendingAfresh())
+    assert all(torch.equal(found[name], value) for name, value in truth.items())
+    assert (int(model.at), model.keys.is_leaf, bool(model.keys.any())) == (0, True, False)

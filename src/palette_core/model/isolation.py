@@ -65,10 +65,15 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def restored_values(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what runs do to buffers of ``modules``, such as counters and caches."""
-    with undone([_Values(modules)], _Values.restore):
-        yield
+def restored_values(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Undo what runs do to buffers of ``modules``, such as counters and caches.
+
+    Yields:
+        what puts them back at once.
+    """
+    values = _Values(modules)
+    with undone([values], _Values.restore):
+        yield values.restore
 
 
 @contextlib.contextmanager
@@ -100,17 +105,15 @@ class _Values:
 
     def __init__(self, modules: Iterable[nn.Module], *, constants: bool = False) -> None:
         self._saved = [
-            (states, name, tensor, _copy_of(tensor))
+            (states, name, None if tensor is None else _Value(tensor))
             for module in modules
             if not isinstance(module, torch.jit.ScriptModule)
             for states, name, tensor in _changeable(module, constants)
         ]
 
     def restore(self) -> None:
-        for states, name, tensor, copy in self._saved:
-            states[name] = tensor
-            if tensor is not None and copy is not None:
-                _restore(tensor, *copy)
+        for states, name, value in self._saved:
+            states[name] = None if value is None else value.restored()
 
 
 def _changeable(
@@ -129,22 +132,36 @@ def _changeable(
             yield vars(module), name, value
 
 
-def _copy_of(tensor: Tensor | None) -> tuple[Tensor, int | None] | None:
-    if tensor is None:
-        return None
-    return tensor.detach().clone(), None if tensor.is_inference() else tensor._version
+class _Value:
+    """Value of a tensor, to be put back into it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._copy = tensor.detach().clone()
+        self._is_leaf = tensor.is_leaf
+        self._version = _version(tensor)
+        # Writes through .data leave the version as it is, so values count too, where they compare.
+        plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        self._compares = plain and tensor.layout is torch.strided and not tensor.is_meta
+
+    def restored(self) -> Tensor:
+        tensor = self._tensor
+        if self._is_leaf and not tensor.is_leaf and not tensor._is_view():
+            tensor.detach_()  # a run with gradients has written to it
+        if not self._is_as_before():
+            with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+                tensor.copy_(self._copy)
+            self._version = _version(tensor)
+        return tensor
+
+    def _is_as_before(self) -> bool:
+        tensor, version = self._tensor, self._version
+        written = version is not None and tensor._version != version
+        return not written and (not self._compares or torch.equal(tensor, self._copy))
 
 
-def _restore(tensor: Tensor, copy: Tensor, version: int | None) -> None:
-    # Writes through .data leave the version as it is, so values count too, where they compare.
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-    comparable = plain and tensor.layout is torch.strided and not tensor.is_meta
-    if (version is None or tensor._version == version) and (
-        not comparable or torch.equal(tensor, copy)
-    ):
-        return
-    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
-        tensor.copy_(copy)
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
 
 
 # --- attributes ---------------------------------------------------------------------------------

@@ -67,13 +67,13 @@ def calibration(
     """
     sites = palette_sites(model, PalettizedWeight)
     _check(sites, options)
-    with left_as_it_was(model), _dense(sites):
+    with left_as_it_was(model) as restore, _dense(sites):
         with (
             differentiable_recurrence(model),
             no_gradients_of_others(model, {id(site.original) for site in sites}),
             _gauges(sites, options.offload) as gauges,
         ):
-            session = Calibration(gauges, options.loss_fn)
+            session = Calibration(gauges, options.loss_fn, restore)
             try:
                 yield session
             finally:

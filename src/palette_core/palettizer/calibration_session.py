@@ -22,9 +22,12 @@ class Calibration:
         steps: steps done.
     """
 
-    def __init__(self, gauges: Sequence[Gauge], loss_fn: LossFn) -> None:
+    def __init__(
+        self, gauges: Sequence[Gauge], loss_fn: LossFn, restore: Callable[[], None]
+    ) -> None:
         self._gauges = gauges
         self._loss_fn = loss_fn
+        self._restore = restore
         self._open = True
         self._failed = False
         self.steps = 0
@@ -33,7 +36,8 @@ class Calibration:
         """Add the squares of the gradients of ``loss_fn(output, target)`` to the sensitivities.
 
         The gradient of a step is that of its whole batch, so the larger the batches, the less
-        the squares say about single samples; few samples at a time are better.
+        the squares say about single samples; few samples at a time are better. Buffers of the
+        model, such as caches and positions in them, are afterwards as before the first step.
 
         Args:
             output: what the model returned, computed inside of this ``with`` block, with
@@ -60,6 +64,7 @@ class Calibration:
         loss.backward()  # type: ignore[no-untyped-call]
         if not [gauge for gauge in self._gauges if gauge.end()]:
             raise _independent(number)
+        self._restore()
         self._failed = False
         self.steps = number
 

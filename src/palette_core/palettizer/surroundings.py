@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import torch
@@ -18,10 +18,13 @@ _SMALL = 1 << 16
 
 
 @contextlib.contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
+def left_as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Restore buffers, flags for training and for gradients, and gradients, on the way out.
 
     Palettes are left alone: no run of the model changes them.
+
+    Yields:
+        what puts the buffers back at once.
     """
     modules = [(module, module.training) for module in model.modules()]
     tensors = [
@@ -32,12 +35,12 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     # Values of buffers: their count is no reason to worry, palettes excepted.
     others = [module for module, _ in modules if not isinstance(module, PaletteModule)]
     with (
-        restored_values(others),
+        restored_values(others) as restore,
         undone(tensors, lambda item: _put_back(*item)),
         undone(modules, lambda item: setattr(item[0], "training", item[1])),
     ):
         try:
-            yield
+            yield restore
         finally:
             torch.clear_autocast_cache()
 

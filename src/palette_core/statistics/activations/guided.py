@@ -27,7 +27,7 @@ def loss_weights(
     convolutions, the projections of ``MultiheadAttention``) get none, nor do products ``x @ W``.
 
     Args:
-        runner: model, plans and batches.
+        runner: model, plans and batches; entered.
         loss: gets the model's output and the batch, returns a scalar with a gradient.
         output_groups: how many groups; fewer where they do not divide the outputs.
 
@@ -57,6 +57,7 @@ def loss_weights(
         with torch.enable_grad():
             batch = runner.copy_of(number)
             gradients = _gradients(loss, made, batch, [out for _, out in outputs.values()], number)
+        runner.put_back()
         for (key, (view, out)), gradient in zip(outputs.items(), gradients, strict=True):
             # None is of a call that the loss does not depend on.
             slopes = torch.zeros_like(out) if gradient is None else gradient

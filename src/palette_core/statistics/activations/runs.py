@@ -121,7 +121,8 @@ class Runner:
             on_written: called with the name of every stage that has written to what it was given,
                 or to buffers and attributes outside of it.
             on_output: may exchange the output of an operation that consumes a watched weight.
-            gradients: record a graph.
+            gradients: record a graph; what the model has in its buffers then belongs to it, and
+                stays there until `put_back`.
 
         Raises:
             CalibrationError: the model failed, or what looks at its weights.
@@ -131,7 +132,7 @@ class Runner:
         recording = torch.enable_grad() if gradients else torch.no_grad()
         with (
             self,
-            self._as_before(),
+            contextlib.nullcontext() if gradients else self._as_before(),
             untouched_global_rng(),
             recording,
             self._stages(answers or {}, keep, on_written),
@@ -155,6 +156,10 @@ class Runner:
                     f"{type(self.model).__name__} failed on {self.label(batch)}: "
                     f"{type(error).__name__}: {error}"
                 ) from error
+
+    def put_back(self) -> None:
+        """Put back what a run with gradients has done to the model."""
+        self._restore()
 
     @contextlib.contextmanager
     def _as_before(self) -> Iterator[None]:
