@@ -233,7 +233,11 @@ def test_with_channel_scales_the_error_of_the_weight_itself_counts(tmp_path: Pat
         model[0].weight.mul_(torch.logspace(-2, 2, 16)[:, None])
     weight = model[0].weight.detach().double()
     values = sensitivities()
-    spec = {"enable_per_channel_scale": True, "algorithm_options": {"exact": True}}
+    spec = {
+        "enable_per_channel_scale": True,
+        "scale_fit": "range",
+        "algorithm_options": {"exact": True},
+    }
     path = written(tmp_path, values)
     KMeansPalettizer(model, weight_config(**spec)).prepare(MLP_INPUTS, path)
     scale = weight.abs().amax(dim=1, keepdim=True)

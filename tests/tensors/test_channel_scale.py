@@ -18,7 +18,11 @@ from palette_core import (
 def prepared(module, inputs, **spec):
     config = KMeansPalettizerConfig(
         global_config=ModuleKMeansPalettizerConfig(
-            op_state_spec={"weight": PalettizationSpec(enable_per_channel_scale=True, **spec)},
+            op_state_spec={
+                "weight": PalettizationSpec(
+                    enable_per_channel_scale=True, scale_fit="range", **spec
+                )
+            },
             enable_fast_kmeans_mode=spec.get("cluster_dim", 1) == 1,
         )
     )

@@ -160,9 +160,9 @@ def _whole() -> PalettizedTensor:
         ({"lut_scale": torch.ones(1)}, "lut_scale has shape"),
         ({"lut_zero_point": torch.zeros(2, 1, 1, dtype=torch.int8)}, "lut_zero_point has shape"),
         ({"lut_zero_point": torch.zeros(2, 1, 1, 1)}, "lut_zero_point is torch.float32"),
-        ({"scale": torch.ones(4, 1).half()}, "scale is torch.float16"),
-        ({"scale": torch.ones(3, 1)}, "broadcasts to"),
-        ({"scale": torch.ones(4)}, "broadcasts to"),
+        ({"scale": torch.ones(4, 1).double()}, "scale is torch.float64"),
+        ({"scale": torch.ones(3, 1)}, "extents that divide"),
+        ({"scale": torch.ones(4)}, "extents that divide"),
     ],
 )
 def test_check_names_the_part_that_does_not_fit(change: dict[str, object], message: str) -> None:

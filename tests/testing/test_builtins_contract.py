@@ -37,7 +37,10 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
             run[axis] = slice(place[axis] * lut.shape[-1], (place[axis] + 1) * lut.shape[-1])
             weight[tuple(run)] = lut[(*cell, indices[place])]
         if f"{name}.scale" in stored:
-            weight = weight * stored[f"{name}.scale"].numpy()
+            scale = stored[f"{name}.scale"].float().numpy()
+            for at, extent in enumerate(weight.shape):
+                scale = scale.repeat(extent // scale.shape[at], at)
+            weight = weight * scale
         weights[name] = weight.astype(np.float32)
     return weights
 

@@ -29,6 +29,14 @@ class Presets(Generic[ConfigT]):
         """Return 4 bits per weight, one LUT per ``group_size`` channels along ``axis``."""
         return self._grouped(4, axis, group_size)
 
+    def w4_block64(self) -> ConfigT:
+        """Return 4 bits per weight, one LUT per tensor and a fitted scale for every 64 inputs.
+
+        Of 4.25 bits with the scales. For weights without calibration data; channels whose inputs
+        64 does not divide stay dense, with a warning.
+        """
+        return self._make(states_of(PalettizationSpec(n_bits=4, scale_block_size=64)))
+
     def w6(self, *, axis: Literal[0, 1] = 0, group_size: int = 16) -> ConfigT:
         """Return 6 bits per weight, one LUT per ``group_size`` channels along ``axis``."""
         return self._grouped(6, axis, group_size)

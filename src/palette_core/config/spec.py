@@ -131,8 +131,13 @@ class PalettizationSpec(FrozenModel):
         granularity: which elements share a LUT.
         cluster_dim: length of an entry. Above 1, runs of that many elements along the output
             channel axis share one index.
-        enable_per_channel_scale: divide every output channel by its largest magnitude before
+        enable_per_channel_scale: divide every output channel by a factor of its own before
             clustering, and multiply back when decoding.
+        scale_block_size: one factor for every so many inputs of an output channel (of
+            convolutions: of the flattened inputs), in place of one for all; implies
+            ``enable_per_channel_scale``. It has to divide the inputs.
+        scale_fit: ``least_squares`` fits factors together with tables and indices; ``range``
+            takes the largest magnitudes, as the reference does.
         algorithm: name of a registered clusterer; ``None`` picks the default for scalars
             (``cluster_dim == 1``) or for vectors: the built-in k-means, unless it is blocked.
         algorithm_options: options of that clusterer.
@@ -152,6 +157,8 @@ class PalettizationSpec(FrozenModel):
     granularity: SerializeAsAny[Granularity] = Field(default_factory=PerTensorGranularity)
     cluster_dim: int = Field(default=1, gt=0)
     enable_per_channel_scale: bool = False
+    scale_block_size: int | None = Field(default=None, gt=1)
+    scale_fit: Literal["least_squares", "range"] = "least_squares"
     algorithm: str | None = None
     algorithm_options: Options = Field(default_factory=dict)
     preserve_zero: bool = False
@@ -182,6 +189,11 @@ class PalettizationSpec(FrozenModel):
                 f"got {type(value.granularity).__name__}"
             )
         return value
+
+    @property
+    def is_scaled(self) -> bool:
+        """Return whether there are factors beside the tables, per channel or per block."""
+        return self.enable_per_channel_scale or self.scale_block_size is not None
 
     @property
     def n_entries(self) -> int:

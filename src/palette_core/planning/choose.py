@@ -11,6 +11,7 @@ from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.options import validate_options
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.scales import scale_shape
 
 
 def lay_out(
@@ -22,11 +23,8 @@ def lay_out(
         IncompatibleShapeError: naming shape and axis.
         PlanError: the granularity fails, or returns what is no block; naming ``tensor``.
     """
-    if spec.enable_per_channel_scale and len(shape) < 2:
-        raise IncompatibleShapeError(
-            f"enable_per_channel_scale on shape {shape} would keep one scale per element; "
-            "turn it off for this tensor"
-        )
+    if spec.is_scaled:
+        scale_shape(shape, axis, spec.scale_block_size)
     block = block_shape(spec.granularity, shape, axis, tensor)
     return BlockLayout(shape, block, spec.cluster_dim, axis)
 

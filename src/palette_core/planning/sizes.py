@@ -13,6 +13,7 @@ from palette_core.planning.choose import lay_out
 from palette_core.planning.records import TensorPlan
 from palette_core.storage.forms.registry import DEFAULT_FORM
 from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.scales import scale_shape
 
 _SMALL = 8 * 4096  # bits that nobody minds: palettes of tiny weights are larger as a rule
 _SHOWN = 3
@@ -24,8 +25,11 @@ def bits_at_least(plan: TensorPlan, spec: PalettizationSpec, layout: BlockLayout
     if spec.lut_qspec is not None:
         entry, table = 8, 32
     bits = layout.n_blocks * (spec.n_entries * spec.cluster_dim * entry + table)
-    if spec.enable_per_channel_scale:
-        bits += plan.shape[plan.axis] * plan.dtype.itemsize * 8
+    if spec.is_scaled:
+        width = (
+            plan.dtype.itemsize if spec.scale_block_size is None else min(2, plan.dtype.itemsize)
+        )
+        bits += math.prod(scale_shape(plan.shape, plan.axis, spec.scale_block_size)) * width * 8
     if spec.stored_form == DEFAULT_FORM:
         bits += math.prod(plan.shape) // spec.cluster_dim * spec.n_bits
     return bits

@@ -39,6 +39,8 @@ class ClusterProblem:
             ``keeps_zeros``: each must decode to exactly zero, whatever its value here (it may
             differ from zero where the moments have a target). One entry of every table is then
             zero, also where no point is. None means no such demand.
+        scales: ``[B, N, D]`` float32, not negative: the factor of each point. The weight, which
+            ``moments`` are for, is the points times these. None means ones.
     """
 
     points: Tensor
@@ -49,6 +51,7 @@ class ClusterProblem:
     seed: int = 0
     resolution: int | None = None
     zeros: Tensor | None = None
+    scales: Tensor | None = None
 
 
 class Clusterer(ABC):

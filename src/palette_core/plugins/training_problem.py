@@ -11,6 +11,7 @@ from torch import Tensor
 from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.nearest import assign, straight_through
 from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors.scales import apply_scale, divide_by_scale
 from palette_core.tensors.zeros import with_zeros, zero_mask
 
 
@@ -48,13 +49,14 @@ class TrainingProblem:
         """Return the weight as points ``[B, N, D]``, differentiable."""
         weight, scale = self.weight, self.palettized.scale
         if scale is not None:
-            weight = weight / torch.where(scale == 0, torch.ones_like(scale), scale)
+            weight = divide_by_scale(weight, scale)
         return self.palettized.layout.split(weight)
 
     def merge(self, points: Tensor) -> Tensor:
         """Return the weight that points ``[B, N, D]`` stand for, as decoding would."""
         weight = self.palettized.layout.merge(points.to(self.weight.dtype))
-        return weight if self.palettized.scale is None else weight * self.palettized.scale
+        scale = self.palettized.scale
+        return weight if scale is None else apply_scale(weight, scale)
 
     def codes(self) -> Tensor:
         """Return the present assignment, ``[B, N]`` uint8."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
     from palette_core.tensors.palettized import PalettizedTensor
     from palette_core.tensors.quantized_fit import quantize_codebook, tidy_quantized
+    from palette_core.tensors.scales import apply_scale, divide_by_scale
     from palette_core.tensors.stored import StoredTensor, define_operator, named_arguments
     from palette_core.tensors.zeros import fill_points, in_order, keep_zeros, with_zeros
 
@@ -41,10 +42,12 @@ __all__ = [
     "QuantizedLut",
     "Shape",
     "StoredTensor",
+    "apply_scale",
     "assign",
     "assign_and_sum",
     "define_operator",
     "depalettize",
+    "divide_by_scale",
     "dtype_name",
     "fill_points",
     "in_order",
@@ -89,6 +92,7 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.tensors.codebook": ["Codebook", "QuantizedLut"],
         "palette_core.tensors.palettized": ["PalettizedTensor"],
         "palette_core.tensors.quantized_fit": ["quantize_codebook", "tidy_quantized"],
+        "palette_core.tensors.scales": ["apply_scale", "divide_by_scale"],
         "palette_core.tensors.stored": ["StoredTensor", "define_operator", "named_arguments"],
         "palette_core.tensors.zeros": ["fill_points", "in_order", "keep_zeros", "with_zeros"],
     },

@@ -25,6 +25,9 @@ def add_squares(
     inner: Any,
     width: int,
     dim: int,
+    outer_scale: Any,
+    along_scale: Any,
+    inner_scale: Any,
     out: Any,
 ) -> None:
     """Add the squares of a stretch of a weight ``[outer, along, inner]``.
@@ -35,7 +38,7 @@ def add_squares(
         per_unit: a power of two that all elements are multiplied by.
         codes: ``[outer · along / dim · width]`` uint8, all codes of the weight.
         table: float64, the entries of all LUTs in a row, multiplied by ``per_unit``.
-        scale: ``[along]`` float64 factors of entries; not looked at where ``digits`` is 0.
+        scale: float64, all factors of entries; not looked at where ``digits`` is 0.
         digits: significant bits of a product of entry and factor, 0 for no factors.
         least: exponent of the smallest step of such a product.
         outer: what the outer index adds to the place of an element's LUT.
@@ -43,6 +46,9 @@ def add_squares(
         inner: what the inner index adds, ``[1]`` where it is always the same.
         width: size of the inner index.
         dim: D, neighbours along the middle index that share a code.
+        outer_scale: what the outer index adds to the place of an element's factor.
+        along_scale: what the middle index adds.
+        inner_scale: what the inner index adds, ``[1]`` where it is always the same.
         out: ``[8]`` float64 out: four running sums of (entry − x)², four of x².
     """
     done = 0
@@ -58,8 +64,13 @@ def add_squares(
         if digits == 0 and inner.size == 1:
             _add_plain(part, per_unit, picks, own, dim, out)
         else:
-            factor = scale[a] if digits > 0 else 1.0
-            _add_scaled(part, first, per_unit, picks, own, dim, inner, factor, digits, least, out)
+            factors = scale
+            if digits > 0:
+                factors = scale[outer_scale[o] + along_scale[a] :]
+            _add_scaled(
+                part, first, per_unit, picks, own, dim, inner, factors, inner_scale, digits, least,
+                out,
+            )  # fmt: skip
         done += count
 
 
@@ -106,7 +117,8 @@ def _add_scaled(
     table: Any,
     dim: int,
     inner: Any,
-    factor: float,
+    factors: Any,
+    inner_scale: Any,
     digits: int,
     least: int,
     out: Any,
@@ -116,7 +128,7 @@ def _add_scaled(
         value = np.float64(x[i]) * per_unit
         entry = table[codes[i] * dim + (inner[first + i] if inner.size > 1 else 0)]
         if digits > 0:
-            entry *= factor
+            entry *= factors[inner_scale[first + i] if inner_scale.size > 1 else 0]
             if digits < 53:
                 entry = _rounded(entry, digits, least)
         gap = entry - value

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core.tensors.codebook import dequantize_lut
-from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
+
+Places = NDArray[np.int64]
 
 _STRETCH = 1 << 18  # elements one thread takes at a time
 _DECODED = 1 << 22  # elements compared at once on a device
@@ -37,9 +39,7 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
         weight: floating, on any device.
         palettized: what stands for it, on the same.
     """
-    scale, axis = palettized.scale, palettized.axis
-    along = scale is None or scale.numel() == scale.shape[axis] == weight.shape[axis]
-    if along and weight.device.type == "cpu" and weight.dtype in _FORMATS:
+    if weight.device.type == "cpu" and weight.dtype in _FORMATS:
         return _on_host(weight, palettized)
     flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
     unit = _unit(weight)
@@ -53,7 +53,7 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
 
 
 def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
-    """Return the sums where a scale has one factor for each place along the vector axis."""
+    """Return the sums, of tensors in host memory."""
     from palette_core._common.threads import map_threads  # numba loads slowly
     from palette_core.tensors._distortion_kernel import add_squares
 
@@ -76,7 +76,8 @@ def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float
             x = _values(weight.dtype).take(x)
         add_squares(
             x, stretch.start, 1.0 / unit, codes, table, scale, digits, least,
-            place.outer, place.along, place.inner, place.width, place.dim, out,
+            place.outer, place.along, place.inner, place.width, place.dim,
+            place.outer_scale, place.along_scale, place.inner_scale, out,
         )  # fmt: skip
         return out
 
@@ -104,6 +105,8 @@ class _Place:
         outer: ``[outer]`` int64.
         along: ``[along]`` int64.
         inner: ``[width]`` int64, or ``[1]`` where all add the same.
+        outer_scale: what the indices add to the place of an element's factor, and so
+            ``along_scale`` and ``inner_scale``.
         width: size of the inner index.
         dim: D, the values of an entry.
     """
@@ -112,31 +115,34 @@ class _Place:
         layout = palettized.layout
         axis = layout.vector_axis
         self.dim = layout.cluster_dim
-        if layout.n_blocks == layout.cluster_dim == 1 and palettized.scale is None:
+        scale = palettized.scale
+        nothing = np.zeros(1, np.int64)
+        self.outer_scale = self.along_scale = self.inner_scale = nothing
+        if layout.n_blocks == layout.cluster_dim == 1 and scale is None:
             # One LUT for all: a single row.
-            self.outer = self.along = self.inner = np.zeros(1, np.int64)
+            self.outer = self.along = self.inner = nothing
             self.width = math.prod(layout.shape)
             return
-        if layout.cluster_dim == 1 and palettized.scale is None:
+        if layout.cluster_dim == 1 and scale is None:
             axis = 0  # whichever is the same; this one has the longest rows
-        offsets = _offsets(layout, math.prod(palettized.lut.shape[-2:]))
-        self.outer = _sums_of(offsets[:axis])
-        self.along = offsets[axis]
-        self.inner = _sums_of(offsets[axis + 1 :])
-        self.width = self.inner.size
-        if not self.inner.any():
-            self.inner = self.inner[:1]
+        per_table = math.prod(palettized.lut.shape[-2:])
+        self.outer, self.along, self.inner = _along(layout.shape, layout.grid, per_table, axis)
+        self.width = math.prod(layout.shape[axis + 1 :])
+        if scale is not None:
+            self.outer_scale, self.along_scale, self.inner_scale = _along(
+                layout.shape, tuple(scale.shape), 1, axis
+            )
 
 
-def _offsets(layout: BlockLayout, per_table: int) -> list[NDArray[np.int64]]:
-    """Return what an index along each axis adds to the place of an element's LUT."""
-    out, stride = [], per_table
-    for extent, block, grid in zip(
-        reversed(layout.shape), reversed(layout.block), reversed(layout.grid), strict=True
-    ):
-        out.append(np.arange(extent, dtype=np.int64) // block * stride)
-        stride *= grid
-    return out[::-1]
+def _along(shape: Shape, grid: Shape, stride: int, axis: int) -> tuple[Places, Places, Places]:
+    """Return what indices before, along and after ``axis`` add to the place of a cell of a grid."""
+    offsets = []
+    for extent, cells in zip(reversed(shape), reversed(grid), strict=True):
+        offsets.append(np.arange(extent, dtype=np.int64) // (extent // cells) * stride)
+        stride *= cells
+    offsets.reverse()
+    inner = _sums_of(offsets[axis + 1 :])
+    return _sums_of(offsets[:axis]), offsets[axis], inner if inner.any() else inner[:1]
 
 
 def _sums_of(offsets: list[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,8 +33,6 @@ class InputMoments:
             ones.
         target: of the weight's shape: what the palettized weight should come near to in place
             of the weight, because its inputs have changed meanwhile; None means the weight.
-        ridge: ``[G, C]`` float64, positive: what a damping of 1 adds to the diagonal; None means
-            `scales` for every coordinate.
     """
 
     hessian: Tensor
@@ -43,7 +41,6 @@ class InputMoments:
     rows: tuple[int, ...] = (0,)
     share: Tensor | None = None
     target: Tensor | None = None
-    ridge: Tensor | None = None
 
     @property
     def is_diagonal(self) -> bool:
@@ -122,43 +119,4 @@ class InputMoments:
 
     def ridges(self) -> Tensor:
         """Return ``[G, C]`` float64: what a damping of 1 adds to the diagonal."""
-        if self.ridge is not None:
-            return self.ridge
         return self.scales()[:, None].expand(-1, self.hessian.shape[-1])
-
-    def divided_by(self, scale: Tensor) -> InputMoments:
-        """Return moments for the weight divided by ``scale``, which has one value per channel.
-
-        Of W = S V, S on the output axis, the error tr(ΔW H ΔWᵀ) is that of V with its rows
-        shared by S²; of W = V S, S along the inputs, that of V under S H S. Damping is that of
-        W in both cases. Of a weight that a scale of 0 has made vanish, nothing counts.
-
-        Args:
-            scale: broadcasts to the weight's shape; not negative, and the same either for all
-                inputs of an output channel, or for all output channels of a group.
-        """
-        groups = self.hessian.shape[0]
-        scale = scale.detach().cpu().float()
-        varies = {axis for axis, extent in enumerate(scale.shape) if extent > 1}
-        if varies <= set(self.rows):
-            rows = self._along(scale, outputs=True).reshape(-1).square()
-            return replace(self, share=rows if self.share is None else rows * self.share)
-        columns = self._along(scale, outputs=False)[:, 0].double()
-        most = columns.max()
-        columns = columns / (most if most > 0 else 1.0)  # so that squares stay in range
-        both = columns.square() if self.is_diagonal else columns[:, :, None] * columns[:, None, :]
-        hessian = (self.hessian.double() * both).float()
-        if not bool((hessian != 0).any()):
-            return self  # only weights of zero have inputs: nothing to choose
-        share = torch.ones(math.prod(self.layout.shape) // self.diagonal().numel() * groups)
-        share = (share if self.share is None else self.share) * most.float().square()
-        ridge = self.ridges() * columns.square().clamp(min=1e-12)
-        return replace(self, hessian=hessian, share=share, ridge=ridge)
-
-    def _along(self, scale: Tensor, *, outputs: bool) -> Tensor:
-        """Return a scale as ``[G, R, 1]``, or that along inputs as ``[G, 1, C]``."""
-        shape = self.layout.shape
-        extents = [n if (axis in self.rows) == outputs else 1 for axis, n in enumerate(shape)]
-        if (0 in self.rows) != outputs:
-            extents[0] = self.hessian.shape[0]
-        return self.to_matrices(scale.expand(extents))

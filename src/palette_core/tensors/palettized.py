@@ -13,6 +13,7 @@ from palette_core.errors import IncompatibleShapeError
 from palette_core.tensors.codebook import Codebook, dequantize_lut
 from palette_core.tensors.layout import BlockLayout, Shape
 from palette_core.tensors.packing import pack_indices
+from palette_core.tensors.scales import apply_scale, fits_shape
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class PalettizedTensor:
         dtype: floating dtype of the decoded weight.
         lut_scale: ``[*grid, 1, 1]`` float32 where the LUT is quantized, else None.
         lut_zero_point: ``[*grid, 1, 1]`` in the LUT's dtype, or None.
-        scale: factor per output channel, broadcastable to the weight, in ``dtype``, or None.
+        scale: factor per output channel, or per block of its inputs (`scales`): of the weight's
+            rank, its extents divide the weight's; in ``dtype`` or float16; or None.
     """
 
     indices: Tensor
@@ -99,13 +101,13 @@ class PalettizedTensor:
         if zero is not None and (not quantized or zero.dtype != lut.dtype):
             raise ValueError(f"lut_zero_point is {zero.dtype} for a lut of {lut.dtype}")
         if scale is not None and (
-            scale.dtype != self.dtype
-            or scale.dim() != rank
-            or any(got not in (1, s) for got, s in zip(scale.shape, self.shape, strict=True))
+            scale.dtype not in (self.dtype, torch.float16)
+            or self.dtype.itemsize < scale.dtype.itemsize
+            or not fits_shape(tuple(scale.shape), self.shape)
         ):
             raise ValueError(
-                f"scale is {scale.dtype} of shape {tuple(scale.shape)}, expected {self.dtype} and "
-                f"a shape that broadcasts to {self.shape}"
+                f"scale is {scale.dtype} of shape {tuple(scale.shape)}, expected {self.dtype} or "
+                f"torch.float16 and extents that divide {self.shape}"
             )
         for name, part in (("lut", lut), ("lut_scale", self.lut_scale), ("scale", scale)):
             if part is not None:
@@ -150,7 +152,7 @@ class PalettizedTensor:
     def decode(self) -> Tensor:
         """Return the dense weight: LUT dequantized in float32, cast, gathered, scaled."""
         weight = self.layout.merge(self.codebook().decode())
-        return weight if self.scale is None else weight * self.scale
+        return weight if self.scale is None else apply_scale(weight, self.scale)
 
     def packed_indices(self) -> Tensor:
         """Return the indices as a dense little-endian bit stream; see `packing`."""

@@ -32,7 +32,7 @@ class StoredTensor(NamedTuple):
         dtype: floating dtype of the decoded weight.
         lut_scale: ``[*grid, 1, 1]`` float32 where the LUT is quantized.
         lut_zero_point: ``[*grid, 1, 1]``, in the LUT's dtype.
-        scale: factor per output channel, broadcastable to the weight.
+        scale: factor per output channel, or per block of its inputs; see `PalettizedTensor`.
         lut_dtype: 8-bit dtype of the quantized entries, where ``lut`` and ``lut_zero_point`` hold
             their bytes as uint8; None where they are in their own dtype.
     """

@@ -32,6 +32,10 @@ def known_specs(more: Sequence[PalettizationSpec] = ()) -> dict[str, Palettizati
         "vectors": PalettizationSpec(cluster_dim=2),
         "vectors_in_groups": PalettizationSpec(n_bits=2, cluster_dim=4, granularity=rows),
         "channel_scale": PalettizationSpec(enable_per_channel_scale=True),
+        "block_scales": PalettizationSpec(scale_block_size=16),
+        "block_scales_of_groups": PalettizationSpec(
+            n_bits=2, scale_block_size=32, granularity=rows, lut_qspec=QuantizationSpec()
+        ),
         "int8_table": PalettizationSpec(lut_qspec=QuantizationSpec()),
         "uint8_tables": PalettizationSpec(
             n_bits=3,

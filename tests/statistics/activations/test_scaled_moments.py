@@ -1,15 +1,12 @@
 """Per-channel scales on any axis: algorithms still minimise the error of the layer itself."""
 
 import copy
-import math
 
 import pytest
 import torch
 from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-from palette_core.tensors.layout import BlockLayout
-from palette_core.tensors.moments import InputMoments
 
 
 class Product(nn.Module):
@@ -125,57 +122,6 @@ def test_other_ways_to_calibrate_help_products_too(name, mode):
     assert aware.report.tensors[0].algorithm == "lnq"
     plain = palettized(module, batches, "kmeans1d")
     assert output_error(aware, module, batches) < 0.9 * output_error(plain, module, batches)
-
-
-LAYOUTS = [
-    # shape, groups of H, rows, axis of the scale
-    ((6, 4), 1, (0,), 0),
-    ((6, 4), 3, (0,), 0),
-    ((6, 4), 3, (0,), 1),
-    ((6, 4), 1, (1,), 0),
-    ((6, 4), 1, (1,), 1),
-    ((6, 4, 3), 2, (0,), 1),
-    ((6, 4, 3), 2, (1,), 0),
-    ((6, 4, 3), 2, (1,), 1),
-    ((3, 4, 5), 3, (2,), 2),
-    ((3, 4, 5), 3, (2,), 1),
-    ((3, 4, 5), 3, (2,), 0),
-    ((4, 3, 5), 1, (1, 2), 1),
-    ((4, 3, 5), 1, (1, 2), 0),
-    ((1, 6), 1, (0,), 1),
-]
-
-
-@pytest.mark.parametrize("diagonal", [False, True])
-@pytest.mark.parametrize("dead", [False, True])
-@pytest.mark.parametrize(("shape", "groups", "rows", "axis"), LAYOUTS)
-def test_the_error_of_a_divided_weight_is_that_of_the_weight(
-    shape, groups, rows, axis, dead, diagonal
-):
-    torch.manual_seed(1)
-    layout = BlockLayout(shape, shape, 1, axis)
-    outputs = math.prod(shape[axis] for axis in rows) * (1 if 0 in rows else groups)
-    size = math.prod(shape) // outputs
-    x = torch.randn(groups, 50, size)
-    hessian = x.square().mean(1) if diagonal else x.mT @ x / 50
-    share = torch.rand(outputs) if groups > 1 else None
-    moments = InputMoments(hessian, layout, 50, rows, share)
-    scale = spread(shape[axis], axis, len(shape))
-    if dead:
-        scale.view(-1)[1] = 0.0
-
-    def error(moments, gap):
-        d = moments.to_matrices(gap).double()
-        h = moments.hessian.double()
-        each = (d.square() * h[:, None]).sum(2) if diagonal else ((d @ h) * d).sum(2)
-        ridge = (d.square() * moments.ridges()[:, None]).sum(2)
-        counts = torch.ones(outputs) if moments.share is None else moments.share
-        counts = counts.double().reshape(each.shape)
-        return float((each * counts).sum()), float((ridge * counts).sum())
-
-    gap = torch.randn(shape)
-    of_v, of_w = error(moments.divided_by(scale), gap), error(moments, gap * scale)
-    assert of_v == pytest.approx(of_w, rel=1e-5)
 
 
 def test_a_scale_of_zeros_is_no_obstacle():

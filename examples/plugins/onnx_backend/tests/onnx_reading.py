@@ -19,11 +19,28 @@ def run(path, *inputs) -> np.ndarray:
     return runner.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})[0]
 
 
+def follow(value, users, count) -> list:
+    """Return the next nodes that a value goes through, at most ``count``."""
+    nodes = []
+    while value in users and len(nodes) < count:
+        nodes.append(users[value])
+        value = nodes[-1].output[0]
+    return nodes
+
+
+def origin(name, makers) -> str:
+    """Return the tensor that a value is a view or a cast of."""
+    while name in makers and makers[name].op_type in ("Cast", "Reshape", "Unsqueeze"):
+        name = makers[name].input[0]
+    return name
+
+
 def read_weights(path) -> dict[str, np.ndarray]:
     """Let onnxruntime compute every value that a palette's own nodes lead to."""
     model = onnx.load(path)
     graph = model.graph
     users = {name: node for node in graph.node for name in node.input}
+    makers = {name: node for node in graph.node for name in node.output}
     ends = {}
     for held in graph.initializer:
         if STATE in held.name and held.name.endswith(".indices"):
@@ -34,8 +51,13 @@ def read_weights(path) -> dict[str, np.ndarray]:
             while not done.endswith("Reshape") or "Gather" not in done:
                 done += users[value].op_type
                 value = users[value].output[0]
-            if (node := users[value]).op_type == "Mul" and f"{palette}scale" in node.input:
-                value = node.output[0]
+            for way in (["Mul"], ["Reshape", "Mul", "Reshape"]):  # per channel, per block
+                nodes = follow(value, users, len(way))
+                if [node.op_type for node in nodes] == way and any(
+                    origin(name, makers) == f"{palette}scale" for name in nodes[len(way) // 2].input
+                ):
+                    value = nodes[-1].output[0]
+                    break
             ends[value] = f"{prefix}.{state.partition('.')[0]}"
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in ends)

@@ -6,7 +6,8 @@ and its dtypes:
 1. ``lut_to_dense`` on packed indices and the LUT, which stays in its 8-bit dtype if it has one;
 2. for a quantized LUT, ``blockwise_shift_scale`` in float32, one scale per LUT;
 3. a cast to the dtype of the weight, if that is a 16-bit one;
-4. for per-channel scales, ``blockwise_shift_scale`` in the dtype of the weight.
+4. for scales per channel or per block of its inputs, ``blockwise_shift_scale`` in the dtype of
+   the weight, which float16 factors are cast to.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _emit(name: str, weight: StoredTensor) -> Any:
             dense = ir.cast(dense, weight.dtype)
     if weight.scale is not None:
         zero = ir.zeros(weight.scale.shape, weight.dtype)
-        factor = ir.constant(weight.scale, f"{name}.scale")
+        factor = ir.constant(weight.scale.to(weight.dtype), f"{name}.scale")
         dense = ir.shift_scale(dense, factor, zero, zero)
     return dense
 

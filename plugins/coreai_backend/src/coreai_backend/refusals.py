@@ -18,8 +18,8 @@ WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def refusal(facts: TensorFacts) -> Refusal | None:
     """Return why a tensor cannot be exported, or None.
 
-    Grids of any layout, vectors along any axis, 8-bit LUTs and per-channel scales all have a form
-    of their own in the file, in any combination, so little is left to refuse.
+    Grids of any layout, vectors along any axis, 8-bit LUTs and scales per channel or block all
+    have a form of their own in the file, in any combination, so little is left to refuse.
     """
     spec = facts.spec
     if facts.dtype not in WEIGHT_DTYPES:

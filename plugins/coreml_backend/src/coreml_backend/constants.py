@@ -87,6 +87,11 @@ def fold_scale(palettized: PalettizedTensor) -> PalettizedTensor:
     scale = palettized.scale
     if scale is None:
         return palettized
+    if any(got not in (1, n) for got, n in zip(scale.shape, palettized.shape, strict=True)):
+        raise BackendError(
+            "scales per block of inputs cannot be multiplied into tables; set the deployment "
+            "target to iOS26"
+        )
     if palettized.lut_scale is not None:
         raise BackendError(
             "a scale per channel cannot be multiplied into tables of integers; leave either out, "
@@ -149,7 +154,7 @@ def _emit_ios26(p: PalettizedTensor, name: str) -> Var:
     last = name
     steps: list[tuple[Array, Array | None, str]] = []
     if p.scale is not None:
-        steps.append((p.scale.numpy(), None, last))
+        steps.append((p.scale.to(p.dtype).numpy(), None, last))
         last = f"{name}_unscaled"
     if p.lut_scale is not None:
         steps.append((*_scale_and_zero(p, p.grid), last))

@@ -102,7 +102,7 @@ def _first_obstacle(
             f"{_COARSE}, or keep the tables floats",
             _with(spec, lut_qspec=None),
         )
-    if target < ct.target.iOS26 and spec.enable_per_channel_scale:
+    if target < ct.target.iOS26 and spec.is_scaled:
         return _obstacle_to_scales(facts, spec, options)
     return None
 
@@ -110,6 +110,12 @@ def _first_obstacle(
 def _obstacle_to_scales(
     facts: TensorFacts, spec: PalettizationSpec, options: CoreMLOptions
 ) -> tuple[str, PalettizationSpec] | None:
+    if spec.scale_block_size is not None:
+        return (
+            f"{options.deployment_target} scales tables, not weights: scales per block of inputs "
+            "take deployment_target iOS26",
+            _with(spec, scale_block_size=None, enable_per_channel_scale=True),
+        )
     why = f"{options.deployment_target} scales tables, not weights: with a scale per channel"
     if spec.lut_qspec is not None:
         return (
@@ -140,8 +146,11 @@ def _obstacle_before_ios18(
         )
     if spec.lut_qspec is not None:
         return f"tables of 8-bit integers: {later}", _with(spec, lut_qspec=None)
-    if spec.enable_per_channel_scale:
-        return f"a scale per channel: {later}", _with(spec, enable_per_channel_scale=False)
+    if spec.is_scaled:
+        return (
+            f"scales beside tables: {later}",
+            _with(spec, enable_per_channel_scale=False, scale_block_size=None),
+        )
     if spec.n_bits not in _BITS_BEFORE_IOS18:
         return f"{spec.n_bits} bits: {later}", _with(spec, n_bits=4)
     return None

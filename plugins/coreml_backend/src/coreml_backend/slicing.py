@@ -18,7 +18,9 @@ Range = tuple[int, int]
 
 
 def take(palettized: PalettizedTensor, dim: int, start: int, stop: int) -> PalettizedTensor | None:
-    """Return elements ``start`` to ``stop`` along ``dim``; None where they cut a vector or table.
+    """Return elements ``start`` to ``stop`` along ``dim``, or None.
+
+    It is None where they cut a vector, a table or a block of a scale.
 
     Args:
         palettized: the whole weight.
@@ -37,7 +39,10 @@ def take(palettized: PalettizedTensor, dim: int, start: int, stop: int) -> Palet
         return None
     scale = p.scale
     if scale is not None and scale.shape[dim] > 1:
-        scale = scale.narrow(dim, start, stop - start)
+        span = extent // scale.shape[dim]
+        if start % span or stop % span:
+            return None
+        scale = scale.narrow(dim, start // span, (stop - start) // span)
 
     def tables(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.narrow(dim, first, last - first + 1)

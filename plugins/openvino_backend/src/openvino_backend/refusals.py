@@ -35,4 +35,10 @@ def refusal(facts: TensorFacts) -> Refusal | None:
             f"OpenVINO's look-up tables are not stored in {dtype_name(spec.lut_qspec.dtype)}",
             spec.model_copy(update={"lut_qspec": None}),
         )
+    if spec.scale_block_size is not None:
+        return Refusal(
+            "scales per block of inputs are not written to OpenVINO's files yet; scales per "
+            "channel are",
+            spec.model_copy(update={"scale_block_size": None, "enable_per_channel_scale": True}),
+        )
     return None

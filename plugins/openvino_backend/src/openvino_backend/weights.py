@@ -134,6 +134,15 @@ def _weight(
     for part in (lut, scale, channels):
         if part is not None and not bool(torch.isfinite(part.float()).all()):
             raise BackendError(f"the look-up tables or scales of {name} hold NaN or infinity")
+    shape = [n * lut.shape[-1] if at == parts["axis"] else n
+             for at, n in enumerate(parts["index_shape"])]  # fmt: skip
+    if channels is not None and any(
+        got not in (1, n) for got, n in zip(channels.shape, shape, strict=True)
+    ):
+        raise BackendError(
+            f"{name} has scales per block of inputs, which are not written to OpenVINO's files "
+            "yet; palettize it with a scale per channel"
+        )
     return Weight(
         name,
         nodes,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.storage import palette_sites
-from palette_core.tensors import PalettizedTensor
+from palette_core.tensors import PalettizedTensor, apply_scale
 
 
 @final
@@ -127,4 +127,4 @@ class LookUp(nn.Module):
         table = lut.to(self.dtype).reshape(-1, self.dim)
         weight = nn.functional.embedding(rows.reshape(self.index_shape), table)  # Gather
         weight = weight.movedim(-1, self.axis + 1).reshape(self.shape)
-        return weight if self.scale is None else weight * self.scale
+        return weight if self.scale is None else apply_scale(weight, self.scale)

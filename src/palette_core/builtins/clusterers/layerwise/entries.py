@@ -27,6 +27,8 @@ def normal_equations(
     share: Any,
     h: Any,
     table: Any,
+    factor: Any,
+    wide: int,
     codes: Any,
     wanted: Any,
     slot: Any,
@@ -39,7 +41,8 @@ def normal_equations(
 
     For a change δ of the entries the objective changes by δᵀ A δ − 2 bᵀ δ, separately for each
     of the D coordinates, with A_kl the sum of H_ij over pairs of elements of one row that have
-    codes k and l, and b_k the sum of ``grad`` over elements with code k, all times ``share``.
+    codes k and l, and b_k the sum of ``grad`` over elements with code k, all times ``share``, and
+    every element times its factor.
 
     Arrays and bounds:
         wanted: ``[B]`` whether a table is to be counted; in every row at most one is.
@@ -54,7 +57,8 @@ def normal_equations(
             r = (low + s) * dim + d
             part = np.float64(share[r])
             for j in picked[s, : some[s]]:
-                right[where[s], d, codes[low + s, j]] += part * grad[r, j]
+                share_of_it = grad[r, j] * factor[r, j // wide]
+                right[where[s], d, codes[low + s, j]] += part * share_of_it
         _sort_runs(codes[low + s], picked[s, : some[s]], right.shape[2])
     # Sums over rows of H with one code. A part of H at a time serves all the strips.
     width = max(_LEAST, min(TILE, _SUMS // (strips * dim * right.shape[2])))
@@ -69,13 +73,22 @@ def normal_equations(
                     r = (low + s) * dim + d
                     if share[r] != 0.0:
                         into = sums[s * dim + d]
-                        _add_lines(h[group[r]], codes[low + s], own, left, end, into)
+                        _add_lines(
+                            h[group[r]], codes[low + s], factor[r], wide, own, left, end, into
+                        )
         for s in range(strips):
             for d in range(dim):
-                part = np.float64(share[(low + s) * dim + d])
-                own = picked[s, : some[s]]
+                r = (low + s) * dim + d
                 _add_sums(
-                    sums[s * dim + d], codes[low + s], own, left, end, part, square[where[s], d]
+                    sums[s * dim + d],
+                    codes[low + s],
+                    factor[r],
+                    wide,
+                    picked[s, : some[s]],
+                    left,
+                    end,
+                    np.float64(share[r]),
+                    square[where[s], d],
                 )
 
 
@@ -112,8 +125,13 @@ def _sort_runs(code: Any, picked: Any, entries: Any) -> None:
 
 
 @_fused_kernel
-def _add_lines(m: Any, code: Any, picked: Any, left: Any, right: Any, sums: Any) -> None:
-    """Add lines of ``m``, sorted by code, to the sums of their codes, up to four at a time."""
+def _add_lines(
+    m: Any, code: Any, factor: Any, wide: int, picked: Any, left: Any, right: Any, sums: Any
+) -> None:
+    """Add lines of ``m`` times their factors to the sums of their codes, up to four at a time.
+
+    They are sorted by code.
+    """
     count = right - left
     at = 0
     while at < picked.shape[0]:
@@ -125,25 +143,37 @@ def _add_lines(m: Any, code: Any, picked: Any, left: Any, right: Any, sums: Any)
         while at + 4 <= end:
             a, b = m[picked[at], left:right], m[picked[at + 1], left:right]
             c, d = m[picked[at + 2], left:right], m[picked[at + 3], left:right]
+            fa, fb = factor[picked[at] // wide], factor[picked[at + 1] // wide]
+            fc, fd = factor[picked[at + 2] // wide], factor[picked[at + 3] // wide]
             for k in range(count):
-                into[k] = (((into[k] + a[k]) + b[k]) + c[k]) + d[k]
+                into[k] = (((into[k] + fa * a[k]) + fb * b[k]) + fc * c[k]) + fd * d[k]
             at += 4
         while at < end:
             a = m[picked[at], left:right]
+            fa = factor[picked[at] // wide]
             for k in range(count):
-                into[k] += a[k]
+                into[k] += fa * a[k]
             at += 1
 
 
 @_fused_kernel
 def _add_sums(
-    sums: Any, code: Any, picked: Any, left: Any, right: Any, part: Any, out: Any
+    sums: Any,
+    code: Any,
+    factor: Any,
+    wide: int,
+    picked: Any,
+    left: Any,
+    right: Any,
+    part: Any,
+    out: Any,
 ) -> None:
     """Add columns ``left`` to ``right`` of sums, by code, to ``out`` ``[K, K]`` by their own."""
     for j in picked:
         if left <= j < right:
+            own = part * factor[j // wide]
             for k in range(out.shape[0]):
-                out[k, code[j]] += part * sums[k, j - left]
+                out[k, code[j]] += own * sums[k, j - left]
 
 
 @kernel
@@ -194,6 +224,8 @@ def solve(square: Any, right: Any, fixed: Any) -> Any:
 @_fused_kernel
 def move_entries(
     table: Any,
+    factor: Any,
+    wide: int,
     codes: Any,
     step: Any,
     moved: Any,
@@ -216,9 +248,11 @@ def move_entries(
         for j in range(columns):
             t = table[s, j]
             for d in range(dim):
-                f = -step[t, codes[s, j], d] if moved[t] else np.float32(0.0)
-                change[(s - low) * dim + d, j] = f
-                error[s * dim + d, j] += f
+                moves = np.float32(0.0)
+                if moved[t]:
+                    moves = -step[t, codes[s, j], d] * factor[s * dim + d, j // wide]
+                change[(s - low) * dim + d, j] = moves
+                error[s * dim + d, j] += moves
     for top in range(0, columns, BATCH):
         bottom = min(columns, top + BATCH)
         for left in range(0, columns, TILE):

@@ -14,6 +14,7 @@ Shapes:
     group: ``[M]`` int32, share: ``[M]`` float32, not negative.
     table: ``[M / D, C]`` int32, lut: ``[B, K, D]`` float32; scalars (D = 1) ascending.
     codes: ``[M / D, C]`` uint8; pinned: ``[M / D, C]`` bool, codes that stay as they are.
+    factor: ``[M, C / wide]`` float32, what entries are multiplied by, for ``wide`` columns each.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ def feed_back(
     pivot: Any,
     table: Any,
     lut: Any,
+    factor: Any,
+    wide: int,
     pinned: Any,
     codes: Any,
     low: Any,
@@ -171,13 +174,14 @@ def feed_back(
                 entries = lut[table[s, at]]
                 if not pinned[s, at]:
                     for d in range(dim):
-                        targets[d] = aim[s * dim - first + d, i]
-                        weights[d] = share[s * dim + d] * pivot[group[s * dim + d], i]
+                        f = factor[s * dim + d, at // wide]
+                        targets[d] = aim[s * dim - first + d, i] / f if f > 0.0 else 0.0
+                        weights[d] = share[s * dim + d] * pivot[group[s * dim + d], i] * (f * f)
                     codes[s, at] = _best(entries, targets, weights)
                 code = codes[s, at]
                 for d in range(dim):
                     r = s * dim + d
-                    e = w[r, at] - entries[code, d]
+                    e = w[r, at] - entries[code, d] * factor[r, at // wide]
                     made[r - first, i - left] = e
                     for k in range(i + 1, right):
                         aim[r - first, k] += e * feedback[group[r], i, k]
@@ -210,6 +214,8 @@ def descend(
     h: Any,
     table: Any,
     lut: Any,
+    factor: Any,
+    wide: int,
     pinned: Any,
     codes: Any,
     sweeps: Any,
@@ -240,8 +246,10 @@ def descend(
                 for d in range(dim):
                     r = s * dim + d
                     corner = h[group[r], j, j]
-                    weights[d] = share[r] * corner
-                    targets[d] = entries[old, d] + grad[r, j] / corner
+                    f = factor[r, j // wide]
+                    weights[d] = share[r] * corner * (f * f)
+                    step = grad[r, j] / (corner * f) if f > 0.0 else np.float32(0.0)
+                    targets[d] = entries[old, d] + step
                 code = _best(entries, targets, weights)
                 if code == old:
                     continue
@@ -256,7 +264,7 @@ def descend(
                 codes[s, j] = code
                 for d in range(dim):
                     r = s * dim + d
-                    step = entries[old, d] - entries[code, d]
+                    step = (entries[old, d] - entries[code, d]) * factor[r, j // wide]
                     error[r, j] += step
                     line = h[group[r], j]
                     out = grad[r]
@@ -270,14 +278,23 @@ def descend(
 
 @kernel
 def subtract_decoded(
-    w: Any, table: Any, lut: Any, codes: Any, out: Any, low: Any, high: Any
+    w: Any,
+    table: Any,
+    lut: Any,
+    factor: Any,
+    wide: int,
+    codes: Any,
+    out: Any,
+    low: Any,
+    high: Any,
 ) -> None:
     """Set the rows of strips ``low`` to ``high`` of ``out`` to w − ŵ."""
     dim = lut.shape[2]
     for s in range(low, high):
         for j in range(w.shape[1]):
             for d in range(dim):
-                out[s * dim + d, j] = w[s * dim + d, j] - lut[table[s, j], codes[s, j], d]
+                r = s * dim + d
+                out[r, j] = w[r, j] - lut[table[s, j], codes[s, j], d] * factor[r, j // wide]
 
 
 @kernel

@@ -51,7 +51,7 @@ def weighted_kmeans(problem: ClusterProblem, moments: InputMoments) -> Codebook:
 
     Pinned points are zero, and one entry of every table is.
     """
-    weighted = replace(problem, importance=moments.importance(), moments=None)
+    weighted = replace(problem, importance=_importance(problem, moments), moments=None, scales=None)
     if problem.zeros is not None:
         weighted = _pinned(weighted, problem.zeros)
     found = _quantized_kmeans(weighted)
@@ -59,6 +59,16 @@ def weighted_kmeans(problem: ClusterProblem, moments: InputMoments) -> Codebook:
         return found
     kept = keep_zeros(weighted.points, weighted.importance, found, problem.points.dtype)
     return replace(kept, lut=kept.lut.to(torch.promote_types(kept.lut.dtype, torch.float32)))
+
+
+def _importance(problem: ClusterProblem, moments: InputMoments) -> Tensor:
+    """Return what errors of the points do: of the weight, they are larger by their factors."""
+    importance = moments.importance()
+    if problem.scales is None:
+        return importance
+    most = problem.scales.max()
+    unit = torch.where(most > 0, most, torch.ones_like(most))
+    return importance * (problem.scales / unit).square()
 
 
 def _pinned(weighted: ClusterProblem, zeros: Tensor) -> ClusterProblem:
@@ -142,6 +152,12 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
     mean = float(moments.diagonal().double().mean())
     h = _damped(moments, mean, damping)
     w = moments.to_matrices(layout.merge(points).float()).flatten(0, 1).contiguous()
+    factor = torch.ones(w.shape[0], 1)
+    if problem.scales is not None:
+        factor = moments.to_matrices(layout.merge(problem.scales)).flatten(0, 1).contiguous()
+        w = w * factor
+        if bool((factor == factor[:, :1]).all()):
+            factor = factor[:, :1].contiguous()
     numbers = torch.arange(blocks * count).reshape(blocks, count, 1).expand(-1, -1, dim)
     places = moments.to_matrices(layout.merge(numbers)).flatten(0, 1)[::dim].contiguous().numpy()
     table = np.ascontiguousarray((places // count).astype(np.int32))
@@ -158,6 +174,8 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
         share=(share / most).contiguous().numpy(),
         h=h,
         table=table,
+        factor=factor.numpy(),
+        wide=w.shape[1] // factor.shape[1],
         colours=colours,
         component=component,
         pinned=pinned,

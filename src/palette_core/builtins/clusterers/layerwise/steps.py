@@ -37,6 +37,8 @@ class Matrix:
         table: which table an element looks into, ``[M / D, C]`` int32.
         colours: ``[B]``: of the tables of one colour, every row has at most one.
         component: ``[B]``: tables with one number depend on each other through rows they share.
+        factor: ``[M, C / wide]`` float32: what entries are multiplied by.
+        wide: columns that share a factor.
         pinned: ``[M / D, C]`` bool: elements whose code stays at the entry that stays zero.
         dtype: of the entries when they are stored.
         quantizer: how they are stored, or None.
@@ -47,6 +49,8 @@ class Matrix:
     share: Array
     h: Array
     table: Array
+    factor: Array
+    wide: int
     colours: Array
     component: Array
     pinned: Array
@@ -88,7 +92,9 @@ def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
     dim = matrix.dim
 
     def one(low: int, high: int) -> None:
-        kernels.subtract_decoded(matrix.w, matrix.table, tables.lut, codes, error, low, high)
+        kernels.subtract_decoded(
+            matrix.w, matrix.table, tables.lut, matrix.factor, matrix.wide, codes, error, low, high
+        )
         kernels.multiply(error, matrix.group, matrix.h, grad, low * dim, high * dim)
         kernels.row_costs(error, grad, matrix.share, state.costs, low * dim, high * dim)
 
@@ -111,6 +117,8 @@ def descend(matrix: Matrix, state: State, sweeps: int) -> int:
             matrix.h,
             matrix.table,
             state.tables.lut,
+            matrix.factor,
+            matrix.wide,
             matrix.pinned,
             state.codes,
             sweeps,
@@ -178,6 +186,8 @@ def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
             factors.pivot,
             matrix.table,
             tables.lut,
+            matrix.factor,
+            matrix.wide,
             matrix.pinned,
             codes,
             low,
@@ -223,7 +233,18 @@ def _move(
 ) -> None:
     matrix.each(
         lambda low, high: entries_of.move_entries(
-            matrix.table, codes, step, moved, matrix.group, matrix.h, error, grad, low, high
+            matrix.table,
+            matrix.factor,
+            matrix.wide,
+            codes,
+            step,
+            moved,
+            matrix.group,
+            matrix.h,
+            error,
+            grad,
+            low,
+            high,
         )
     )
 
@@ -250,6 +271,8 @@ def _normal_equations(
                 matrix.share,
                 matrix.h,
                 matrix.table,
+                matrix.factor,
+                matrix.wide,
                 codes,
                 wanted,
                 slot,
