@@ -22,8 +22,8 @@ from palette_core.planning.choose import (
     lut_quantizer_name,
     nearest,
 )
-from palette_core.planning.coverage import Reach, coverage_of, obstacle_of
 from palette_core.planning.notes import notes_of
+from palette_core.planning.reach import Reach, coverage_of, obstacle_of
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 from palette_core.planning.rules import Decision, RuleBook
 from palette_core.plugins import Backend
