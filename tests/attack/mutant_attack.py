@@ -226,7 +226,7 @@ class Sensitivities(Kind):
         wanted = [WantedTensor((name,), (6, 5), mark) for name, mark in self._marks.items()]
         found = load_sensitivities(self.path, wanted)
         # Without our metadata it is a file of another program, whose scale nobody knows.
-        scale = 0.5 if b"palette_core_sensitivities" in self.path.read_bytes() else None
+        scale = 0.5 if b'"palette_core_sensitivities":' in self.path.read_bytes() else None
         return all(
             torch.equal(found[name].values, values) and found[name].scale == scale
             for name, values in self._right.items()
