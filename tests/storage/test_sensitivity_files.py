@@ -402,6 +402,13 @@ def test_one_bit_that_flips_in_the_values_is_refused(tmp_path: Path, name: str) 
         KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
 
 
+def test_metadata_whose_name_is_damaged_do_not_make_it_a_file_of_others(tmp_path: Path) -> None:
+    path = calibrated_file(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"core_sensitivities", b"core_semsitivities"))
+    with pytest.raises(SensitivityError, match="metadata is damaged: it goes by another name"):
+        KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
+
+
 def test_an_archive_that_torch_does_not_write(tmp_path: Path) -> None:
     path = calibrated_file(tmp_path, "own.pt")
     with zipfile.ZipFile(path) as archive:

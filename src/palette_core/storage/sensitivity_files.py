@@ -25,7 +25,7 @@ from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path, check_place
 from palette_core._common.tensor_files import save_file, torch_save
 from palette_core.errors import PaletteWarning, SensitivityError, did_you_mean
-from palette_core.storage.checksums import checksums_of, difference, is_sealed, sealed
+from palette_core.storage.checksums import CHECKSUMS, checksums_of, difference, is_sealed, sealed
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.sensitivities import Sensitivity, normalized
@@ -260,9 +260,11 @@ _Records = tuple[dict[str, str], dict[str, float], Mapping[str, str] | None]
 
 def _records(path: Path, metadata: Mapping[str, str]) -> _Records:
     """Return fingerprints, scales and checksums; none where another program wrote the file."""
-    if METADATA_KEY not in metadata:
-        return {}, {}, None
     damaged = f"{path}: its {METADATA_KEY!r} metadata is damaged"
+    if METADATA_KEY not in metadata:
+        if any(map(_is_ours, metadata.values())):
+            raise SensitivityError(f"{damaged}: it goes by another name")
+        return {}, {}, None
     text = metadata[METADATA_KEY]
     try:
         is_sealed(text)
@@ -284,6 +286,10 @@ def _records(path: Path, metadata: Mapping[str, str]) -> _Records:
         if isinstance(error, SensitivityError):
             raise
         raise SensitivityError(f"{damaged}: {type(error).__name__}: {error}") from None
+
+
+def _is_ours(text: str) -> bool:
+    return '"fingerprint":' in text and CHECKSUMS in text
 
 
 # --- names --------------------------------------------------------------------------------------
