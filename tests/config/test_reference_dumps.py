@@ -18,7 +18,6 @@ DUMPS = json.loads((Path(__file__).parent / "reference_dumps.json").read_text())
 ROOT = "kmeans_palettization_config"
 REFUSED = {
     "pairs2": "vector_kmeans_config: ModuleKMeansPalettizerConfig has no vector_kmeans_config",
-    "sparse": "sparsity_detection_threshold: PalettizationSpec has no sparsity_detection_threshold",
 }
 
 

@@ -20,6 +20,8 @@ def planned_bits(plan: TensorPlan, catalog: Catalog) -> int | None:
         ClusteringError: the plan's LUT quantizer fails.
         CheckpointError: its stored form fails.
     """
+    if plan.spec.sparsity_detection_threshold is not None:
+        return None  # zeros decide
     sizes = {stored_bits(_some(plan, code, catalog), plan.spec.stored_form) for code in (0, -1)}
     return sizes.pop() if len(sizes) == 1 else None
 

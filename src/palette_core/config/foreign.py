@@ -110,9 +110,6 @@ of_palettization: Mapping[str, Foreign] = {
         "only {type: default}, which trains nothing, is the same here; "
         "did you mean 'training_strategy'?",
     ),
-    "sparsity_detection_threshold": Foreign(
-        _equals(None), "it can only be null here; preserve_zero keeps zeros exactly zero"
-    ),
 }
 
 _FORMULA = "tables are quantized by scale and zero point, over the range of their entries"

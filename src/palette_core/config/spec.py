@@ -28,6 +28,7 @@ from palette_core.config.granularity import (
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.granularities import Granularity
 from palette_core.plugins.kinds import LUT_QUANTIZER
+from palette_core.plugins.stored_forms import DENSE_FORM, SPARSE_FORM
 from palette_core.tensors.dtypes import dtype_name, parse_dtype
 
 __all__ = [
@@ -144,8 +145,14 @@ class PalettizationSpec(FrozenModel):
         preserve_zero: weights that are exactly zero, such as pruned ones, decode to exactly zero
             and stay zero in training: one entry of every LUT is zero. With ``cluster_dim`` above
             1, zeros must come in whole vectors.
+        sparsity_detection_threshold: from this share of exact zeros on, 0 to 1, a weight with zeros
+            keeps them beside the table: the table's ``2 ** n_bits`` entries all stand for nonzeros,
+            and zeros take one bit. Where indices for all weights would be smaller, zeros are kept
+            by an entry, as with ``preserve_zero``, but for 1 bit, or where ``stored_form`` is
+            ``sparse``. With ``cluster_dim`` 1 only.
         stored_form: name of the registered form in which indices are stored in finalized models,
-            checkpoints and programs; ``indices`` packs every index to ``n_bits``.
+            checkpoints and programs; ``indices`` packs every index to ``n_bits``, ``sparse`` those
+            of nonzeros where ``sparsity_detection_threshold`` finds enough zeros.
         training_strategy: name of a registered strategy for palettization-aware training.
         training_strategy_options: options of that strategy.
     """
@@ -162,7 +169,8 @@ class PalettizationSpec(FrozenModel):
     algorithm: str | None = None
     algorithm_options: Options = Field(default_factory=dict)
     preserve_zero: bool = False
-    stored_form: str = "indices"
+    sparsity_detection_threshold: float | None = Field(default=None, ge=0, le=1)
+    stored_form: str = DENSE_FORM
     training_strategy: str = "frozen"
     training_strategy_options: Options = Field(default_factory=dict)
 
@@ -189,6 +197,28 @@ class PalettizationSpec(FrozenModel):
                 f"got {type(value.granularity).__name__}"
             )
         return value
+
+    @model_validator(mode="after")
+    def _check_sparsity(self) -> Self:
+        form, threshold = self.stored_form, self.sparsity_detection_threshold
+        if form == SPARSE_FORM and threshold is None:
+            raise ValueError(
+                f"stored_form {SPARSE_FORM!r} needs a sparsity_detection_threshold, such as 0.3: "
+                "the share of zeros from which on a weight is sparse"
+            )
+        if threshold is not None and form not in (DENSE_FORM, SPARSE_FORM):
+            raise ValueError(
+                f"sparsity_detection_threshold stores weights as {SPARSE_FORM!r} or "
+                f"{DENSE_FORM!r}, not as {form!r}; leave one of the two out"
+            )
+        return self
+
+    @property
+    def stored_forms(self) -> tuple[str, ...]:
+        """Names of the forms that a weight may come to be stored in; its zeros decide which."""
+        if self.sparsity_detection_threshold is None:
+            return (self.stored_form,)
+        return SPARSE_FORM, DENSE_FORM
 
     @property
     def is_scaled(self) -> bool:

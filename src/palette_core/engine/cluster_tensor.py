@@ -11,6 +11,7 @@ from torch import Tensor
 from palette_core.engine.fitted_scales import Scaled, fit_scales
 from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Clustered
+from palette_core.engine.sparsity import beside_zero, find_zeros, fit_nonzeros, with_room
 from palette_core.errors import ClusteringError, PaletteError, PlanError
 from palette_core.planning import TensorPlan
 from palette_core.planning.choose import default_clusterer
@@ -63,18 +64,27 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
         if moments is not None and moments.target is not None:
             aim = moments.target.to(weight.device, weight.dtype)
             check_finite(plan.name, aim)
+        mask, zeros_stay = find_zeros(plan.spec, weight)
         zeros = None
-        if plan.spec.preserve_zero:
+        if zeros_stay:
             # Of the weight: an aim has values where the weight was pruned.
             zeros = zero_points(plan.name, plan.layout.split(weight))
-        task = _Task(plan, item, catalog, weight.dtype)
+        task = _Task(plan, item, catalog, weight.dtype, mask)
         if plan.spec.is_scaled:
             kept = aim if zeros is None else aim.masked_fill(zero_mask(weight, plan.layout), 0.0)
             codebook, scale = _with_scales(task, kept, importance, moments, zeros)
         else:
             codebook, scale = task.fit(aim, plan.layout, importance, moments, zeros), None
+        if mask is not None:
+            codebook, kept = beside_zero(codebook, plan.spec.n_entries)
+            mask = plan.layout.merge(kept[..., None])
         palettized = PalettizedTensor.from_codebook(
-            codebook, plan.layout, n_bits=plan.spec.n_bits, dtype=weight.dtype, scale=scale
+            codebook,
+            plan.layout,
+            n_bits=plan.spec.n_bits,
+            dtype=weight.dtype,
+            scale=scale,
+            mask=mask,
         ).to(weight.device)
         error, norm = square_sums(weight, palettized)
     seconds = time.perf_counter() - start
@@ -118,6 +128,7 @@ class _Task:
     item: Registered[ClustererEntry]
     catalog: Catalog
     dtype: torch.dtype
+    mask: Tensor | None = None  # the nonzeros, where zero gets an entry more than the spec says
 
     def fit(
         self,
@@ -165,24 +176,38 @@ class _Task:
         )
         if not entry.supports_cuda:
             problem = _on_host(problem)
-        if zeros is not None:
-            zeros = zeros.to(problem.points.device)
-            problem = replace(problem, zeros=zeros if entry.keeps_zeros else None)
+        if zeros is None:
+            return self._solve(problem)
+        if self.mask is None:
+            return self._with_zeros(problem, zeros)
+        if moments is None:
+            return fit_nonzeros(problem, self.mask, layout, self._solve)
+        return self._with_zeros(with_room(problem), zeros)  # the moments are of the whole weight
+
+    def _solve(self, problem: ClusterProblem) -> Codebook:
+        plan = self.plan
         codebook = fit_checked(self.item, plan.algorithm_options, problem, plan.name)
         quantizer = problem.lut_quantizer
-        if quantizer is not None and codebook.quantized is None:
-            codebook = quantize_codebook(problem.points, problem.importance, codebook, quantizer)
+        if quantizer is None or codebook.quantized is not None:
+            return codebook
+        return quantize_codebook(problem.points, problem.importance, codebook, quantizer)
+
+    def _with_zeros(self, problem: ClusterProblem, zeros: Tensor) -> Codebook:
+        """Cluster with an entry for zero in every table, and every zero on it."""
+        entry = self.item.entry
+        zeros = zeros.to(problem.points.device)
+        codebook = self._solve(replace(problem, zeros=zeros if entry.keeps_zeros else None))
         # What the core has quantized is no longer what the algorithm made.
-        fitted = entry.fits_quantized or quantizer is None
-        if zeros is not None and not (entry.keeps_zeros and fitted):
-            codebook = keep_zeros(
-                fill_points(problem.points, zeros),
-                problem.importance,
-                codebook,
-                self.dtype,
-                reassign=not entry.needs_moments,
-            )
-        return codebook
+        fitted = entry.fits_quantized or problem.lut_quantizer is None
+        if entry.keeps_zeros and fitted:
+            return codebook
+        return keep_zeros(
+            fill_points(problem.points, zeros),
+            problem.importance,
+            codebook,
+            self.dtype,
+            reassign=not entry.needs_moments,
+        )
 
     def _importance(self, importance: Tensor | None, layout: BlockLayout) -> Tensor | None:
         if importance is None:

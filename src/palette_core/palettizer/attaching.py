@@ -17,7 +17,6 @@ from palette_core.palettizer.trainer import Trainer
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
-from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.checked.training import make_strategy
 from palette_core.plugins.kinds import (
     CLUSTERER,
@@ -28,6 +27,7 @@ from palette_core.plugins.kinds import (
     PluginKind,
 )
 from palette_core.plugins.options import without_secrets
+from palette_core.storage.forms.registry import form_for
 from palette_core.storage.origins import Origin, Source
 from palette_core.storage.savers import guard_savers
 
@@ -54,9 +54,7 @@ def attach_palettes(
     places = [[(model.get_submodule(o.module), o.state) for o in job.plan.owners] for job in jobs]
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
-            trainer = _trainer(job.plan, catalog)
-            form = make_stored_form(catalog, job.plan.spec.stored_form)
-            item = PalettizedWeight(job.plan, result.palettized, trainer, form)
+            item = PalettizedWeight(job.plan, result.palettized, _trainer(job.plan, catalog))
             item.sensitivity, item.origin = job.sensitivity, origin
             for module, state in where:
                 replace_hook(module, state)
@@ -78,7 +76,7 @@ def _trainer(plan: TensorPlan, catalog: Catalog) -> Trainer:
         0 if schedule is None else schedule.enable_fake_palettize,
         entry.trains_lut,
         entry.moves_lut,
-        spec.preserve_zero,
+        spec.preserve_zero or (False if spec.sparsity_detection_threshold is None else None),
         make_lut_quantizer(catalog, plan.lut_quantizer, spec.lut_qspec, plan.name),
     )
 
@@ -116,6 +114,6 @@ def _named(job: Job, result: Clustered) -> Iterable[tuple[PluginKind[Any], str]]
     yield CLUSTERER, _algorithm(job, result)
     yield GRANULARITY, spec.granularity.type
     yield TRAINING_STRATEGY, spec.training_strategy
-    yield STORED_FORM, spec.stored_form
+    yield STORED_FORM, form_for(result.palettized, spec.stored_form)
     if quantizer is not None:
         yield LUT_QUANTIZER, quantizer

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from palette_core.palettizer.decoding import KeptWeight, Versions, is_recorded, same, versions
+from palette_core.palettizer.nonzero_training import nonzeros_alone, whole, whole_indices
 from palette_core.palettizer.trainer import Trainer
 from palette_core.planning import TensorPlan
-from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.plugins.training_problem import TrainingProblem
-from palette_core.storage.forms.registry import encode, size_in_bits, stored_form
+from palette_core.storage.forms.registry import encode, form_for, size_in_bits, stored_form
 from palette_core.storage.packed_weight import PaletteModule
 from palette_core.tensors.codebook import QuantizedLut, dequantize_lut
+from palette_core.tensors.nonzeros import Nonzeros
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.sensitivities import Sensitivity
 
@@ -35,9 +37,9 @@ class PalettizedWeight(PaletteModule):
         plan: the decisions.
         palettized: the result of clustering.
         trainer: how it trains.
-        form: how the weight is stored once it is finalized; None is the default.
     """
 
+    mask: Tensor | None
     enabled: Tensor
     learned: Tensor
     steps: Tensor
@@ -52,16 +54,16 @@ class PalettizedWeight(PaletteModule):
     _trained_name: str
     _kept: KeptWeight
     _settled_from: Versions
+    _nonzeros: Nonzeros | None  # what the mask says, once training has asked
 
     def __init__(
         self,
         plan: TensorPlan,
         palettized: PalettizedTensor,
         trainer: Trainer,
-        form: CheckedForm | None = None,
     ) -> None:
         palettized = _outside_inference(palettized)
-        form = stored_form() if form is None else form
+        form = stored_form(form_for(palettized, plan.spec.stored_form))
         super().__init__(palettized, form, {"indices": palettized.indices})
         vars(self).update(  # nn.Module's setattr takes its time
             plan=plan,
@@ -73,7 +75,9 @@ class PalettizedWeight(PaletteModule):
             _trained_name="lut",
             _kept=KeptWeight(),
             _settled_from=(),
+            _nonzeros=None,
         )
+        self.register_buffer("mask", palettized.mask)
         device = palettized.indices.device
         with torch.inference_mode(mode=False):
             self.register_buffer("enabled", torch.tensor(True, device=device))
@@ -94,7 +98,8 @@ class PalettizedWeight(PaletteModule):
 
         After training, these are what `settle` last made of them.
         """
-        return self.stored()._replace(lut=self.lut.detach()).with_indices(self.indices)
+        found = self.stored()._replace(lut=self.lut.detach()).with_indices(self.indices)
+        return found if self.mask is None else replace(found, mask=self.mask)
 
     def palettized_shape(self) -> torch.Size:
         """Shape of the decoded weight."""
@@ -106,13 +111,15 @@ class PalettizedWeight(PaletteModule):
 
     def set_palettized(self, palettized: PalettizedTensor) -> None:
         """Take over a new palette of the same shapes and dtypes; nothing is learned of it yet."""
-        fresh = PalettizedWeight(self.plan, palettized, self.trainer, self.form)
+        fresh = PalettizedWeight(self.plan, palettized, self.trainer)
+        self.form, self.mask = fresh.form, fresh.mask
         for name, parameter in fresh.named_parameters():
             with torch.no_grad():
                 getattr(self, name).copy_(parameter)  # in place: optimizers hold it
         for name, buffer in fresh.named_buffers():
             if name not in _STATES:
                 setattr(self, name, buffer)
+        self._nonzeros = None
         self._set_learned(False)
 
     def enable(self, on: bool) -> None:
@@ -128,13 +135,14 @@ class PalettizedWeight(PaletteModule):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the decoded weight, or what the training strategy makes of it."""
         if not self._on:
-            return weight
+            return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
         recorded = is_recorded(self.indices)
         if self.training:
             if torch.is_grad_enabled() and not self._has_learned:
                 self._set_learned(True)
             checked = not (recorded or weight.is_meta)
-            return self.trainer.strategy.forward(self._problem(weight), checked=checked)
+            made = self.trainer.strategy.forward(self._problem(weight), checked=checked)
+            return made if self.mask is None else whole(made, self.palettized(), self._where())
         if self._has_learned and not recorded:
             now = versions(weight, self.trained_table)
             if not same(now, self._settled_from):
@@ -202,15 +210,25 @@ class PalettizedWeight(PaletteModule):
             if self._trained_name != "lut":
                 self._store(self.trainer.quantized(problem))
             indices = self.trainer.hardened(problem)
+            if indices is not None and self.mask is not None:
+                indices = whole_indices(indices, self.palettized(), self._where())
             if indices is not None and not torch.equal(indices, self.indices):
                 self.indices.copy_(indices)
         if isinstance(weight, nn.Parameter):  # others are computed anew each time
             self._settled_from = versions(weight, self.trained_table)
 
     def _problem(self, weight: Tensor) -> TrainingProblem:
-        return self.trainer.problem(
-            weight, self.palettized(), self.trained_table, self._steps, self.decoded
-        )
+        palettized, tables = self.palettized(), self.trained_table
+        if palettized.mask is None:
+            return self.trainer.problem(weight, palettized, tables, self._steps, self.decoded)
+        weight, palettized = nonzeros_alone(weight, palettized, self._where())
+        return self.trainer.problem(weight, palettized, tables, self._steps, palettized.decode)
+
+    def _where(self) -> Nonzeros:
+        if self._nonzeros is None:
+            assert self.mask is not None
+            self._nonzeros = Nonzeros.of(self.mask, self.palettized().layout)
+        return self._nonzeros
 
     def _store(self, made: QuantizedLut) -> None:
         """Put quantized tables into the buffers."""
@@ -247,10 +265,10 @@ class PalettizedWeight(PaletteModule):
             self._steps = int(self.steps)
 
     def _forget(self) -> None:
-        self._kept, self._settled_from = KeptWeight(), ()
+        self._kept, self._settled_from, self._nonzeros = KeptWeight(), (), None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_settled_from": ()}
+        return {**vars(self), "_settled_from": (), "_nonzeros": None}
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows in brackets."""

@@ -24,7 +24,8 @@ class Trainer:
         start: the training step from which on the palette stands for the weight.
         trains_lut: an optimizer trains the tables.
         moves_lut: the strategy moves the tables after each step.
-        preserves_zero: zeros of the weight stay zero.
+        preserves_zero: zeros of the weight stay zero; None is where every table has an entry for
+            them, and of weights whose zeros have no entry (`PalettizedTensor.mask`) anyway.
         quantizer: of the tables, where they are quantized.
     """
 
@@ -32,7 +33,7 @@ class Trainer:
     start: int = 0
     trains_lut: bool = False
     moves_lut: bool = False
-    preserves_zero: bool = False
+    preserves_zero: bool | None = False
     quantizer: LutQuantizer | None = None
 
     def problem(
@@ -55,15 +56,20 @@ class Trainer:
         if tables.dtype != palettized.dtype:  # quantized, and no strategy changes it
             tables = palettized.codebook().lut
         lut = tables.reshape(-1, *tables.shape[-2:])
-        zeros = None
-        if self.preserves_zero:
-            zeros = (lut.detach() == 0).all(-1)
+        zeros = self._zero_entries(lut.detach())
+        if zeros is not None:
             # Their gradients end here.
             lut = lut.masked_fill(zeros[..., None], 0.0)
             weight = weight.masked_fill(zero_mask(weight, palettized.layout), 0.0)
         quantize = None if self.quantizer is None else self.quantizer.quantize
         step = max(0, step - self.start)
         return TrainingProblem(weight, palettized, lut, step, decode, quantize, zeros)
+
+    def _zero_entries(self, lut: Tensor) -> Tensor | None:
+        if self.preserves_zero is False:
+            return None
+        zeros = (lut == 0).all(-1)
+        return zeros if self.preserves_zero or bool(zeros.any(1).all()) else None
 
     def hardened(self, problem: TrainingProblem) -> Tensor | None:
         """Return the indices that training has come to; None where they stay.

@@ -105,19 +105,20 @@ def _only(names: list[str], what: str, field: str) -> str:
 
 
 def check_stored_form(facts: TensorFacts, catalog: Catalog) -> None:
-    """Refuse a tensor that the stored form of its spec cannot hold.
+    """Refuse a tensor that a stored form of its spec cannot hold.
 
     Raises:
         IncompatibleShapeError: saying why, and what it could.
         UnknownPluginError: nobody knows the form.
         CheckpointError: the form fails.
     """
-    refusal = make_stored_form(catalog, facts.spec.stored_form).check_support(facts)
-    if refusal is not None:
-        raise IncompatibleShapeError(
-            f"stored form {facts.spec.stored_form!r} cannot hold it: {refusal.reason}"
-            f"{nearest(facts.spec, refusal)}"
-        )
+    for form in facts.spec.stored_forms:
+        refusal = make_stored_form(catalog, form).check_support(facts)
+        if refusal is not None:
+            raise IncompatibleShapeError(
+                f"stored form {form!r} cannot hold it: {refusal.reason}"
+                f"{nearest(facts.spec, refusal)}"
+            )
 
 
 def nearest(asked: PalettizationSpec, refusal: Refusal) -> str:

@@ -30,7 +30,7 @@ def bits_at_least(plan: TensorPlan, spec: PalettizationSpec, layout: BlockLayout
             plan.dtype.itemsize if spec.scale_block_size is None else min(2, plan.dtype.itemsize)
         )
         bits += math.prod(scale_shape(plan.shape, plan.axis, spec.scale_block_size)) * width * 8
-    if spec.stored_form == DEFAULT_FORM:
+    if spec.stored_forms == (DEFAULT_FORM,):
         bits += math.prod(plan.shape) // spec.cluster_dim * spec.n_bits
     return bits
 

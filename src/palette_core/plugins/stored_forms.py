@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from palette_core.tensors.stored import StoredTensor
 
 
+DENSE_FORM = "indices"
+SPARSE_FORM = "sparse"
+
+
 class Part(NamedTuple):
     """Shape and dtype of one part of a stored weight; None is a length that the data decides."""
 
@@ -53,6 +57,9 @@ class StoredForm(ABC):
     It takes the parts, then the fields that `StoredTensor` has for all forms, and is registered
     (`palette_core.tensors.define_operator`) when the form is first used, unless it is already.
     """
+
+    holds_masks: ClassVar[bool] = False
+    """Takes weights with `PalettizedTensor.mask`, and gives them back; others never see one."""
 
     @abstractmethod
     def encode(self, tensor: PalettizedTensor) -> Mapping[str, Tensor]:

@@ -15,7 +15,7 @@ from palette_core.errors import CheckpointError
 from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.storage.checkpoint_header import metadata_of
 from palette_core.storage.checkpoint_reading import TABLES
-from palette_core.storage.forms.registry import DEFAULT_FORM, encode, stored_form
+from palette_core.storage.forms.registry import DEFAULT_FORM, encode, form_for, stored_form
 from palette_core.storage.origins import Origin
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.palettized import PalettizedTensor, check_values
@@ -42,7 +42,7 @@ def write_checkpoint(
         dense: other tensors by name.
         aliases: further names of tied tensors: alias to a name of the other two.
         stored_forms: names of registered stored forms by the names of palettized weights; those
-            left out have the default form.
+            left out have the default form, or the sparse one where they have masks.
         origins: where palettes come from, by the names of palettized weights; the file says so.
         values: what modules keep that is no tensor, by name, such as extra state: JSON values.
 
@@ -66,7 +66,7 @@ def write_checkpoint(
             tensor.check()
         except ValueError as error:
             raise CheckpointError(f"{name}: {error}") from None
-        form = stored_form(stored_forms.get(name, DEFAULT_FORM))
+        form = stored_form(stored_forms.get(name) or form_for(tensor, DEFAULT_FORM))
         stored[name] = form, encode(tensor, form)
     return write_stored(Path(path), stored, dense, aliases, origins, values)
 

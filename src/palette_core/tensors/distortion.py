@@ -39,7 +39,7 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
         weight: floating, on any device.
         palettized: what stands for it, on the same.
     """
-    if weight.device.type == "cpu" and weight.dtype in _FORMATS:
+    if palettized.mask is None and weight.device.type == "cpu" and weight.dtype in _FORMATS:
         return _on_host(weight, palettized)
     flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
     unit = _unit(weight)

@@ -30,6 +30,8 @@ class PalettizedTensor:
         lut_zero_point: ``[*grid, 1, 1]`` in the LUT's dtype, or None.
         scale: factor per output channel, or per block of its inputs (`scales`): of the weight's
             rank, its extents divide the weight's; in ``dtype`` or float16; or None.
+        mask: bool, of the weight's shape: False where the weight is exactly zero, which no entry
+            stands for then, and the index is of no account (and 0). None is True everywhere.
     """
 
     indices: Tensor
@@ -40,6 +42,7 @@ class PalettizedTensor:
     lut_scale: Tensor | None = None
     lut_zero_point: Tensor | None = None
     scale: Tensor | None = None
+    mask: Tensor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle 8-bit floats as bytes: torch's own pickles of them cannot be read."""
@@ -112,6 +115,12 @@ class PalettizedTensor:
         for name, part in (("lut", lut), ("lut_scale", self.lut_scale), ("scale", scale)):
             if part is not None:
                 check_values(name, part)
+        mask = self.mask
+        if mask is not None and (mask.dtype is not torch.bool or mask.shape != self.shape):
+            raise ValueError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected {torch.bool} of "
+                f"shape {self.shape}"
+            )
 
     @classmethod
     def from_codebook(
@@ -122,6 +131,7 @@ class PalettizedTensor:
         n_bits: int,
         dtype: torch.dtype,
         scale: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> PalettizedTensor:
         """Lay a codebook of ``layout``'s blocks out on the grid; the LUT is cast to ``dtype``."""
         shape = layout.lut_shape(codebook.lut.shape[1])
@@ -130,7 +140,7 @@ class PalettizedTensor:
         quantized = codebook.quantized
         if quantized is None:
             lut = codebook.lut.to(dtype).reshape(shape)
-            return cls(indices, lut, n_bits, layout.vector_axis, dtype, scale=scale)
+            return cls(indices, lut, n_bits, layout.vector_axis, dtype, scale=scale, mask=mask)
         zero = quantized.zero_point
         return cls(
             indices,
@@ -141,6 +151,7 @@ class PalettizedTensor:
             lut_scale=quantized.scale.to(torch.float32).reshape(ones),
             lut_zero_point=None if zero is None else zero.reshape(ones),
             scale=scale,
+            mask=mask,
         )
 
     def codebook(self) -> Codebook:
@@ -150,19 +161,26 @@ class PalettizedTensor:
         return Codebook(entries.reshape(-1, *self.lut.shape[-2:]), codes)
 
     def decode(self) -> Tensor:
-        """Return the dense weight: LUT dequantized in float32, cast, gathered, scaled."""
+        """Return the dense weight: LUT dequantized in float32, cast, gathered, scaled, masked."""
         weight = self.layout.merge(self.codebook().decode())
-        return weight if self.scale is None else apply_scale(weight, self.scale)
+        if self.scale is not None:
+            weight = apply_scale(weight, self.scale)
+        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
 
     def packed_indices(self) -> Tensor:
         """Return the indices as a dense little-endian bit stream; see `packing`."""
         return pack_indices(self.indices, self.n_bits)
 
     def size_in_bits(self) -> int:
-        """Bits of indices, LUTs, scales and zero points; nothing else."""
+        """Bits of indices, LUTs, scales and zero points, and of the mask; nothing else."""
         tables = (self.lut, self.lut_scale, self.lut_zero_point, self.scale)
-        return self.indices.numel() * self.n_bits + sum(
-            t.numel() * t.element_size() * 8 for t in tables if t is not None
+        count, masked = self.indices.numel(), 0
+        if self.mask is not None:
+            count, masked = int(self.mask.sum()), self.mask.numel()
+        return (
+            count * self.n_bits
+            + masked
+            + sum(t.numel() * t.element_size() * 8 for t in tables if t is not None)
         )
 
     def dense_size_in_bits(self) -> int:
@@ -182,6 +200,7 @@ class PalettizedTensor:
             lut_scale=move(self.lut_scale),
             lut_zero_point=move(self.lut_zero_point),
             scale=move(self.scale),
+            mask=move(self.mask),
         )
 
 

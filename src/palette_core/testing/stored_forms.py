@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ def _weights(form: Any) -> Iterator[tuple[str, PalettizedTensor]]:
                 facts = TensorFacts("w", made.shape, made.dtype, "linear", made.layout, spec)
                 if form.check_support(facts) is None:
                     yield what, made
+    if form.holds_masks:
+        for n_bits in (1, 3, 8):
+            made = _weight(n_bits, (7, 5), 1, "random")
+            mask = made.indices % 2 == 0
+            yield "zeros beside a table", replace(made, indices=made.indices * mask, mask=mask)
     made = _weight(4, (8, 6), 1, "random")
     lut = made.lut.mul(20).round().to(torch.int8)
     ones = torch.ones((1, 1, 1, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.plugins.making import Made, make
 from palette_core.plugins.stored_forms import StoredForm
 from palette_core.tensors.palettized import PalettizedTensor
+
+if TYPE_CHECKING:
+    from palette_core.config.spec import PalettizationSpec
 
 
 def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Backend:
@@ -31,6 +34,13 @@ def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Bac
     return _CheckedBackend(make(item, options), item.entry.stored_forms)
 
 
+def _stored_as(spec: PalettizationSpec, form: str) -> PalettizationSpec:
+    """Return a spec whose weights are stored in one form, zeros kept where they were asked for."""
+    keeps = spec.preserve_zero or spec.sparsity_detection_threshold is not None
+    changes = {"sparsity_detection_threshold": None, "preserve_zero": keeps, "stored_form": form}
+    return spec.model_copy(update=changes)
+
+
 @final
 class _CheckedBackend(Backend):
     def __init__(self, made: Made[Backend], forms: tuple[str, ...] | None) -> None:
@@ -42,13 +52,14 @@ class _CheckedBackend(Backend):
         Raises:
             BackendError: it fails, or answers neither None nor a Refusal.
         """
-        form = facts.spec.stored_form
-        if self._forms is not None and form not in self._forms:
-            return Refusal(
-                f"{self._made.name} does not take stored form {form!r}, only "
-                f"{', '.join(self._forms)}",
-                facts.spec.model_copy(update={"stored_form": self._forms[0]}),
-            )
+        forms = self._forms or facts.spec.stored_forms
+        for form in facts.spec.stored_forms:
+            if form not in forms:
+                return Refusal(
+                    f"{self._made.name} does not take stored form {form!r}, only "
+                    f"{', '.join(forms)}",
+                    _stored_as(facts.spec, forms[0]),
+                )
         return refusal(self._made, facts)
 
     def check_program(

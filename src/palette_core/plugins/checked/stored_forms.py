@@ -14,7 +14,7 @@ from palette_core.plugins.checked.backends import refusal
 from palette_core.plugins.guards import shown
 from palette_core.plugins.kinds import STORED_FORM
 from palette_core.plugins.making import Made, make
-from palette_core.plugins.stored_forms import Part, StoredForm
+from palette_core.plugins.stored_forms import SPARSE_FORM, Part, StoredForm
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor, define_once
@@ -48,7 +48,8 @@ class CheckedForm(StoredForm):
                 f"parts must be a tuple of names, none of {', '.join(sorted(SHARED))}, "
                 f"got {shown(parts)}"
             )
-        vars(self).update(parts=parts, operator=form.operator)  # the class's, in the plug-in
+        # The class's, in the plug-in.
+        vars(self).update(parts=parts, operator=form.operator, holds_masks=form.holds_masks)
         self._register()
 
     def _register(self) -> None:
@@ -70,8 +71,13 @@ class CheckedForm(StoredForm):
         """Encode.
 
         Raises:
-            CheckpointError: the plug-in fails, or returns other parts than it declares.
+            CheckpointError: the plug-in fails, or returns other parts than it declares; or the
+                weight has a mask, and the form takes none.
         """
+        if tensor.mask is not None and not self.holds_masks:
+            raise self._made.wrong(
+                f"has no place for zeros that lie beside the table; the form {SPARSE_FORM!r} has"
+            )
         given = self._made.apart(tensor)
         made: object = self._made.ask(lambda form: form.encode(given))
         if not isinstance(made, Mapping) or sorted(made) != sorted(self.parts):

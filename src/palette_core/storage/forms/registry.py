@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.checked.stored_forms import CheckedForm, make_stored_form
+from palette_core.plugins.stored_forms import DENSE_FORM, SPARSE_FORM
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
 
-DEFAULT_FORM = "indices"
+DEFAULT_FORM = DENSE_FORM
 
 
 def stored_form(name: str = DEFAULT_FORM) -> CheckedForm:
@@ -18,6 +19,16 @@ def stored_form(name: str = DEFAULT_FORM) -> CheckedForm:
         CheckpointError: making it fails.
     """
     return make_stored_form(get_catalog(), name)
+
+
+def form_for(tensor: PalettizedTensor, asked: str) -> str:
+    """Return the name of the form that holds ``tensor``, where a spec asks for ``asked``.
+
+    Zeros beside a table take the sparse form, and nothing else does.
+    """
+    if asked in (DENSE_FORM, SPARSE_FORM):
+        return DENSE_FORM if tensor.mask is None else SPARSE_FORM
+    return asked
 
 
 def encode(tensor: PalettizedTensor, form: CheckedForm) -> StoredTensor:
@@ -40,13 +51,13 @@ def _table_bits(stored: StoredTensor) -> int:
 
 
 def stored_bits(tensor: PalettizedTensor, form: str) -> int:
-    """Return the bits of a weight once it is stored in the form of that name.
+    """Return the bits of a weight once it is stored, by a spec that asks for ``form``.
 
     Raises:
         UnknownPluginError: nobody knows the form.
         CheckpointError: the form fails.
     """
-    made = stored_form(form)
+    made = stored_form(form_for(tensor, form))
     known = made.size_unencoded(tensor)
     if known is None:
         return size_in_bits(encode(tensor, made), made)

@@ -1,0 +1,138 @@
+"""Weights with many zeros: tables for the nonzeros alone, zero beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from palette_core.config.spec import PalettizationSpec
+from palette_core.plugins import ClusterProblem
+from palette_core.plugins.stored_forms import SPARSE_FORM
+from palette_core.tensors.codebook import Codebook, QuantizedLut
+from palette_core.tensors.layout import BlockLayout
+from palette_core.tensors.nonzeros import Nonzeros
+
+_MOST_ENTRIES = 256  # that a code of one byte can tell apart
+
+
+class Zeros(NamedTuple):
+    """What becomes of the zeros of a weight.
+
+    Attributes:
+        mask: bool, of the weight's shape: False where it is zero, for tables of nonzeros alone;
+            None for tables of the whole weight.
+        stay: every zero decodes to zero.
+    """
+
+    mask: Tensor | None
+    stay: bool
+
+
+def find_zeros(spec: PalettizationSpec, weight: Tensor) -> Zeros:
+    """Decide about the zeros of a weight by their share, and by what would be smaller."""
+    least = spec.sparsity_detection_threshold
+    if least is None:
+        return Zeros(None, spec.preserve_zero)
+    mask = weight != 0
+    every, count = weight.numel(), int(mask.sum())
+    zeros = every - count
+    if zeros == 0 or zeros < least * every:
+        return Zeros(None, spec.preserve_zero)
+    asked = spec.stored_form == SPARSE_FORM
+    # With 1 bit a zero in the table would leave one entry for everything else.
+    smaller = count * spec.n_bits + every <= every * spec.n_bits or spec.n_bits == 1
+    return Zeros(mask if count and (asked or smaller) else None, stay=True)
+
+
+def fit_nonzeros(
+    problem: ClusterProblem,
+    mask: Tensor,
+    layout: BlockLayout,
+    fit: Callable[[ClusterProblem], Codebook],
+) -> Codebook:
+    """Cluster the nonzeros of every block, and give zero an entry of its own, the last.
+
+    Blocks with equally many nonzeros are clustered at once.
+
+    Args:
+        problem: of the whole weight, scalar points ``[B, N, 1]``.
+        mask: bool, of the weight's shape: the nonzeros.
+        layout: of the weight.
+        fit: clusters.
+
+    Returns:
+        The codebook of the whole weight, with an entry more than the problem asks for; of 256,
+        the nonzeros have 255.
+    """
+    entries = with_room(problem).n_entries - 1
+    problem = replace(problem, n_entries=entries)
+    nonzeros = Nonzeros.of(mask.to(problem.points.device), layout)
+    points = nonzeros.take(problem.points)
+    importance = None if problem.importance is None else nonzeros.take(problem.importance)
+    codes = torch.zeros(points.shape[:2], dtype=torch.uint8, device=points.device)
+    parts: list[tuple[Tensor, Codebook]] = []
+    for blocks, count in nonzeros.evenly():
+        part = replace(
+            problem,
+            points=points[blocks, :count],
+            importance=None if importance is None else importance[blocks, :count],
+        )
+        made = fit(part)
+        codes[blocks, :count] = made.codes
+        parts.append((blocks, made))
+    order = torch.cat([blocks for blocks, _ in parts]).argsort()
+    lut = torch.cat([made.lut for _, made in parts])[order]
+    lut = torch.cat([lut, lut.new_zeros((len(lut), 1, 1))], dim=1)
+    nonzero = layout.split(mask.to(codes.device))[..., 0]
+    codes = torch.where(nonzero, nonzeros.put(codes), entries).to(torch.uint8)
+    return Codebook(lut, codes, _joined([made.quantized for _, made in parts], order))
+
+
+def _joined(parts: list[QuantizedLut | None], order: Tensor) -> QuantizedLut | None:
+    """Put the quantized tables of all parts into the order of the blocks, and zero behind."""
+    made = [part for part in parts if part is not None]
+    if not made:
+        return None
+    # By bytes: not every device gathers 8-bit floats.
+    dtype = made[0].values.dtype
+    values = torch.cat([part.values.view(torch.uint8) for part in made])[order]
+    scale = torch.cat([part.scale for part in made])[order]
+    points = [part.zero_point for part in made if part.zero_point is not None]
+    point = torch.cat(points)[order] if points else None
+    zero = torch.zeros_like(values[:, :1]) if point is None else point.view(torch.uint8)
+    values = torch.cat([values, zero.reshape(-1, 1, 1)], dim=1).view(dtype)
+    return QuantizedLut(values, scale, point)
+
+
+def with_room(problem: ClusterProblem) -> ClusterProblem:
+    """Return the problem with one more entry in each table, for the zero; 256 stay 256."""
+    return replace(problem, n_entries=min(problem.n_entries + 1, _MOST_ENTRIES))
+
+
+def beside_zero(codebook: Codebook, n_entries: int) -> tuple[Codebook, Tensor]:
+    """Take the zero out of each table.
+
+    Args:
+        codebook: scalar, with an entry that is zero in each table, of one entry more than needed.
+        n_entries: of each table that is wanted.
+
+    Returns:
+        The tables without it, and ``[B, N]`` bool: the points that decode to something else. The
+        codes of the others are 0.
+    """
+    lut, codes = codebook.lut, codebook.codes.long()
+    zero = (lut[..., 0] == 0).to(torch.uint8).argmax(dim=1, keepdim=True)
+    kept = lut[..., 0].gather(1, codes) != 0
+    codes = torch.where(kept, codes - (codes > zero).long(), 0).to(torch.uint8)
+    places = torch.arange(n_entries, device=lut.device).expand(len(lut), -1)
+    places = (places + (places >= zero).long()).clamp(max=lut.shape[1] - 1)
+    lut = lut.gather(1, places[..., None])
+    quantized = codebook.quantized
+    if quantized is not None:
+        values = quantized.values.view(torch.uint8).gather(1, places[..., None])
+        quantized = replace(quantized, values=values.view(quantized.values.dtype))
+    return replace(codebook, lut=lut, codes=codes, quantized=quantized), kept
