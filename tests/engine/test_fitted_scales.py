@@ -106,7 +106,7 @@ def test_other_dtypes(dtype):
     weight = (normal(32, 64) * 0.02).to(dtype)
     palettizer, model = palettized(weight, n_bits=6, scale_block_size=32)
     assert error(model, weight) < 0.003 * float(weight.double().square().sum())
-    assert palettizer.finalize("packed")[0].weight.dtype == dtype
+    assert palettizer.finalize(backend="packed")[0].weight.dtype == dtype
 
 
 def test_blocks_of_zeros_stay_zero_and_pull_no_entry():

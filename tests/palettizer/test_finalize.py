@@ -210,6 +210,22 @@ def test_the_default_backend_names_the_package_to_install() -> None:
     assert not any(isinstance(site.palette, PackedWeight) for site in palette_sites(model))
 
 
+def test_members_equal_their_names_and_former_ones_are_what_they_became() -> None:
+    assert [str(member) for member in ExportBackend] == ["coreai", "coreml", "packed", "torch"]
+    assert ExportBackend.CoreAI == "coreai"
+    for name, now in (("MIL", "coreml"), ("MLIR", "coreai"), ("_TORCH", "torch")):
+        with pytest.warns(DeprecationWarning, match=r"is ExportBackend\.\w+ now") as told:
+            assert getattr(ExportBackend, name) == now
+        with pytest.warns(DeprecationWarning, match="ExportBackend"):
+            assert ExportBackend(name.lower()) is ExportBackend(now)
+        assert len(told) == 1
+    for wrong in ("mil", "Mil", "ONNX"):
+        with pytest.raises(AttributeError, match="it has CoreAI, CoreML, Packed, Torch"):
+            getattr(ExportBackend, wrong)
+    with pytest.raises(ValueError, match="onnx"):
+        ExportBackend("onnx")
+
+
 @pytest.mark.parametrize("backend", ["torchh", "Torch", ""])
 def test_an_unknown_backend_lists_what_there_is(backend: str) -> None:
     palettizer, _ = prepared_mlp()

@@ -20,7 +20,7 @@ _MOST_ENTRIES = 256  # that a code of one byte can tell apart
 
 
 class Zeros(NamedTuple):
-    """What becomes of the zeros of a weight.
+    """Fate of the zeros of a weight.
 
     Attributes:
         mask: bool, of the weight's shape: False where it is zero, for tables of nonzeros alone;

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import EnumType, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,21 @@ from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import PaletteSite, palette_sites
 
+_FORMER = {"mil": "coreml", "mlir": "coreai", "_torch": "torch"}  # coreai-opt's names up to 0.3
 
-class ExportBackend(Enum):
+
+class _WithFormerNames(EnumType):
+    def __getattr__(cls, name: str) -> Any:
+        if name.lower() in _FORMER and name.isupper():
+            return cls(name.lower())
+        raise AttributeError(f"{cls.__name__} has no {name!r}; it has {', '.join(cls.__members__)}")
+
+
+class ExportBackend(StrEnum, metaclass=_WithFormerNames):
     """The documented export targets; any registered backend's name works in their place.
+
+    Members equal their names. ``MIL``, ``MLIR`` and ``_TORCH``, also called by their values, are
+    what they became, with a DeprecationWarning.
 
     ``Packed`` keeps n bits per weight in a torch model that decodes whenever it runs; ``Torch``
     makes plain dense weights of the palettes' values, as large and as fast as before.
@@ -43,6 +56,19 @@ class ExportBackend(Enum):
     CoreML = "coreml"
     Packed = "packed"
     Torch = "torch"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ExportBackend | None:
+        now = _FORMER.get(value) if isinstance(value, str) else None
+        if now is None:
+            return None
+        made = cls(now)
+        warnings.warn(
+            f"ExportBackend {value!r} is ExportBackend.{made.name} now",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+        return made
 
 
 @dataclass(frozen=True)
@@ -207,10 +233,8 @@ def _row_major(tensor: Tensor) -> Tensor:
 
 
 def _name(backend: str | ExportBackend) -> str:
-    if isinstance(backend, ExportBackend):
-        return backend.value
     if isinstance(backend, str):
-        return backend
+        return str(backend)
     raise BackendError(
         f"backend must be an ExportBackend or the name of a registered one, got {backend!r}"
     )
