@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from palette_core._common.locks import can_lock, lock
+from palette_core._common.locks import Lock, can_lock, lock
 
 _MARK = ".palette-"
 _WORK = re.compile(r"\.(?P<name>.+)\.palette-\w{8}", re.DOTALL)
@@ -120,7 +120,7 @@ def lasting_work_folder(parent: Path, name: str) -> tuple[Path, Callable[[], Non
     def release() -> None:
         shutil.rmtree(work, ignore_errors=True)
         if held is not None:
-            os.close(held)
+            held.release()
 
     return work, release
 
@@ -154,10 +154,10 @@ def _clear(work: Path, place: Path) -> None:
                 former.replace(place.with_suffix(suffix) if suffix else place)
         shutil.rmtree(work, ignore_errors=True)
     finally:
-        os.close(held)
+        held.release()
 
 
-def _locked_folder(parent: Path, name: str) -> tuple[Path, int | None]:
+def _locked_folder(parent: Path, name: str) -> tuple[Path, Lock | None]:
     """Make a work folder; where locks do not work, it stays unlocked, and is never cleared."""
     while True:
         try:
@@ -169,7 +169,7 @@ def _locked_folder(parent: Path, name: str) -> tuple[Path, int | None]:
         if work.exists():  # else another process has cleared it away before it was locked
             return work, held
         if held is not None:
-            os.close(held)
+            held.release()
 
 
 def _keep_mode(fresh: Path, place: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import final
 
 _fcntl: ModuleType | None
 try:
@@ -15,30 +18,64 @@ except ImportError:  # pragma: no cover - Windows: nothing is locked
     _fcntl = None
 
 can_lock = _fcntl is not None
+_PATIENCE = 600.0  # seconds
+_PAUSE = 0.02
 
 
-def lock(folder: Path, *, wait: bool = False) -> int | None:
-    """Return a descriptor that locks a folder as long as it is open; None if that fails.
+@final
+class Lock:
+    """Lock of a folder, until it is released, or an interrupt has left nobody who could do so.
 
-    Args:
-        folder: to be locked.
-        wait: for others to be done with it, rather than fail.
+    Raises:
+        OSError: the folder cannot be opened.
     """
-    if _fcntl is None:
+
+    def __init__(self, folder: Path) -> None:
+        self._handle: int | None = None
+        self._handle = os.open(folder, os.O_RDONLY)
+
+    def take(self) -> bool:
+        """Return whether nobody else has it, and take it.
+
+        Raises:
+            OSError: this file system knows no locks.
+        """
+        if _fcntl is None or self._handle is None:
+            return False
+        try:
+            _fcntl.flock(self._handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def is_of(self, folder: Path) -> bool:
+        """Return whether this is the folder that stands there now."""
+        try:
+            return self._handle is not None and os.path.samestat(
+                os.fstat(self._handle), folder.stat()
+            )
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """End it."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def lock(folder: Path) -> Lock | None:
+    """Return the lock of a folder, or None where somebody has it, or nobody can."""
+    if not can_lock:
         return None
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        _fcntl.flock(handle, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
-    except OSError:
-        os.close(handle)
-        return None
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
+    with contextlib.suppress(OSError):
+        held = Lock(folder)
+        if held.take():
+            return held
+    return None
 
 
 @contextlib.contextmanager
@@ -48,23 +85,30 @@ def alone_in(folder: Path) -> Iterator[None]:
     Others are waited for. Where file systems know no locks, nobody is.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be made, or somebody has held it for ten minutes.
     """
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = lock(folder, wait=True)
-        if handle is None or _is_at(handle, folder):
-            break
-        os.close(handle)  # whoever held it has removed it
+    held = _waited_for(folder)
     try:
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        if held is not None:
+            held.release()
 
 
-def _is_at(handle: int, folder: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), folder.stat())
-    except OSError:
-        return False
+def _waited_for(folder: Path) -> Lock | None:
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not can_lock:
+            return None
+        held = Lock(folder)
+        try:
+            taken = held.take()
+        except OSError:
+            return None
+        if taken and held.is_of(folder):  # else whoever held it has removed it
+            return held
+        held.release()
+        if time.monotonic() > give_up:
+            raise OSError(errno.EAGAIN, "another process goes on writing in it", str(folder))
+        time.sleep(_PAUSE)
