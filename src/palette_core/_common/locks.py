@@ -30,8 +30,9 @@ class Lock:
         OSError: the folder cannot be opened.
     """
 
+    _handle: int | None = None
+
     def __init__(self, folder: Path) -> None:
-        self._handle: int | None = None
         self._handle = os.open(folder, os.O_RDONLY)
 
     def take(self) -> bool:
