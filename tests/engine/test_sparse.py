@@ -21,7 +21,7 @@ from palette_core import (
     load_checkpoint,
     read_checkpoint,
 )
-from palette_core.errors import CheckpointError, PaletteWarning, PlanError
+from palette_core.errors import BackendError, CheckpointError, PaletteWarning, PlanError
 from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.storage import palette_sites
 from palette_core.storage.forms.registry import stored_form
@@ -80,6 +80,17 @@ def best_error(values: np.ndarray, k: int) -> float:
             [[0], [np.min(best[:end] + cost[:end, end - 1]) for end in range(1, n + 1)]]
         )
     return float(best[-1])
+
+
+class Plain(Backend):
+    def check_support(self, facts: Any) -> None:
+        return None
+
+    def finalize(self, model: nn.Module, palettized: Any) -> nn.Module:
+        return model
+
+    def export(self, *args: Any) -> Path:
+        raise AssertionError
 
 
 @pytest.mark.parametrize("n_bits", [1, 2, 3])
@@ -168,6 +179,28 @@ def test_sensitivities_weigh_the_nonzeros(tmp_path: Path) -> None:
         assert float(value) == pytest.approx(float(mean), rel=1e-3)
 
 
+def test_a_backend_that_takes_no_sparse_weights_gets_none_from_checkpoints(
+    register: Any, tmp_path: Path
+) -> None:
+    palettizer, model, _ = prepared(sparse_weight())
+    palettizer.finalize(backend="packed")
+    register(
+        ExportBackendEntry(
+            name="plain", summary="dense", interface=1, factory=lambda _: Plain(), suffix=".plain"
+        )
+    )
+    with pytest.raises(BackendError, match=r"0\.weight is stored as 'sparse', and .* only indices"):
+        KMeansPalettizer(model).export(tmp_path / "m.plain", (X,), backend="plain")
+
+
+def test_forms_of_about_one_size_leave_the_smaller_error() -> None:
+    weight = sparse_weight(0.0, shape=(32, 32))
+    weight.view(-1)[:510] = 0  # two less than half of them: 4 bits more than dense indices
+    _, model, palette = prepared(weight)
+    assert palette.form.name == "sparse"
+    assert len(model[0].weight.unique()) == 5
+
+
 # --- which form -----------------------------------------------------------------------------------
 
 
@@ -234,16 +267,6 @@ def test_what_does_not_go_together_is_refused_by_name(register: Any) -> None:
     tensor = prepared(sparse_weight())[2].palettized()
     with pytest.raises(CheckpointError, match="no place for zeros that lie beside the table"):
         PackedWeight(tensor, stored_form("indices"))
-
-    class Plain(Backend):
-        def check_support(self, facts: Any) -> None:
-            return None
-
-        def finalize(self, model: nn.Module, palettized: Any) -> nn.Module:
-            return model
-
-        def export(self, *args: Any) -> Path:
-            raise AssertionError
 
     register(
         ExportBackendEntry(

@@ -16,6 +16,7 @@ from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nonzeros import Nonzeros
 
+_EQUAL = 1.01  # sizes that are about the same: the error of tables of nonzeros is smaller
 _MOST_ENTRIES = 256  # that a code of one byte can tell apart
 
 
@@ -44,7 +45,7 @@ def find_zeros(spec: PalettizationSpec, weight: Tensor) -> Zeros:
         return Zeros(None, spec.preserve_zero)
     asked = spec.stored_form == SPARSE_FORM
     # With 1 bit a zero in the table would leave one entry for everything else.
-    smaller = count * spec.n_bits + every <= every * spec.n_bits or spec.n_bits == 1
+    smaller = count * spec.n_bits + every <= _EQUAL * every * spec.n_bits or spec.n_bits == 1
     return Zeros(mask if count and (asked or smaller) else None, stay=True)
 
 

@@ -208,6 +208,12 @@ def _write(
         model = finalize(model, target, catalog)
     for site in palette_sites(model, PackedWeight):
         site.palette.check_file()
+        form, forms = site.palette.form.name, target.entry.stored_forms
+        if forms is not None and form not in forms:  # out of a checkpoint, by no plan
+            raise BackendError(
+                f"{site.name} is stored as {form!r}, and backend {target.name!r} takes only "
+                f"{', '.join(forms)}; dequantize() the model, and prepare it for this backend"
+            )
     inputs = mapped(_row_major, _inputs_for(target, example_inputs))
     written = target.backend.export(model, inputs, path, dynamic_shapes)
     if not path.exists():
