@@ -60,9 +60,8 @@ class Lock:
 
     def release(self) -> None:
         """End it."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            os.close(handle)
+        if "_handle" in vars(self):
+            os.close(vars(self).pop("_handle"))  # in one step, which nothing comes between
 
     def __del__(self) -> None:
         self.release()
