@@ -16,7 +16,7 @@ from torch import nn
 from coreai_backend.backend import CoreAIBackend
 from coreai_backend.options import CoreAIOptions
 from export_rewrites.programs import PROGRAMS
-from export_rewrites.sweep import Verdict, judge, put_section, section
+from export_rewrites.sweep import Verdict, judge_all, put_section, section
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def verdicts(tmp_path_factory) -> dict[str, Verdict]:
         path = backend.export(model, inputs, folder / "m.aimodel")
         return [torch.from_numpy(array) for array in run_file(path, *inputs)]
 
-    return {program.name: judge(program, run) for program in PROGRAMS}
+    return judge_all(PROGRAMS, run)
 
 
 def test_nothing_is_wrong_and_little_is_refused(verdicts) -> None:

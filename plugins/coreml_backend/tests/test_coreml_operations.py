@@ -16,7 +16,7 @@ from torch import nn
 from coreml_backend.backend import CoreMLBackend
 from coreml_backend_hooks import CoreMLOptions
 from export_rewrites.programs import PROGRAMS
-from export_rewrites.sweep import Verdict, judge, put_section, section
+from export_rewrites.sweep import Verdict, judge_all, put_section, section
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def verdicts(tmp_path_factory) -> dict[str, Verdict]:
         outputs = run_package(path, [x.numpy() for x in inputs])
         return [torch.from_numpy(array) for array in outputs.values()]
 
-    return {program.name: judge(program, run) for program in PROGRAMS}
+    return judge_all(PROGRAMS, run)
 
 
 def test_nothing_is_wrong_and_little_is_refused(verdicts) -> None:

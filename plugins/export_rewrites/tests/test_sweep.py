@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from export_rewrites.programs import PROGRAMS
-from export_rewrites.sweep import judge, list_of_programs, put_section
+from export_rewrites.sweep import judge, judge_all, list_of_programs, put_section
 from palette_core.errors import BackendError
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
@@ -55,6 +55,34 @@ def test_a_refusal() -> None:
 def test_other_errors_are_failures() -> None:
     with pytest.raises(ZeroDivisionError):
         judge(BY_NAME["sort"], lambda m, x: 1 / 0)
+
+
+def test_programs_in_company_are_judged_as_alone() -> None:
+    """What is refused or wrong among others is found, and told alone."""
+    asked: list[int] = []
+
+    def run(model: nn.Module, inputs):
+        asked.append(len(inputs))
+        text = str(model)
+        if "Embedding" in text:
+            raise BackendError("no embeddings")
+        return eager(model, inputs)
+
+    names = ("Linear", "Embedding", "sort", "Conv2d", "Softmax2d", "sum")
+    programs = [BY_NAME[name] for name in names]
+    found = judge_all(programs, run, at_once=3)
+    assert {name: v.word for name, v in found.items()} == {
+        "Linear": "right", "Embedding": "refused", "sort": "right",
+        "Conv2d": "right", "Softmax2d": "right", "sum": "right",
+    }  # fmt: skip
+    assert len(asked) == 2 + 3  # the first three once more, alone
+
+    def wrong(model: nn.Module, inputs):
+        return [
+            output + 1 if output.is_floating_point() else output for output in eager(model, inputs)
+        ]
+
+    assert {v.word for v in judge_all(programs[3:], wrong).values()} == {"wrong"}
 
 
 def test_the_page_lists_the_programs() -> None:

@@ -138,3 +138,50 @@ def rrelu(
     if training:
         return NotImplemented
     return torch.where(a > 0, a, a * ((lower + upper) / 2)), noise
+
+
+@rewrites(aten.maximum.default, why="OpenVINO 2026.4 drops NaN")
+def maximum(a: Tensor, b: Tensor) -> Any:
+    """NaN where either is."""
+    if not a.is_floating_point():
+        return NotImplemented
+    return torch.where(
+        torch.ne(a, a), a, torch.where(torch.ne(b, b), b, aten.maximum.default(a, b))
+    )
+
+
+@rewrites(aten.minimum.default, why="OpenVINO 2026.4 drops NaN")
+def minimum(a: Tensor, b: Tensor) -> Any:
+    """NaN where either is."""
+    if not a.is_floating_point():
+        return NotImplemented
+    return torch.where(
+        torch.ne(a, a), a, torch.where(torch.ne(b, b), b, aten.minimum.default(a, b))
+    )
+
+
+@rewrites(aten.exp2.default, why="OpenVINO 2026.4 has no translation for it")
+def exp2(a: Tensor) -> Any:
+    """By the exponential, where the logarithm of 2 is exact enough for float32."""
+    return torch.pow(like(2.0, a), a)
+
+
+def _number(x: Any) -> Any:
+    """Return where a tensor is no NaN."""
+    return torch.eq(x, x) if isinstance(x, Tensor) else x == x  # noqa: PLR0124
+
+
+@rewrites(aten.gt.Tensor, aten.gt.Scalar, why="OpenVINO 2026.4 has NaN larger than everything")
+def larger(a: Tensor, b: Any) -> Any:
+    """Larger, of two numbers."""
+    if not a.is_floating_point():
+        return NotImplemented
+    return torch.gt(a, b) & _number(a) & _number(b)
+
+
+@rewrites(aten.lt.Tensor, aten.lt.Scalar, why="OpenVINO 2026.4 has NaN smaller than everything")
+def smaller(a: Tensor, b: Any) -> Any:
+    """Smaller, of two numbers."""
+    if not a.is_floating_point():
+        return NotImplemented
+    return torch.lt(a, b) & _number(a) & _number(b)

@@ -41,12 +41,74 @@ def judge(program: Program, run: Run) -> Verdict:
             `BackendError` where that is refused.
     """
     model = program.make()
-    with torch.no_grad():
-        wanted = [torch.as_tensor(leaf) for leaf in tree_leaves(model(*program.inputs))]
+    wanted = _outputs(model, program)
     try:
         got = run(model, program.inputs)
     except BackendError as error:
         return Verdict("refused", " ".join(str(error).split()))
+    return _compared(got, wanted)
+
+
+def judge_all(programs: Sequence[Program], run: Run, *, at_once: int = 16) -> dict[str, Verdict]:
+    """Judge programs, many in one conversion; by name.
+
+    What is not right in the company of others, and whoever was with something that is refused, is
+    judged alone.
+
+    Args:
+        programs: to try.
+        run: see `judge`.
+        at_once: how many are converted together.
+    """
+    found: dict[str, Verdict] = {}
+    for start in range(0, len(programs), at_once):
+        some = programs[start : start + at_once]
+        found |= {name: v for name, v in _together(some, run).items() if v.word == "right"}
+    return {p.name: found[p.name] if p.name in found else judge(p, run) for p in programs}
+
+
+def _together(programs: Sequence[Program], run: Run) -> dict[str, Verdict]:
+    """Return verdicts on programs in one conversion; none where that is refused."""
+    models = [program.make() for program in programs]
+    wanted = [_outputs(m, p) for m, p in zip(models, programs, strict=True)]
+    inputs = tuple(tensor for program in programs for tensor in program.inputs)
+    try:
+        got = list(run(_Beside(models, [len(p.inputs) for p in programs]), inputs))
+    except BackendError:
+        return {}
+    if len(got) != sum(map(len, wanted)):
+        return {}
+    parts = [[got.pop(0) for _ in outputs] for outputs in wanted]
+    return {
+        program.name: _compared(part, outputs)
+        for program, part, outputs in zip(programs, parts, wanted, strict=True)
+    }
+
+
+class _Beside(nn.Module):
+    """Models beside each other, each with inputs of its own; all their outputs in a row."""
+
+    def __init__(self, models: Sequence[nn.Module], counts: Sequence[int]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self._counts = list(counts)
+        self.train(False)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run all."""
+        given, made = iter(inputs), []
+        for model, count in zip(self.models, self._counts, strict=True):
+            outputs = model(*(next(given) for _ in range(count)))
+            made += [torch.as_tensor(leaf) for leaf in tree_leaves(outputs)]
+        return tuple(made)
+
+
+def _outputs(model: nn.Module, program: Program) -> list[Tensor]:
+    with torch.no_grad():
+        return [torch.as_tensor(leaf) for leaf in tree_leaves(model(*program.inputs))]
+
+
+def _compared(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Verdict:
     if len(got) != len(wanted):
         return Verdict("wrong", f"{len(got)} outputs instead of {len(wanted)}")
     # Some runtimes have no tensors without dimensions.

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from export_rewrites import module_of
 from openvino_backend.weights import Weight, weights_of
 from palette_core.errors import BackendError
 
@@ -94,7 +95,7 @@ class _Flattening:
             elif node.op == "get_attr":
                 self._keep(node, getattr(self._program.graph_module, str(node.target)))
             elif node.op != "output" and node not in self._new:
-                self._new[node] = self._graph.node_copy(node, self._new.__getitem__)
+                self._new[node] = self._graph.node_copy(node, self._made_of)
                 if node.target is torch.ops.aten.arange.start_step:
                     # The converter counts in integers unless it is told otherwise.
                     dtype = node.meta["val"].dtype
@@ -105,6 +106,17 @@ class _Flattening:
             fx.GraphModule(self._root, self._graph),
             made.inputs, made.weights, made.states, made.outputs,
         )  # fmt: skip
+
+    def _made_of(self, node: fx.Node) -> fx.Node:
+        """Return what stands for an old node; some inputs of checks are no tensors."""
+        if node not in self._new:
+            user = next(iter(node.users))
+            name = next((arg for arg in user.args if not isinstance(arg, fx.Node)), user.target)
+            raise BackendError(
+                f"OpenVINO has no conversion for {name} ({module_of(user)}), which checks its "
+                "result while it runs; write the model without it"
+            )
+        return self._new[node]
 
     def _placeholder(self, node: fx.Node, name: str) -> None:
         new = self._graph.placeholder(name)

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from export_rewrites import left_over, rewritten, summary, trace
-from openvino_backend.dialect import dialect, lacking_in
+from openvino_backend.dialect import check_operations, dialect, lacking_in
 from openvino_backend.programs import UNUSED, FlatProgram, flatten
 from palette_core.errors import BackendError
 
@@ -55,6 +55,7 @@ def converted(
         lacking: frozenset[str] = frozenset()
         while True:
             decomposed = rewritten(program, dialect(lacking))
+            check_operations(decomposed)
             flat = flatten(model, decomposed)
             try:
                 return flat, _converted(flat)
