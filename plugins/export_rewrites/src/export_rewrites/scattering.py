@@ -209,3 +209,32 @@ def index_fill(a: Tensor, dim: int, index: Tensor, number: Any) -> Any:
     shape[dim] = a.shape[dim]
     named = hot(index, a.shape[dim]).any(0).reshape(shape)
     return torch.where(named, aten.full.default([], number, dtype=a.dtype), a)
+
+
+@rewrites(aten.copy.default, why="OpenVINO 2026.4 does not take its third argument")
+def copy(a: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
+    """The source, as large and in the dtype of what it is written over."""
+    del non_blocking
+    return source.to(a.dtype).expand(a.shape).clone()
+
+
+@rewrites(aten.slice_scatter.default, why="OpenVINO 2026.4 converts it, and compiles no such model")
+def slice_scatter(
+    a: Tensor,
+    source: Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Any:
+    """What is before, the source, and what is behind."""
+    if step != 1 or not static(a, source):
+        return NotImplemented
+    size = a.shape[dim]
+    first, last, _ = slice(start, end).indices(size)
+    parts = [
+        a.narrow(dim, 0, first),
+        source,
+        a.narrow(dim, max(first, last), size - max(first, last)),
+    ]
+    return torch.cat([part for part in parts if part.shape[dim]] or [a], dim)
