@@ -44,6 +44,7 @@ _REWRITTEN = (
     aten.var_mean.correction,
 )
 _LACKING = re.compile(r"No conversion rule found for operations: (.+)")
+_FAILED = re.compile(r"^-- (\S+) with a message", re.MULTILINE)
 
 
 def dialect(lacking: frozenset[str]) -> Dialect:
@@ -68,9 +69,10 @@ def _decomposed() -> frozenset[OpOverload]:
 
 
 def lacking_in(message: str) -> frozenset[str]:
-    """Return the operations that an error of the converter names."""
+    """Return the operations that an error of the converter names, as unknown or as failed."""
     found = _LACKING.search(message)
-    return frozenset() if found is None else frozenset(re.split(r",\s*", found[1].strip()))
+    lacking = [] if found is None else re.split(r",\s*", found[1].strip())
+    return frozenset((*lacking, *_FAILED.findall(message)))
 
 
 def check_operations(program: ExportedProgram) -> None:
