@@ -2,7 +2,7 @@
 
 They are CRC-32, of damage and not of malice: whoever can change a tensor on purpose can change its
 checksum too. One bit that flips, or 32 that lie together, are always found, anything else but for
-one case in 2 ** 32; a cryptographic digest would take a fifth of the time of loading.
+one case in 2 ** 32; a cryptographic digest would take a fifth to a third of the time of loading.
 """
 
 from __future__ import annotations
