@@ -19,6 +19,7 @@ from palette_core import (
 )
 from palette_core.errors import DuplicatePluginError, OperationError
 from palette_core.plugins import Consumption, Operation, OperationEntry
+from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors import Features
 
 HOOKS = """
@@ -230,3 +231,21 @@ def test_what_the_factory_makes_is_checked(register) -> None:
 def test_wrong_fields_are_refused(field) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(field))}"):
         entry(None, **field).check()
+
+
+def test_a_name_of_the_cores_cannot_be_an_alias(install) -> None:
+    install(
+        "from palette_core.plugins import OperationEntry, hookimpl\n"
+        "@hookimpl\ndef palette_core_operations():\n"
+        "    about = {'summary': 's', 'interface': 1}\n"
+        "    return [OperationEntry(name='a.op', aliases=('matmul',), **about),\n"
+        "            OperationEntry(name='b.op', module_types=('torch.nn.Linear',), **about),\n"
+        "            OperationEntry(name='addmm_', **about),\n"
+        "            OperationEntry(name='c.op', **about)]\n"
+    )
+    catalog = get_catalog()
+    refused = {q.entry_point: q.error for q in catalog.quarantined}
+    assert "claims the name 'matmul'" in refused["operation:a.op"]
+    assert "claims the module type 'torch.nn.Linear'" in refused["operation:b.op"]
+    assert "claims the name 'addmm_'" in refused["operation:addmm_"]
+    assert catalog.operations.find("c.op")

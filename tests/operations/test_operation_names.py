@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from palette_core.operations import canonical_op_type, installed_operations
+from palette_core.operations.table import op_type_of
 
 TABLE = installed_operations()
 KNOWN_OP_TYPES = [name for name in TABLE.names() if "." not in name]
@@ -41,6 +42,20 @@ def test_the_documented_operations_are_covered_by_default() -> None:
 def test_operations_are_functions_that_torch_has(op: str) -> None:
     names = (op, *installed_operations().aliases(op))
     assert any(hasattr(place, name) for place in (nn.functional, torch) for name in names)
+
+
+@pytest.mark.parametrize("op", ["addmm", "baddbmm"])
+def test_forms_in_place_are_the_same_operation(op: str) -> None:
+    for key in (f"{op}_", f"aten.{op}_", f"aten.{op}_.default", f"torch.ops.aten.{op}_"):
+        assert canonical_op_type(key) == op
+    assert op_type_of(getattr(torch.Tensor, f"{op}_")) == op
+    assert op_type_of(getattr(torch.ops.aten, f"{op}_").default) == op
+
+
+@pytest.mark.parametrize("key", ["linear_", "matmul_", "addmm__"])
+def test_forms_in_place_that_torch_lacks_are_no_operations(key: str) -> None:
+    with pytest.raises(ValueError, match="unknown op type"):
+        canonical_op_type(key)
 
 
 @pytest.mark.parametrize(

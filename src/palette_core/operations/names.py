@@ -34,7 +34,6 @@ def canonical_op_type(key: str) -> str:
     name, overload = _without_overload(dotted, table)
     found = table.spelled(name)
     if found in table:
-        table.check(found)
         if overload:
             _check_overload(key, name, overload, is_aten)
         return found

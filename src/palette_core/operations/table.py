@@ -25,14 +25,14 @@ class OperationTable:
     def __init__(self, registry: Registry[OperationEntry]) -> None:
         self._registry = registry
         self._entries: dict[str, OperationEntry] = {}
-        for item in registry:
-            self._entries.setdefault(item.entry.name, item.entry)
-        self._spellings = {name: name for name in self._entries}
+        self._named: dict[str, list[Registered[OperationEntry]]] = {}
         self._modules: dict[str, str] = {}
         self._made: dict[str, Operation] = {}
-        for entry in self._entries.values():
-            for alias in entry.aliases:
-                self._spellings.setdefault(_dotted(alias), entry.name)
+        for item in registry:
+            entry = item.entry
+            self._entries.setdefault(entry.name, entry)
+            for name in entry.names():
+                self._named.setdefault(name, []).append(item)
             for module_type in (*entry.module_types, *entry.part_types):
                 self._modules.setdefault(_defined(module_type), entry.name)
 
@@ -43,21 +43,23 @@ class OperationTable:
         """Return the names of all operations, those palettized by default first."""
         return sorted(self._entries, key=lambda name: not self.is_default(name))
 
-    def check(self, name: str) -> None:
-        """Refuse the name of an operation that two plug-ins register.
+    def spelled(self, name: str) -> str:
+        """Return the operation that goes by a name, such as ``"__matmul__"``; else the name.
+
+        What torch has in place too goes by that name as well: ``"addmm_"`` is ``"addmm"``.
 
         Raises:
-            DuplicatePluginError: naming both.
+            DuplicatePluginError: two plug-ins give the name, or the alias, to one of theirs.
         """
-        self._registry.find(name)
-
-    def spelled(self, name: str) -> str:
-        """Return the operation that goes by a name, such as ``"__matmul__"``; else the name."""
-        return self._spellings.get(name, name)
+        if name not in self._named and hasattr(Tensor, name):
+            name = name.removesuffix("_") if name[:-1] in self._named else name
+        if name not in self._named:
+            return name
+        return self._registry.only(self._named[name], repr(name)).entry.name
 
     def aliases(self, name: str) -> list[str]:
         """Return the other names of an operation."""
-        return [alias for alias, meant in self._spellings.items() if meant == name != alias]
+        return [alias for alias in self._entries[name].names() if alias != name]
 
     def instead_of(self, internal_form: str) -> list[str]:
         """Return the operations that become ``internal_form`` inside."""
@@ -113,7 +115,6 @@ class OperationTable:
 
         Raises:
             OperationError: the plug-in that knows the operation fails, or returns no axis.
-            DuplicatePluginError: two plug-ins know it.
         """
         if op_type not in self._entries or weight.dim() == 0:
             return None
@@ -143,7 +144,6 @@ class OperationTable:
 
         Raises:
             OperationError: the plug-in that knows the operation fails, or returns nonsense.
-            DuplicatePluginError: two plug-ins know it.
         """
         if op_type not in self._entries:
             return []
@@ -159,10 +159,6 @@ class OperationTable:
 
 def _within(axis: int, rank: int) -> int:
     return min(max(axis + rank if axis < 0 else axis, 0), max(rank - 1, 0))
-
-
-def _dotted(name: str) -> str:
-    return name.removeprefix("torch.ops.").replace("::", ".")
 
 
 def _defined(path: str) -> str:

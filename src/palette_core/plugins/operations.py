@@ -109,6 +109,7 @@ class OperationEntry(PluginEntry):
         parameters: names of its positional arguments, in order; ``"*name"`` takes all that are
             left. Empty takes them from the schema or the signature of what was called.
         aliases: other names of the same, in configs and in calls: ``"__matmul__"``, ``"ns.op_"``.
+            What the core's operations are called, nobody else's may be.
         internal_forms: names of what it becomes inside, which a config may not use; the error
             points to this operation.
         module_types: fully qualified names of the modules that it is the operation of.
@@ -126,6 +127,17 @@ class OperationEntry(PluginEntry):
     internal_forms: tuple[str, ...] = ()
     module_types: tuple[str, ...] = ()
     part_types: tuple[str, ...] = ()
+
+    def names(self) -> tuple[str, ...]:
+        """Return name and aliases, as configs and calls are looked up: with dots."""
+        aliases = (alias.removeprefix("torch.ops.").replace("::", ".") for alias in self.aliases)
+        return self.name, *aliases
+
+    def claims(self) -> frozenset[str]:
+        """Return all names, those of forms in place too, and the module types it is made for."""
+        names = {spelled for name in self.names() for spelled in (name, f"{name}_")}
+        modules = {f"the module type {path!r}" for path in (*self.module_types, *self.part_types)}
+        return frozenset({f"the name {name!r}" for name in names}) | modules
 
     def check(self) -> None:
         """Refuse names that are no tuples of text, and axes that are no integers."""

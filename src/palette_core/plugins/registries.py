@@ -92,7 +92,7 @@ class Registry(Generic[EntryT]):
         """
         found = [item for item in self.items if item.entry.name == name]
         if found:
-            return self._only(found, repr(name))
+            return self.only(found, repr(name))
         if self.is_blocked(name):
             raise BlockedPluginError(f"{self.kind} {name!r} is blocked by --block or {VARIABLE}")
         raise UnknownPluginError(self._unknown(name))
@@ -108,13 +108,18 @@ class Registry(Generic[EntryT]):
             DuplicatePluginError: two distributions claim it.
         """
         found = [item for item in self.items if getattr(item.entry, field) == value]
-        return self._only(found, f"for {field} {value!r}") if found else None
+        return self.only(found, f"for {field} {value!r}") if found else None
 
     def get(self, name: str) -> EntryT:
         """Return the entry registered under ``name``; raises as `find`."""
         return self.find(name).entry
 
-    def _only(self, found: Sequence[Registered[EntryT]], what: str) -> Registered[EntryT]:
+    def only(self, found: Sequence[Registered[EntryT]], what: str) -> Registered[EntryT]:
+        """Return the one entry that is found.
+
+        Raises:
+            DuplicatePluginError: there are several, of more than one distribution.
+        """
         if len(found) == 1:
             return found[0]
         claims = sorted(str(item.distribution) for item in found)
