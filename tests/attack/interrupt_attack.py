@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,12 +48,13 @@ def attack(count: int, seed: int = 0) -> Outcome:
             lines[name] = _lines_of(action)
         subject = begin()
         before, after = _state(subject.model), None
-        at = made.randint(1, lines[name])
+        at, place = made.randint(1, lines[name]), ""
         try:
             _interrupted(_bound(call, subject), at)
             kind = "finished"
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             kind = "interrupted"
+            place = _place(stop)
         outcome.counts[kind] += 1
         found = _state(subject.model)
         if not _same(found, before):
@@ -64,8 +66,18 @@ def attack(count: int, seed: int = 0) -> Outcome:
             torch.set_grad_enabled(True)
             problem = "gradients are left off"
         if problem:
-            outcome.broken.append(f"seed {seed}, case {number}, {name} at line {at}: {problem}")
+            outcome.broken.append(
+                f"seed {seed}, case {number}, {name} at line {at} ({place}): {problem}"
+            )
     return outcome
+
+
+def _place(stop: KeyboardInterrupt) -> str:
+    """Return file and line of the package that were interrupted."""
+    frames = [
+        f for f in traceback.extract_tb(stop.__traceback__) if f.filename.startswith(_WATCHED)
+    ]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
 
 
 # --- calls ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from palette_core._common.torch_state import torch_state_kept
 from palette_core.allocation.candidates import (
     CandidateSpec,
     Judged,
@@ -111,6 +112,7 @@ class Allocation:
         }
 
 
+@torch_state_kept()
 def allocate(
     model: nn.Module,
     config: KMeansPalettizerConfig | None,

@@ -9,6 +9,7 @@ from typing import Any, Self, final
 
 from torch import Tensor, nn
 
+from palette_core._common.torch_state import torch_state_kept
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
@@ -86,6 +87,7 @@ class KMeansPalettizer:
         """
         return installed_operations().default_modules()
 
+    @torch_state_kept()
     def make_plan(
         self,
         example_inputs: ExampleInputs,
@@ -122,6 +124,7 @@ class KMeansPalettizer:
             refuse_program(self._model, example_inputs, target.backend, dynamic_shapes)
         return made
 
+    @torch_state_kept()
     def calibrate(
         self,
         batches: Iterable[Any],
@@ -179,6 +182,7 @@ class KMeansPalettizer:
         needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
         self._looked = options, look(self._model, needy, options)
 
+    @torch_state_kept()
     def prepare(
         self,
         example_inputs: ExampleInputs,
@@ -253,6 +257,7 @@ class KMeansPalettizer:
         self._kept.clear()
         return self._model
 
+    @torch_state_kept()
     def finalize(
         self,
         model: nn.Module | None = None,
@@ -292,6 +297,7 @@ class KMeansPalettizer:
             model, target, self._catalog, mmap_dir=None if mmap_dir is None else Path(mmap_dir)
         )
 
+    @torch_state_kept()
     def dequantize(self, model: nn.Module | None = None) -> nn.Module:
         """Make every palettized weight a plain dense one with the palette's values, in place.
 
@@ -308,6 +314,7 @@ class KMeansPalettizer:
         """
         return dequantize(self._chosen(model), self._catalog)
 
+    @torch_state_kept()
     def export(
         self,
         path: str | Path,
@@ -391,6 +398,7 @@ class KMeansPalettizer:
         options = CalibrationOptions(loss_fn, sensitivity_path, offload, executor)
         results: Results = {}
         with (
+            torch_state_kept(),
             self._occupied(model, State.CALIBRATING),
             calibration(model, options, results) as session,
         ):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.torch_state import torch_state_kept
 from palette_core._common.wrapped import parts_of
 from palette_core.errors import CheckpointError, StateError
 from palette_core.model.parametrization import ModuleSnapshot
@@ -47,6 +48,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     return write_stored(path, stored, dense, aliases, origins, values)
 
 
+@torch_state_kept()
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """Load a packed checkpoint into a dense model of the same architecture, in place.
 

@@ -227,7 +227,7 @@ def slice_scatter(
     end: int | None = None,
     step: int = 1,
 ) -> Any:
-    """What is before, the source, and what is behind."""
+    """The parts before and behind, and the source between them."""
     if step != 1 or not static(a, source):
         return NotImplemented
     size = a.shape[dim]
