@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from palette_core._common.undoing import undone
 from palette_core.errors import StateError
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.storage.sites import palette_sites
@@ -136,10 +137,7 @@ def mark(model: nn.Module, state: State) -> None:
 def occupied(model: nn.Module, state: State) -> Iterator[None]:
     """Hold a prepared model in ``state`` while the block runs. Copies of it are free."""
     items = [site.palette for site in palette_sites(model, PalettizedWeight)]
-    try:
+    with undone(list(items), lambda item: _BUSY.pop(item, None)):
         for item in items:
             _BUSY[item] = state
         yield
-    finally:
-        for item in items:
-            _BUSY.pop(item, None)
