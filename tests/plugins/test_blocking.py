@@ -13,6 +13,7 @@ from palette_core import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
+    QuantizationSpec,
     read_checkpoint,
     save_checkpoint,
 )
@@ -125,6 +126,23 @@ def test_a_blocked_name_is_free_for_others(block, site) -> None:
     assert discover().clusterers.find("gptq").distribution.name == "fake-good"
 
 
+@pytest.mark.parametrize("name", ["per_tensor", "per_grouped_channel"])
+def test_a_blocked_granularity_is_refused_also_where_its_class_is_named(block, name) -> None:
+    config = KMeansPalettizerConfig.presets.w8() if name == "per_tensor" else None
+    config = config or KMeansPalettizerConfig.presets.w4(group_size=4)
+    block(f"granularity:{name}")
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    with pytest.raises(BlockedPluginError, match=f"weight.*granularity '{name}' is blocked by"):
+        KMeansPalettizer(model, config).prepare((torch.ones(1, 8),))
+
+
+def test_a_blocked_lut_quantizer_is_told_where_its_dtype_is_asked_for(block) -> None:
+    block("lut-quantizer:integer")
+    told = r"lut_qspec.dtype must be one of .*got int8 \(blocked: lut-quantizer:integer\)"
+    with pytest.raises(ValueError, match=told):
+        PalettizationSpec(lut_qspec=QuantizationSpec())
+
+
 def test_a_file_in_a_blocked_form_says_which_file_and_weight(block, tmp_path) -> None:
     model = nn.Sequential(nn.Linear(8, 8)).eval()
     path = save_checkpoint(KMeansPalettizer(model).prepare((torch.ones(1, 8),)), tmp_path / "m")
@@ -136,7 +154,7 @@ def test_a_file_in_a_blocked_form_says_which_file_and_weight(block, tmp_path) ->
 def test_without_an_algorithm_the_config_has_to_choose(block) -> None:
     block("clusterer:kmeans1d")
     model = nn.Sequential(nn.Linear(8, 8)).eval()
-    with pytest.raises(PlanError, match="0 algorithms are the default for scalars"):
+    with pytest.raises(PlanError, match=r"for scalars \(blocked: clusterer:kmeans1d\)"):
         KMeansPalettizer(model).prepare((torch.ones(1, 8),))
 
 

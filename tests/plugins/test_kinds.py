@@ -13,6 +13,7 @@ from palette_core.errors import PaletteError
 from palette_core.plugins.discovery import Discovery
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.kinds import KINDS, kind_of
+from palette_core.plugins.lut_quantizers import KNOWN_DTYPES
 from palette_core.plugins.registries import Distribution
 
 ABOUT = Distribution("palette-example", "1.0")
@@ -45,3 +46,15 @@ def test_the_example_of_a_hook_registers_by_it(kind) -> None:
     assert {k for k, v in found.entries.items() if v} == {kind}
     (item,) = found.entries[kind]
     assert kind_of(item.entry) is kind
+
+
+def test_dtypes_of_tables_are_those_of_torch() -> None:
+    import torch
+
+    known = {str(d).removeprefix("torch.") for d in vars(torch).values() if type(d) is torch.dtype}
+    assert set(KNOWN_DTYPES) <= known
+    entry = plugins.LutQuantizerEntry(
+        name="x", summary="s", interface=1, factory=lambda *_: None, dtypes=("int8", "nonsense")
+    )
+    with pytest.raises(ValueError, match=r"torch has no 'nonsense'; names are int8, "):
+        entry.check()

@@ -189,7 +189,7 @@ class PalettizationSpec(FrozenModel):
         if dtype_name(value.dtype) not in allowed:
             raise ValueError(
                 f"lut_qspec.dtype must be one of {', '.join(allowed) or '(no LUT quantizer)'}, "
-                f"got {dtype_name(value.dtype)}"
+                f"got {dtype_name(value.dtype)}{installed.left_out()}"
             )
         if not isinstance(value.granularity, PerTensorGranularity):
             raise ValueError(

@@ -9,7 +9,7 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import PaletteError
 from palette_core.planning.choose import clusterer_for, lut_quantizer_name
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.kinds import STORED_FORM
+from palette_core.plugins.kinds import GRANULARITY, STORED_FORM
 from palette_core.plugins.options import validate_options
 
 ConfigPath = tuple[str, ...]
@@ -51,7 +51,8 @@ def check_names(
 def _what_is_checked(spec: PalettizationSpec) -> tuple[object, ...]:
     """Return all that `_checks` looks at, equal for specs that it cannot tell apart."""
     options = repr(spec.algorithm_options), repr(spec.training_strategy_options)
-    return spec.algorithm, spec.cluster_dim, spec.lut_qspec, spec.training_strategy, *options
+    kinds = spec.granularity.type, spec.algorithm, spec.cluster_dim, spec.lut_qspec
+    return *kinds, spec.training_strategy, *options
 
 
 def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[], object]]:
@@ -61,6 +62,7 @@ def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[],
         return catalog.training_strategies.get(spec.training_strategy)
 
     return {
+        "granularity": lambda: _check_granularity(spec, catalog),
         "algorithm": lambda: clusterer_for(spec, catalog),
         "algorithm_options": lambda: validate_options(
             clusterer_for(spec, catalog), spec.algorithm_options
@@ -73,6 +75,13 @@ def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[],
             spec.training_strategy_options,
         ),
     }
+
+
+def _check_granularity(spec: PalettizationSpec, catalog: Catalog) -> None:
+    """Refuse a granularity that is blocked; one that nobody registers is the user's own."""
+    registry = catalog[GRANULARITY]
+    if registry.is_blocked(spec.granularity.type):
+        registry.get(spec.granularity.type)
 
 
 def _specs(config: KMeansPalettizerConfig) -> Iterator[tuple[ConfigPath, PalettizationSpec]]:

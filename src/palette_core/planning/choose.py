@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from palette_core.config.spec import PalettizationSpec, QuantizationSpec
 from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
 from palette_core.plugins import ClustererEntry, Refusal, TensorFacts
@@ -9,6 +11,7 @@ from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.granularities import block_shape
 from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.options import validate_options
+from palette_core.plugins.registries import Registry
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.scales import scale_shape
@@ -60,9 +63,11 @@ def default_clusterer(cluster_dim: int, catalog: Catalog) -> str:
     entries = [item.entry for item in catalog.clusterers]
     if cluster_dim == 1:
         scalars = [entry.name for entry in entries if entry.default_for_scalars]
-        return _only(scalars, "algorithms are the default for scalars", "algorithm")
+        what = "algorithms are the default for scalars"
+        return _only(scalars, what, "algorithm", catalog.clusterers)
     vectors = [entry.name for entry in entries if entry.default_for_vectors]
-    return _only(vectors, "algorithms are the default for vectors", "algorithm")
+    what = "algorithms are the default for vectors"
+    return _only(vectors, what, "algorithm", catalog.clusterers)
 
 
 def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> str | None:
@@ -79,7 +84,7 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
     if name is None:
         default = [entry.name for entry in able if entry.is_default]
         what = f"LUT quantizers are the default for {dtype_name(lut_qspec.dtype)}"
-        name = _only(default, what, "lut_qspec.quantizer")
+        name = _only(default, what, "lut_qspec.quantizer", registry)
     entry = registry.get(name)
     if dtype_name(lut_qspec.dtype) not in entry.dtypes:
         raise PlanError(
@@ -95,13 +100,14 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
     return name
 
 
-def _only(names: list[str], what: str, field: str) -> str:
+def _only(names: list[str], what: str, field: str, registry: Registry[Any]) -> str:
     """Return the one name among those of defaults."""
     if len(names) == 1:
         return names[0]
     listed = f": {', '.join(names)}" if names else ""
     kind = DuplicatePluginError if names else PlanError
-    raise kind(f"{len(names)} {what}{listed}; choose one by {field}")
+    left_out = "" if names else registry.left_out()
+    raise kind(f"{len(names)} {what}{listed}{left_out}; choose one by {field}")
 
 
 def check_stored_form(facts: TensorFacts, catalog: Catalog) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from palette_core.errors import did_you_mean
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
     from palette_core.config.spec import QuantizationSpec
     from palette_core.tensors.codebook import QuantizedLut
+
+
+# By name, so that registering imports no torch.
+KNOWN_DTYPES = (
+    *("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    *("float4_e2m1fn_x2", "float16", "bfloat16", "float32", "float64"),
+)
 
 
 class LutQuantizer(ABC):
@@ -50,10 +59,11 @@ class LutQuantizerEntry(PluginEntry):
         return super().claims() | {f"to be the default for {dtype}" for dtype in default}
 
     def check(self) -> None:
-        """Refuse dtypes that are not given by name.
+        """Refuse dtypes that are not given by name, and names of none.
 
         Raises:
             TypeError: naming what is no name.
+            ValueError: naming a dtype that torch does not have.
         """
         super().check()
         dtypes: Any = self.dtypes
@@ -62,6 +72,12 @@ class LutQuantizerEntry(PluginEntry):
                 f"dtypes of {self.name!r} must be a tuple of names such as ('int8',), "
                 f"got {dtypes!r}"
             )
+        for dtype in dtypes:
+            if dtype not in KNOWN_DTYPES:
+                raise ValueError(
+                    f"dtypes of {self.name!r}: torch has no {dtype!r}"
+                    f"{did_you_mean(dtype, KNOWN_DTYPES)}; names are {', '.join(KNOWN_DTYPES)}"
+                )
 
 
 @hookspec

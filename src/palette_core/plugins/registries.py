@@ -131,10 +131,11 @@ class Registry(Generic[EntryT]):
     def _unknown(self, name: object) -> str:
         return (
             f"no {self.kind} is named {name!r}; installed: {', '.join(self.names()) or 'none'}"
-            f"{did_you_mean(name, self.names())}{self._left_out()}"
+            f"{did_you_mean(name, self.names())}{self.left_out()}"
         )
 
-    def _left_out(self) -> str:
+    def left_out(self) -> str:
+        """Return what is quarantined or blocked, in brackets, to end a sentence with."""
         text = ""
         if self.quarantined:
             broken = "; ".join(f"{q.distribution}: {q.error}" for q in self.quarantined)
