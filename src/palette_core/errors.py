@@ -159,8 +159,20 @@ def did_you_mean(wrong: object, right: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``right``, or an empty string."""
     if not isinstance(wrong, str) or len(wrong) > _COMPARED:
         return ""
-    near = difflib.get_close_matches(wrong, list(right), n=1, cutoff=0.5)
-    return f"; did you mean {shortened(repr(near[0]))}?" if near else ""
+    near = nearest_name(wrong, right, 0.5)
+    return "" if near is None else f"; did you mean {shortened(repr(near))}?"
+
+
+def nearest_name(wrong: str, right: Iterable[str], cutoff: float) -> str | None:
+    """Return the name most like a wrong one by `difflib`, or None.
+
+    Names that share less than half of its letters are passed over: a file may have thousands of
+    wrong names, and comparing each with all right ones in full would take seconds.
+    """
+    letters = set(wrong)
+    alike = [name for name in right if 2 * len(letters.intersection(name)) >= len(letters)]
+    near = difflib.get_close_matches(wrong, alike, n=1, cutoff=cutoff)
+    return near[0] if near else None
 
 
 def printable(text: str) -> str:

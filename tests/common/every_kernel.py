@@ -62,6 +62,7 @@ def vectors() -> None:
 
 def moments() -> None:
     palettize(nn.Linear(16, 32), torch.randn(64, 16), algorithm="lnq", n_bits=2)
+    palettize(nn.Linear(16, 32), torch.randn(64, 16), scale_block_size=8, n_bits=2)
     palettize(
         nn.Linear(16, 32),
         torch.randn(64, 16),

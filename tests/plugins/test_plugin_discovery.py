@@ -303,11 +303,15 @@ CTRL_C = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
     "ending", ["finally:\n    pass", "except BaseException:\n    pass", "finally:\n    1 / 0"]
 )
 def test_ctrl_c_interrupts_whatever_a_plug_in_makes_of_it(site, ending):
-    before = signal.getsignal(signal.SIGINT)
-    site.install("fake-slow", CTRL_C + ending)
-    with pytest.raises(KeyboardInterrupt):
-        discover()
-    assert signal.getsignal(signal.SIGINT) is before
+    # A run in the background inherits an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        site.install("fake-slow", CTRL_C + ending)
+        with pytest.raises(KeyboardInterrupt):
+            discover()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_a_plug_in_changes_of_the_process_is_put_back(site, tmp_path):

@@ -6,7 +6,7 @@ the process has imported already.
 
 from __future__ import annotations
 
-import difflib
+import functools
 import sys
 from importlib.machinery import PathFinder
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from palette_core._common.imported import find_imported
+from palette_core.errors import nearest_name
 
 _PATTERN_SIGNS = frozenset("*+?()[]{}|^$\\")
 
@@ -83,6 +84,7 @@ def _might_be_imported_later(key: str) -> bool:
     return False
 
 
+@functools.cache
 def _torch_classes() -> dict[str, str]:
     return {
         name: f"torch.nn.{name}"
@@ -93,13 +95,13 @@ def _torch_classes() -> dict[str, str]:
 
 def _nearest_torch_class(key: str) -> str:
     classes = _torch_classes()
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], classes, n=1, cutoff=0.6)
-    return f"; did you mean {classes[near[0]]!r}?" if near else ""
+    near = nearest_name(key.rsplit(".", 1)[-1], classes, 0.6)
+    return "" if near is None else f"; did you mean {classes[near]!r}?"
 
 
 def _qualified(key: str) -> str:
     classes = {name.lower(): full for name, full in _torch_classes().items()}
-    near = difflib.get_close_matches(key.lower(), classes, n=1, cutoff=0.7)
-    if near:
-        return f"; did you mean {classes[near[0]]!r}?"
+    near = nearest_name(key.lower(), classes, 0.7)
+    if near is not None:
+        return f"; did you mean {classes[near]!r}?"
     return f", such as 'torch.nn.Linear' or 'my_package.layers.{key}'"
