@@ -87,7 +87,7 @@ def test_the_error_is_not_above_that_of_a_plain_alternation(size):
 def test_a_file_holds_float16_factors_and_gives_the_weight_back(tmp_path):
     weight = normal(64, 128)
     palettizer, _ = palettized(weight, scale_block_size=32)
-    final = palettizer.finalize()
+    final = palettizer.finalize(backend="packed")
     path = pc.save_checkpoint(final, tmp_path / "model.safetensors")
     read = read_checkpoint(path).palettized["0.weight"]
     assert read.scale.dtype == torch.float16

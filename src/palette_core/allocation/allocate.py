@@ -112,7 +112,6 @@ class Allocation:
         }
 
 
-@torch_state_kept()
 def allocate(
     model: nn.Module,
     config: KMeansPalettizerConfig | None,
@@ -180,64 +179,65 @@ def allocate(
         CalibrationError: the model failed on a batch, or one is empty.
         TypeError, ValueError: num_workers is no positive integer.
     """
-    catalog = get_catalog()
-    if over not in ("palettized", "model"):
-        raise AllocationError(f"over must be 'palettized' or 'model', got {over!r}")
-    target_bpw = _checked_target(target_bpw)
-    executor = Executor(num_workers, catalog, show_progress)
-    specs = checked(candidates)
-    entry = catalog.sensitivity_metrics.get(metric)
-    judge_with = make_metric(catalog, metric, metric_options or {})
-    target = None
-    check_backend_named(backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes)
-    if backend is not None:
-        target = make_backend(catalog, backend, backend_options or {})
-    if palette_sites(model):
-        raise AllocationError("the model is palettized already; allocate for the dense model")
-    config = KMeansPalettizerConfig() if config is None else config
-    graph = trace(model, example_inputs)
-    plan = make_plan(graph, config, catalog)
-    if target is not None:
-        refuse_program(model, example_inputs, target, dynamic_shapes)
-    warn_about(plan)
-    plan, limits = constrained(plan, fixed or {}, minimum or {}, exclude)
-    plans = candidate_plans(plan, specs, catalog, target, limits)
-    evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, executor)
-    judged = judge(
-        plans,
-        evidence,
-        judge_with,
-        entry,
-        identity=(
-            metric,
-            dict(metric_options or {}),
-            str(catalog.sensitivity_metrics.find(metric).distribution),
-        ),
-        cache=None if cache is None else Path(cache),
-        executor=executor,
-    )
-    rest, weights = _what_counts(model, plan, over)
-    choices = [
-        Choices(np.array([j.bits for j in row], np.int64), np.array([j.loss for j in row]))
-        for row in judged.values()
-    ]
-    solution = _solved(choices, target_bpw, rest, weights)
-    others = curve(choices)
-    tensors = tuple(
-        Allocated(name, tuple(row), chosen)
-        for (name, row), chosen in zip(judged.items(), solution.chosen, strict=True)
-    )
-    return Allocation(
-        config=config_of((t.choice.plan for t in tensors), graph, config.seed, catalog),
-        tensors=tensors,
-        target_bpw=target_bpw,
-        over=over,
-        bits_per_weight=(solution.size + rest) / weights,
-        predicted_loss=solution.loss,
-        lower_bound=solution.bound,
-        curve=tuple(((point.size + rest) / weights, point.loss) for point in others),
-        curve_choices=tuple(point.chosen for point in others),
-    )
+    with torch_state_kept():
+        catalog = get_catalog()
+        if over not in ("palettized", "model"):
+            raise AllocationError(f"over must be 'palettized' or 'model', got {over!r}")
+        target_bpw = _checked_target(target_bpw)
+        executor = Executor(num_workers, catalog, show_progress)
+        specs = checked(candidates)
+        entry = catalog.sensitivity_metrics.get(metric)
+        judge_with = make_metric(catalog, metric, metric_options or {})
+        target = None
+        check_backend_named(backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes)
+        if backend is not None:
+            target = make_backend(catalog, backend, backend_options or {})
+        if palette_sites(model):
+            raise AllocationError("the model is palettized already; allocate for the dense model")
+        config = KMeansPalettizerConfig() if config is None else config
+        graph = trace(model, example_inputs)
+        plan = make_plan(graph, config, catalog)
+        if target is not None:
+            refuse_program(model, example_inputs, target, dynamic_shapes)
+        warn_about(plan)
+        plan, limits = constrained(plan, fixed or {}, minimum or {}, exclude)
+        plans = candidate_plans(plan, specs, catalog, target, limits)
+        evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, executor)
+        judged = judge(
+            plans,
+            evidence,
+            judge_with,
+            entry,
+            identity=(
+                metric,
+                dict(metric_options or {}),
+                str(catalog.sensitivity_metrics.find(metric).distribution),
+            ),
+            cache=None if cache is None else Path(cache),
+            executor=executor,
+        )
+        rest, weights = _what_counts(model, plan, over)
+        choices = [
+            Choices(np.array([j.bits for j in row], np.int64), np.array([j.loss for j in row]))
+            for row in judged.values()
+        ]
+        solution = _solved(choices, target_bpw, rest, weights)
+        others = curve(choices)
+        tensors = tuple(
+            Allocated(name, tuple(row), chosen)
+            for (name, row), chosen in zip(judged.items(), solution.chosen, strict=True)
+        )
+        return Allocation(
+            config=config_of((t.choice.plan for t in tensors), graph, config.seed, catalog),
+            tensors=tensors,
+            target_bpw=target_bpw,
+            over=over,
+            bits_per_weight=(solution.size + rest) / weights,
+            predicted_loss=solution.loss,
+            lower_bound=solution.bound,
+            curve=tuple(((point.size + rest) / weights, point.loss) for point in others),
+            curve_choices=tuple(point.chosen for point in others),
+        )
 
 
 def _solved(choices: Sequence[Choices], target_bpw: float, rest: int, weights: int) -> Solution:

@@ -87,7 +87,6 @@ class KMeansPalettizer:
         """
         return installed_operations().default_modules()
 
-    @torch_state_kept()
     def make_plan(
         self,
         example_inputs: ExampleInputs,
@@ -110,21 +109,25 @@ class KMeansPalettizer:
             TracingError: the model fails on the inputs.
             PlanError: see `planning.make_plan`.
         """
-        check_backend_named(backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes)
-        target = None if backend is None else find_target(self._catalog, backend, backend_options)
-        graph = trace(self._model, example_inputs)
-        made = make_plan(
-            graph,
-            self._config,
-            self._catalog,
-            on_incompatible=on_incompatible,
-            backend=None if target is None else target.backend,
-        )
-        if target is not None:
-            refuse_program(self._model, example_inputs, target.backend, dynamic_shapes)
-        return made
+        with torch_state_kept():
+            check_backend_named(
+                backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes
+            )
+            target = (
+                None if backend is None else find_target(self._catalog, backend, backend_options)
+            )
+            graph = trace(self._model, example_inputs)
+            made = make_plan(
+                graph,
+                self._config,
+                self._catalog,
+                on_incompatible=on_incompatible,
+                backend=None if target is None else target.backend,
+            )
+            if target is not None:
+                refuse_program(self._model, example_inputs, target.backend, dynamic_shapes)
+            return made
 
-    @torch_state_kept()
     def calibrate(
         self,
         batches: Iterable[Any],
@@ -167,22 +170,22 @@ class KMeansPalettizer:
                 ``stages`` names no module, or ``folder`` is none.
             TracingError, PlanError: see `make_plan`; the first batch is the example.
         """
-        life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
-        options = InputCalibration(
-            batches_of(batches),
-            sequential=sequential,
-            compensate=compensate,
-            stages=None if stages is None else tuple(stages),
-            held_out=batches_of(held_out, "held-out"),
-            loss=loss,
-            output_groups=output_groups,
-            folder=None if folder is None else Path(folder),
-        )
-        plan = self.make_plan(options.batches[0])
-        needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
-        self._looked = options, look(self._model, needy, options)
+        with torch_state_kept():
+            life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
+            options = InputCalibration(
+                batches_of(batches),
+                sequential=sequential,
+                compensate=compensate,
+                stages=None if stages is None else tuple(stages),
+                held_out=batches_of(held_out, "held-out"),
+                loss=loss,
+                output_groups=output_groups,
+                folder=None if folder is None else Path(folder),
+            )
+            plan = self.make_plan(options.batches[0])
+            needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
+            self._looked = options, look(self._model, needy, options)
 
-    @torch_state_kept()
     def prepare(
         self,
         example_inputs: ExampleInputs,
@@ -236,28 +239,28 @@ class KMeansPalettizer:
                 when the same palettizer prepares the model again.
             CalibrationError: the model failed on a calibration batch.
         """
-        executor = Executor(num_workers, self._catalog, show_progress, self._kept)
-        life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
-        plan = self.make_plan(
-            example_inputs,
-            on_incompatible=on_incompatible,
-            backend=backend,
-            backend_options=backend_options,
-            dynamic_shapes=dynamic_shapes,
-        )
-        warn_about(plan)
-        jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
-        results = cluster_model(self._model, jobs, self._looked, executor)
-        report = make_report(plan, results)
-        attach_palettes(self._model, jobs, results, self._config, self._catalog)
-        if not jobs:  # else the palettes show it
-            life_cycle.mark(self._model, State.PREPARED)
-        self.plan, self.report = plan, report
-        self._looked = None  # moments are large, and not needed any more
-        self._kept.clear()
-        return self._model
+        with torch_state_kept():
+            executor = Executor(num_workers, self._catalog, show_progress, self._kept)
+            life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
+            plan = self.make_plan(
+                example_inputs,
+                on_incompatible=on_incompatible,
+                backend=backend,
+                backend_options=backend_options,
+                dynamic_shapes=dynamic_shapes,
+            )
+            warn_about(plan)
+            jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
+            results = cluster_model(self._model, jobs, self._looked, executor)
+            report = make_report(plan, results)
+            attach_palettes(self._model, jobs, results, self._config, self._catalog)
+            if not jobs:  # else the palettes show it
+                life_cycle.mark(self._model, State.PREPARED)
+            self.plan, self.report = plan, report
+            self._looked = None  # moments are large, and not needed any more
+            self._kept.clear()
+            return self._model
 
-    @torch_state_kept()
     def finalize(
         self,
         model: nn.Module | None = None,
@@ -291,13 +294,13 @@ class KMeansPalettizer:
                 before.
             OSError: a file cannot be written in ``mmap_dir``; the model is as before.
         """
-        model = self._chosen(model)
-        target = find_target(self._catalog, backend, backend_options)
-        return finalize(
-            model, target, self._catalog, mmap_dir=None if mmap_dir is None else Path(mmap_dir)
-        )
+        with torch_state_kept():
+            model = self._chosen(model)
+            target = find_target(self._catalog, backend, backend_options)
+            return finalize(
+                model, target, self._catalog, mmap_dir=None if mmap_dir is None else Path(mmap_dir)
+            )
 
-    @torch_state_kept()
     def dequantize(self, model: nn.Module | None = None) -> nn.Module:
         """Make every palettized weight a plain dense one with the palette's values, in place.
 
@@ -312,9 +315,9 @@ class KMeansPalettizer:
             StateError: the model is neither, or in training or calibration mode.
             WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
         """
-        return dequantize(self._chosen(model), self._catalog)
+        with torch_state_kept():
+            return dequantize(self._chosen(model), self._catalog)
 
-    @torch_state_kept()
     def export(
         self,
         path: str | Path,
@@ -346,9 +349,10 @@ class KMeansPalettizer:
             OSError: the folder of ``path`` does not exist or cannot be written to, or the disk is
                 full. After any error the model, and what stood at ``path``, are as before.
         """
-        model = self._chosen(model)
-        target = find_target(self._catalog, backend, backend_options)
-        return export(model, target, self._catalog, Path(path), example_inputs, dynamic_shapes)
+        with torch_state_kept():
+            model = self._chosen(model)
+            target = find_target(self._catalog, backend, backend_options)
+            return export(model, target, self._catalog, Path(path), example_inputs, dynamic_shapes)
 
     @contextlib.contextmanager
     def calibration_mode(

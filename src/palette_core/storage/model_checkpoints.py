@@ -48,7 +48,6 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     return write_stored(path, stored, dense, aliases, origins, values)
 
 
-@torch_state_kept()
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """Load a packed checkpoint into a dense model of the same architecture, in place.
 
@@ -62,37 +61,38 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
             would stay there; the message lists what.
         StateError: the model is palettized already.
     """
-    if palette_sites(model):
-        raise StateError("the model is palettized already; load into a fresh dense one")
-    checkpoint = read_checkpoint(path)
-    names = {
-        name: [name, *(a for a, first in checkpoint.aliases.items() if first == name)]
-        for name in checkpoint.palettized
-    }
-    own = OwnStates.of(model, [name for group in names.values() for name in group])
-    problems = own.mismatches(checkpoint, names)
-    if problems:
-        raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
-    rest: dict[str, Any] = {**checkpoint.dense, **checkpoint.values}
-    rest |= {a: rest[first] for a, first in checkpoint.aliases.items() if first in rest}
-    packed = {
-        name: PackedWeight(
-            tensor.to(_home(own.tensors[name])),
-            stored_form(checkpoint.stored_forms[name]),
-            checkpoint.origins.get(name),
-        )
-        for name, tensor in checkpoint.palettized.items()
-    }
-    owners = {name.rpartition(".")[0] for group in names.values() for name in group}
-    with own.put_back(rest), ModuleSnapshot(map(model.get_submodule, owners)):
-        with_memory(model, rest)
-        with own.written():
-            model.load_state_dict(rest, strict=False)
-            own.fill_parts(rest)
-        for name, item in packed.items():
-            install_packed(model, names[name], item)
-        guard_savers(model)
-    return model
+    with torch_state_kept():
+        if palette_sites(model):
+            raise StateError("the model is palettized already; load into a fresh dense one")
+        checkpoint = read_checkpoint(path)
+        names = {
+            name: [name, *(a for a, first in checkpoint.aliases.items() if first == name)]
+            for name in checkpoint.palettized
+        }
+        own = OwnStates.of(model, [name for group in names.values() for name in group])
+        problems = own.mismatches(checkpoint, names)
+        if problems:
+            raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
+        rest: dict[str, Any] = {**checkpoint.dense, **checkpoint.values}
+        rest |= {a: rest[first] for a, first in checkpoint.aliases.items() if first in rest}
+        packed = {
+            name: PackedWeight(
+                tensor.to(_home(own.tensors[name])),
+                stored_form(checkpoint.stored_forms[name]),
+                checkpoint.origins.get(name),
+            )
+            for name, tensor in checkpoint.palettized.items()
+        }
+        owners = {name.rpartition(".")[0] for group in names.values() for name in group}
+        with own.put_back(rest), ModuleSnapshot(map(model.get_submodule, owners)):
+            with_memory(model, rest)
+            with own.written():
+                model.load_state_dict(rest, strict=False)
+                own.fill_parts(rest)
+            for name, item in packed.items():
+                install_packed(model, names[name], item)
+            guard_savers(model)
+        return model
 
 
 def _home(tensor: Tensor) -> torch.device:
