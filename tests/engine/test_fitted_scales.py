@@ -160,3 +160,11 @@ def test_a_large_weight_is_fitted_by_a_sample_as_well_as_in_full(monkeypatch):
     monkeypatch.setattr(fitted_scales, "_SAMPLE", 1 << 13)
     _, sampled = palettized(weight, scale_block_size=32)
     assert error(sampled, weight) < 1.01 * error(model, weight)
+
+
+def test_factors_of_the_largest_float16_weights_stay_finite():
+    weight = (normal(32, 64).sign() * 6e4 * torch.linspace(0.9, 1.09, 64)).half()
+    assert bool(weight.isfinite().all())
+    for spec in ({"enable_per_channel_scale": True}, {"scale_block_size": 16}):
+        _, model = palettized(weight, n_bits=1, **spec)
+        assert bool(model[0].weight.isfinite().all())

@@ -52,7 +52,8 @@ class Scaled:
     def stored(self, scale: Tensor) -> Tensor:
         """Return factors as they are stored, rounded."""
         dtype = self.weight.dtype
-        return scale.to(dtype if self.by_channel else stored_dtype(dtype, scale))
+        dtype = dtype if self.by_channel else stored_dtype(dtype, scale)
+        return scale.clamp(max=torch.finfo(dtype).max).to(dtype)  # never infinite
 
     def error(self, codebook: Codebook, scale: Tensor) -> float:
         """Return Σ a (x − s d)²."""
@@ -63,7 +64,8 @@ class Scaled:
     def unit(self, codebook: Codebook) -> Tensor:
         """Return the entries in the place of the weight, not yet scaled."""
         table = replace(codebook, lut=codebook.lut.to(self.weight.dtype))
-        return self.layout.merge(table.decode())
+        # An algorithm of the CPU's leaves tables and codes there.
+        return self.layout.merge(table.decode()).to(self.weight.device)
 
     def improved(self, codebook: Codebook, scale: Tensor) -> Tensor:
         """Return better factors for the tables, and for the indices or those that they imply."""
