@@ -6,6 +6,7 @@ Writes its part of ``docs/operations.md`` with PALETTE_WRITE_DOCS=1 in the envir
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def verdicts(tmp_path_factory) -> dict[str, Verdict]:
     backend, folder = CoreAIBackend(CoreAIOptions()), tmp_path_factory.mktemp("sweep")
 
     def run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        path = backend.export(model, inputs, folder / "m.aimodel")
+        fresh = Path(tempfile.mkdtemp(dir=folder)) / "m.aimodel"
+        path = backend.export(model, inputs, fresh)
         return [torch.from_numpy(array) for array in run_file(path, *inputs)]
 
     return judge_all(PROGRAMS, run)

@@ -6,6 +6,7 @@ Writes its part of ``docs/operations.md`` with PALETTE_WRITE_DOCS=1 in the envir
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def verdicts(tmp_path_factory) -> dict[str, Verdict]:
     folder = tmp_path_factory.mktemp("sweep")
 
     def run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        path = backend.export(model, inputs, folder / "m.mlpackage")
+        fresh = Path(tempfile.mkdtemp(dir=folder)) / "m.mlpackage"
+        path = backend.export(model, inputs, fresh)
         outputs = run_package(path, [x.numpy() for x in inputs])
         return [torch.from_numpy(array) for array in outputs.values()]
 

@@ -14,7 +14,6 @@ from coreai_backend.ir import quiet
 from coreai_backend.lowering import register_lowerings, take_indices
 from coreai_backend.options import CoreAIOptions
 from coreai_backend.refusals import check_stored, refusal
-from coreai_backend.writing import replaced_folder
 from export_rewrites import rewritten, summary, tidy_outputs, trace
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
@@ -64,14 +63,14 @@ class CoreAIBackend(Backend):
         path: Path,
         dynamic_shapes: Any = None,
     ) -> Path:
-        """Convert the model in evaluation mode and write it to ``path``, whole or not at all.
+        """Convert the model in evaluation mode and write it to ``path``.
 
         The model is left as it was.
 
         Args:
             model: a finalized model.
             example_inputs: a tuple of positional or a dictionary of keyword inputs.
-            path: a folder with the suffix ``.aimodel``; one that exists is replaced.
+            path: a folder with the suffix ``.aimodel``, where nothing stands yet.
             dynamic_shapes: as in ``torch.export.export``.
 
         Raises:
@@ -82,8 +81,7 @@ class CoreAIBackend(Backend):
             raise BackendError(f"backend 'coreai' writes {_SUFFIX} folders, got {path}")
         check_stored(model)
         program = self.convert(export_program(model, example_inputs, dynamic_shapes))
-        with replaced_folder(path) as fresh:
-            program.save_asset(fresh, self._metadata())
+        program.save_asset(path, self._metadata())
         return path
 
     def convert(self, program: ExportedProgram) -> AIProgram:

@@ -6,8 +6,6 @@ import contextlib
 import json
 import logging
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +41,7 @@ def export_package(
     Args:
         model: on the CPU or not, in training mode or not: it is exported in evaluation mode.
         example_inputs: positional inputs as a sequence, keyword inputs as a mapping.
-        path: the folder to write; a package that stands there is replaced once the new one is
-            complete.
+        path: the folder to write, where nothing stands yet.
         dynamic_shapes: as in ``torch.export.export``; every dynamic dimension needs a maximum.
         options: deployment target and precision.
 
@@ -52,17 +49,13 @@ def export_package(
         BackendError: torch or coremltools cannot take the model; the message names the operation
             where there is one.
     """
-    check_place(path)
     check_stored(model, options)
     program = trace(model, example_inputs, dynamic_shapes)
     with recording(_names(model, program)) as lowered:
         package = convert(program, options, lowered.wide)
     package = described(package, options)
     package.user_defined_metadata[METADATA_KEY] = json.dumps(_stored_names(package, lowered))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        fresh = Path(folder) / path.name
-        package.save(str(fresh))
-        _put_in_place(fresh, path, Path(folder) / "old")
+    package.save(str(path))
     return path
 
 
@@ -219,16 +212,3 @@ def check_place(path: Path) -> None:
     """
     if path.exists() and not (path.is_dir() and (path / "Manifest.json").is_file()):
         raise BackendError(f"{path} exists and is no Core ML package; remove it or write elsewhere")
-
-
-def _put_in_place(fresh: Path, path: Path, aside: Path) -> None:
-    """Move a finished package to ``path``; what stood there goes aside, back if that fails."""
-    try:
-        if path.exists():
-            path.replace(aside)
-        fresh.replace(path)
-    except BaseException:
-        if aside.exists() and not path.exists():
-            aside.replace(path)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
