@@ -3,7 +3,8 @@
 A small model is palettized for real, and every call is watched. On the way are the functions that
 are handed the model, a part of it, or a record made of it: graph, plan, jobs, results, sites,
 palettes. Each counts once, where it is called first; properties and special methods do not, nor
-do the helpers of ``_common``. A plug-in is entered, and what it does inside is its own affair.
+do methods that every module of torch has, which torch calls (``train``), nor the helpers of
+``_common``. A plug-in is entered, and what it does inside is its own affair.
 
 A *stay* is such a call that leads from one module (file) into another. A *climb* is one that leads
 to a higher floor, by the layers of ``.importlinter``: through a callback or a late import. That
@@ -90,7 +91,7 @@ class Walk:
             return False
         count = code.co_argcount + code.co_kwonlyargcount
         values = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
-        if count == 1 and _is_property(values[0], code):
+        if count and (_is_property(values[0], code) or _is_of_every_module(values[0], code)):
             return False
         return any(_is_followed(value) for value in values)
 
@@ -132,7 +133,11 @@ def _callers(frame: FrameType) -> list[CodeType]:
 
 
 def _is_property(owner: Any, code: CodeType) -> bool:
-    return isinstance(getattr(type(owner), code.co_name, None), property)
+    return code.co_argcount == 1 and isinstance(getattr(type(owner), code.co_name, None), property)
+
+
+def _is_of_every_module(owner: Any, code: CodeType) -> bool:
+    return isinstance(owner, nn.Module) and hasattr(nn.Module, code.co_name)
 
 
 def _is_followed(value: Any) -> bool:

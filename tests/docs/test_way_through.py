@@ -1,4 +1,4 @@
-"""The page of the house says about how long the way through is, and nothing on it climbs."""
+"""The page of the house says how long the way through is at most, and nothing on it climbs."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_figures_of_the_page_are_near_those_of_a_run() -> None:
+def test_no_way_is_longer_than_the_page_says() -> None:
     run = [sys.executable, ROOT / "tools" / "way_through.py"]
     printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     figures = re.findall(r"^(\w+): (\d+) stays in \d+ modules, (\d+) climbs", printed, re.M)
@@ -17,5 +17,5 @@ def test_the_figures_of_the_page_are_near_those_of_a_run() -> None:
     assert told is not None
     assert [(name, climbs) for name, _, climbs in figures] == [("prepare", "0"), ("finalize", "0")]
     assert all(
-        int(stays) <= int(n) + 2 for (_, stays, _), n in zip(figures, told.groups(), strict=True)
+        int(stays) <= int(n) for (_, stays, _), n in zip(figures, told.groups(), strict=True)
     )

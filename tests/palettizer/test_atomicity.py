@@ -124,7 +124,7 @@ def test_attaching_stops_in_the_middle_of_torch(
     [
         (palettizer, "trace"),
         (palettizer, "make_plan"),
-        (palettizer, "warn_about"),
+        (palettizer, "warn"),
         (jobs, "check_finite"),
         (palettizer, "cluster_model"),
         (palettizer, "make_report"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.config import yaml_io
 from palette_core.errors import PaletteWarning
-from palette_core.planning import warn_about
 from palette_core.reporting import console
 
 X = torch.linspace(-1, 1, 3 * 16).reshape(3, 16)
@@ -80,16 +78,9 @@ AXES = {
 }  # fmt: skip
 
 
-def told(plan) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warn_about(plan)
-    return [str(warning.message) for warning in caught]
-
-
 def with_advice(plan, config: KMeansPalettizerConfig | None = None) -> KMeansPalettizerConfig:
     """Return a config with the lines of the warning added, as a user adds them."""
-    (message,) = told(plan)
+    (message,) = plan.warnings
     lines = message.partition("added to the config:\n\n")[2]
     assert lines == plan.coverage.yaml
     advice = KMeansPalettizerConfig.from_yaml(io.StringIO(lines))
@@ -122,11 +113,11 @@ def test_what_stays_dense_is_said_with_the_lines_that_reach_it(case, name) -> No
     assert plan.coverage.elements == 2 * (256 + model.blocks[0].get_parameter(name).numel())
     if not plan.coverage.is_low:
         return
-    (message,) = told(plan)
+    (message,) = plan.warnings
     assert "blocks.0." + name + " and 1 more" in message
     better = plan_of(model, with_advice(plan), example_inputs=(X,))
     assert bits(better).keys() == {*bits(plan), *weights}
-    assert told(better) == []
+    assert better.warnings == ()
     assert {better[weight].axis for weight in weights} == {AXES[case]}
 
 
@@ -147,7 +138,7 @@ def test_the_lines_keep_what_the_config_says_already() -> None:
         assert set(bits(better).values()) == {6}
         assert len(better) == 4
         assert {tensor.granularity for tensor in better} == {"8 × axis 0", "8 × axis 1"}
-        assert told(better) == []
+        assert better.warnings == ()
 
 
 def test_groups_that_do_not_divide_a_weight_are_not_in_its_lines() -> None:
@@ -232,7 +223,7 @@ def test_lines_for_a_module_and_for_operations_inside_of_it_go_together() -> Non
     assert bits(better) == dict.fromkeys(
         ["0.experts", "0.kernel", "0.inner.w", "0.inner.linear.weight", "1.w", "1.linear.weight"], 6
     )
-    assert told(better) == []
+    assert better.warnings == ()
 
 
 # --- adapters -----------------------------------------------------------------------------------

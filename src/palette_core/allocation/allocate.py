@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from palette_core._common.torch_state import torch_state_kept
+from palette_core._common.warned import warn
 from palette_core.allocation.candidates import (
     CandidateSpec,
     Judged,
@@ -29,7 +30,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.executor import Executor
 from palette_core.errors import AllocationError
 from palette_core.model import ExampleInputs, trace
-from palette_core.planning import Plan, check_backend_named, make_plan, refuse_program, warn_about
+from palette_core.planning import Plan, check_backend_named, make_plan, refuse_program
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.checked.backends import make_backend
 from palette_core.plugins.checked.metrics import make_metric
@@ -199,7 +200,7 @@ def allocate(
         plan = make_plan(graph, config, catalog)
         if target is not None:
             refuse_program(model, example_inputs, target, dynamic_shapes)
-        warn_about(plan)
+        warn(*plan.warnings, stacklevel=2)
         plan, limits = constrained(plan, fixed or {}, minimum or {}, exclude)
         plans = candidate_plans(plan, specs, catalog, target, limits)
         evidence = Evidence.gather(model, plan, plans, entry, sensitivity_path, batches, executor)

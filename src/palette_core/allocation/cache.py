@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path, check_place
 from palette_core._common.pytrees import parts_of
-from palette_core.errors import AllocationError, PaletteWarning
+from palette_core._common.warned import warn
+from palette_core.errors import AllocationError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import get_catalog
 
@@ -86,9 +86,8 @@ class LossFile:
                 else:
                     self._values[found[0]] = found[1:]
         if damaged:
-            warnings.warn(
+            warn(
                 f"{path}: {damaged} lines are damaged; what they held is predicted again",
-                PaletteWarning,
                 stacklevel=5,  # whoever called allocate()
             )
 

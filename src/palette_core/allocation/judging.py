@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.pytrees import floating, said_of
+from palette_core._common.warned import warn
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
 from palette_core.allocation.sizes import planned_bits
-from palette_core.engine.cluster_model import warn_about
+from palette_core.engine.cluster_model import fallback_sentences
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job, dense_weights
 from palette_core.errors import AllocationError, CalibrationError, MissingArgumentError
@@ -116,7 +117,7 @@ class Evidence:
                 "exclude them, or choose another metric"
             )
         found = {name: missing[name] for name in clustered_by if name in missing}
-        warn_about(found, stacklevel=5)  # whoever called allocate()
+        warn(*fallback_sentences(found), stacklevel=4)  # whoever called allocate()
 
 
 def needs_moments(plan: TensorPlan) -> bool:

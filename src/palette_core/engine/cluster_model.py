@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from palette_core._common.progress import progress_bar
+from palette_core._common.warned import warn
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.engine.stage_by_stage import walk_through
-from palette_core.errors import PaletteWarning, PlanError
+from palette_core.errors import PlanError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.clusterers import damping_of
@@ -61,12 +61,11 @@ def cluster_model(
             results = executor.run(jobs, advance)
         else:
             results, missing = walk_through(jobs, feeder, damping, executor, advance)
-    warn_about(missing, stacklevel=4)
+    warn(*fallback_sentences(missing), stacklevel=3)  # whoever called prepare()
     by_moments = [j for j, r in zip(jobs, results, strict=True) if r.algorithm == j.plan.algorithm]
     if jobs and len(_ignoring(by_moments, catalog)) == len(jobs):
-        warnings.warn(
+        warn(
             "sensitivity_path was of no use: all weights were palettized by moments instead",
-            PaletteWarning,
             stacklevel=3,  # whoever called prepare()
         )
     return results
@@ -104,20 +103,17 @@ def _ignoring(jobs: Iterable[Job], catalog: Catalog) -> list[Job]:
     ]
 
 
-def warn_about(missing: Mapping[str, str], *, stacklevel: int) -> None:
-    """Issue one `PaletteWarning` per reason for which k-means has to do for some weights.
+def fallback_sentences(missing: Mapping[str, str]) -> list[str]:
+    """Return one sentence per reason for which k-means has to do for some weights.
 
     Args:
         missing: reasons by name.
-        stacklevel: as in `warnings.warn`, seen from here.
     """
     reasons: dict[str, list[str]] = {}
     for name, reason in missing.items():
         reasons.setdefault(reason, []).append(name)
-    for reason, names in reasons.items():
-        warnings.warn(
-            f"{', '.join(names)}: palettized by k-means, as the algorithm needs moments of the "
-            f"layer's inputs, and {reason}",
-            PaletteWarning,
-            stacklevel=stacklevel,
-        )
+    return [
+        f"{', '.join(names)}: palettized by k-means, as the algorithm needs moments of the "
+        f"layer's inputs, and {reason}"
+        for reason, names in reasons.items()
+    ]

@@ -58,7 +58,6 @@ def attach_palettes(
             item.sensitivity, item.origin = job.sensitivity, origin
             for module, state in where:
                 replace_hook(module, state)
-                item.train(module.training)
                 parametrization.attach(module, state, item)
         guard_savers(model)
 

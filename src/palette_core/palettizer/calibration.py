@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.undoing import undone
+from palette_core._common.warned import warn
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
-from palette_core.errors import PaletteWarning, PlanError, SensitivityError, StateError
+from palette_core.errors import PlanError, SensitivityError, StateError
 from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.palettizer.calibration_session import Calibration, LossFn
 from palette_core.palettizer.gauge import Gauge
@@ -181,9 +181,8 @@ def _sensitivities(sites: Sites, gauges: Sequence[Gauge], steps: int) -> dict[st
         known = scale if math.isfinite(scale) else None
         measured[site.name] = Sensitivity(values, fingerprint(weight), known)
     if unreached:
-        warnings.warn(
+        warn(
             f"no gradient but zero reached {', '.join(unreached)}; plain k-means there",
-            PaletteWarning,
             stacklevel=2,
         )
     return measured

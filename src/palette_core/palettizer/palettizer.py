@@ -10,6 +10,7 @@ from typing import Any, Self, final
 from torch import Tensor, nn
 
 from palette_core._common.torch_state import torch_state_kept
+from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
@@ -37,7 +38,6 @@ from palette_core.planning import (
     check_backend_named,
     make_plan,
     refuse_program,
-    warn_about,
 )
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
@@ -249,7 +249,7 @@ class KMeansPalettizer:
                 backend_options=backend_options,
                 dynamic_shapes=dynamic_shapes,
             )
-            warn_about(plan)
+            warn(*plan.warnings, stacklevel=2)
             jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
             results = cluster_model(self._model, jobs, self._looked, executor)
             report = make_report(plan, results)

@@ -8,7 +8,6 @@ from palette_core.planning.make import (
     make_plan,
     refusals,
     refuse_program,
-    warn_about,
 )
 from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, TensorPlan
 
@@ -26,5 +25,4 @@ __all__ = [
     "refusals",
     "refuse_program",
     "specs_of",
-    "warn_about",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from palette_core._common.rng import derive_seed
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.config.spec import PalettizationSpec
-from palette_core.errors import IncompatibleShapeError, PaletteWarning, PlanError
+from palette_core.errors import IncompatibleShapeError, PlanError
 from palette_core.model import ExampleInputs, as_inputs
 from palette_core.model.graph import ModelGraph, TensorRecord
 from palette_core.operations import OperationTable
@@ -31,8 +30,6 @@ from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.options import validate_options
 
 OnIncompatible = Literal["skip", "error"]
-
-_TOLD = 50  # tensors, and rules, that are warned about one by one
 
 
 def make_plan(
@@ -118,33 +115,6 @@ def _outcome(
         return _plan_tensor(record, decision, decision.spec, axis, config, catalog)
     except IncompatibleShapeError as error:
         return _skip(record, f"incompatible with its spec: {error}", decision.rule)
-
-
-def warn_about(plan: Plan) -> None:
-    """Issue a `PaletteWarning` per skipped tensor and note, and one where most stays dense.
-
-    Of thousands of either, the first are told one by one, and the rest in one sentence.
-    """
-    asked = [
-        f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
-        f"{skipped.reason}"
-        for skipped in plan.skipped
-    ]
-    for sentences, kind in ((asked, "tensors stay dense"), (plan.notes, "rules have no effect")):
-        for sentence in sentences[:_TOLD]:
-            warnings.warn(sentence, PaletteWarning, stacklevel=3)
-        if len(sentences) > _TOLD:
-            rest = f"{len(sentences) - _TOLD:,} more {kind}; the plan lists them all"
-            warnings.warn(rest, PaletteWarning, stacklevel=3)
-    if not plan.tensors and not asked and not plan.notes:
-        sentence = (
-            f"nothing is palettized: no rule of the config asks for any of the model's "
-            f"{len(plan.dense)} tensors; make_plan tells the reason for each"
-        )
-        warnings.warn(sentence + plan.coverage.advice(), PaletteWarning, stacklevel=3)
-    elif plan.tensors and plan.coverage.is_low and plan.coverage.config:
-        sentence = plan.coverage.sentence() + plan.coverage.advice()
-        warnings.warn(sentence, PaletteWarning, stacklevel=3)
 
 
 def _skip(record: TensorRecord, reason: str, rule: str) -> SkippedTensor:

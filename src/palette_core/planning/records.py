@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ from palette_core.planning.coverage import Coverage
 from palette_core.plugins import NoOptions, TensorFacts
 from palette_core.plugins.checked.granularities import described
 from palette_core.tensors.layout import BlockLayout, Shape
+
+_TOLD = 50  # tensors, and rules, that are warned about one by one
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,28 @@ class Plan:
     notes: tuple[str, ...] = ()
     coverage: Coverage = field(default_factory=Coverage)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What `prepare` warns of: skipped tensors, notes, and where most of the model stays dense.
+
+        Of thousands of either, the first are told one by one, and the rest in one sentence.
+        """
+        asked = [
+            f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
+            f"{skipped.reason}"
+            for skipped in self.skipped
+        ]
+        told = _first(asked, "tensors stay dense") + _first(self.notes, "rules have no effect")
+        if not self.tensors and not told:
+            told.append(
+                f"nothing is palettized: no rule of the config asks for any of the model's "
+                f"{len(self.dense)} tensors; make_plan tells the reason for each"
+                + self.coverage.advice()
+            )
+        elif self.tensors and self.coverage.is_low and self.coverage.config:
+            told.append(self.coverage.sentence() + self.coverage.advice())
+        return tuple(told)
+
     def __iter__(self) -> Iterator[TensorPlan]:
         return iter(self.tensors)
 
@@ -122,3 +146,9 @@ class Plan:
             if name in {owner.name for owner in plan.owners}:
                 return plan
         raise KeyError(name)
+
+
+def _first(sentences: Sequence[str], kind: str) -> list[str]:
+    rest = len(sentences) - _TOLD
+    more = [f"{rest:,} more {kind}; the plan lists them all"] if rest > 0 else []
+    return [*sentences[:_TOLD], *more]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,9 +17,9 @@ from typing import Any, TypeVar
 import pluggy
 
 from palette_core._common.interrupts import only_signals_interrupt
+from palette_core._common.warned import warn
 from palette_core.errors import (
     DuplicatePluginError,
-    PaletteWarning,
     did_you_mean,
     named_text_of,
 )
@@ -112,10 +111,9 @@ class Discovery:
         found = {self.block.normal(each.item) for each in self.blocked}
         for item in sorted(wanted - found):
             what = "entry" if ":" in item else "distribution with plug-ins"
-            warnings.warn(
+            warn(
                 f"{item!r} was to be blocked, and no {what} of that name is installed; "
                 "`palette plugins` lists what is",
-                PaletteWarning,
                 stacklevel=2,
             )
 

@@ -10,7 +10,6 @@ format, what is needed to decode, a checksum of every tensor, and where palettes
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any, NoReturn, Self, final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from palette_core._common.warned import warn
 from palette_core.errors import (
     BlockedPluginError,
     CheckpointError,
-    PaletteWarning,
     UnknownPluginError,
 )
 from palette_core.plugins.checked.stored_forms import CheckedForm
@@ -131,10 +130,9 @@ class CheckpointReader:
         self.dense_names = tuple(sorted((self._keys | set(self._checksums or ())) - own))
         self._check_aliases()
         if not self.has_checksums:
-            warnings.warn(
+            warn(
                 f"{path} was written without checksums, so damage to it may not show; write it "
                 "again with save_checkpoint",
-                PaletteWarning,
                 stacklevel=2,
             )
 

@@ -10,7 +10,6 @@ the names that parametrized models give to dense originals
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,8 @@ from torch import Tensor
 from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path, check_place
 from palette_core._common.tensor_files import save_file, torch_save
-from palette_core.errors import PaletteWarning, SensitivityError, did_you_mean
+from palette_core._common.warned import warn
+from palette_core.errors import SensitivityError, did_you_mean
 from palette_core.storage.checksums import CHECKSUMS, checksums_of, difference, is_sealed, sealed
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import Shape
@@ -242,9 +242,8 @@ def _read_safetensors(path: Path) -> _File:
     except SafetensorError as error:
         raise SensitivityError(f"{path} is not a whole safetensors file: {error}") from error
     if checksums is None and METADATA_KEY in metadata:
-        warnings.warn(
+        warn(
             f"{path} was written without checksums, so damage to it may not show",
-            PaletteWarning,
             stacklevel=2,
         )
     for name, tensor in found.items():
