@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.plugins.checked.stored_forms import CheckedForm
-from palette_core.storage.forms.registry import size_in_bits, stored_form
+from palette_core.storage.forms.registry import (
+    DEFAULT_FORM,
+    form_for,
+    size_in_bits,
+    stored_form,
+)
 from palette_core.storage.mapped_files import WeightFile, write_mapped
 from palette_core.storage.origins import Origin
 from palette_core.tensors.palettized import PalettizedTensor
@@ -122,7 +127,8 @@ class PackedWeight(PaletteModule):
 
     Args:
         palettized: the weight.
-        form: how to store it; None is the default, every index packed to n bits.
+        form: how to store it; None packs every index to n bits, or those of nonzeros where the
+            weight has a mask.
         origin: what made it, where that is known.
 
     Attributes:
@@ -135,7 +141,7 @@ class PackedWeight(PaletteModule):
         form: CheckedForm | None = None,
         origin: Origin | None = None,
     ) -> None:
-        form = stored_form() if form is None else form
+        form = stored_form(form_for(palettized, DEFAULT_FORM)) if form is None else form
         super().__init__(palettized, form, form.encode(palettized))
         self.takes_gradients = False
         self.origin = origin

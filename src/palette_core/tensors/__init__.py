@@ -20,7 +20,13 @@ if TYPE_CHECKING:
         straight_through,
         sums_by_code,
     )
-    from palette_core.tensors.operators import OP_NAME, depalettize
+    from palette_core.tensors.operators import (
+        OP_NAME,
+        SPARSE_OP_NAME,
+        SPARSE_PARTS,
+        depalettize,
+        unpack_sparse,
+    )
     from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
     from palette_core.tensors.palettized import PalettizedTensor
     from palette_core.tensors.quantized_fit import quantize_codebook, tidy_quantized
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FP8_DTYPES",
     "OP_NAME",
+    "SPARSE_OP_NAME",
+    "SPARSE_PARTS",
     "BlockLayout",
     "Codebook",
     "Contraction",
@@ -67,6 +75,7 @@ __all__ = [
     "tidy_entries",
     "tidy_quantized",
     "unpack_indices",
+    "unpack_sparse",
     "with_zeros",
 ]
 
@@ -87,7 +96,13 @@ __getattr__, __dir__ = lazy_names(
             "straight_through",
             "sums_by_code",
         ],
-        "palette_core.tensors.operators": ["OP_NAME", "depalettize"],
+        "palette_core.tensors.operators": [
+            "OP_NAME",
+            "SPARSE_OP_NAME",
+            "SPARSE_PARTS",
+            "depalettize",
+            "unpack_sparse",
+        ],
         "palette_core.tensors.packing": ["pack_indices", "packed_size", "unpack_indices"],
         "palette_core.tensors.codebook": ["Codebook", "QuantizedLut"],
         "palette_core.tensors.palettized": ["PalettizedTensor"],

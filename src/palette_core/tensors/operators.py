@@ -1,16 +1,23 @@
-"""The torch operator that stands for a palettized weight inside a model or a graph.
+"""The torch operators that stand for a palettized weight inside a model or a graph.
 
 ``palette_core::depalettize`` decodes the form that is stored by default, indices of n bits as one
-dense little-endian bit stream; export backends lower it to their runtime's own look-up.
+dense little-endian bit stream, ``palette_core::depalettize_sparse`` that of nonzeros alone; export
+backends lower them to their runtime's own look-up.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
 
 from palette_core.tensors.packing import unpack_indices
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import INDICES, StoredTensor, define_operator
 
 OP_NAME = "palette_core::depalettize"
+SPARSE_OP_NAME = "palette_core::depalettize_sparse"
+SPARSE_PARTS = ("nonzero_indices", "mask")
 
 
 def unpack(stored: StoredTensor) -> PalettizedTensor:
@@ -23,4 +30,20 @@ def unpack(stored: StoredTensor) -> PalettizedTensor:
     return stored.with_indices(codes.reshape(stored.index_shape))
 
 
+def unpack_sparse(stored: StoredTensor) -> PalettizedTensor:
+    """Return the weight with its packed ``mask`` and ``nonzero_indices``; zeros get index 0.
+
+    Raises:
+        ValueError: a part has not exactly the bytes that it takes.
+    """
+    mask = unpack_indices(stored.parts["mask"], 1, stored.index_count)
+    mask = mask.to(torch.bool).reshape(stored.index_shape)
+    count = int(mask.sum())
+    indices = torch.zeros(stored.index_shape, dtype=torch.uint8, device=mask.device)
+    indices[mask] = unpack_indices(stored.parts["nonzero_indices"], stored.n_bits, count)
+    found = stored.with_indices(indices)
+    return found if count == mask.numel() else replace(found, mask=mask)
+
+
 depalettize = define_operator(OP_NAME, INDICES, unpack)
+depalettize_sparse = define_operator(SPARSE_OP_NAME, SPARSE_PARTS, unpack_sparse)

@@ -22,5 +22,6 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             factory=_make,
             suffix=".aimodel",
             supports_mmap=True,
+            stored_forms=("indices", "sparse"),
         )
     ]

@@ -91,6 +91,22 @@ def lut_to_dense(indices: Value, lut: Value, axis: int) -> Value:
     return dialect.lut_to_dense(indices, lut, dialect.constant(np.array(axis, np.int16)))
 
 
+def build_sparse(values: Value, bitmask: Value) -> Value:
+    """Return a sparse tensor of ``values`` ``[N]``, where ``bitmask`` is 1, in row-major order."""
+    return dialect.build_sparse_with_bitmask(values, bitmask)
+
+
+def lut_to_sparse(indices: Value, lut: Value, axis: int) -> Value:
+    """Return ``lut`` looked up by sparse ``indices``, sparse as they are."""
+    along = dialect.constant(np.array(axis, np.int16))
+    return dialect.lut_to_sparse_with_bitmask(indices, lut, along)
+
+
+def sparse_to_dense(sparse: Value) -> Value:
+    """Return a sparse tensor with zeros where it has no values."""
+    return dialect.sparse_with_bitmask_to_dense(sparse)
+
+
 def shift_scale(data: Value, scale: Value, offset: Value, zero: Value) -> Value:
     """Return ``scale * (data - offset) + zero`` in the type of ``zero``, blockwise."""
     return dialect.blockwise_shift_scale(data, scale, offset, zero)

@@ -1,7 +1,7 @@
 """Lowering of a palettized weight in a Core AI program.
 
 ``palette_core::depalettize`` turns into the operations of `PalettizedTensor.decode`, in its order
-and its dtypes:
+and its dtypes (``palette_core::depalettize_sparse`` likewise, see `sparse`):
 
 1. ``lut_to_dense`` on packed indices and the LUT, which stays in its 8-bit dtype if it has one;
 2. for a quantized LUT, ``blockwise_shift_scale`` in float32, one scale per LUT;
@@ -13,22 +13,37 @@ and its dtypes:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from coreai_backend import ir
+from coreai_backend import ir, sparse
+from coreai_backend.scaling import dequantized, scaled
 from palette_core.errors import BackendError
-from palette_core.tensors import OP_NAME, StoredTensor
+from palette_core.tensors import OP_NAME, SPARSE_OP_NAME, SPARSE_PARTS, StoredTensor
 
 if TYPE_CHECKING:
     from coreai_torch import TorchConverter
     from torch.export import ExportedProgram
 
-OP = f"{OP_NAME}.default"
-_PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+\.indices$")
+_PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+\.\w+$")
+
+
+class _Form(NamedTuple):
+    """What stands for indices in a program: an operator, its parts, and how they are looked up."""
+
+    operator: str
+    parts: tuple[str, ...]
+    look_up: Callable[[str, StoredTensor], ir.Value]
+
+    @property
+    def target(self) -> Any:
+        """The operator as programs hold it."""
+        namespace, _, name = self.operator.partition("::")
+        return getattr(getattr(torch.ops, namespace), name).default
 
 
 def register_lowerings(
@@ -51,11 +66,12 @@ def register_lowerings(
             latest[:] = [_Constants(program, taken or {})]
         return latest[0]
 
-    def depalettize(values: dict[str, Any], node: fx.Node, loc: Any) -> Any:
+    def lower(form: _Form, values: dict[str, Any], node: fx.Node, loc: Any) -> Any:
         del loc
-        return _lower(values, node, constants())
+        return _lower(form, values, node, constants())
 
-    converter.register_torch_lowering(OP)(depalettize)
+    for form in _FORMS:
+        converter.register_torch_lowering(f"{form.operator}.default")(partial(lower, form))
 
 
 def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
@@ -64,12 +80,14 @@ def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
     The converter copies every tensor of a program into constants of its own before it asks how
     to lower what uses them; these are large, and would be copied for nothing.
     """
-    targets = program.graph_signature.inputs_to_buffers
-    nodes = program.graph.find_nodes(
-        op="call_function", target=torch.ops.palette_core.depalettize.default
-    )
-    used = {node.args[0] for node in nodes if isinstance(node.args[0], fx.Node)}
-    held = program.state_dict
+    targets, held = program.graph_signature.inputs_to_buffers, program.state_dict
+    nodes: list[fx.Node] = []
+    used: set[fx.Node] = set()
+    for form in _FORMS:
+        found = program.graph.find_nodes(op="call_function", target=form.target)
+        parts = (arg for node in found for arg in node.args[: len(form.parts)])
+        used |= {arg for arg in parts if isinstance(arg, fx.Node)}
+        nodes += found
     places = {
         _place(held[targets[node.name]])
         for node in used
@@ -82,45 +100,37 @@ def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
     return taken
 
 
-def _lower(values: dict[str, Any], node: fx.Node, constants: _Constants) -> Any:
+def _lower(form: _Form, values: dict[str, Any], node: fx.Node, constants: _Constants) -> Any:
     """Emit a weight, or hand out the one emitted for the same tensors before."""
-    given = StoredTensor.from_arguments(node.args, node.kwargs)
+    given = StoredTensor.from_arguments(node.args, node.kwargs, form.parts)
     # Weights that share their tensors share what is stored. The converter's map of values lives
     # as long as one graph, so nothing is carried over to another.
-    key = f"{OP} {[constants.origin(argument) for argument in given.arguments()]}"
+    key = f"{form.operator} {[constants.origin(argument) for argument in given.arguments()]}"
     if key not in values:
         read = [constants.read(argument) for argument in given.arguments()]
-        weight = StoredTensor.from_arguments(read).typed()
-        name = constants.weight_name(given.parts["indices"], weight.parts["indices"])
-        values[key] = _emit(name, weight)
+        weight = StoredTensor.from_arguments(read, parts=form.parts).typed()
+        part = form.parts[0]
+        name = constants.weight_name(given.parts[part], weight.parts[part], part)
+        values[key] = scaled(form.look_up(name, weight), name, weight)
     return values[key]
 
 
-def _emit(name: str, weight: StoredTensor) -> Any:
-    lut, scale, zero_point = weight.lut, weight.lut_scale, weight.lut_zero_point
-    if scale is None:
-        lut = lut.to(weight.dtype)
+def _look_up(name: str, weight: StoredTensor) -> ir.Value:
+    """Emit a weight without its channel scales."""
+    lut = weight.lut if weight.lut_scale is not None else weight.lut.to(weight.dtype)
     indices = ir.packed_constant(
         weight.parts["indices"], weight.index_shape, weight.n_bits, f"{name}.indices"
     )
     dense = ir.lut_to_dense(indices, ir.constant(lut, f"{name}.lut"), weight.axis)
-    if scale is not None:
-        grid = lut.shape[:-2]
-        dense = ir.shift_scale(
-            dense,
-            ir.constant(scale.to(torch.float32).reshape(grid), f"{name}.lut_scale"),
-            ir.zeros(grid, lut.dtype)
-            if zero_point is None
-            else ir.constant(zero_point.reshape(grid), f"{name}.lut_zero_point"),
-            ir.zeros(grid, torch.float32),
-        )
-        if weight.dtype is not torch.float32:
-            dense = ir.cast(dense, weight.dtype)
-    if weight.scale is not None:
-        zero = ir.zeros(weight.scale.shape, weight.dtype)
-        factor = ir.constant(weight.scale.to(weight.dtype), f"{name}.scale")
-        dense = ir.shift_scale(dense, factor, zero, zero)
-    return dense
+    if weight.lut_scale is None:
+        return dense
+    return dequantized(dense, name, weight, lut.shape[:-2])
+
+
+_FORMS = (
+    _Form(OP_NAME, ("indices",), _look_up),
+    _Form(SPARSE_OP_NAME, SPARSE_PARTS, sparse.look_up),
+)
 
 
 class _Constants:
@@ -167,10 +177,10 @@ class _Constants:
         done = (*arg.args, *arg.kwargs.items())
         return str(arg.target), [self.origin(each) for each in done]
 
-    def weight_name(self, node: Any, indices: Tensor) -> str:
+    def weight_name(self, node: Any, indices: Tensor, part: str) -> str:
         """Return the qualified name of the first weight that these indices stand for."""
         name = self._first.get(_place(indices), node.name)
-        return _PARAMETRIZED.sub(r"\g<state>", name).removesuffix(".indices")
+        return _PARAMETRIZED.sub(r"\g<state>", name).removesuffix(f".{part}")
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

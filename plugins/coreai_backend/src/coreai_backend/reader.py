@@ -39,10 +39,13 @@ class StoredWeight:
     Attributes:
         name: qualified name of the first module that owns it, and of its parameter.
         n_bits: bits per stored index.
-        indices: uint8, unpacked; the weight's shape with ``axis`` divided by the vector length.
-        lut: ``[*grid, 2 ** n_bits, vector length]`` in the dtype that is stored.
+        indices: uint8, unpacked; the weight's shape with ``axis`` divided by the vector length, or
+            ``[N]`` of the N nonzeros of a sparse weight, in row-major order.
+        lut: ``[*grid, 2 ** n_bits, vector length]`` in the dtype that is stored. Of sparse weights
+            the grid may have one axis only: rows of that many tables follow each other.
         axis: the axis along which the values of an entry lie.
         dense: the weight, in its dtype (``ml_dtypes.bfloat16`` for that one).
+        mask: bool, of the weight's shape: where a sparse weight is not zero; None of others.
     """
 
     name: str
@@ -51,8 +54,12 @@ class StoredWeight:
     lut: Array
     axis: int
     dense: Array
+    mask: Array | None = None
 
 
+_LOOK_UP = "coreai.lut_to_dense"
+_BUILD = "coreai.build_sparse_with_bitmask"
+_STEPS = ("coreai.blockwise_shift_scale", "coreai.cast")
 _Named = tuple[list[str], StoredWeight]
 
 
@@ -85,7 +92,10 @@ def stored_weights(path: str | Path) -> list[StoredWeight]:
     # The bindings raise RuntimeError and its kin for files they cannot read.
     except Exception as error:
         raise BackendError(f"{path} cannot be read as an .aimodel: {error}") from error
-    found = [_stored(program, op) for op in program.operations("coreai.lut_to_dense")]
+    found = [
+        *(_dense(program, op) for op in program.operations(_LOOK_UP) if not _is_sparse(op)),
+        *(_sparse(program, op) for op in program.operations("coreai.sparse_with_bitmask_to_dense")),
+    ]
     return [replace(weight, name=_name(names, weight, found)) for names, weight in found]
 
 
@@ -102,16 +112,65 @@ def _same(a: Array, b: Array) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def _stored(program: ir.Program, op: ir.Operation) -> _Named:
+def _is_sparse(op: ir.Operation) -> bool:
+    return any(user.name == _BUILD for user in ir.users(op.results[0]))
+
+
+def _dense(program: ir.Program, op: ir.Operation) -> _Named:
     """Return a weight that has no name yet, and the names of its parts, indices first."""
     given, lut, axis = (_constant(program, value) for value in op.operands)
-    name, kind, shape, packed = given
-    n_bits = int(kind.removeprefix("ui"))
-    indices = _unpacked(packed, n_bits, math.prod(shape)).reshape(shape)
+    name, n_bits, indices = _integers(given)
     table, along = _array(lut), int(_array(axis).reshape(-1)[0])
     dense, scales = _scaled(program, op.results[0], looked_up(indices, table, along))
     names = [part.rpartition(".")[0] for part in (name, lut[0], *scales)]
     return names, StoredWeight("", n_bits, indices, table, along, dense)
+
+
+def _sparse(program: ir.Program, op: ir.Operation) -> _Named:
+    """Return a sparse weight, looked up before its values are put in their places, or after."""
+    made = op.operands[0].owner
+    by_row = made.name == _BUILD
+    built = made if by_row else made.operands[0].owner
+    first, bitmask = built.operands
+    given, lut, axis = (first.owner if by_row else made).operands
+    name, n_bits, indices = _integers(_constant(program, first if not by_row else given))
+    masked, _, mask = _integers(_constant(program, bitmask))
+    nonzero = mask.astype(bool)
+    root, steps = _steps(lut)
+    lut_name, *_ = stored = _constant(program, root)
+    table, scales = _array(stored), []
+    entries = table
+    for step in steps:
+        entries, more = _stepped(program, step, entries)
+        scales += more
+    along = int(_array(_constant(program, axis)).reshape(-1)[0])
+    if by_row:
+        values = looked_up(indices, entries, along)
+    else:
+        mask[nonzero] = indices
+        values = looked_up(mask, entries, along)[nonzero]
+    dense = np.zeros(nonzero.shape, values.dtype)
+    dense[nonzero] = values
+    dense, late = _scaled(program, op.results[0], dense)
+    parts = (name, masked, lut_name, *scales, *late)
+    names = [part.rpartition(".")[0] for part in parts]
+    return names, StoredWeight("", n_bits, indices, table, along, dense, nonzero)
+
+
+def _steps(value: ir.Value) -> tuple[ir.Value, list[ir.Operation]]:
+    """Return the constant that a table is computed from, and the steps from it to the table."""
+    steps: list[ir.Operation] = []
+    while getattr(value.owner, "name", None) in _STEPS:
+        steps.insert(0, value.owner)
+        value = value.owner.operands[0]
+    return value, steps
+
+
+def _integers(given: tuple[str, str, list[int], Any]) -> tuple[str, int, npt.NDArray[np.uint8]]:
+    """Return name, bits and values of a constant of unsigned integers."""
+    name, kind, shape, packed = given
+    n_bits = int(kind.removeprefix("ui"))
+    return name, n_bits, _unpacked(packed, n_bits, math.prod(shape)).reshape(shape)
 
 
 def looked_up(indices: Array, lut: Array, axis: int) -> Array:
@@ -132,25 +191,25 @@ def _scaled(program: ir.Program, value: ir.Value, dense: Array) -> tuple[Array, 
     names: list[str] = []
     while True:
         step = next(
-            (
-                user
-                for user in ir.users(value)
-                if user.name in ("coreai.blockwise_shift_scale", "coreai.cast")
-                and user.operands[0] == value
-            ),
+            (user for user in ir.users(value) if user.name in _STEPS and user.operands[0] == value),
             None,
         )
         if step is None or (step.name == "coreai.cast" and not _ours(dense, step)):
             return dense, names
         value = step.results[0]
-        dtype = _DTYPES[ir.element_name(value)]
-        if step.name == "coreai.cast":
-            dense = dense.astype(dtype)
-            continue
-        parts = [_constant(program, part) for part in list(step.operands)[1:]]
-        names += [part[0] for part in parts if part[0]]
-        scale, offset, zero = (_spread(_array(part).astype(dtype), dense.shape) for part in parts)
-        dense = scale * (dense.astype(dtype) - offset) + zero
+        dense, more = _stepped(program, step, dense)
+        names += more
+
+
+def _stepped(program: ir.Program, step: ir.Operation, data: Array) -> tuple[Array, list[str]]:
+    """Return a scaled or cast array, and the names of the constants that it took."""
+    dtype = _DTYPES[ir.element_name(step.results[0])]
+    if step.name == "coreai.cast":
+        return data.astype(dtype), []
+    parts = [_constant(program, part) for part in list(step.operands)[1:]]
+    names = [part[0] for part in parts if part[0]]
+    scale, offset, zero = (_spread(_array(part).astype(dtype), data.shape) for part in parts)
+    return scale * (data.astype(dtype) - offset) + zero, names
 
 
 def _ours(dense: Array, step: ir.Operation) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from palette_core.plugins import Part, Refusal, StoredForm, TensorFacts
+from palette_core.tensors.operators import SPARSE_OP_NAME, SPARSE_PARTS, unpack_sparse
 from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
@@ -23,8 +23,8 @@ class SparseIndices(StoredForm):
     bit for each weight. Tables have entries for nonzeros only: zero is beside them.
     """
 
-    parts = ("nonzero_indices", "mask")
-    operator = "palette_core::depalettize_sparse"
+    parts = SPARSE_PARTS
+    operator = SPARSE_OP_NAME
     holds_masks = True
 
     def encode(self, tensor: PalettizedTensor) -> Mapping[str, Tensor]:
@@ -39,13 +39,7 @@ class SparseIndices(StoredForm):
 
     def decode(self, stored: StoredTensor) -> PalettizedTensor:
         """Unpack the mask, then the indices; zeros get index 0."""
-        mask = unpack_indices(stored.parts["mask"], 1, stored.index_count)
-        mask = mask.to(torch.bool).reshape(stored.index_shape)
-        count = int(mask.sum())
-        indices = torch.zeros(stored.index_shape, dtype=torch.uint8, device=mask.device)
-        indices[mask] = unpack_indices(stored.parts["nonzero_indices"], stored.n_bits, count)
-        found = stored.with_indices(indices)
-        return found if count == mask.numel() else replace(found, mask=mask)
+        return unpack_sparse(stored)
 
     def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
         """Return the size of the mask; how many indices there are lies in it."""
