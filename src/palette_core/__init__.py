@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ModuleKMeansPalettizerConfig,
         OpKMeansPalettizerConfig,
         PATSchedule,
+        VectorKMeansConfig,
     )
     from palette_core.config.spec import (
         PalettizationSpec,
@@ -50,6 +51,7 @@ __all__ = [
     "PerTensorGranularity",
     "QuantizationScheme",
     "QuantizationSpec",
+    "VectorKMeansConfig",
     "__version__",
     "allocate",
     "bits_per_weight",
@@ -70,6 +72,7 @@ __getattr__, __dir__ = lazy_names(
             "ModuleKMeansPalettizerConfig",
             "OpKMeansPalettizerConfig",
             "PATSchedule",
+            "VectorKMeansConfig",
         ],
         "palette_core.config.spec": [
             "PalettizationSpec",

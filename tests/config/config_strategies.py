@@ -12,6 +12,7 @@ from palette_core.config import (
     ModuleKMeansPalettizerConfig,
     OpKMeansPalettizerConfig,
     PATSchedule,
+    VectorKMeansConfig,
 )
 from palette_core.operations import installed_operations
 from palette_core.spec import (
@@ -65,6 +66,12 @@ def specs(max_cluster_dim: int = 4) -> st.SearchStrategy[PalettizationSpec]:
     )
 
 
+VECTORS = st.builds(
+    VectorKMeansConfig,
+    n_local_trials=st.none() | st.integers(1, 9),
+    n_init=st.integers(1, 99),
+    tol=st.floats(0, 1),
+)
 STATE_KEYS = st.sampled_from(["*", "weight", "bias", "in_proj_weight", "0", "on", "~", "<<", "ü"])
 
 
@@ -84,7 +91,7 @@ NAMES = st.sampled_from(["", r"encoder\.\d+", "0.10", "lm_head", ".*", "null"]) 
 def modules(draw: st.DrawFn, with_states: bool = True) -> ModuleKMeansPalettizerConfig:
     """Draw any valid module config."""
     fast = draw(st.booleans())
-    return ModuleKMeansPalettizerConfig(
+    drawn = ModuleKMeansPalettizerConfig(
         op_state_spec=draw(states(1 if fast else 4)),
         op_type_config=draw(
             st.dictionaries(st.sampled_from(installed_operations().names()), OPS, max_size=1)
@@ -97,6 +104,9 @@ def modules(draw: st.DrawFn, with_states: bool = True) -> ModuleKMeansPalettizer
             st.none() | st.builds(PATSchedule, enable_fake_palettize=st.integers(0, 9))
         ),
     )
+    if any(spec is not None and spec.cluster_dim > 1 for spec in drawn._specs()):
+        drawn.vector_kmeans_config = draw(st.none() | VECTORS)
+    return drawn
 
 
 TYPES = st.sampled_from([nn.Linear, "torch.nn.Conv2d", "my_package.layers.Block"])

@@ -125,4 +125,5 @@ CLUSTERERS: dict[str, ClustererEntry] = {
     "importance-zero": asked(lambda p: replace(p, importance=None)),
     "quantized": entry(right, fits_quantized=True),
     "zeros": entry(right, keeps_zeros=True),
+    "vector-options": entry(right, supports_vector=True, vector_options=lambda settings: {}),
 }

@@ -140,6 +140,7 @@ def key_of(plan: TensorPlan, *seen: Any) -> str:
         plan.name,
         plan.spec.model_dump(mode="json"),
         [plan.algorithm, plan.lut_quantizer, plan.seed, plan.resolution],
+        plan.vector_kmeans_config and plan.vector_kmeans_config.model_dump(mode="json"),
         _made_by(plan),
         *seen,
     ]

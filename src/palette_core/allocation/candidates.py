@@ -16,12 +16,12 @@ from palette_core.planning import Plan, TensorPlan
 from palette_core.planning.choose import (
     check_stored_form,
     clusterer_for,
+    clusterer_options,
     lay_out,
     lut_quantizer_name,
 )
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.options import validate_options
 
 CandidateSpec = int | Mapping[str, Any]
 """Bits, or fields of a spec, such as ``{"n_bits": 4, "cluster_dim": 2}``."""
@@ -156,12 +156,14 @@ def _with(
         if tensor.resolution is not None and spec.cluster_dim > 1:
             return "cluster_dim > 1 needs enable_fast_kmeans_mode: false in the config"
         entry = clusterer_for(spec, catalog)
-        options = validate_options(entry, spec.algorithm_options)
+        vectors = tensor.vector_kmeans_config if spec.cluster_dim > 1 else None
+        options = clusterer_options(entry, spec, vectors, catalog)
         made = replace(
             tensor,
             spec=spec,
             algorithm=entry.name,
             algorithm_options=options,
+            vector_kmeans_config=vectors,
             lut_quantizer=lut_quantizer_name(spec.lut_qspec, catalog),
             layout=lay_out(tensor.shape, spec, tensor.axis),
         )

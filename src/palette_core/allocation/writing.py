@@ -53,12 +53,14 @@ def config_of(
 
 
 def _gist(plan: TensorPlan) -> tuple[object, ...]:
-    return plan.spec, plan.layout, plan.algorithm, plan.resolution, plan.seed, plan.pat_schedule
+    how = plan.spec, plan.layout, plan.algorithm, plan.resolution, plan.seed
+    return *how, plan.pat_schedule, plan.vector_kmeans_config
 
 
 def _module_config(states: dict[str, TensorPlan]) -> ModuleKMeansPalettizerConfig:
     specs: dict[str, PalettizationSpec | None] = {s: plan.spec for s, plan in states.items()}
     first = next(iter(states.values()))
+    vectors = [plan.vector_kmeans_config for plan in states.values()]
     # All states of a module come from one config, so these agree.
     return ModuleKMeansPalettizerConfig.model_validate(
         {
@@ -67,5 +69,6 @@ def _module_config(states: dict[str, TensorPlan]) -> ModuleKMeansPalettizerConfi
             "enable_fast_kmeans_mode": first.resolution is not None,
             "rounding_precision": first.resolution or _FAST_DIGITS,
             "pat_schedule": first.pat_schedule,
+            "vector_kmeans_config": next((each for each in vectors if each is not None), None),
         }
     )

@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from palette_core.config.model import KMeansPalettizerConfig
     from palette_core.config.module import ModuleKMeansPalettizerConfig, PATSchedule
     from palette_core.config.op import OpKMeansPalettizerConfig
+    from palette_core.config.vectors import VectorKMeansConfig
 
 __all__ = [
     "KMeansPalettizerConfig",
     "ModuleKMeansPalettizerConfig",
     "OpKMeansPalettizerConfig",
     "PATSchedule",
+    "VectorKMeansConfig",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -22,5 +24,6 @@ __getattr__, __dir__ = lazy_names(
         "palette_core.config.model": ["KMeansPalettizerConfig"],
         "palette_core.config.module": ["ModuleKMeansPalettizerConfig", "PATSchedule"],
         "palette_core.config.op": ["OpKMeansPalettizerConfig"],
+        "palette_core.config.vectors": ["VectorKMeansConfig"],
     },
 )

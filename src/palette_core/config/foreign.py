@@ -92,16 +92,10 @@ of_operations: Mapping[str, Foreign] = {
     "op_output_spec": _WEIGHTS_ONLY,
 }
 
-_VECTORS = {"n_local_trials": None, "n_init": 5, "max_iter": 300, "tol": 1e-4}
-
 of_modules: Mapping[str, Foreign] = {
     **of_operations,
     "module_input_spec": _WEIGHTS_ONLY,
     "module_output_spec": _WEIGHTS_ONLY,
-    "vector_kmeans_config": Foreign(
-        _equals(None, {}, _VECTORS),
-        "give what differs from its defaults as algorithm_options of the spec",
-    ),
 }
 
 of_palettization: Mapping[str, Foreign] = {

@@ -20,6 +20,7 @@ from palette_core.config.op import (
 )
 from palette_core.config.presets import Presets
 from palette_core.config.spec import PalettizationSpec
+from palette_core.config.vectors import VectorKMeansConfig
 
 
 @final
@@ -55,6 +56,9 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
             ``cluster_dim`` above 1 in ``op_state_spec``.
         rounding_precision: decimal places of that rounding, 1 to 45, where the smallest float32 is.
         pat_schedule: when palettization begins in training; None means at once.
+        vector_kmeans_config: settings of k-means for vectors, for modules with a spec of
+            ``cluster_dim`` above 1; ``algorithm_options`` of a spec come before them. None keeps
+            the defaults of the algorithm.
     """
 
     foreign_fields: ClassVar[Mapping[str, Foreign]] = foreign.of_modules
@@ -67,6 +71,7 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
     enable_fast_kmeans_mode: bool = True
     rounding_precision: int = Field(default=4, gt=0, le=45)
     pat_schedule: PATSchedule | None = None
+    vector_kmeans_config: VectorKMeansConfig | None = None
 
     if TYPE_CHECKING:
 
@@ -80,6 +85,7 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
             enable_fast_kmeans_mode: bool = ...,
             rounding_precision: int = ...,
             pat_schedule: PATSchedule | None = ...,
+            vector_kmeans_config: VectorKMeansConfig | None = ...,
         ) -> None: ...
 
     @model_validator(mode="after")
@@ -91,6 +97,17 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
                     f"cluster_dim={spec.cluster_dim} for state {state!r}; "
                     "set enable_fast_kmeans_mode=False"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> Self:
+        if self.vector_kmeans_config is not None and not any(
+            spec is not None and spec.cluster_dim > 1 for spec in self._specs()
+        ):
+            raise ValueError(
+                "vector_kmeans_config only applies to vector palettization, and no spec of the "
+                "module has cluster_dim > 1; leave it out, or set cluster_dim"
+            )
         return self
 
     @classmethod

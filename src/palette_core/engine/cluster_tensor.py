@@ -15,14 +15,13 @@ from palette_core.engine.sparsity import beside_zero, find_zeros
 from palette_core.engine.task import Task
 from palette_core.errors import ClusteringError, PaletteError
 from palette_core.planning import TensorPlan
-from palette_core.planning.choose import default_clusterer
+from palette_core.planning.choose import clusterer_options, default_clusterer
 from palette_core.plugins import (
     ClustererEntry,
     InputMoments,
 )
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.clusterers import damping_of
-from palette_core.plugins.options import validate_options
 from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.distortion import square_sums
 from palette_core.tensors.moment_scales import output_error, output_scales
@@ -108,7 +107,9 @@ def without_moments(plan: TensorPlan, catalog: Catalog) -> TensorPlan:
         PlanError: there is none; DuplicatePluginError: there are several.
     """
     name = default_clusterer(plan.spec.cluster_dim, catalog)
-    defaults = validate_options(catalog.clusterers.get(name), {})
+    plain = plan.spec.model_copy(update={"algorithm_options": {}})
+    entry = catalog.clusterers.get(name)
+    defaults = clusterer_options(entry, plain, plan.vector_kmeans_config, catalog)
     return replace(plan, algorithm=name, algorithm_options=defaults)
 
 

@@ -53,6 +53,7 @@ class TensorReport:
         rule: the config entry that decided.
         objective_before: what the algorithm lowers, at its plain start; None if it does not say.
         objective_after: the same at the result.
+        vector_kmeans_config: settings of k-means for vectors that the config gives; None if none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class TensorReport:
     rule: str
     objective_before: float | None = None
     objective_after: float | None = None
+    vector_kmeans_config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def updated_report(report: Report, results: Iterable[tuple[TensorPlan, Clustered
 
 
 def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
+    vectors = plan.vector_kmeans_config
     return TensorReport(
         name=plan.name,
         shape=plan.shape,
@@ -120,6 +123,7 @@ def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         rule=plan.rule,
         objective_before=result.objective_before,
         objective_after=result.objective_after,
+        vector_kmeans_config=None if vectors is None else vectors.model_dump(),
     )
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
+from palette_core.config import (
+    KMeansPalettizerConfig,
+    ModuleKMeansPalettizerConfig,
+    VectorKMeansConfig,
+)
 from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import PaletteError
-from palette_core.planning.choose import clusterer_for, lut_quantizer_name
+from palette_core.planning.choose import (
+    clusterer_for,
+    clusterer_options,
+    lut_quantizer_name,
+)
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.kinds import GRANULARITY, STORED_FORM
 from palette_core.plugins.options import validate_options
@@ -18,7 +26,7 @@ Locate = Callable[[ConfigPath], str]
 
 def specs_of(config: KMeansPalettizerConfig) -> dict[str, PalettizationSpec]:
     """Return every spec of a config by its path."""
-    return {_text(path): spec for path, spec in _specs(config)}
+    return {_text(path): spec for path, spec, _ in _specs(config)}
 
 
 def check_names(
@@ -35,12 +43,12 @@ def check_names(
         PaletteError: the first failure, its message prefixed with the path of the spec.
     """
     seen: set[tuple[object, ...]] = set()  # a config may have thousands of specs, and few kinds
-    for path, spec in _specs(config):
-        kind = _what_is_checked(spec)
+    for path, spec, vectors in _specs(config):
+        kind = _what_is_checked(spec, vectors)
         if kind in seen:
             continue
         seen.add(kind)
-        for field, check in _checks(spec, catalog).items():
+        for field, check in _checks(spec, vectors, catalog).items():
             try:
                 check()
             except PaletteError as error:
@@ -48,14 +56,18 @@ def check_names(
                 raise type(error)(f"{place}{_text(path)}: {error}") from None
 
 
-def _what_is_checked(spec: PalettizationSpec) -> tuple[object, ...]:
+def _what_is_checked(
+    spec: PalettizationSpec, vectors: VectorKMeansConfig | None
+) -> tuple[object, ...]:
     """Return all that `_checks` looks at, equal for specs that it cannot tell apart."""
     options = repr(spec.algorithm_options), repr(spec.training_strategy_options)
     kinds = spec.granularity.type, spec.algorithm, spec.cluster_dim, spec.lut_qspec
-    return *kinds, spec.training_strategy, *options
+    return *kinds, spec.training_strategy, vectors, *options
 
 
-def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[], object]]:
+def _checks(
+    spec: PalettizationSpec, vectors: VectorKMeansConfig | None, catalog: Catalog
+) -> dict[str, Callable[[], object]]:
     """Return what there is to check about a spec, by the field that it is about."""
 
     def strategy() -> object:
@@ -64,8 +76,8 @@ def _checks(spec: PalettizationSpec, catalog: Catalog) -> dict[str, Callable[[],
     return {
         "granularity": lambda: _check_granularity(spec, catalog),
         "algorithm": lambda: clusterer_for(spec, catalog),
-        "algorithm_options": lambda: validate_options(
-            clusterer_for(spec, catalog), spec.algorithm_options
+        "algorithm_options": lambda: clusterer_options(
+            clusterer_for(spec, catalog), spec, vectors, catalog
         ),
         "lut_qspec.quantizer": lambda: lut_quantizer_name(spec.lut_qspec, catalog),
         "stored_form": lambda: catalog[STORED_FORM].get(spec.stored_form),
@@ -84,29 +96,32 @@ def _check_granularity(spec: PalettizationSpec, catalog: Catalog) -> None:
         registry.get(spec.granularity.type)
 
 
-def _specs(config: KMeansPalettizerConfig) -> Iterator[tuple[ConfigPath, PalettizationSpec]]:
+_Found = tuple[ConfigPath, PalettizationSpec, VectorKMeansConfig | None]
+
+
+def _specs(config: KMeansPalettizerConfig) -> Iterator[_Found]:
+    """Yield every spec with its path and with the settings for vectors of its module."""
     yield from _module_specs(("global_config",), config.global_config)
     for level in ("module_type_configs", "module_name_configs"):
         for key, module in getattr(config, level).items():
             yield from _module_specs((level, key), module)
 
 
-def _module_specs(
+def _module_specs(path: ConfigPath, module: ModuleKMeansPalettizerConfig) -> Iterator[_Found]:
+    for at, states in _states(path, module):
+        for key, spec in states.items():
+            if spec is not None:
+                yield (*at, key), spec, module.vector_kmeans_config
+
+
+def _states(
     path: ConfigPath, module: ModuleKMeansPalettizerConfig
-) -> Iterator[tuple[ConfigPath, PalettizationSpec]]:
+) -> Iterator[tuple[ConfigPath, Mapping[str, PalettizationSpec | None]]]:
     for name in ("op_state_spec", "module_state_spec"):
-        yield from _state_specs((*path, name), getattr(module, name))
+        yield (*path, name), getattr(module, name)
     for name in ("op_type_config", "op_name_config"):
         for key, op in getattr(module, name).items():
-            yield from _state_specs((*path, name, key, "op_state_spec"), op.op_state_spec)
-
-
-def _state_specs(
-    path: ConfigPath, states: Mapping[str, PalettizationSpec | None]
-) -> Iterator[tuple[ConfigPath, PalettizationSpec]]:
-    for key, spec in states.items():
-        if spec is not None:
-            yield (*path, key), spec
+            yield (*path, name, key, "op_state_spec"), op.op_state_spec
 
 
 _FIELDS = frozenset(

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from palette_core.config.spec import PalettizationSpec, QuantizationSpec
-from palette_core.errors import DuplicatePluginError, IncompatibleShapeError, PlanError
+from palette_core.config.vectors import VectorKMeansConfig
+from palette_core.errors import (
+    DuplicatePluginError,
+    IncompatibleShapeError,
+    PlanError,
+    PluginOptionsError,
+)
 from palette_core.plugins import ClustererEntry, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.checked.clusterers import vector_options
 from palette_core.plugins.checked.granularities import block_shape
 from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.options import validate_options
@@ -52,6 +61,40 @@ def clusterer_for(spec: PalettizationSpec, catalog: Catalog) -> ClustererEntry:
             f"algorithm {name!r} does not take {kind}; these do: {', '.join(sorted(set(able)))}"
         )
     return entry
+
+
+def clusterer_options(
+    entry: ClustererEntry,
+    spec: PalettizationSpec,
+    vectors: VectorKMeansConfig | None,
+    catalog: Catalog,
+) -> BaseModel:
+    """Return the validated options of an algorithm.
+
+    Args:
+        entry: the algorithm.
+        spec: its own ``algorithm_options`` come first.
+        vectors: settings of the module, which count for vectors alone.
+        catalog: the installed plug-ins.
+
+    Raises:
+        PlanError: the algorithm does not take such settings, or not these.
+        PluginOptionsError: options do not validate.
+    """
+    if vectors is None or spec.cluster_dim == 1:
+        return validate_options(entry, spec.algorithm_options)
+    settings = vector_options(catalog.clusterers.find(entry.name), vectors)
+    if settings is None:
+        able = [each.entry for each in catalog.clusterers if each.entry.vector_options is not None]
+        raise PlanError(
+            f"algorithm {entry.name!r} takes no vector_kmeans_config; these do: "
+            f"{', '.join(sorted({each.name for each in able})) or 'none'}"
+        )
+    try:
+        validate_options(entry, settings)
+    except PluginOptionsError as error:
+        raise PlanError(f"vector_kmeans_config: {error}") from None
+    return validate_options(entry, {**settings, **spec.algorithm_options})
 
 
 def default_clusterer(cluster_dim: int, catalog: Catalog) -> str:

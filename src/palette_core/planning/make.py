@@ -17,6 +17,7 @@ from palette_core.planning.check import check_names
 from palette_core.planning.choose import (
     check_stored_form,
     clusterer_for,
+    clusterer_options,
     lay_out,
     lut_quantizer_name,
     nearest,
@@ -27,7 +28,6 @@ from palette_core.planning.records import DenseTensor, Plan, SkippedTensor, Tens
 from palette_core.planning.rules import Decision, RuleBook
 from palette_core.plugins import Backend
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.options import validate_options
 
 OnIncompatible = Literal["skip", "error"]
 
@@ -131,8 +131,8 @@ def _plan_tensor(
 ) -> TensorPlan:
     layout = lay_out(record.shape, spec, axis, record.name)
     entry = clusterer_for(spec, catalog)
-    options = validate_options(entry, spec.algorithm_options)
     module = decision.config or config.global_config
+    vectors = module.vector_kmeans_config if spec.cluster_dim > 1 else None
     plan = TensorPlan(
         owners=record.owners,
         shape=record.shape,
@@ -143,11 +143,12 @@ def _plan_tensor(
         algorithm=entry.name,
         layout=layout,
         rule=decision.rule,
-        algorithm_options=options,
+        algorithm_options=clusterer_options(entry, spec, vectors, catalog),
         lut_quantizer=lut_quantizer_name(spec.lut_qspec, catalog),
         seed=derive_seed(config.seed, record.name),
         resolution=module.rounding_precision if module.enable_fast_kmeans_mode else None,
         pat_schedule=module.pat_schedule,
+        vector_kmeans_config=vectors,
     )
     check_stored_form(plan.facts, catalog)
     return plan

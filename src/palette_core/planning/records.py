@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from pydantic import BaseModel
 
-from palette_core.config import PATSchedule
+from palette_core.config import PATSchedule, VectorKMeansConfig
 from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import Owner
 from palette_core.planning.coverage import Coverage
@@ -31,13 +31,16 @@ class TensorPlan:
         axis: the output-channel axis that the operation implies.
         spec: what to do.
         algorithm: name of the registered clusterer.
-        algorithm_options: its options, validated; as the user wrote them, they are in the spec.
+        algorithm_options: its options, validated; as the user wrote them, they are in the spec,
+            and in ``vector_kmeans_config``.
         lut_quantizer: name of the registered LUT quantizer, or None.
         layout: the blocks.
         rule: the config entry that decided, as a path into the config.
         seed: derived from the config's seed and the name.
         resolution: decimal places of the boundary search, or None for the exact optimum.
         pat_schedule: when palettization starts in training, or None for at once.
+        vector_kmeans_config: settings of the module for vectors, where there are any and this is
+            one of vectors.
     """
 
     owners: tuple[Owner, ...]
@@ -54,6 +57,7 @@ class TensorPlan:
     seed: int = 0
     resolution: int | None = None
     pat_schedule: PATSchedule | None = None
+    vector_kmeans_config: VectorKMeansConfig | None = None
 
     @property
     def name(self) -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         PerTensorGranularity,
     )
     from palette_core.config.spec import PalettizationSpec, QuantizationScheme, QuantizationSpec
+    from palette_core.config.vectors import VectorKMeansConfig
     from palette_core.plugins.catalog import get_catalog
     from palette_core.plugins.options import validate_options
     from palette_core.plugins.training_problem import TrainingProblem
@@ -79,6 +80,7 @@ __all__ = [
     "TrainingProblem",
     "TrainingStrategy",
     "TrainingStrategyEntry",
+    "VectorKMeansConfig",
     "get_catalog",
     "hookimpl",
     "validate_options",
@@ -96,6 +98,7 @@ __getattr__, __dir__ = lazy_names(
             "QuantizationScheme",
             "QuantizationSpec",
         ],
+        "palette_core.config.vectors": ["VectorKMeansConfig"],
         "palette_core.plugins.catalog": ["get_catalog"],
         "palette_core.plugins.options": ["validate_options"],
         "palette_core.plugins.training_problem": ["TrainingProblem"],

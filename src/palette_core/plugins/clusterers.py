@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from palette_core.plugins.markers import hookspec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from palette_core.config.vectors import VectorKMeansConfig
     from palette_core.plugins.lut_quantizers import LutQuantizer
     from palette_core.tensors.codebook import Codebook
     from palette_core.tensors.moments import InputMoments
@@ -82,6 +83,8 @@ class ClustererEntry(PluginEntry):
             the default algorithm for the points instead, with a warning.
         damping: for algorithms with moments: what one adds to their diagonal, as a share of its
             mean, by its validated options. None, also as the answer, is `InputMoments.damping`.
+        vector_options: for algorithms of vectors: the options that a module's
+            ``vector_kmeans_config`` asks for. None refuses configs that have one.
         default_for_scalars: picked for points with one coordinate where a config names no
             algorithm.
         default_for_vectors: the same for points with several.
@@ -102,6 +105,7 @@ class ClustererEntry(PluginEntry):
     supports_vector_importance: bool = False
     needs_moments: bool = False
     damping: Callable[[Any], float | None] | None = None
+    vector_options: Callable[[VectorKMeansConfig], Mapping[str, Any]] | None = None
     default_for_scalars: bool = False
     default_for_vectors: bool = False
     fits_quantized: bool = False

@@ -9,9 +9,12 @@ import torch
 from pydantic import BaseModel
 
 from palette_core.config.spec import QuantizationSpec
+from palette_core.config.vectors import VectorKMeansConfig
+from palette_core.errors import PluginOptionsError
 from palette_core.plugins import ClusterProblem, LutQuantizer
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.kinds import CLUSTERER
+from palette_core.plugins.options import validate_options
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import fit, importance_of, problems
 
@@ -83,6 +86,23 @@ def zeros(subject: Subject) -> None:
             demand(subject, bool(empty.any(1).all()), "a table has no entry that is zero")
             lost = int((~empty.gather(1, made.codes.long()) & zero).sum())
             demand(subject, lost == 0, f"{lost} of {int(zero.sum())} zeros are not kept")
+
+
+@check(_KIND, applies=lambda entry: entry.vector_options is not None)
+def vector_options(subject: Subject) -> None:
+    """Settings of k-means for vectors, all of them, become options that validate, and count."""
+    entry = subject.entry
+    demand(subject, entry.supports_vector, "declares vector_options, and takes no vectors")
+    changes: list[dict[str, Any]] = [{}, {"n_init": 2}, {"n_local_trials": 3}, {"max_iter": 7}]
+    made = []
+    for change in (*changes, {"tol": 0.01}):
+        options = entry.vector_options(VectorKMeansConfig(**change))
+        try:
+            made.append(validate_options(entry, options))
+        except PluginOptionsError as error:
+            fail(subject, f"made options of {change} that do not validate: {error}")
+        same = change and made[-1] == made[0]
+        demand(subject, not same, f"{change} changes no option")
 
 
 def _demand_close(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import final
+from functools import partial
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -77,12 +78,20 @@ class SklearnClusterer(Clusterer):
         # scikit-learn measures tol against a variance in which points weigh the same.
         options["tol"] *= _variance(x, w) / _variance(x, np.ones(len(x)))
         kind = KMeans if isinstance(self._options, KMeansOptions) else MiniBatchKMeans
+        trials = options.pop("n_local_trials", None)
+        if trials is not None:
+            options["init"] = partial(_seeded, sample_weight=w, n_local_trials=trials)
         estimator = kind(k, random_state=seed, **options)
         with warnings.catch_warnings():
             # Points too close to tell apart leave entries over, which then repeat others.
             warnings.simplefilter("ignore", ConvergenceWarning)
             centers = np.array(estimator.fit(x, sample_weight=w).cluster_centers_, np.float64)
         return _means(x, w, centers)
+
+
+def _seeded(x: Array, k: int, random_state: Any, **how: Any) -> Array:
+    """Return centroids ``[k, D]`` by k-means++, as an estimator calls for them."""
+    return np.asarray(kmeans_plusplus(x, k, random_state=random_state, **how)[0])
 
 
 def _counted(x: Array, weights: Tensor | None, k: int, dtype: torch.dtype) -> tuple[Array, Array]:

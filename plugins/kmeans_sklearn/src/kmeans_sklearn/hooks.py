@@ -1,15 +1,20 @@
 """Registers the algorithms; scikit-learn is imported when one is picked, not before."""
 
 from functools import partial
+from typing import Any
 
 from kmeans_sklearn.options import KMeansOptions, MiniBatchKMeansOptions
-from palette_core.plugins import Clusterer, ClustererEntry, hookimpl
+from palette_core.plugins import Clusterer, ClustererEntry, VectorKMeansConfig, hookimpl
 
 
 def _make(options: KMeansOptions | MiniBatchKMeansOptions) -> Clusterer:
     from kmeans_sklearn.clusterer import SklearnClusterer
 
     return SklearnClusterer(options)
+
+
+def _options_of(settings: VectorKMeansConfig) -> dict[str, Any]:
+    return settings.model_dump()
 
 
 @hookimpl
@@ -20,7 +25,12 @@ def palette_core_clusterers() -> list[ClustererEntry]:
         ClustererEntry, interface=1, factory=_make, supports_vector=True, supports_importance=True
     )
     return [
-        entry(name="sklearn_kmeans", summary=text, options=KMeansOptions),
+        entry(
+            name="sklearn_kmeans",
+            summary=text,
+            options=KMeansOptions,
+            vector_options=_options_of,
+        ),
         entry(
             name="sklearn_minibatch", summary=f"mini-batch {text}", options=MiniBatchKMeansOptions
         ),

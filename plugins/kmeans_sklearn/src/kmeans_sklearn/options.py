@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import Literal, Self, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 @final
@@ -25,11 +25,22 @@ class KMeansOptions(BaseModel):
     init: Literal["k-means++", "random"] = Field(
         default="k-means++", description="How the first centroids are picked from the points."
     )
+    n_local_trials: int | None = Field(
+        default=None,
+        ge=1,
+        description="Points that k-means++ tries for each centroid; null tries 2 + ⌊ln K⌋.",
+    )
     algorithm: Literal["lloyd", "elkan"] = Field(
         default="lloyd",
         description="'elkan' skips distances by the triangle inequality, and needs memory for "
         "points times entries.",
     )
+
+    @model_validator(mode="after")
+    def _check_trials(self) -> Self:
+        if self.n_local_trials is not None and self.init != "k-means++":
+            raise ValueError("n_local_trials is for init 'k-means++'")
+        return self
 
 
 @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel
@@ -17,6 +17,9 @@ from palette_core.plugins.making import Made, make
 from palette_core.plugins.options import validate_options
 from palette_core.plugins.registries import Registered
 from palette_core.tensors.codebook import Codebook
+
+if TYPE_CHECKING:
+    from palette_core.config.vectors import VectorKMeansConfig
 
 
 def fit_checked(
@@ -71,6 +74,26 @@ def damping_of(
     if not isinstance(given, (int, float)) or not 0 <= given < math.inf:
         raise made.wrong(f"damps by {shown(given)}, expected a number of at least 0, or None")
     return float(given)
+
+
+def vector_options(
+    item: Registered[ClustererEntry], settings: VectorKMeansConfig
+) -> Mapping[str, Any] | None:
+    """Return the options of an algorithm that settings of vector k-means stand for.
+
+    None is returned by algorithms that have none.
+
+    Raises:
+        ClusteringError: the algorithm fails to say so.
+    """
+    ask = item.entry.vector_options
+    if ask is None:
+        return None
+    made = Made.of(item, ask)
+    given: Any = made.ask(lambda options: options(settings))
+    if not isinstance(given, Mapping):
+        raise made.wrong(f"its vector_options made {shown(given)}, expected options by name")
+    return given
 
 
 def _version(tensor: Tensor) -> int:

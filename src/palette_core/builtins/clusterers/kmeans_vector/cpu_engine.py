@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from palette_core.builtins.clusterers.kmeans_vector.options import (
     SWAP_TOL,
     KMeansVectorOptions,
     sample_size,
+    trials_of,
     tries,
 )
 from palette_core.tensors.assignment.blocks import Block, Workers
@@ -103,7 +103,7 @@ def _start(
     """
     points, weights = sample.points, sample.weights
     dim = points.shape[1]
-    trials = 2 + int(math.log(n_entries))
+    trials = trials_of(options.trials, n_entries)
     draws = np.random.default_rng([seed, sample.index, 1 + restart]).random((n_entries, trials))
     table = np.empty((n_entries, dim))
     placed = seeding.seed(points, weights, draws, table)

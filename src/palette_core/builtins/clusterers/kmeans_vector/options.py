@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field
 
 SWAP_TOL = 1e-4  # a swap must lower the cost by this fraction
@@ -20,6 +22,11 @@ def sample_size(n_entries: int) -> int:
     return max(_SAMPLE, _SAMPLE_PER_ENTRY * n_entries)
 
 
+def trials_of(trials: int | None, n_entries: int) -> int:
+    """Return how many points to try for each entry in seeding."""
+    return 2 + int(math.log(n_entries)) if trials is None else trials
+
+
 def tries(restarts: int, n_points: int, n_entries: int, *, cells: bool = False) -> int:
     """Return how many seedings to try: more where one costs little, in small blocks and tables."""
     budget = _TRIED_OF_CELLS if cells else _TRIED_DISTANCES
@@ -32,6 +39,8 @@ class KMeansVectorOptions(BaseModel):
 
     Attributes:
         restarts: how many seedings are tried at least; the best goes on.
+        trials: points tried for each entry in seeding, of which the best is taken; None tries
+            2 + ⌊ln K⌋ for K entries.
         swaps: how often entries that help little are tried where points are served worst.
         max_iter: most iterations of Lloyd's algorithm, on the sample and on the whole block.
         tol: iteration stops when the cost falls by less than this fraction.
@@ -40,6 +49,9 @@ class KMeansVectorOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     restarts: int = Field(default=2, ge=1, le=1000, description="seedings tried")
+    trials: int | None = Field(
+        default=None, ge=1, le=1000, description="points tried for each entry in seeding"
+    )
     swaps: int = Field(default=20, ge=0, description="attempts to move a little-used entry")
     max_iter: int = Field(default=300, ge=1, description="most iterations")
     tol: float = Field(

@@ -7,8 +7,6 @@ in a reduced precision has no say. Nothing but a few numbers per block visits th
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from palette_core.builtins.clusterers.kmeans_vector.options import (
     SWAP_TOL,
     KMeansVectorOptions,
     sample_size,
+    trials_of,
     tries,
 )
 from palette_core.tensors import squared_distances
@@ -40,7 +39,7 @@ def fit_tables(
     """Return ``[B, K, D]`` float64 tables for points ``[B, N, D]``, on their device."""
     blocks, count, _ = points.shape
     size = min(count, sample_size(n_entries))
-    step = max(1, LIMIT // (size * (2 + int(math.log(n_entries)))))
+    step = max(1, LIMIT // (size * trials_of(options.trials, n_entries)))
     tables = []
     for at in range(0, blocks, step):
         index = range(at, min(blocks, at + step))
@@ -182,7 +181,7 @@ def _start(
     """Seed the sample by greedy k-means++ and run Lloyd's iteration."""
     points = sample.points.double()
     blocks, count, dim = points.shape
-    trials = 2 + int(math.log(n_entries))
+    trials = trials_of(options.trials, n_entries)
     drawn = [
         np.random.default_rng([seed, b, 1 + restart]).random((n_entries, trials))
         for b in sample.index
