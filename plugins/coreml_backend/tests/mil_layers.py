@@ -50,6 +50,26 @@ def _(a: Arguments) -> Array:
     return np.moveaxis(entries, -1, axis + 1).reshape(sizes)
 
 
+@operation("constexpr_lut_to_sparse")
+def _(a: Arguments) -> list[Array]:
+    """As documented: the table of the place that a nonzero comes from, in row-major order."""
+    mask, table = np.asarray(a["indices_mask"]) != 0, np.asarray(a["lut"])
+    assert table.shape[-1] == 1
+    cells = zip(mask.shape, table.shape[:-2], strict=True)
+    blocks = np.ix_(*[np.arange(size) // (size // cell) for size, cell in cells])
+    of_place = np.broadcast_arrays(*blocks)
+    codes = np.asarray(a["indices_nonzero_data"]).astype(np.int64)
+    return [mask, table[(*[block[mask] for block in of_place], codes, 0)]]
+
+
+@operation("constexpr_sparse_to_dense")
+def _(a: Arguments) -> Array:
+    mask, values = np.asarray(a["mask"]) != 0, np.asarray(a["nonzero_data"])
+    dense = np.zeros(mask.shape, values.dtype)
+    dense[mask] = values
+    return dense
+
+
 def _spread(part: Array, shape: tuple[int, ...]) -> Array:
     for axis, (cells, size) in enumerate(zip(part.shape, shape, strict=True)):
         part = np.repeat(part, size // cells, axis)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         SPARSE_OP_NAME,
         SPARSE_PARTS,
         depalettize,
+        unpack,
         unpack_sparse,
     )
     from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
@@ -74,6 +75,7 @@ __all__ = [
     "sums_by_code",
     "tidy_entries",
     "tidy_quantized",
+    "unpack",
     "unpack_indices",
     "unpack_sparse",
     "with_zeros",
@@ -101,6 +103,7 @@ __getattr__, __dir__ = lazy_names(
             "SPARSE_OP_NAME",
             "SPARSE_PARTS",
             "depalettize",
+            "unpack",
             "unpack_sparse",
         ],
         "palette_core.tensors.packing": ["pack_indices", "packed_size", "unpack_indices"],

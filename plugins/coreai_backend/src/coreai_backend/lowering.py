@@ -33,7 +33,7 @@ _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+\.
 
 
 class _Form(NamedTuple):
-    """What stands for indices in a program: an operator, its parts, and how they are looked up."""
+    """Operator that stands for indices in a program, its parts, and how they are looked up."""
 
     operator: str
     parts: tuple[str, ...]

@@ -9,6 +9,7 @@ What each deployment target stores is decided here, and only here:
 
 The orders are those into which coremltools' own pass ``canonicalize_quantized_lut_pattern`` would
 bring the operations; met in the other order, it repeats tables, or fails on vectors and groups.
+Weights with a mask are stored from iOS 18 on, see `sparse`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from coremltools.converters.mil.mil import Builder, Var, types
 from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 from coremltools.optimize._utils import pack_elements_into_bits
 
+from coreml_backend.sparse import emit_sparse
 from palette_core.errors import BackendError
 from palette_core.tensors import BlockLayout, PalettizedTensor
 
@@ -43,7 +45,9 @@ def emit(palettized: PalettizedTensor, name: str) -> Var:
         BackendError: the deployment target of the current conversion cannot store it.
     """
     key = digest(palettized)
-    if not is_current_opset_version_compatible_with(ct.target.iOS18):
+    if palettized.mask is not None:
+        var = emit_sparse(palettized, name)
+    elif not is_current_opset_version_compatible_with(ct.target.iOS18):
         var = _emit_ios16(palettized, name)
     elif is_current_opset_version_compatible_with(ct.target.iOS26):
         var = _emit_ios26(palettized, name)
@@ -57,7 +61,7 @@ def digest(palettized: PalettizedTensor) -> str:
     """Return a name for the content: equal for equal parts, shapes and dtypes, and only then."""
     state = hashlib.sha256()
     p = palettized
-    for part in (p.indices, p.lut, p.lut_scale, p.lut_zero_point, p.scale):
+    for part in (p.indices, p.lut, p.lut_scale, p.lut_zero_point, p.scale, p.mask):
         if part is None:
             state.update(b"-")
         else:

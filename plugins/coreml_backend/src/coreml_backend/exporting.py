@@ -26,6 +26,7 @@ from export_rewrites import trace as exported
 from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
 
+_INDICES = ("indices", "nonzero_indices")
 _LARGEST = 1 << 30  # torch writes sizes without a maximum as infinite, or nearly so
 
 
@@ -174,7 +175,7 @@ def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
     found = {}
     for inner, buffer in program.graph_signature.inputs_to_buffers.items():
         prefix, _, part = buffer.rpartition(".")
-        if part == "indices" and id(owner := model.get_submodule(prefix)) in first:
+        if part in _INDICES and id(owner := model.get_submodule(prefix)) in first:
             found[inner] = first[id(owner)]
     return found
 

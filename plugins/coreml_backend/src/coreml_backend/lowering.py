@@ -1,15 +1,14 @@
 """Teaches coremltools the operator behind which palettized weights hang.
 
-``palette_core::depalettize`` becomes constant expressions that hold the exact indices and tables;
-nothing is derived again from dense values. Works for ``torch.export`` programs and for traced
-modules.
+``palette_core::depalettize``, or that of sparse weights, becomes constant expressions that hold the
+exact indices and tables; nothing is derived again from dense values. Works for ``torch.export``
+programs and for traced modules.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,8 +28,18 @@ from coreml_backend.constants import digest, emit
 from coreml_backend.precision import fits_float16
 from coreml_backend.slicing import ranges, take
 from palette_core.errors import BackendError
-from palette_core.tensors import OP_NAME, PalettizedTensor, named_arguments, unpack_indices
+from palette_core.tensors import (
+    OP_NAME,
+    SPARSE_OP_NAME,
+    SPARSE_PARTS,
+    PalettizedTensor,
+    StoredTensor,
+    named_arguments,
+    unpack,
+    unpack_sparse,
+)
 
+Decode = Callable[[StoredTensor], PalettizedTensor]
 _DTYPES = (torch.float32, torch.float16)
 _TABLE_DTYPES = (torch.int8, torch.uint8)
 
@@ -65,6 +74,8 @@ def register() -> None:
     """Register the lowering with coremltools; once more does no harm."""
     aliases = [OP_NAME, OP_NAME.replace("::", ".")]  # the second in ExecuTorch's programs
     register_torch_op(depalettize, torch_alias=aliases, override=True)
+    aliases = [SPARSE_OP_NAME, SPARSE_OP_NAME.replace("::", ".")]
+    register_torch_op(depalettize_sparse, torch_alias=aliases, override=True)
     register_torch_op(_take_pieces, torch_alias=[_PIECES], override=True)
 
 
@@ -81,14 +92,24 @@ def recording(given: dict[str, str]) -> Iterator[Lowered]:
 
 def depalettize(context: Any, node: Any) -> None:
     """Lower one ``palette_core::depalettize`` node."""
+    _lower(context, node, ("indices",), unpack)
+
+
+def depalettize_sparse(context: Any, node: Any) -> None:
+    """Lower one ``palette_core::depalettize_sparse`` node."""
+    _lower(context, node, SPARSE_PARTS, unpack_sparse)
+
+
+def _lower(context: Any, node: Any, form: tuple[str, ...], decode: Decode) -> None:
     named = {name: item[0] for name, item in (node.kwinputs or {}).items()}
-    given = named_arguments(node.inputs, named)
+    given = named_arguments(node.inputs, named, form)
     parts = dict(zip(given, _get_bindings(context, given.values()), strict=True))
     for name, part in parts.items():
         if part is not None and part.val is None:
             raise BackendError(f"{node.name}: {name} is computed by the model, not a constant")
-    palettized = _palettized(node.name, {n: None if v is None else v.val for n, v in parts.items()})
-    name = _torch_name(str(given["indices"]))
+    values = {name: None if var is None else var.val for name, var in parts.items()}
+    palettized = _palettized(node.name, values, form, decode)
+    name = _torch_name(str(given[form[0]]))
     users = _users(context, node.name)
     cut = [user for user in users if _cut(context, user, palettized, name)]
     if not cut or len(cut) < len(users):
@@ -149,27 +170,29 @@ def _take_pieces(context: Any, node: Any) -> None:
     context.add(_pieces[context][node.name], torch_name=node.name)
 
 
-def _palettized(node: str, values: dict[str, Any]) -> PalettizedTensor:
+def _palettized(
+    node: str, values: dict[str, Any], form: tuple[str, ...], decode: Decode
+) -> PalettizedTensor:
     """Put the values of a node's arguments together."""
     dtype = NUM_TO_TORCH_DTYPE.get(int(values["dtype"]))
     if dtype not in _DTYPES:
         raise BackendError(f"{node}: Core ML has no weights of {dtype}; convert the model to float")
-    shape, n_bits = [int(s) for s in values["index_shape"]], int(values["n_bits"])
-    packed = torch.from_numpy(np.asarray(values["indices"]).astype(np.uint8).reshape(-1))
     tables = _tables(node, values)
     lut, lut_scale, zero, scale = (
         tables["lut"], tables.get("lut_scale"), tables.get("lut_zero_point"), tables.get("scale")
     )  # fmt: skip
-    palettized = PalettizedTensor(
-        unpack_indices(packed, n_bits, math.prod(shape)).reshape(shape),
+    stored = StoredTensor(
+        {n: torch.from_numpy(np.asarray(values[n]).astype(np.uint8).reshape(-1)) for n in form},
         lut if lut_scale is not None else lut.to(dtype),
-        n_bits,
+        [int(s) for s in values["index_shape"]],
+        int(values["n_bits"]),
         int(values["axis"]),
         dtype,
         lut_scale,
         None if zero is None else zero.to(lut.dtype),
         None if scale is None else scale.to(dtype),
     )
+    palettized = decode(stored)
     palettized.check()
     return palettized
 

@@ -44,7 +44,7 @@ def fits_float16(palettized: PalettizedTensor) -> bool:
     p = palettized
     if p.dtype == torch.float16:
         return True
-    if not is_current_opset_version_compatible_with(ct.target.iOS26):
+    if p.mask is None and not is_current_opset_version_compatible_with(ct.target.iOS26):
         p = fold_scale(p)
     wanted, read = p.decode().double(), _in_float16(p).double()
     if not read.isfinite().all():

@@ -11,6 +11,10 @@ import coremltools as ct
 import numpy as np
 import numpy.typing as npt
 from coremltools.converters.mil.frontend.milproto.load import load as load_milproto
+from coremltools.converters.mil.mil.ops.defs.iOS18.compression import (
+    constexpr_lut_to_dense,
+    constexpr_sparse_to_dense,
+)
 
 from palette_core.errors import BackendError
 from palette_core.storage import read_json
@@ -93,13 +97,26 @@ def decode(op: Any) -> Array:
         return _look_up(op, values["indices"], values["lut"], values.get("vector_axis"))
     if op.op_type == "constexpr_blockwise_shift_scale":
         return np.asarray(op.decompress(values["data"], values["scale"], values.get("offset")))
+    if op.op_type == "constexpr_sparse_to_dense" and "shape" not in values:
+        return np.asarray(op.decompress(values["nonzero_data"], values["mask"]))
     return np.asarray(op.materialized_val_inference())
 
 
 def _constant(var: Any) -> Any:
     if var is None:
         return None
+    if var.op.op_type == "constexpr_lut_to_sparse":
+        return _sparse(var.op)[var.op.outputs.index(var)]
     return var.val if var.op.op_type == "const" else decode(var.op)
+
+
+def _sparse(op: Any) -> tuple[Array, Array]:
+    """Return the two results of a look-up of sparse indices; coremltools, too, does it densely."""
+    names = ("indices_mask", "indices_nonzero_data", "lut")
+    mask, codes, lut = (_constant(op.inputs[name]) for name in names)
+    indices = constexpr_sparse_to_dense.decompress(codes, mask)
+    looked_up = _look_up(constexpr_lut_to_dense, indices, lut, None)
+    return mask, looked_up[mask != 0]
 
 
 def _look_up(op: Any, indices: Array, lut: Array, axis: Any) -> Array:

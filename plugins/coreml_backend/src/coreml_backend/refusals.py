@@ -94,6 +94,13 @@ def _first_obstacle(
             _with(spec, lut_qspec=QuantizationSpec(dtype="int8")),
         )
     target, name = generation(options), options.deployment_target
+    if target < ct.target.iOS18 and spec.sparsity_detection_threshold is not None:
+        return (
+            f"sparse weights: {name} cannot store them; deployment_target iOS18 can",
+            _with(
+                spec, sparsity_detection_threshold=None, preserve_zero=True, stored_form="indices"
+            ),
+        )
     if target < ct.target.iOS18:
         return _obstacle_before_ios18(facts, spec, name)
     exact = options.compute_precision == "float32"

@@ -56,6 +56,7 @@ def take(palettized: PalettizedTensor, dim: int, start: int, stop: int) -> Palet
         lut_scale=tables(p.lut_scale),
         lut_zero_point=tables(p.lut_zero_point),
         scale=scale,
+        mask=None if p.mask is None else p.mask.narrow(dim, start, stop - start).contiguous(),
     )
 
 

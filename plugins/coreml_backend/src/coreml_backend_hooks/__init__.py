@@ -104,5 +104,6 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             options=CoreMLOptions,
             factory=_make,
             suffix=".mlpackage",
+            stored_forms=("indices", "sparse"),
         )
     ]
