@@ -24,6 +24,7 @@ from palette_core.plugins import (
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.tensors.nearest import sums_by_code
+from palette_core.tensors.packing import pack_indices
 
 Forward = Callable[[Any, Tensor, Tensor], Any]  # strategy, dense weight, decoded one
 Call = Callable[[TrainingProblem], Any]
@@ -206,6 +207,16 @@ def supports_once() -> Callable[[Any], Any]:
 _days = itertools.count()
 
 
+def fills_zeros(model: Any) -> Any:
+    model = copy.deepcopy(model)
+    for module in packed(model):
+        if module.form.name == "sparse":
+            made = module.palettized()
+            module.nonzero_indices = pack_indices(made.indices, made.n_bits)
+            module.mask = torch.full_like(module.mask, 255)
+    return model
+
+
 def backend(**parts: Any) -> ExportBackendEntry:
     return ExportBackendEntry(
         name="wrong",
@@ -223,6 +234,7 @@ BACKENDS: dict[str, ExportBackendEntry] = {
     "accepted": backend(export=rejects_vectors),
     "refused": backend(check_support=lambda f: Refusal("too many") if f.spec.n_bits == 8 else None),
     "read-back": backend(export=flips_tables),
+    "zeros": replace(backend(export=fills_zeros), stored_forms=("indices", "sparse")),
     "mapped": backend(export=loses_mapped),
     "finalized": backend(finalize=drops_biases),
     "model-unchanged": backend(export=drops_biases),

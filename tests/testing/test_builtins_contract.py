@@ -21,10 +21,15 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
         records = json.loads(file.metadata()["palette_core"])["palettized"]
     for name, record in records.items():
         n, axis, shape = record["n_bits"], record["axis"], record["index_shape"]
-        stream = np.unpackbits(stored[f"{name}.indices"].numpy(), bitorder="little")
-        count = int(np.prod(shape))
+        mask = np.ones(shape, bool)
+        if f"{name}.mask" in stored:
+            stream = np.unpackbits(stored[f"{name}.mask"].numpy(), bitorder="little")
+            mask = stream[: mask.size].reshape(shape).astype(bool)
+        part = "indices" if mask.all() else "nonzero_indices"
+        stream = np.unpackbits(stored[f"{name}.{part}"].numpy(), bitorder="little")
+        count, indices = int(mask.sum()), np.zeros(shape, np.int64)
         digits = stream[: count * n].reshape(count, n).astype(np.int64)
-        indices = (digits << np.arange(n)).sum(1).reshape(shape)
+        indices[mask] = (digits << np.arange(n)).sum(1)
         lut = stored[f"{name}.lut"].float().numpy()
         if f"{name}.lut_zero_point" in stored:
             lut = lut - stored[f"{name}.lut_zero_point"].float().numpy()
@@ -41,7 +46,8 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
             for at, extent in enumerate(weight.shape):
                 scale = scale.repeat(extent // scale.shape[at], at)
             weight = weight * scale
-        weights[name] = weight.astype(np.float32)
+        wide = mask.repeat(weight.shape[axis] // shape[axis], axis)
+        weights[name] = np.where(wide, weight, 0).astype(np.float32)
     return weights
 
 

@@ -19,10 +19,19 @@ from palette_core.config.spec import QuantizationScheme
 from palette_core.testing._probes import draw
 
 _IN, _OUT = 64, 32
+_ZEROS = 0.5  # share of them from which on a weight is stored as a sparse one
 
 
-def known_specs(more: Sequence[PalettizationSpec] = ()) -> dict[str, PalettizationSpec]:
-    """Return the specs of the kit, and an author's, by the layer they are for."""
+def known_specs(
+    forms: Sequence[str] | None = None, more: Sequence[PalettizationSpec] = ()
+) -> dict[str, PalettizationSpec]:
+    """Return the specs of the kit, and an author's, by the layer they are for.
+
+    Args:
+        forms: the stored forms that a backend declares; the kit's specs of others are left out,
+            which planning refuses in its place.
+        more: an author's specs.
+    """
     group = PerGroupedChannelGranularity
     rows, columns = group(group_size=8), group(axis=1, group_size=16)
     specs = {f"bits_{n}": PalettizationSpec(n_bits=n) for n in (1, 2, 3, 4, 6, 8)}
@@ -52,28 +61,46 @@ def known_specs(more: Sequence[PalettizationSpec] = ()) -> dict[str, Palettizati
         ),
         "conv": PalettizationSpec(granularity=rows),
         "conv_transpose": PalettizationSpec(granularity=rows),
+        "sparse": PalettizationSpec(n_bits=3, sparsity_detection_threshold=_ZEROS),
+        "sparse_groups": PalettizationSpec(
+            n_bits=2, sparsity_detection_threshold=_ZEROS, granularity=columns
+        ),
+        "sparse_int8_tables": PalettizationSpec(
+            n_bits=2,
+            sparsity_detection_threshold=_ZEROS,
+            granularity=rows,
+            lut_qspec=QuantizationSpec(),
+        ),
+        "sparse_conv": PalettizationSpec(
+            n_bits=1, sparsity_detection_threshold=_ZEROS, enable_per_channel_scale=True
+        ),
     }
+    if forms is not None:
+        specs = {name: spec for name, spec in specs.items() if {*spec.stored_forms} <= {*forms}}
     return specs | {f"author_{i}": spec for i, spec in enumerate(more)}
 
 
 @final
 class Layers(nn.Module):
-    """One layer per spec: linear ones, save those whose names begin with ``conv``.
+    """One layer per spec: linear ones, save those whose names begin or end with ``conv``.
 
-    All take the same ``[2, 64]`` input, and their outputs are put side by side.
+    Of weights whose names begin with ``sparse`` more than half are zero, unevenly by row. All take
+    the same ``[2, 64]`` input, and their outputs are put side by side.
     """
 
     def __init__(self, names: Mapping[str, object]) -> None:
         super().__init__()
         for seed, name in enumerate(names):
             layer: nn.Module = nn.Linear(_IN, _OUT)
-            if name == "conv":
+            if name.endswith("conv"):
                 layer = nn.Conv2d(4, _OUT, (3, 3))
             elif name == "conv_transpose":
                 layer = nn.ConvTranspose2d(4, _OUT, (3, 3))
             with torch.no_grad():
                 for parameter in layer.parameters():
                     parameter.copy_(draw(*parameter.shape, seed=seed) * 0.3)
+                if name.startswith("sparse"):
+                    _prune(layer)
             self.add_module(name, layer)
         self.eval()
 
@@ -81,9 +108,19 @@ class Layers(nn.Module):
         """Return ``[2, …]``."""
         outputs = []
         for name, layer in self.named_children():
-            given = x.reshape(2, 4, 4, 4) if name.startswith("conv") else x
+            given = x.reshape(2, 4, 4, 4) if "conv" in name else x
             outputs.append(layer(given).flatten(1))
         return torch.cat(outputs, dim=1)
+
+
+def _prune(layer: nn.Module) -> None:
+    """Zero the lower half of each row by magnitude, and three quarters of the first rows."""
+    weight = layer.get_parameter("weight")
+    rows = weight.detach().flatten(1)
+    rank = rows.abs().argsort(1).argsort(1)
+    most = torch.full((len(rows), 1), rows.shape[1] // 2 + 1)
+    most[: len(rows) // 4] += rows.shape[1] // 4
+    weight.masked_fill_((rank < most).reshape(weight.shape), 0.0)
 
 
 def config_of(specs: Mapping[str, PalettizationSpec]) -> KMeansPalettizerConfig:

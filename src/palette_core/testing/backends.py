@@ -21,6 +21,7 @@ from palette_core.operations import installed_operations
 from palette_core.planning.choose import lay_out
 from palette_core.plugins import Refusal, TensorFacts
 from palette_core.plugins.kinds import EXPORT_BACKEND
+from palette_core.plugins.stored_forms import SPARSE_FORM
 from palette_core.storage import palette_sites
 from palette_core.storage.pack import pack
 from palette_core.testing._backend_models import Layers, config_of, inputs_of, known_specs
@@ -50,11 +51,15 @@ def _backend(subject: Subject, options: BaseModel) -> Any:
     return subject.entry.factory(options)
 
 
+def _specs(subject: Subject) -> dict[str, PalettizationSpec]:
+    return known_specs(subject.entry.stored_forms, subject.specs)
+
+
 def _split(
     subject: Subject, options: BaseModel
 ) -> tuple[dict[str, PalettizationSpec], dict[str, PalettizationSpec]]:
     """Return the known specs by layer: those that the backend takes, and those that it refuses."""
-    specs = known_specs(subject.specs)
+    specs = _specs(subject)
     model = Layers(specs)
     plan = KMeansPalettizer(model, config_of(specs)).make_plan(inputs_of(model))
     target = _backend(subject, options)
@@ -146,7 +151,7 @@ def _facts(subject: Subject) -> Iterator[TensorFacts]:
     shapes = {"linear": (32, 64), "conv2d": (32, 8, 3, 3), "conv1d": (32, 8, 3)}
     shapes |= {"conv_transpose2d": (16, 32, 3, 3), "embedding": (64, 32), "": (4, 4, 4, 4, 4)}
     dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    specs = list(known_specs(subject.specs).values())
+    specs = list(_specs(subject).values())
     for (op_type, shape), dtype, spec in product(shapes.items(), dtypes, specs):
         try:
             layout = lay_out(shape, spec, installed_operations().channel_axis(op_type, shape))
@@ -210,6 +215,20 @@ def read_back(subject: Subject) -> None:
     _reader(subject)
     for options in subject.options:
         _demand_equal(subject, _exported(subject, options))
+
+
+@check(_KIND, applies=lambda entry: SPARSE_FORM in (entry.stored_forms or (SPARSE_FORM,)))
+def zeros(subject: Subject) -> None:
+    """Weights in the stored form ``sparse`` are exactly zero in the file where they were zero."""
+    _reader(subject)
+    for options in subject.options:
+        made = _exported(subject, options)
+        if made.error is not None:
+            raise PaletteError(f"export failed: {made.error}") from made.error
+        for name, weight in made.weights.items():
+            if name.startswith("sparse") and made.read is not None and name in made.read:
+                lost = int((np.asarray(made.read[name])[weight.numpy() == 0] != 0).sum())
+                demand(subject, not lost, f"{name}: {lost} zeros are something else in the file")
 
 
 @check(_KIND, applies=lambda entry: entry.supports_mmap)
