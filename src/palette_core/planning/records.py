@@ -119,7 +119,7 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What `prepare` warns of: skipped tensors, notes, and where most of the model stays dense.
+        """Warnings of `prepare`: skipped tensors, notes, and where most of the model stays dense.
 
         Of thousands of either, the first are told one by one, and the rest in one sentence.
         """
