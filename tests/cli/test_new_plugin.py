@@ -13,21 +13,9 @@ from types import ModuleType
 import pytest
 
 from palette_core.cli import main
-from palette_core.cli.new_plugin import Kind, make_plugin
+from palette_core.cli.new_plugin import make_plugin, offered
 from palette_core.errors import ConfigError, MissingExtraError
-
-SHOWN = {
-    Kind.CLUSTERER: "clusterer",
-    Kind.GRANULARITY: "granularity",
-    Kind.LUT_QUANTIZER: "LUT quantizer",
-    Kind.BACKEND: "export backend",
-    Kind.TRAINING: "training strategy",
-    Kind.METRIC: "sensitivity metric",
-    Kind.OPERATION: "operation",
-    Kind.STORED_FORM: "stored form",
-    Kind.COMMAND: "command",
-}
-
+from palette_core.plugins.kinds import KINDS, kind_named
 
 # pip takes no constraints for builds that it does not isolate.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PIP_BUILD_CONSTRAINT"}
@@ -118,17 +106,17 @@ def copier() -> ModuleType:
 @pytest.mark.usefixtures("copier")
 def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path) -> None:
     """Of every kind, and is used as its README says; in one environment, to start torch less."""
-    folders = [make_plugin(f"palette-my-{kind.value}", kind, tmp_path) for kind in Kind]
+    folders = [make_plugin(f"palette-my-{kind}", kind, tmp_path) for kind in offered()]
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation")
     run(python, *install, *folders, cwd=tmp_path)
     listed = run(python, "-m", "palette_core", "plugins", cwd=tmp_path).splitlines()
     command = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "--import-mode=importlib")
     command += ("--rootdir", ".")
     tested = run(python, *command, *folders, cwd=tmp_path).splitlines()
-    for kind in Kind:
-        (line,) = [line for line in listed if f"palette-my-{kind.value} 0.1.0" in line]
-        assert line.split(f"my_{kind.value.replace('-', '_')}")[0].strip() == SHOWN[kind]
-        mine = [line for line in tested if f"palette-my-{kind.value}/tests/" in line]
+    for kind in offered():
+        (line,) = [line for line in listed if f"palette-my-{kind} 0.1.0" in line]
+        assert line.split(f"my_{kind.replace('-', '_')}")[0].strip() == kind_named(kind).title
+        mine = [line for line in tested if f"palette-my-{kind}/tests/" in line]
         assert len(mine) > 8
         assert all(" PASSED " in line for line in mine), mine
     (tmp_path / "model.py").write_text(MODEL)
@@ -137,7 +125,7 @@ def test_what_is_made_installs_is_listed_and_keeps_its_contract(python, tmp_path
 
 
 @pytest.mark.usefixtures("copier")
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", offered())
 def test_the_readme_says_what_to_change(kind, tmp_path) -> None:
     folder = make_plugin("palette-thing", kind, tmp_path)
     readme = (folder / "README.md").read_text()
@@ -159,20 +147,29 @@ def test_the_readme_says_what_to_change(kind, tmp_path) -> None:
 )
 def test_names_that_cannot_be_packages_are_refused(name, tmp_path) -> None:
     with pytest.raises(ConfigError, match="cannot be the name of a distribution"):
-        make_plugin(name, Kind.CLUSTERER, tmp_path)
+        make_plugin(name, "clusterer", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_a_template_of_every_kind(tmp_path) -> None:
+    assert offered() == [kind.slug for kind in KINDS]
+    with pytest.raises(
+        ConfigError, match="no kind of plug-in 'clustrer'; did you mean 'clusterer'"
+    ):
+        make_plugin("palette-x", "clustrer", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_that_exists_is_written_over(tmp_path) -> None:
     (tmp_path / "palette-x").mkdir()
     with pytest.raises(ConfigError, match="palette-x exists"):
-        make_plugin("palette-x", Kind.CLUSTERER, tmp_path)
+        make_plugin("palette-x", "clusterer", tmp_path)
 
 
 def test_without_copier_it_says_what_to_install(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "copier", None)
     with pytest.raises(MissingExtraError, match=r"pip install palette-core\[new-plugin\]"):
-        make_plugin("palette-x", Kind.CLUSTERER, tmp_path)
+        make_plugin("palette-x", "clusterer", tmp_path)
 
 
 @pytest.mark.usefixtures("copier")

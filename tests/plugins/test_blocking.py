@@ -214,3 +214,51 @@ def test_a_kind_that_does_not_exist_is_refused_on_the_command_line(
         main()
     assert stop.value.code == 2
     assert "there is no kind 'clusterr'; did you mean 'clusterer'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("default", "another"),
+    [
+        ("clusterer:kmeans1d", {"algorithm": "gptq"}),
+        (
+            "granularity:per_tensor",
+            {"granularity": {"type": "per_grouped_channel", "group_size": 4}},
+        ),
+        ("training:frozen", {"training_strategy": "ste"}),
+    ],
+)
+def test_a_blocked_default_is_refused_until_another_is_named(block, default, another) -> None:
+    block(default)
+    model, inputs = nn.Sequential(nn.Linear(16, 8)), (torch.randn(4, 16),)
+    with pytest.raises((BlockedPluginError, PlanError), match="blocked"):
+        KMeansPalettizer(model).make_plan(inputs)
+    spec = PalettizationSpec(**another)
+    config = KMeansPalettizerConfig(
+        global_config=ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
+    )
+    assert len(KMeansPalettizer(model, config).make_plan(inputs)) == 1
+
+
+def test_sparse_weights_are_stored_by_indices_where_zeros_are_few(block) -> None:
+    block("stored-form:indices")
+    spec = PalettizationSpec(stored_form="sparse", sparsity_detection_threshold=0.0)
+    for config in (
+        None,
+        KMeansPalettizerConfig(
+            global_config=ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
+        ),
+    ):
+        with pytest.raises(BlockedPluginError, match="stored form 'indices' is blocked"):
+            KMeansPalettizer(nn.Sequential(nn.Linear(16, 8)), config).make_plan(
+                (torch.randn(4, 16),)
+            )
+
+
+def test_nothing_else_that_is_blocked_refuses_the_default(block) -> None:
+    model, inputs = nn.Sequential(nn.Linear(16, 8)), (torch.randn(4, 16),)
+    kinds = [registry.kind for registry in discover().registries()]
+    defaults = ("clusterer:kmeans1d", "granularity:per_tensor", "training:frozen")
+    others = set(built_in(*kinds)) - {*defaults, "stored-form:indices", "operation:linear"}
+    assert len(others) > 40
+    block(*others)
+    assert len(KMeansPalettizer(model).make_plan(inputs)) == 1

@@ -216,7 +216,7 @@ def test_a_known_backend_that_is_absent_names_what_to_install(site, name):
     registry = catalog.export_backends
     without = replace(registry, items=tuple(i for i in registry if i.entry.name != name))
     catalog = replace(catalog, by_kind={**catalog.by_kind, EXPORT_BACKEND: without})
-    with pytest.raises(MissingBackendError, match=f"pip install palette-core-{name}"):
+    with pytest.raises(MissingBackendError, match=f"plug-in 'palette-core-{name}', which"):
         catalog.backend(name)
     with pytest.raises(UnknownPluginError, match="no export backend is named 'coremll'"):
         catalog.backend("coremll")

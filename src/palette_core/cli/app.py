@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from palette_core.cli.added import CommandsWithAdded
+from palette_core.cli.advice import how_to_install
 from palette_core.cli.commands import looking, measuring, starting, writing
 from palette_core.cli.interrupts import ends_like_an_interrupt
-from palette_core.errors import PaletteError, printable
+from palette_core.errors import MissingBackendError, PaletteError, printable
 from palette_core.plugins.blocking import VARIABLE, BlockList
 from palette_core.plugins.catalog import get_catalog
 
@@ -104,6 +105,8 @@ def _run() -> int:
         _fail(error.format_message())  # type: ignore[attr-defined]
     except ValidationError as error:
         _fail("; ".join(item["msg"] for item in error.errors()))
+    except MissingBackendError as error:
+        _fail(f"{error}{how_to_install(error.name)}")
     except PaletteError as error:
         _fail(str(error))
     except OSError as error:

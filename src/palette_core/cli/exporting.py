@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from torch.export import Dim
 
 from palette_core._common.files import check_place
+from palette_core.cli.advice import known_plugins
 from palette_core.cli.factories import FactoryError, Loaded
 from palette_core.config import yaml_nodes
 from palette_core.errors import ConfigError, did_you_mean
@@ -99,9 +98,9 @@ def _backend_for(output: Path, registry: Registry[ExportBackendEntry]) -> str:
     found = registry.find_by("suffix", output.suffix)
     if found is not None:
         return found.entry.name
-    known = json.loads(files("palette_core.cli").joinpath("known_suffixes.json").read_text())
+    known = known_plugins()["suffixes"]
     if output.suffix in known:
-        return str(known[output.suffix])
+        return known[output.suffix]
     written = ", ".join(f"{item.entry.suffix} ({item.entry.name})" for item in registry)
     raise FactoryError(f"no export backend writes {output}; installed ones write {written}")
 

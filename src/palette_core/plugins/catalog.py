@@ -102,8 +102,9 @@ class Catalog:
         known += [each.distribution.name for each in self.blocked]
         if provider and name not in registry.names() and provider not in known:
             raise MissingBackendError(
-                f"export backend {name!r} needs the plug-in {provider!r}: pip install {provider}; "
-                f"installed: {', '.join(registry.names())}"
+                f"export backend {name!r} needs the plug-in {provider!r}, which is not installed; "
+                f"the page on export says how; installed: {', '.join(registry.names())}",
+                name=provider,
             )
         return registry.get(name)
 
