@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import Any, Literal, final
 
 from pydantic import Field
 
 from palette_core.errors import IncompatibleShapeError
+from palette_core.plugins import types
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.granularities import Granularity
 from palette_core.plugins.kinds import GRANULARITY
-
-if TYPE_CHECKING:
-    from palette_core.tensors.layout import Shape
 
 
 @final
@@ -29,7 +27,7 @@ class PerTensorGranularity(Granularity):
         default=None, description="always null; accepted because reference configurations write it"
     )
 
-    def block_shape(self, shape: Shape, default_axis: int) -> Shape:
+    def block_shape(self, shape: types.Shape, default_axis: int) -> types.Shape:
         """Return ``shape`` itself: one block."""
         del default_axis
         return shape
@@ -54,7 +52,7 @@ class PerGroupedChannelGranularity(Granularity):
         gt=0, description="how many neighbouring channels share a table; has to divide their number"
     )
 
-    def block_shape(self, shape: Shape, default_axis: int) -> Shape:
+    def block_shape(self, shape: types.Shape, default_axis: int) -> types.Shape:
         """Return ``shape`` with the extent of ``axis`` replaced by ``group_size``."""
         axis = default_axis if self.axis is None else self.axis
         if axis >= len(shape):

@@ -5,21 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import Any
 
+from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
-    from torch import nn
-
-    from palette_core.config.spec import PalettizationSpec
-    from palette_core.tensors.layout import BlockLayout, Shape
-    from palette_core.tensors.palettized import PalettizedTensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +18,7 @@ class Refusal:
     """Reason why a backend cannot take a tensor or an operation, and a spec that it can take."""
 
     reason: str
-    instead: PalettizationSpec | None = None
+    instead: types.PalettizationSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +35,11 @@ class TensorFacts:
     """
 
     name: str
-    shape: Shape
-    dtype: torch.dtype
+    shape: types.Shape
+    dtype: types.dtype
     op_type: str | None
-    layout: BlockLayout
-    spec: PalettizationSpec
+    layout: types.BlockLayout
+    spec: types.PalettizationSpec
 
 
 class Backend(ABC):
@@ -60,7 +51,7 @@ class Backend(ABC):
 
     def check_program(
         self,
-        model: nn.Module,
+        model: types.Module,
         example_inputs: Sequence[Any] | Mapping[str, Any],
         dynamic_shapes: Any = None,
     ) -> Sequence[Refusal]:
@@ -94,7 +85,9 @@ class Backend(ABC):
         del path
 
     @abstractmethod
-    def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
+    def finalize(
+        self, model: types.Module, palettized: Mapping[str, types.PalettizedTensor]
+    ) -> types.Module:
         """Replace palettized weights by the runtime's form, in place, and return the model.
 
         Args:
@@ -108,7 +101,7 @@ class Backend(ABC):
     @abstractmethod
     def export(
         self,
-        model: nn.Module,
+        model: types.Module,
         example_inputs: Sequence[Any] | Mapping[str, Any] | None,
         path: Path,
         dynamic_shapes: Any = None,

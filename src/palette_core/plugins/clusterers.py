@@ -5,18 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from palette_core.config.vectors import VectorKMeansConfig
-    from palette_core.plugins.lut_quantizers import LutQuantizer
-    from palette_core.tensors.codebook import Codebook
-    from palette_core.tensors.moments import InputMoments
 
 
 @dataclass(frozen=True)
@@ -44,22 +37,22 @@ class ClusterProblem:
             ``moments`` are for, is the points times these. None means ones.
     """
 
-    points: Tensor
+    points: types.Tensor
     n_entries: int
-    importance: Tensor | None = None
-    moments: InputMoments | None = None
-    lut_quantizer: LutQuantizer | None = None
+    importance: types.Tensor | None = None
+    moments: types.InputMoments | None = None
+    lut_quantizer: types.LutQuantizer | None = None
     seed: int = 0
     resolution: int | None = None
-    zeros: Tensor | None = None
-    scales: Tensor | None = None
+    zeros: types.Tensor | None = None
+    scales: types.Tensor | None = None
 
 
 class Clusterer(ABC):
     """Turns points into a codebook."""
 
     @abstractmethod
-    def fit(self, problem: ClusterProblem) -> Codebook:
+    def fit(self, problem: ClusterProblem) -> types.Codebook:
         """Cluster every block.
 
         Returns:
@@ -105,7 +98,7 @@ class ClustererEntry(PluginEntry):
     supports_vector_importance: bool = False
     needs_moments: bool = False
     damping: Callable[[Any], float | None] | None = None
-    vector_options: Callable[[VectorKMeansConfig], Mapping[str, Any]] | None = None
+    vector_options: Callable[[types.VectorKMeansConfig], Mapping[str, Any]] | None = None
     default_for_scalars: bool = False
     default_for_vectors: bool = False
     fits_quantized: bool = False

@@ -11,14 +11,11 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from palette_core._common.strict import FrozenModel
+from palette_core.plugins import types
 from palette_core.plugins.entries import NoOptions, PluginEntry
 from palette_core.plugins.markers import hookspec
-
-if TYPE_CHECKING:
-    from palette_core.tensors.layout import Shape
 
 
 class Granularity(FrozenModel, ABC):
@@ -31,7 +28,7 @@ class Granularity(FrozenModel, ABC):
     type: str
 
     @abstractmethod
-    def block_shape(self, shape: Shape, default_axis: int) -> Shape:
+    def block_shape(self, shape: types.Shape, default_axis: int) -> types.Shape:
         """Return how many elements of each axis one block spans.
 
         Args:

@@ -5,18 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from palette_core.errors import did_you_mean
+from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from palette_core.config.spec import QuantizationSpec
-    from palette_core.tensors.codebook import QuantizedLut
-
 
 # By name, so that registering imports no torch.
 KNOWN_DTYPES = (
@@ -30,7 +24,7 @@ class LutQuantizer(ABC):
     """Maps LUT entries to integers or 8-bit floats with one scale per LUT."""
 
     @abstractmethod
-    def quantize(self, lut: Tensor) -> QuantizedLut:
+    def quantize(self, lut: types.Tensor) -> types.QuantizedLut:
         """Quantize ``[B, K, D]`` floating entries; scale and zero point are ``[B, 1, 1]``."""
 
 
@@ -47,7 +41,7 @@ class LutQuantizerEntry(PluginEntry):
         thread_safe: may be used by several threads at a time.
     """
 
-    factory: Callable[[QuantizationSpec, Any], LutQuantizer]
+    factory: Callable[[types.QuantizationSpec, Any], LutQuantizer]
     dtypes: tuple[str, ...]
     is_default: bool = False
     error_bound: float = 1.0

@@ -5,18 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from palette_core.tensors.moments import InputMoments
-
-
-ModelOutputs = Sequence[Sequence["Tensor"]]
+ModelOutputs = Sequence[Sequence["types.Tensor"]]
 """Floating tensors that a model returns, by calibration batch: at least one for each."""
 
 
@@ -37,11 +32,11 @@ class Candidate:
     """
 
     name: str
-    weight: Tensor
-    decoded: Tensor
-    squares: Tensor | None = None
-    moments: InputMoments | None = None
-    outputs: Callable[[Tensor | None], ModelOutputs] | None = None
+    weight: types.Tensor
+    decoded: types.Tensor
+    squares: types.Tensor | None = None
+    moments: types.InputMoments | None = None
+    outputs: Callable[[types.Tensor | None], ModelOutputs] | None = None
 
 
 class SensitivityMetric(ABC):

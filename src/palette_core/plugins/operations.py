@@ -5,15 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from palette_core.tensors.input_views import InputView
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,15 @@ class Consumption:
         view: how these are seen as vectors that rows of the weight are multiplied with.
     """
 
-    weight: Tensor
-    raw: tuple[Tensor, ...]
-    view: InputView
+    weight: types.Tensor
+    raw: tuple[types.Tensor, ...]
+    view: types.InputView
 
 
 class Operation(ABC):
     """Looks at calls of one operation. Keep no state in it: one object looks at all of them."""
 
-    def channel_axis(self, call: OperationCall, weight: Tensor) -> int | None:
+    def channel_axis(self, call: OperationCall, weight: types.Tensor) -> int | None:
         """Return the axis of a weight's output channels, where it depends on the call.
 
         Args:

@@ -5,20 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from palette_core.plugins.backends import Refusal, TensorFacts
-    from palette_core.tensors.layout import Shape
-    from palette_core.tensors.palettized import PalettizedTensor
-    from palette_core.tensors.stored import StoredTensor
-
 
 DENSE_FORM = "indices"
 SPARSE_FORM = "sparse"
@@ -27,7 +18,7 @@ SPARSE_FORM = "sparse"
 class Part(NamedTuple):
     """Shape and dtype of one part of a stored weight; None is a length that the data decides."""
 
-    dtype: torch.dtype
+    dtype: types.dtype
     shape: tuple[int | None, ...]
 
 
@@ -62,11 +53,11 @@ class StoredForm(ABC):
     """Takes weights with `PalettizedTensor.mask`, and gives them back; others never see one."""
 
     @abstractmethod
-    def encode(self, tensor: PalettizedTensor) -> Mapping[str, Tensor]:
+    def encode(self, tensor: types.PalettizedTensor) -> Mapping[str, types.Tensor]:
         """Return the parts, on the device of the indices."""
 
     @abstractmethod
-    def decode(self, stored: StoredTensor) -> PalettizedTensor:
+    def decode(self, stored: types.StoredTensor) -> types.PalettizedTensor:
         """Return what was encoded: uint8 indices of ``stored.index_shape``, and the tables.
 
         ``stored.with_indices`` puts them together. Parts have the dtypes and shapes of `expects`;
@@ -77,14 +68,14 @@ class StoredForm(ABC):
         """
 
     @abstractmethod
-    def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
+    def expects(self, stored: types.StoredTensor) -> Mapping[str, Part]:
         """Return what each part must look like, told by shapes and bits, not by the parts."""
 
-    def size_in_bits(self, stored: StoredTensor) -> int:
+    def size_in_bits(self, stored: types.StoredTensor) -> int:
         """Bits that the parts take, without tables and scales; by default whole bytes."""
         return sum(part.numel() * part.element_size() * 8 for part in stored.parts.values())
 
-    def size_unencoded(self, tensor: PalettizedTensor) -> int | None:
+    def size_unencoded(self, tensor: types.PalettizedTensor) -> int | None:
         """Return the same before encoding, where that takes no pass over the indices.
 
         None, the default, has the core encode the tensor to see.
@@ -92,11 +83,11 @@ class StoredForm(ABC):
         del tensor
         return None
 
-    def shape(self, stored: StoredTensor) -> Shape:
+    def shape(self, stored: types.StoredTensor) -> types.Shape:
         """Return the shape of the weight, by shapes alone; by default each index stands for D."""
         return stored.shape
 
-    def check_support(self, facts: TensorFacts) -> Refusal | None:
+    def check_support(self, facts: types.TensorFacts) -> types.Refusal | None:
         """Return why this tensor cannot be stored so, or None, the default; asked in planning."""
         del facts
         return None

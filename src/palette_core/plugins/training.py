@@ -5,15 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from palette_core.plugins.training_problem import TrainingProblem
 
 
 class TrainingStrategy(ABC):
@@ -26,14 +22,14 @@ class TrainingStrategy(ABC):
     """
 
     @abstractmethod
-    def forward(self, problem: TrainingProblem) -> Tensor:
+    def forward(self, problem: types.TrainingProblem) -> types.Tensor:
         """Return the weight that the layer uses in training mode.
 
         Called with autocast off. The result has the weight's shape and dtype, is finite, and
         differentiable as the strategy sees fit.
         """
 
-    def harden(self, problem: TrainingProblem) -> Tensor | None:
+    def harden(self, problem: types.TrainingProblem) -> types.Tensor | None:
         """Return the assignment that evaluation and `finalize` use, ``[B, N]`` uint8.
 
         Its entries are ``problem.as_stored(problem.lut)``. None, the default, keeps the present
@@ -44,7 +40,7 @@ class TrainingStrategy(ABC):
         del problem
         return None
 
-    def advance(self, problem: TrainingProblem) -> Tensor | None:
+    def advance(self, problem: types.TrainingProblem) -> types.Tensor | None:
         """Return the tables from which the next step starts, ``[B, K, D]`` floating.
 
         Called without gradients after every training step, for entries that declare
