@@ -53,6 +53,10 @@ class StateError(PaletteError, RuntimeError):
     """A call came at the wrong moment of the prepare … finalize life cycle."""
 
 
+class StateDictError(PaletteError, RuntimeError):
+    """A state dictionary does not fit the model as the config prepares it."""
+
+
 class ClusteringError(PaletteError, RuntimeError):
     """A clustering algorithm failed, or returned something that is not a palette."""
 

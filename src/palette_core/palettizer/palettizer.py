@@ -31,6 +31,7 @@ from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
 from palette_core.palettizer.exporting import dequantize, export, finalize, find_target
 from palette_core.palettizer.life_cycle import Action, State
+from palette_core.palettizer.prepared_states import attach_stored
 from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import (
     OnIncompatible,
@@ -191,6 +192,7 @@ class KMeansPalettizer:
         example_inputs: ExampleInputs,
         sensitivity_path: str | Path | None = None,
         num_workers: int = 1,
+        state_dict: Mapping[str, Any] | None = None,
         *,
         on_incompatible: OnIncompatible = "skip",
         backend: str | ExportBackend | None = None,
@@ -216,6 +218,9 @@ class KMeansPalettizer:
                 of its shape, finite and not negative.
             num_workers: 1 clusters in this process, more in that many joblib workers. The
                 result is the same.
+            state_dict: of a model that was prepared with the same config, here or by coreai-opt
+                0.2 to 0.4: nothing is clustered, and its palettes, dense originals and all else
+                are taken over, or nothing where it does not fit exactly.
             on_incompatible: ``"skip"`` leaves tensors whose shape does not fit their spec dense,
                 with a warning each; ``"error"`` raises.
             backend: refuse, before the work, what this export backend cannot take.
@@ -233,6 +238,8 @@ class KMeansPalettizer:
             PlanError: see `planning.make_plan`.
             WeightError: a weight to be palettized is NaN or infinite.
             SensitivityError: the file does not fit.
+            StateDictError: ``state_dict`` does not fit; the message names what is missing, one
+                too many, dense, or of another shape, dtype or number of bits.
             ClusteringError: an algorithm failed; the message names the tensor.
             WorkerError: a worker process was killed, or work cannot be sent to one. After this,
                 any other failure, and Ctrl-C, the weights that are done need not be done again
@@ -250,11 +257,21 @@ class KMeansPalettizer:
                 dynamic_shapes=dynamic_shapes,
             )
             warn(*plan.warnings, stacklevel=2)
-            jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
-            results = cluster_model(self._model, jobs, self._looked, executor)
-            report = make_report(plan, results)
-            attach_palettes(self._model, jobs, results, self._config, self._catalog)
-            if not jobs:  # else the palettes show it
+            if state_dict is None:
+                jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
+                results = cluster_model(self._model, jobs, self._looked, executor)
+                report = make_report(plan, results)
+                attach_palettes(self._model, jobs, results, self._config, self._catalog)
+            else:
+                report = attach_stored(
+                    self._model,
+                    plan,
+                    state_dict,
+                    self._catalog,
+                    sensitivity_path=sensitivity_path,
+                    trust=trust_sensitivities,
+                )
+            if not plan.tensors:  # else the palettes show it
                 life_cycle.mark(self._model, State.PREPARED)
             self.plan, self.report = plan, report
             self._looked = None  # moments are large, and not needed any more
