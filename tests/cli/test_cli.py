@@ -482,3 +482,35 @@ def test_made_inputs_are_the_same_each_time():
     assert make_input("int64[4]").tolist() == [0, 0, 0, 0]
     assert make_input("bool[2]").all()
     assert make_input("float32[]").shape == ()
+
+
+def test_sparse_weights_show_their_form_wherever_sizes_are_shown(palette, tmp_path):
+    pruned = """
+        def pruned():
+            from torch.nn.utils import prune
+            model, inputs = load()
+            for at in (0, 2):
+                prune.l1_unstructured(model[at], "weight", amount=0.6)
+                prune.remove(model[at], "weight")
+            return model, inputs
+    """
+    with (tmp_path / "fac.py").open("a") as file:
+        file.write(textwrap.dedent(pruned))
+    sparse = CONFIG.replace("n_bits: 8", "n_bits: 8, sparsity_detection_threshold: 0.3")
+    (tmp_path / "c.yaml").write_text(textwrap.dedent(sparse))
+    how = ("fac.py:pruned", "-c", "c.yaml")
+    forms = {
+        row["names"][0]: row["stored_forms"] for row in run_json(palette, "plan", *how)["tensors"]
+    }
+    assert forms == {"0.weight": ["indices"], "2.weight": ["sparse", "indices"]}
+    assert "sparse or indices" in palette("plan", *how)[1]
+    _, out, _ = palette("palettize", *how, "-o", "m.safetensors")
+    assert "sparse" in out
+    found = {
+        row["name"]: row for row in run_json(palette, "inspect", "m.safetensors")["palettized"]
+    }
+    assert found["2.weight"]["stored_form"] == "sparse"
+    assert found["2.weight"]["bytes"] == -(-(205 * 8 + 512 + 256 * 32) // 8)
+    assert "sparse" in palette("inspect", "m.safetensors")[1]
+    palette("palettize", "fac.py:load", "-c", "c.yaml", "-o", "dense.safetensors")
+    assert "form" not in palette("inspect", "dense.safetensors")[1].split("Made by")[0]

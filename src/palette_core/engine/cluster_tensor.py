@@ -133,11 +133,12 @@ def _with_scales(
         plan.axis,
         scale_shape(plan.shape, plan.axis, block_size),
         by_channel=block_size is None,
+        mask=task.mask,
     )
 
     def cluster(part: Scaled, scale: Tensor, stored: bool) -> Codebook:
         its_zeros = zeros if part is what else None
-        return task.fit(
+        return replace(task, mask=part.mask).fit(
             part.weight, part.layout, counted(part, scale, task.item.entry), None,
             its_zeros, scale, quantized=stored,
         )  # fmt: skip
@@ -174,7 +175,8 @@ def _with_moments(
 
     def cluster(part: Scaled, scale: Tensor, stored: bool) -> Codebook:
         counts = counted(part, scale, plain.item.entry)
-        return plain.fit(part.weight, part.layout, counts, scale=scale, quantized=stored)
+        its = replace(plain, mask=part.mask)
+        return its.fit(part.weight, part.layout, counts, scale=scale, quantized=stored)
 
     damping = damping_of(task.item, plan.algorithm_options, plan.name)
     if damping is None:

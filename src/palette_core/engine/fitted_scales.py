@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from palette_core.engine.sparsity import beside_zero
 from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.layout import BlockLayout, Shape
 from palette_core.tensors.scales import apply_scale, by_block, range_scale, stored_dtype
@@ -36,6 +37,7 @@ class Scaled:
         axis: of the output channels.
         extents: shape of the scale.
         by_channel: one factor per channel; these stay in the weight's dtype.
+        mask: the nonzeros, where tables have an entry for zero that no other weight takes.
     """
 
     weight: Tensor
@@ -44,6 +46,7 @@ class Scaled:
     axis: int
     extents: Shape
     by_channel: bool
+    mask: Tensor | None = None
 
     def range(self) -> Tensor:
         """Return the largest magnitude of every block, as it is stored."""
@@ -73,9 +76,11 @@ class Scaled:
         if self.layout.cluster_dim == 1 and self.weight.device.type == "cpu":
             from palette_core.tensors.scale_search import searched  # numba loads slowly
 
-            found = searched(
-                self.weight, self.importance, codebook.lut, self.layout, self.axis, scale
-            )
+            importance, lut = self.importance, codebook.lut
+            if self.mask is not None:
+                lut = beside_zero(codebook, lut.shape[1] - 1)[0].lut
+                importance = self.mask if importance is None else self.mask * importance
+            found = searched(self.weight, importance, lut, self.layout, self.axis, scale)
         if found is None:
             found = self._least_squares(self.unit(codebook), scale)
         return self.stored(found)
@@ -111,6 +116,7 @@ class Scaled:
             importance=None
             if self.importance is None
             else self.importance.index_select(self.axis, picked),
+            mask=None if self.mask is None else self.mask.index_select(self.axis, picked),
             layout=BlockLayout(tuple(weight.shape), block, 1, self.layout.vector_axis),
             extents=fewer(self.extents, len(picked)),
         )

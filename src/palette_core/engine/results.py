@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from palette_core.planning import Coverage, Plan, SkippedTensor, TensorPlan
-from palette_core.storage.forms.registry import stored_bits
+from palette_core.storage.forms.registry import DEFAULT_FORM, form_for, stored_bits
 from palette_core.tensors.palettized import PalettizedTensor
 
 
@@ -54,6 +54,7 @@ class TensorReport:
         objective_before: what the algorithm lowers, at its plain start; None if it does not say.
         objective_after: the same at the result.
         vector_kmeans_config: settings of k-means for vectors that the config gives; None if none.
+        stored_form: name of the form in which the weight is stored; its size is that form's.
     """
 
     name: str
@@ -69,6 +70,7 @@ class TensorReport:
     objective_before: float | None = None
     objective_after: float | None = None
     vector_kmeans_config: dict[str, Any] | None = None
+    stored_form: str = DEFAULT_FORM
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         snr_db=snr_db(result.squared_norm, result.squared_error),
         seconds=result.seconds,
         rule=plan.rule,
+        stored_form=form_for(result.palettized, plan.spec.stored_form),
         objective_before=result.objective_before,
         objective_after=result.objective_after,
         vector_kmeans_config=None if vectors is None else vectors.model_dump(),

@@ -15,6 +15,7 @@ from palette_core.plugins.stored_forms import SPARSE_FORM
 from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nonzeros import Nonzeros
+from palette_core.tensors.zeros import in_order
 
 _EQUAL = 1.01  # sizes that are about the same: the error of tables of nonzeros is smaller
 _MOST_ENTRIES = 256  # that a code of one byte can tell apart
@@ -55,7 +56,7 @@ def fit_nonzeros(
     layout: BlockLayout,
     fit: Callable[[ClusterProblem], Codebook],
 ) -> Codebook:
-    """Cluster the nonzeros of every block, and give zero an entry of its own, the last.
+    """Cluster the nonzeros of every block, and give zero an entry of its own.
 
     Blocks with equally many nonzeros are clustered at once.
 
@@ -90,7 +91,8 @@ def fit_nonzeros(
     lut = torch.cat([lut, lut.new_zeros((len(lut), 1, 1))], dim=1)
     nonzero = layout.split(mask.to(codes.device))[..., 0]
     codes = torch.where(nonzero, nonzeros.put(codes), entries).to(torch.uint8)
-    return Codebook(lut, codes, _joined([made.quantized for _, made in parts], order))
+    quantized = _joined([made.quantized for _, made in parts], order)
+    return in_order(Codebook(lut, codes, quantized))  # a search for scales wants it so
 
 
 def _joined(parts: list[QuantizedLut | None], order: Tensor) -> QuantizedLut | None:

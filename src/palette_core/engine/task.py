@@ -78,13 +78,13 @@ class Task:
         )
         if not entry.supports_cuda:
             problem = _on_host(problem)
+        if self.mask is not None and moments is None:
+            return fit_nonzeros(problem, self.mask, layout, self._solve)
         if zeros is None:
             return self._solve(problem)
-        if self.mask is None:
-            return self._with_zeros(problem, zeros)
-        if moments is None:
-            return fit_nonzeros(problem, self.mask, layout, self._solve)
-        return self._with_zeros(with_room(problem), zeros)  # the moments are of the whole weight
+        if self.mask is not None:  # the moments are of the whole weight
+            problem = with_room(problem)
+        return self._with_zeros(problem, zeros)
 
     def _solve(self, problem: ClusterProblem) -> Codebook:
         plan = self.plan

@@ -34,9 +34,10 @@ def contents(path: Path, value: Checkpoint, *, as_json: bool) -> None:
         told = {"version": value.version, "palettized": rows, "dense": dense, "totals": total}
         show.print_json({**told, "origin": origin})
         return
+    form = show.form_column(value.stored_forms.values())
     shown = show.table(
         escape(printable(str(path))),
-        "tensor", "shape", "bits", "LUT grid", "LUT dtype", "dtype", "algorithm", "dense",
+        "tensor", "shape", "bits", *form, "LUT grid", "LUT dtype", "dtype", "algorithm", "dense",
         "packed",
         right=("bits", "dense", "packed"),
     )  # fmt: skip
@@ -45,6 +46,7 @@ def contents(path: Path, value: Checkpoint, *, as_json: bool) -> None:
             " = ".join([row["name"], *row["tied"]]),
             show.shape(row["shape"]),
             str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
+            *([row["stored_form"]] if form else []),
             show.shape(row["grid"]),
             row["lut_dtype"],
             row["dtype"],
@@ -96,6 +98,7 @@ def _palettized(value: Checkpoint) -> list[dict[str, Any]]:
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "algorithm": origin.algorithm if (origin := value.origins.get(name)) else None,
             "seed": origin.seed if origin else None,
+            "stored_form": value.stored_forms[name],
             "bytes": math.ceil(stored_bits(tensor, value.stored_forms[name]) / 8),
             "dense_bytes": tensor.dense_size_in_bits() // 8,
         }

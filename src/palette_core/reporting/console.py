@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ from palette_core.errors import printable
 from palette_core.planning import Coverage, Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
+from palette_core.storage.forms.registry import DEFAULT_FORM
 
 # Piped output has no width of its own; wide enough that names are not folded.
 _PIPED_WIDTH = 160
@@ -164,17 +166,20 @@ def plan(value: Plan, *, as_json: bool) -> None:
             }
         )
         return
+    rows = [_plan_row(p) for p in value]
+    form = form_column({form for row in rows for form in row["stored_forms"]})
     shown = table(
         f"{len(value)} tensors to palettize",
-        "tensor", "shape", "op", "bits", "granularity", "LUTs", "algorithm", "rule",
+        "tensor", "shape", "op", "bits", *form, "granularity", "LUTs", "algorithm", "rule",
         right=("bits", "LUTs"),
     )  # fmt: skip
-    for row in (_plan_row(p) for p in value):
+    for row in rows:
         shown.add_row(
             " = ".join(row["names"]),
             shape(row["shape"]),
             row["op_type"] or "",
             str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
+            *([" or ".join(row["stored_forms"])] if form else []),
             row["granularity"],
             str(row["luts"]),
             row["algorithm"],
@@ -192,6 +197,11 @@ def plan(value: Plan, *, as_json: bool) -> None:
     coverage(value.coverage, advise=True)
 
 
+def form_column(forms: Iterable[str]) -> list[str]:
+    """Return the title of the column of stored forms, where any is not the default."""
+    return ["form"] if {*forms} - {DEFAULT_FORM} else []
+
+
 def _plan_row(item: TensorPlan) -> dict[str, Any]:
     return {
         "names": [owner.name for owner in item.owners],
@@ -203,6 +213,7 @@ def _plan_row(item: TensorPlan) -> dict[str, Any]:
         "luts": item.layout.n_blocks,
         "algorithm": item.algorithm,
         "rule": item.rule,
+        "stored_forms": list(item.spec.stored_forms),
         "spec": item.spec.model_dump(mode="json"),
     }
 
@@ -221,9 +232,10 @@ def report(value: Report) -> None:
     """Show what happened to each tensor."""
     aware = any(row.objective_before is not None for row in value.tensors)
     objective = ("objective from", "to") if aware else ()
+    form = form_column(row.stored_form for row in value.tensors)
     shown = table(
         "Palettized weights",
-        "tensor", "shape", "bits", "granularity", "algorithm", "before", "after", "SNR dB",
+        "tensor", "shape", "bits", *form, "granularity", "algorithm", "before", "after", "SNR dB",
         *objective, "seconds",
         right=("bits", "before", "after", "SNR dB", *objective, "seconds"),
     )  # fmt: skip
@@ -232,6 +244,7 @@ def report(value: Report) -> None:
             row.name,
             shape(row.shape),
             str(row.n_bits),
+            *([row.stored_form] if form else []),
             row.granularity,
             row.algorithm,
             size(row.dense_bytes),
