@@ -60,6 +60,24 @@ def test_indices_and_tables_live_in_the_files(tmp_path: Path) -> None:
     assert torch.equal(model(*MLP_INPUTS), expected)
 
 
+def test_files_have_the_names_of_weights(tmp_path: Path) -> None:
+    """As coreai-opt names them; a number in front where a system could not tell or take a name."""
+    names = ["conv", "CONV", "aux", "deep." * 40 + "conv", "00001-conv", "é"]
+    mapped_files = {"conv": "conv.weight", "CONV": "00001-CONV.weight", "aux": "00002-aux.weight"}
+    folder = WeightFolder(tmp_path / "maps")
+    with folder:
+        paths = {name: folder.next_path(f"{name}.weight").name for name in names}
+        root = folder.next_path("weight").name
+    assert root == "weight.safetensors"
+    assert {n: f"{p}.safetensors" for n, p in mapped_files.items()}.items() <= paths.items()
+    assert len({path.casefold() for path in paths.values()}) == len(names)
+    assert all(len(path) < 160 and path.isascii() for path in paths.values())
+    model, _ = mapped_mlp(tmp_path / "model")
+    found = {path.name for path in (tmp_path / "model").iterdir()}
+    owners = [name for name, module in model.named_modules() if hasattr(module, "parametrizations")]
+    assert found == {f"{name}.weight.safetensors" for name in owners}
+
+
 def test_a_plain_finalize_maps_nothing(tmp_path: Path) -> None:
     palettizer, model = prepared_mlp()
     palettizer.finalize(backend="packed")

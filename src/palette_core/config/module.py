@@ -16,6 +16,7 @@ from palette_core.config.op import (
     OpNames,
     OpStates,
     OpTypes,
+    WeightOnlyConfig,
     default_states,
 )
 from palette_core.config.presets import Presets
@@ -36,7 +37,7 @@ class PATSchedule(EditableConfig):
 
 
 @final
-class ModuleKMeansPalettizerConfig(EditableConfig):
+class ModuleKMeansPalettizerConfig(WeightOnlyConfig):
     """Rules for the states of everything inside a module.
 
     For one tensor, from the most to the least specific: ``module_state_spec``, the matching entry
@@ -114,6 +115,16 @@ class ModuleKMeansPalettizerConfig(EditableConfig):
     def disabled(cls) -> Self:
         """Return the config that leaves everything alone."""
         return cls(op_state_spec=None)
+
+    @property
+    def module_input_spec(self) -> dict[str, None]:
+        """Nothing: palettization is of weights alone."""
+        return {}
+
+    @property
+    def module_output_spec(self) -> dict[str, None]:
+        """Nothing: palettization is of weights alone."""
+        return {}
 
     @property
     def is_disabled(self) -> bool:

@@ -71,8 +71,22 @@ def states_of(spec: PalettizationSpec) -> dict[str, PalettizationSpec | None]:
     return {"weight": spec, "in_proj_weight": spec}
 
 
+class WeightOnlyConfig(EditableConfig):
+    """A config of operations, which the reference's quantization gives inputs and outputs too."""
+
+    @property
+    def op_input_spec(self) -> dict[str, None]:
+        """Nothing: palettization is of weights alone."""
+        return {}
+
+    @property
+    def op_output_spec(self) -> dict[str, None]:
+        """Nothing: palettization is of weights alone."""
+        return {}
+
+
 @final
-class OpKMeansPalettizerConfig(EditableConfig):
+class OpKMeansPalettizerConfig(WeightOnlyConfig):
     """Rules for the states (parameters, buffers, constants) of one kind of operation.
 
     Attributes:

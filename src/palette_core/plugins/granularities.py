@@ -8,6 +8,8 @@ else (cutting, putting together, indexing, exporting) follows from that answer a
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +44,38 @@ class Granularity(FrozenModel, ABC):
         Raises:
             IncompatibleShapeError: the weight cannot be cut this way.
         """
+
+    def num_blocks_to_cluster(self, weight: types.Tensor, default_axis: int = 0) -> int:
+        """Return how many look-up tables a weight gets.
+
+        Args:
+            weight: of which only the shape counts.
+            default_axis: as for `block_shape`; 0 unless an operation says otherwise.
+
+        Raises:
+            IncompatibleShapeError: the weight cannot be cut this way.
+        """
+        block = self.block_shape(tuple(weight.shape), default_axis)
+        return math.prod(s // b for s, b in zip(weight.shape, block, strict=True))
+
+    def get_blocks_to_cluster(
+        self, weight: types.Tensor, default_axis: int = 0
+    ) -> list[types.Tensor]:
+        """Return the parts of a weight that have a look-up table each, as views of it.
+
+        Args:
+            weight: what to cut.
+            default_axis: as for `num_blocks_to_cluster`.
+
+        Raises:
+            IncompatibleShapeError: the weight cannot be cut this way.
+        """
+        block = self.block_shape(tuple(weight.shape), default_axis)
+        starts = (range(0, s, b) for s, b in zip(weight.shape, block, strict=True))
+        return [
+            weight[tuple(slice(at, at + b) for at, b in zip(place, block, strict=True))]
+            for place in itertools.product(*starts)
+        ]
 
     def describe(self, default_axis: int) -> str:
         """Return the granularity in a few characters, for tables: its type, and its options.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -15,34 +17,88 @@ from palette_core.storage.sites import palette_sites
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
+@final
+class BitsPerWeight(float):
+    """Average bits per element of a model: a number, and what it is made of.
+
+    Attributes:
+        bpw: the number itself.
+        per_module_map: the same for every module that has tensors of its own, by its name.
+        total_bits: of all parameters and buffers.
+        total_weights: their elements.
+    """
+
+    per_module_map: dict[str, float]
+    total_bits: int
+    total_weights: int
+
+    def __new__(cls, counted: Mapping[str, tuple[int, int]]) -> Self:
+        """Make it of bits and elements by module, of which there are some."""
+        bits, weights = (sum(pair[at] for pair in counted.values()) for at in (0, 1))
+        made = super().__new__(cls, bits / weights)
+        made.per_module_map = {n: part / count for n, (part, count) in counted.items() if count}
+        made.total_bits, made.total_weights = bits, weights
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (float(self), vars(self))
+
+    @property
+    def bpw(self) -> float:
+        """The average, as a plain number."""
+        return float(self)
+
+
+def _restored(value: float, parts: dict[str, Any]) -> BitsPerWeight:
+    made = float.__new__(BitsPerWeight, value)
+    vars(made).update(parts)
+    return made
+
+
 def model_bits(model: nn.Module) -> tuple[int, int]:
     """Return bits and elements of all parameters and buffers of ``model``.
 
     Palettized weights count as indices of n bits, tables and scales; tensors that are quantized
     by others as what they store; everything else at its full width; tied tensors once.
     """
-    bits = elements = 0
+    counted = bits_by_module(model).values()
+    return sum(bits for bits, _ in counted), sum(elements for _, elements in counted)
+
+
+def bits_by_module(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return bits and elements of the tensors of every module, without its submodules."""
+    counted: dict[str, list[tuple[int, int]]] = {}
     seen: set[int] = set()
     for site in palette_sites(model):
         held: list[nn.Module] = [site.palette]
         if site.palette.is_enabled:
             held = [place.chain for place in site.places]
-            bits += site.palette.size_in_bits()
-            elements += site.palette.palettized_shape().numel()
+            pair = site.palette.size_in_bits(), site.palette.palettized_shape().numel()
+            counted.setdefault(_owner(site.name), []).append(pair)
         seen.update(id(t) for part in held for t in part.state_dict(keep_vars=True).values())
-    for tensor in itertools.chain(model.parameters(), model.buffers(), _packed_by_others(model)):
+    for name, tensor in itertools.chain(
+        model.named_parameters(), model.named_buffers(), _packed_by_others(model)
+    ):
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            bits += _bits_of(tensor)
-            elements += tensor.numel()
-    return bits, elements
+            counted.setdefault(_owner(name), []).append((_bits_of(tensor), tensor.numel()))
+    return {
+        name: (sum(bits for bits, _ in pairs), sum(elements for _, elements in pairs))
+        for name, pairs in counted.items()
+    }
 
 
-def _packed_by_others(model: nn.Module) -> Iterator[Tensor]:
+def _owner(name: str) -> str:
+    """Return the name of the module that a tensor hangs in, by which it is computed or not."""
+    owner = name.rpartition(".")[0]
+    return re.split(r"(?:^|\.)parametrizations(?:\.|$)", owner)[0]
+
+
+def _packed_by_others(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield tensors that are neither parameters nor buffers, as of torch's quantized modules."""
-    for value in model.state_dict(keep_vars=True).values():
+    for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
-            yield from tensors(value)
+            yield from ((name, tensor) for tensor in tensors(value))
 
 
 def _bits_of(tensor: Tensor) -> int:
@@ -53,11 +109,14 @@ def _bits_of(tensor: Tensor) -> int:
     return sum(part.numel() * part.element_size() * 8 for part in parts)
 
 
-def bits_per_weight(model: nn.Module) -> float:
+def bits_per_weight(model: nn.Module) -> BitsPerWeight:
     """Return the average bits per element over all parameters and buffers of ``model``.
 
     Works on dense, prepared and finalized models; a prepared model counts as what finalizing
     makes of it.
+
+    Returns:
+        a float, with the attributes of the reference's result.
 
     Raises:
         TypeError: not a module.
@@ -65,7 +124,7 @@ def bits_per_weight(model: nn.Module) -> float:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    bits, elements = model_bits(model)
-    if elements == 0:
+    counted = bits_by_module(model)
+    if not any(elements for _, elements in counted.values()):
         raise ValueError(f"{type(model).__name__} has no parameters or buffers")
-    return bits / elements
+    return BitsPerWeight(counted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from palette_core._common.tensor_files import save_file
 from palette_core.errors import WeightFileError
 
 _LONGEST_STEM = 120  # file systems allow 255 bytes
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|\d{5}-.*|\.*)(\.|$)", re.IGNORECASE)
 _PIECE = 1 << 22
 _ASIDE = ".before"
 
@@ -133,14 +135,22 @@ class WeightFolder:
     def next_path(self, name: str) -> Path:
         """Return where to write the file of the next weight; what is there is kept aside.
 
-        The name is short, valid anywhere, and one's own. What is there also stays in its place
-        until it is replaced, for models that are mapped from it.
+        It is the weight's name, with a number in front where that would not do: where it is long,
+        cannot be a name on some system, or differs from an earlier one by upper case alone. What is
+        there also stays in its place until it is replaced, for models that are mapped from it.
 
         Raises:
             OSError: what is there cannot be kept.
         """
-        stem = quote(name, safe=" ")[:_LONGEST_STEM]
-        path = self._path / f"{len(self._written):05d}-{stem}.safetensors"
+        stem = quote(name, safe=" ")
+        taken = {path.name.casefold() for path, _ in self._written}
+        if (
+            len(stem) > _LONGEST_STEM
+            or f"{stem}.safetensors".casefold() in taken
+            or _RESERVED.match(stem)
+        ):
+            stem = f"{len(self._written):05d}-{stem[:_LONGEST_STEM]}"
+        path = self._path / f"{stem}.safetensors"
         before = path.with_name(f".{path.name}{_ASIDE}") if path.exists() else None
         if before is not None:
             _keep_aside(path, before)
