@@ -46,6 +46,8 @@ def decoded(library: Library, case: Case, weight: Tensor, sensitivities: Path | 
     path = None if sensitivities is None else str(sensitivities)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(coreai_opt|torch)\b")
+        # Some cases are of 256 entries for a few hundred weights.
+        warnings.filterwarnings("ignore", "palettes larger than their weights")
         logging.getLogger("coreai_opt").setLevel(logging.ERROR)
         prepared = palettizer.prepare(inputs, path)
     return prepared[0].weight.detach().double()
