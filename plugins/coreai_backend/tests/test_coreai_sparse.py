@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 
 from coreai_backend import read_weights, stored_weights
 from coreai_backend.backend import CoreAIBackend
@@ -167,6 +168,42 @@ def test_two_of_four_pruning_takes_one_look_up_for_all_rows(tmp_path: Path) -> N
     assert stored.lut.shape == (4, 4, 1)
     assert support.same_values(stored.dense, model[0].weight)
     assert np.array_equal(stored.mask, weight.numpy() != 0)
+
+
+# Share of zeros, bits, and what coreai-opt 0.4.0 takes and loses: bits per weight, mse / variance.
+PEER = [
+    (0.5, 1, 1.52, 3.6e-2),
+    (0.5, 2, 2.02, 8.9e-3),
+    (0.5, 4, 3.03, 5.6e-4),
+    (0.75, 2, 1.52, 1.7e-3),
+    (0.9, 4, 1.43, 1.5e-5),
+]
+
+
+def test_files_are_no_larger_and_no_worse_than_those_of_the_reference(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in PEER)).eval()
+    for layer, (zeros, *_) in zip(model, PEER, strict=True):
+        prune_by_magnitude(layer, zeros)
+    dense = [layer.weight.detach().clone() for layer in model]
+    named = {str(at): rule(n_bits=n_bits) for at, (_, n_bits, *_) in enumerate(PEER)}
+    inputs = (torch.ones(1, 1024),)
+    palettizer = KMeansPalettizer(model, KMeansPalettizerConfig(module_name_configs=named))
+    palettizer.prepare(inputs, backend="coreai")
+    path = palettizer.export(tmp_path / "m.aimodel", inputs, backend="coreai")
+    read = read_weights(path)
+    for at, (weight, (*_, error)) in enumerate(zip(dense, PEER, strict=True)):
+        got = torch.from_numpy(read[f"{at}.weight"])
+        lost = (got - weight).double().square().mean() / weight.double().var()
+        assert float(f"{lost:.1e}") <= error
+        assert not got[weight == 0].any()
+    size = 8 * sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    assert size / 1024**2 <= sum(bits for _, _, bits, _ in PEER)
+
+
+def prune_by_magnitude(layer: nn.Linear, zeros: float) -> None:
+    torch_prune.l1_unstructured(layer, "weight", amount=zeros)
+    torch_prune.remove(layer, "weight")
 
 
 def test_groups_of_zeros_among_full_ones_take_less_than_dense_weights(tmp_path: Path) -> None:

@@ -220,6 +220,12 @@ class PalettizationSpec(FrozenModel):
             return (self.stored_form,)
         return SPARSE_FORM, DENSE_FORM
 
+    def stored_as(self, form: str) -> PalettizationSpec:
+        """Return the spec for one stored form; zeros are kept in tables where they were beside."""
+        keeps = self.preserve_zero or self.sparsity_detection_threshold is not None
+        changes = {"sparsity_detection_threshold": None, "preserve_zero": keeps}
+        return self.model_copy(update={**changes, "stored_form": form})
+
     @property
     def is_scaled(self) -> bool:
         """Return whether there are factors beside the tables, per channel or per block."""

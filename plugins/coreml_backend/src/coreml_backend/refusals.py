@@ -97,9 +97,7 @@ def _first_obstacle(
     if target < ct.target.iOS18 and spec.sparsity_detection_threshold is not None:
         return (
             f"sparse weights: {name} cannot store them; deployment_target iOS18 can",
-            _with(
-                spec, sparsity_detection_threshold=None, preserve_zero=True, stored_form="indices"
-            ),
+            spec.stored_as("indices"),
         )
     if target < ct.target.iOS18:
         return _obstacle_before_ios18(facts, spec, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from torch import nn
 
@@ -15,9 +15,6 @@ from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.plugins.making import Made, make
 from palette_core.plugins.stored_forms import StoredForm
 from palette_core.tensors.palettized import PalettizedTensor
-
-if TYPE_CHECKING:
-    from palette_core.config.spec import PalettizationSpec
 
 
 def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Backend:
@@ -32,13 +29,6 @@ def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Bac
     catalog.backend(name)
     item = catalog[EXPORT_BACKEND].find(name)
     return _CheckedBackend(make(item, options), item.entry.stored_forms)
-
-
-def _stored_as(spec: PalettizationSpec, form: str) -> PalettizationSpec:
-    """Return a spec whose weights are stored in one form, zeros kept where they were asked for."""
-    keeps = spec.preserve_zero or spec.sparsity_detection_threshold is not None
-    changes = {"sparsity_detection_threshold": None, "preserve_zero": keeps, "stored_form": form}
-    return spec.model_copy(update=changes)
 
 
 @final
@@ -58,7 +48,7 @@ class _CheckedBackend(Backend):
                 return Refusal(
                     f"{self._made.name} does not take stored form {form!r}, only "
                     f"{', '.join(forms)}",
-                    _stored_as(facts.spec, forms[0]),
+                    facts.spec.stored_as(forms[0]),
                 )
         return refusal(self._made, facts)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palette_core.plugins import Part, Refusal, StoredForm, TensorFacts
+from palette_core.plugins.stored_forms import DENSE_FORM
 from palette_core.tensors.operators import SPARSE_OP_NAME, SPARSE_PARTS, unpack_sparse
 from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
 from palette_core.tensors.palettized import PalettizedTensor
@@ -65,11 +66,5 @@ class SparseIndices(StoredForm):
             return None
         return Refusal(
             "sparse weights have an index for each nonzero, and vectors one for several weights",
-            facts.spec.model_copy(
-                update={
-                    "sparsity_detection_threshold": None,
-                    "preserve_zero": True,
-                    "stored_form": "indices",
-                }
-            ),
+            facts.spec.stored_as(DENSE_FORM),
         )
