@@ -87,24 +87,14 @@ class _Candidate:
     binding: bool = True
 
 
-@dataclass(frozen=True)
 class _OpRules:
     """Entries for operations of one module config, as they are looked up."""
 
-    patterns: NamePatterns
-    by_name: list[tuple[str, _States]]
-    by_type: dict[str, tuple[int, _States]]
-
-    @classmethod
-    def of(cls, config: ModuleKMeansPalettizerConfig) -> _OpRules:
-        by_name: list[tuple[str, _States]] = [
-            (key, entry.op_state_spec) for key, entry in config.op_name_config.items()
-        ]
-        by_type: dict[str, tuple[int, _States]] = {
-            key: (order, entry.op_state_spec)
-            for order, (key, entry) in enumerate(config.op_type_config.items())
-        }
-        return cls(NamePatterns(list(config.op_name_config)), by_name, by_type)
+    def __init__(self, config: ModuleKMeansPalettizerConfig) -> None:
+        self.patterns = NamePatterns(list(config.op_name_config))
+        self.by_name = list(config.op_name_config.items())
+        types = config.op_type_config.items()
+        self.by_type = {key: (order, entry) for order, (key, entry) in enumerate(types)}
 
 
 class RuleBook:
@@ -200,8 +190,9 @@ class RuleBook:
             uses = [u for u in tensor.uses if module in owners or u.module == module]
             for use in uses:
                 yield from self._operation(rule, names, use, tensor)
+                yield from self._state(rule, names, use, tensor)
             if not tensor.uses:
-                yield from self._unused(rule, names, tensor)
+                yield from self._state(rule, names, None, tensor)
 
     def _module_state(
         self, rule: ModuleRule, names: list[str], tensor: TensorRecord
@@ -220,17 +211,32 @@ class RuleBook:
     ) -> Iterator[_Candidate]:
         for step, order, path, states in self._op_entries(rule, use):
             self.used.add(path)
-            yield _op(rule, (step, order), path, states, names, use, tensor)
+            found, key, spec = _lookup(states, names)
+            # An operation config that does not name the state leaves it alone: no falling back.
+            where = f"{path}.op_state_spec[{key!r}]" if found else path
+            yield _binding(rule, step, order, where, spec, use.op_type, _axis(use, tensor))
+
+    def _state(
+        self, rule: ModuleRule, names: list[str], use: Use | None, tensor: TensorRecord
+    ) -> Iterator[_Candidate]:
+        """Yield what ``op_state_spec`` says, for an operation that takes the tensor or for none."""
         found, key, spec = _lookup(rule.config.op_state_spec, names)
         if not found:
             return
-        path = f"{rule.path}.op_state_spec[{key!r}]"
-        if spec is None or rule.by_choice or self._operations.is_default(use.op_type):
-            yield _binding(rule, 0, 0, path, spec, use.op_type, _axis(use, tensor))
+        path, operations = f"{rule.path}.op_state_spec[{key!r}]", self._operations
+        op_type = None if use is None else use.op_type
+        is_default = op_type is not None and (rule.by_choice or operations.is_default(op_type))
+        if spec is None or is_default:
+            axis = None if use is None else _axis(use, tensor)
+            yield _binding(rule, 0, 0, path, spec, op_type, axis)
             return
-        by_name = rule.level == 2 and rule.on_itself
-        asked, reason = opt_in.why_not(tensor, use.op_type, key, by_name, self._operations)
-        decision = Decision(None, path, rule.config, use.op_type, asked=asked, reason=reason)
+        if op_type is None:
+            types = [self._types[owner.module] for owner in tensor.owners]
+            asked, reason = opt_in.why_unused(tensor, types, key, rule.by_choice, operations)
+        else:
+            by_name = rule.level == 2 and rule.on_itself
+            asked, reason = opt_in.why_not(tensor, op_type, key, by_name, operations)
+        decision = Decision(None, path, rule.config, op_type, asked=asked, reason=reason)
         yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
 
     def _op_entries(self, rule: ModuleRule, use: Use) -> Iterator[tuple[int, int, str, _States]]:
@@ -238,30 +244,16 @@ class RuleBook:
         if not rule.config.op_name_config and not rule.config.op_type_config:
             return
         if rule.place not in self._op_rules:
-            self._op_rules[rule.place] = _OpRules.of(rule.config)
+            self._op_rules[rule.place] = _OpRules(rule.config)
         rules = self._op_rules[rule.place]
         order = _latest(rules.patterns.last(name) for name in self.op_names(use))
         if order is not None:
-            key, states = rules.by_name[order]
-            yield 2, order, f"{rule.path}.op_name_config[{key!r}]", states
+            key, entry = rules.by_name[order]
+            yield 2, order, f"{rule.path}.op_name_config[{key!r}]", entry.op_state_spec
         if use.op_type in rules.by_type:
-            order, states = rules.by_type[use.op_type]
-            yield 1, order, f"{rule.path}.op_type_config[{use.op_type!r}]", states
-
-    def _unused(
-        self, rule: ModuleRule, names: list[str], tensor: TensorRecord
-    ) -> Iterator[_Candidate]:
-        found, key, spec = _lookup(rule.config.op_state_spec, names)
-        if not found:
-            return
-        path = f"{rule.path}.op_state_spec[{key!r}]"
-        if spec is None:
-            yield _binding(rule, 0, 0, path, None, None)
-            return
-        types = [self._types[owner.module] for owner in tensor.owners]
-        asked, reason = opt_in.why_unused(tensor, types, key, rule.by_choice, self._operations)
-        decision = Decision(None, path, rule.config, asked=asked, reason=reason)
-        yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
+            order, entry = rules.by_type[use.op_type]
+            path = f"{rule.path}.op_type_config[{use.op_type!r}]"
+            yield 1, order, path, entry.op_state_spec
 
 
 def _binding(
@@ -277,21 +269,6 @@ def _binding(
     reason = f"left alone by {path}" if alone else ""
     decision = Decision(spec, path, rule.config, op_type, axis, left_alone=alone, reason=reason)
     return _Candidate((rule.level, step, rule.order, order), decision)
-
-
-def _op(
-    rule: ModuleRule,
-    rank: tuple[int, int],
-    path: str,
-    states: _States,
-    names: list[str],
-    use: Use,
-    tensor: TensorRecord,
-) -> _Candidate:
-    found, key, spec = _lookup(states, names)
-    # An operation config that does not name the state leaves it alone: no falling back.
-    where = f"{path}.op_state_spec[{key!r}]" if found else path
-    return _binding(rule, *rank, where, spec, use.op_type, _axis(use, tensor))
 
 
 def _axis(use: Use, tensor: TensorRecord) -> int | None:
