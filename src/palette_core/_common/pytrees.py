@@ -46,23 +46,24 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
-def copied(value: Any) -> Any:
-    """Return a value with a copy of every tensor in it, gradients passed on.
+def exchanged(function: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
+    """Return a value with all of one kind in it exchanged, tensors by default.
 
     Looks into dataclasses too, as `mapped` does not.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {
-            field.name: getattr(value, field.name)
+            field.name: exchanged(function, getattr(value, field.name), kind)
             for field in dataclasses.fields(value)
             if field.init
         }
-        return dataclasses.replace(value, **{name: copied(part) for name, part in parts.items()})
-    return mapped(_copy, value)
+        return dataclasses.replace(value, **parts)
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, kind) else leaf, value)
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone()
+def copied(value: Any) -> Any:
+    """Return a value with a copy of every tensor in it, gradients passed on."""
+    return exchanged(lambda tensor: tensor.clone(), value)
 
 
 def deep_copy(value: Any) -> Any:

@@ -136,6 +136,5 @@ def beside_zero(codebook: Codebook, n_entries: int) -> tuple[Codebook, Tensor]:
     lut = lut.gather(1, places[..., None])
     quantized = codebook.quantized
     if quantized is not None:
-        values = quantized.values.view(torch.uint8).gather(1, places[..., None])
-        quantized = replace(quantized, values=values.view(quantized.values.dtype))
+        quantized = quantized.taken(places)
     return replace(codebook, lut=lut, codes=codes, quantized=quantized), kept

@@ -8,6 +8,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.pytrees import exchanged
 from palette_core.palettizer.decoding import KeptWeight, Versions, is_recorded, same, versions
 from palette_core.palettizer.nonzero_training import nonzeros_alone, whole, whole_indices
 from palette_core.palettizer.trainer import Trainer
@@ -280,12 +281,8 @@ class PalettizedWeight(PaletteModule):
 
 def _outside_inference(palettized: PalettizedTensor) -> PalettizedTensor:
     """Return parts that can be written to later: what inference mode has made cannot."""
-    parts = vars(palettized).values()
-    if not any(isinstance(part, Tensor) and part.is_inference() for part in parts):
-        return palettized
-
-    def outside(part: Any) -> Any:
-        return part.clone() if isinstance(part, Tensor) and part.is_inference() else part
-
     with torch.inference_mode(mode=False):
-        return PalettizedTensor(**{name: outside(part) for name, part in vars(palettized).items()})
+        made: PalettizedTensor = exchanged(
+            lambda part: part.clone() if part.is_inference() else part, palettized
+        )
+    return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ class QuantizedLut:
     def dequantize(self) -> Tensor:
         """Return the entries as float32 ``[…, K, D]``."""
         return dequantize_lut(self.values, self.scale, self.zero_point)
+
+    def taken(self, places: Tensor) -> QuantizedLut:
+        """Return the entries at places ``[B, K]`` int64 of each table, in that order."""
+        # By bytes: not every device gathers 8-bit floats.
+        wide = places[..., None].expand(-1, -1, self.values.shape[-1])
+        values = self.values.view(torch.uint8).gather(1, wide).view(self.values.dtype)
+        return replace(self, values=values)
 
 
 def dequantize_lut(values: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from palette_core._common.pytrees import exchanged
 from palette_core.errors import IncompatibleShapeError
 from palette_core.tensors.codebook import Codebook, dequantize_lut
 from palette_core.tensors.layout import BlockLayout, Shape
@@ -189,19 +190,8 @@ class PalettizedTensor:
 
     def to(self, device: torch.device | str) -> PalettizedTensor:
         """Return the same tensor with every part on ``device``."""
-
-        def move(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part.to(device)
-
-        return replace(
-            self,
-            indices=self.indices.to(device),
-            lut=self.lut.to(device),
-            lut_scale=move(self.lut_scale),
-            lut_zero_point=move(self.lut_zero_point),
-            scale=move(self.scale),
-            mask=move(self.mask),
-        )
+        moved: PalettizedTensor = exchanged(lambda part: part.to(device), self)
+        return moved
 
 
 def check_values(name: str, table: Tensor) -> None:

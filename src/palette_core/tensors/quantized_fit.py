@@ -180,7 +180,5 @@ def _merge(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def tidy_quantized(quantized: QuantizedLut, codes: Tensor) -> Codebook:
     """Put used entries in the order of their coordinates, spare ones last as repeats."""
     _, source, codes = tidy_entries(quantized.dequantize(), codes)
-    wide = source[..., None].expand(-1, -1, quantized.values.shape[2])
-    raw = quantized.values.view(torch.uint8).gather(1, wide).view(quantized.values.dtype)
-    tidy = QuantizedLut(raw, quantized.scale, quantized.zero_point)
+    tidy = quantized.taken(source)
     return Codebook(tidy.dequantize(), codes, tidy)

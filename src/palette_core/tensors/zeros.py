@@ -85,9 +85,7 @@ def in_order(codebook: Codebook) -> Codebook:
     )
     codes = rank.to(torch.uint8).gather(1, codebook.codes.long())
     if quantized is not None:
-        values = quantized.values.view(torch.uint8).gather(1, order[..., None])
-        values = values.view(quantized.values.dtype)
-        quantized = QuantizedLut(values, quantized.scale, quantized.zero_point)
+        quantized = quantized.taken(order)
     before, after = codebook.objective_before, codebook.objective_after
     return Codebook(ordered[..., None], codes, quantized, before, after)
 
