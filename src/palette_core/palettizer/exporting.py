@@ -114,7 +114,7 @@ def finalize(
     """
     if mmap_dir is not None and not target.entry.supports_mmap:
         raise BackendError(f"mmap_dir is not supported by backend {target.name!r}; leave it out")
-    life_cycle.check(Action.FINALIZE, life_cycle.state_of(model))
+    life_cycle.check(Action.FINALIZE, model)
     prepared = palette_sites(model, PalettizedWeight)
     sentences = refusals([site.palette.plan for site in prepared], target.backend)
     if sentences:
@@ -136,9 +136,7 @@ def dequantize(model: nn.Module, catalog: Catalog) -> nn.Module:
         StateError: the model is neither, or in training or calibration mode.
         WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
     """
-    state = life_cycle.state_of(model)
-    life_cycle.check(Action.FOLD, state)
-    if state is State.PREPARED:
+    if life_cycle.check(Action.FOLD, model) is State.PREPARED:
         return finalize(model, find_target(catalog, ExportBackend.Torch), catalog)
     folded = fold(model)
     life_cycle.mark(folded, State.UNPREPARED)
@@ -165,7 +163,7 @@ def export(
     """
     if path.suffix != target.entry.suffix:
         raise BackendError(f"backend {target.name!r} writes {target.entry.suffix}, got {path}")
-    life_cycle.check(Action.EXPORT, life_cycle.state_of(model))
+    life_cycle.check(Action.EXPORT, model)
     target.backend.check_place(path)
     # Whatever fails, the model is as before, and so is what stands at the path.
     with (

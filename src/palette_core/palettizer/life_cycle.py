@@ -91,11 +91,25 @@ TRANSITIONS: Mapping[Action, Mapping[State, State | str]] = {
 }
 
 
-def check(action: Action, state: State) -> None:
-    """Raise a `StateError` where the table has no next state."""
+def check(
+    action: Action, model: nn.Module, doing: State | None = None, *, marks: bool = True
+) -> State:
+    """Return the state of a model, from which an action is allowed.
+
+    Args:
+        action: what is asked for.
+        model: any.
+        doing: what the palettizer is in the middle of, which counts before the model's state.
+        marks: as for `state_of`.
+
+    Raises:
+        StateError: the table has no next state.
+    """
+    state = doing or state_of(model, marks=marks)
     found = TRANSITIONS[action][state]
     if isinstance(found, str):
         raise StateError(found)
+    return state
 
 
 # --- the state of a model -----------------------------------------------------------------------

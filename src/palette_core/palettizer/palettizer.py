@@ -172,7 +172,7 @@ class KMeansPalettizer:
             TracingError, PlanError: see `make_plan`; the first batch is the example.
         """
         with torch_state_kept():
-            life_cycle.check(Action.LOOK, self._doing or life_cycle.state_of(self._model))
+            life_cycle.check(Action.LOOK, self._model, self._doing)
             options = InputCalibration(
                 batches_of(batches),
                 sequential=sequential,
@@ -248,7 +248,7 @@ class KMeansPalettizer:
         """
         with torch_state_kept():
             executor = Executor(num_workers, self._catalog, show_progress, self._kept)
-            life_cycle.check(Action.PREPARE, life_cycle.state_of(self._model, marks=False))
+            life_cycle.check(Action.PREPARE, self._model, marks=False)
             plan = self.make_plan(
                 example_inputs,
                 on_incompatible=on_incompatible,
@@ -414,7 +414,7 @@ class KMeansPalettizer:
             PaletteWarning: no gradient but zero reached a weight, which gets plain k-means.
         """
         model = self._chosen(model)
-        life_cycle.check(Action.CALIBRATE, self._doing or life_cycle.state_of(model))
+        life_cycle.check(Action.CALIBRATE, model, self._doing)
         executor = Executor(num_workers, self._catalog, show_progress)
         options = CalibrationOptions(loss_fn, sensitivity_path, offload, executor)
         results: Results = {}
@@ -442,7 +442,7 @@ class KMeansPalettizer:
             OSError: the file cannot be written; what stood there still does.
         """
         model = self._chosen(model)
-        life_cycle.check(Action.SAVE, life_cycle.state_of(model))
+        life_cycle.check(Action.SAVE, model)
         save_sensitivities(path, sensitivities_of(model))
 
     @contextlib.contextmanager
@@ -463,7 +463,7 @@ class KMeansPalettizer:
             TrainingError: on exit, a strategy returned what is no assignment.
         """
         model = self._chosen(model)
-        life_cycle.check(Action.TRAIN, self._doing or life_cycle.state_of(model))
+        life_cycle.check(Action.TRAIN, model, self._doing)
         session = TrainingSession(model, self._catalog)
         self._session = session
         try:
@@ -478,7 +478,7 @@ class KMeansPalettizer:
         Raises:
             StateError: called outside `training_mode`.
         """
-        life_cycle.check(Action.STEP, self._doing or life_cycle.state_of(self._model))
+        life_cycle.check(Action.STEP, self._model, self._doing)
         assert self._session is not None
         self._session.step()
 
