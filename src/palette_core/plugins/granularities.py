@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import final
 
 from palette_core._common.strict import FrozenModel
 from palette_core.plugins import types
@@ -45,6 +46,7 @@ class Granularity(FrozenModel, ABC):
             IncompatibleShapeError: the weight cannot be cut this way.
         """
 
+    @final
     def num_blocks_to_cluster(self, weight: types.Tensor, default_axis: int = 0) -> int:
         """Return how many look-up tables a weight gets.
 
@@ -58,6 +60,7 @@ class Granularity(FrozenModel, ABC):
         block = self.block_shape(tuple(weight.shape), default_axis)
         return math.prod(s // b for s, b in zip(weight.shape, block, strict=True))
 
+    @final
     def get_blocks_to_cluster(
         self, weight: types.Tensor, default_axis: int = 0
     ) -> list[types.Tensor]:

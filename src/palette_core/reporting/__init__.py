@@ -1,1 +1,1 @@
-"""Reports for people: tables on the console, pictures."""
+"""Reports for people: on the console, and in files, whose suffix picks the format."""
