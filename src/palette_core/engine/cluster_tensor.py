@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from palette_core.engine.fitted_scales import Scaled, fit_scales
+from palette_core.engine.fitted_scales import Scaled, better_of, fit_scales
 from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Clustered
 from palette_core.engine.sparsity import beside_zero, find_zeros
@@ -143,6 +143,11 @@ def _with_scales(
             its_zeros, scale, quantized=stored,
         )  # fmt: skip
 
+    exact = None
+    if task.is_exact(weight, plan.layout, zeros):
+        exact = _unscaled(task, what, zeros)
+        if what.error(*exact) == 0:
+            return exact
     if moments is not None:
         return _with_moments(task, what, moments, zeros)
     if plan.spec.scale_fit == "range":
@@ -154,7 +159,16 @@ def _with_scales(
             # What stands for a block of zeros does not matter: it must not pull an entry.
             counts = spread_scale((scale != 0).float(), tuple(weight.shape))
         return task.fit(weight, plan.layout, counts, None, zeros, scale), scale
-    return fit_scales(what, cluster)
+    found = fit_scales(what, cluster)
+    return found if exact is None else better_of(what, found, exact)
+
+
+def _unscaled(task: Task, what: Scaled, zeros: Tensor | None) -> tuple[Codebook, Tensor]:
+    """Take a weight as it is: of factors other than 1 its blocks would have more values."""
+    plain = replace(task, plan=without_moments(task.plan, task.catalog))
+    plain = replace(plain, item=task.catalog.clusterers.find(plain.plan.algorithm))
+    ones = what.stored(torch.ones(what.extents, device=what.weight.device))
+    return plain.fit(what.weight, what.layout, None, None, zeros, ones), ones
 
 
 def _with_moments(

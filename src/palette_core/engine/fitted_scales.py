@@ -149,7 +149,7 @@ def fit_scales(what: Scaled, cluster: Cluster) -> tuple[Codebook, Tensor]:
     found = cluster(what, better, True), better
     if clear:
         return found
-    return _best(what, found, (cluster(what, what.range(), True), what.range()))
+    return better_of(what, found, (cluster(what, what.range(), True), what.range()))
 
 
 def _in_turn(what: Scaled, cluster: Cluster, *, final: bool) -> tuple[Codebook, Tensor]:
@@ -169,7 +169,8 @@ def _in_turn(what: Scaled, cluster: Cluster, *, final: bool) -> tuple[Codebook, 
     return best
 
 
-def _best(
+def better_of(
     what: Scaled, one: tuple[Codebook, Tensor], other: tuple[Codebook, Tensor]
 ) -> tuple[Codebook, Tensor]:
+    """Return the tables and factors with the smaller error, the first of equals."""
     return one if what.error(*one) <= what.error(*other) else other

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from palette_core.engine.exact import ExactBlocks
 from palette_core.engine.sparsity import fit_nonzeros, with_room
 from palette_core.errors import PlanError
 from palette_core.planning import TensorPlan
@@ -16,6 +17,7 @@ from palette_core.plugins.checked.clusterers import fit_checked
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.registries import Registered
 from palette_core.tensors.codebook import Codebook
+from palette_core.tensors.exact_tables import quantize_exactly
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.quantized_fit import quantize_codebook
 from palette_core.tensors.scales import divide_by_scale, spread_scale
@@ -86,13 +88,26 @@ class Task:
             problem = with_room(problem)
         return self._with_zeros(problem, zeros)
 
+    def is_exact(self, weight: Tensor, layout: BlockLayout, zeros: Tensor | None) -> bool:
+        """Return whether tables can hold a weight as it is, with a zero where zeros are to stay."""
+        if self.mask is not None:
+            return False
+        problem = ClusterProblem(layout.split(weight), self.plan.spec.n_entries, zeros=zeros)
+        found = ExactBlocks.of(problem)
+        return found is not None and found.every
+
     def _solve(self, problem: ClusterProblem) -> Codebook:
-        plan = self.plan
+        plan, of_outputs = self.plan, self.item.entry.needs_moments
+        exact = ExactBlocks.of(problem)
+        if exact is not None and exact.every:
+            made = _stored(problem, exact.codebook, exact=True)
+            # An error of rounding had better be made up for, by an algorithm that can.
+            if not of_outputs or _is_exact(made, problem.points):
+                return made
         codebook = fit_checked(self.item, plan.algorithm_options, problem, plan.name)
-        quantizer = problem.lut_quantizer
-        if quantizer is None or codebook.quantized is not None:
-            return codebook
-        return quantize_codebook(problem.points, problem.importance, codebook, quantizer)
+        if exact is not None and not of_outputs and codebook.quantized is None:
+            codebook = exact.put_into(codebook)
+        return _stored(problem, codebook, exact=exact is not None)
 
     def _with_zeros(self, problem: ClusterProblem, zeros: Tensor) -> Codebook:
         """Cluster with an entry for zero in every table, and every zero on it."""
@@ -124,6 +139,22 @@ class Task:
         return make_lut_quantizer(
             self.catalog, self.plan.lut_quantizer, spec.lut_qspec, self.plan.name
         )
+
+
+def _is_exact(codebook: Codebook, points: Tensor) -> bool:
+    return bool((codebook.decode().to(points.dtype) == points).all())
+
+
+def _stored(problem: ClusterProblem, codebook: Codebook, *, exact: bool) -> Codebook:
+    """Return the codebook with its entries quantized, if they are to be and are not yet.
+
+    ``exact`` says that some blocks may be so, and are to be so quantized too where possible.
+    """
+    quantizer = problem.lut_quantizer
+    if quantizer is None or codebook.quantized is not None:
+        return codebook
+    made = quantize_codebook(problem.points, problem.importance, codebook, quantizer)
+    return quantize_exactly(codebook, made, quantizer, problem.points.dtype) if exact else made
 
 
 def _on_host(problem: ClusterProblem) -> ClusterProblem:

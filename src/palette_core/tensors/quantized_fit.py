@@ -64,7 +64,7 @@ def quantize_codebook(
         found = _evaluate(points, importance, proposal, state.codes)
         better = found.cost < state.cost
         enough = found.cost < state.cost * (1 - _LEAST_GAIN)
-        best = _choose(better, proposal, best)
+        best = choose_tables(better, proposal, best)
         state = found.where(better, state)
         if not bool(enough.any()):
             break
@@ -118,7 +118,7 @@ def _propose(
         gap = _decoded(made, dtype) - means
         made_error = (mass * gap.square()).flatten(1).sum(dim=1).nan_to_num(torch.inf)
         nearer = made_error < error
-        chosen = _choose(nearer, made, chosen)
+        chosen = choose_tables(nearer, made, chosen)
         error = torch.where(nearer, made_error, error)
     return chosen
 
@@ -161,7 +161,7 @@ def _levels(means: Tensor, scale: Tensor, best: QuantizedLut) -> Tensor:
     return (levels.round() + zero).clamp(info.min, info.max) - zero
 
 
-def _choose(first: Tensor, a: QuantizedLut, b: QuantizedLut) -> QuantizedLut:
+def choose_tables(first: Tensor, a: QuantizedLut, b: QuantizedLut) -> QuantizedLut:
     """Return tables of ``a`` where ``first`` ``[B]`` bool holds, and of ``b`` elsewhere."""
     zero = None
     if a.zero_point is not None and b.zero_point is not None:
