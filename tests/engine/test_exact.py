@@ -52,8 +52,8 @@ def palettized(weight, *, batches=None, path=None, **spec):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("table", TABLES)
 def test_a_palettized_weight_palettizes_to_itself(dtype, table):
-    for seed, (name, spec) in enumerate(SHAPES.items()):
-        spec = {**spec, "lut_qspec": TABLES[table]}
+    for seed, (name, shape) in enumerate(SHAPES.items()):
+        spec = {**shape, "lut_qspec": TABLES[table]}
         once = palettized(normal(32, 32, seed=seed).to(dtype), **spec)
         assert torch.equal(palettized(once, **spec), once), name
 
@@ -102,7 +102,8 @@ def test_zeros_get_an_entry_or_the_blocks_are_not_exact():
     weight = values[torch.randint(4, (8, 32), generator=torch.Generator().manual_seed(0))]
     pruned = weight * (torch.rand(8, 32, generator=torch.Generator().manual_seed(1)) < 0.5)
     found = palettized(pruned, n_bits=2, preserve_zero=True)
-    assert bool((found[pruned == 0] == 0).all()) and not torch.equal(found, pruned)
+    assert bool((found[pruned == 0] == 0).all())
+    assert not torch.equal(found, pruned)
     sparse = {"sparsity_detection_threshold": 0.1, "n_bits": 2}
     for spec in ({"preserve_zero": True, "n_bits": 3}, sparse):
         assert torch.equal(palettized(pruned, **spec), pruned), spec
@@ -117,7 +118,8 @@ def test_exact_blocks_are_those_that_numpy_finds(dim, count):
     points[0] = torch.randn(count, dim, generator=draw)
     found = ExactBlocks.of(ClusterProblem(points=points, n_entries=4))
     few = [b for b, x in enumerate(points) if len(np.unique(x.numpy(), axis=0)) <= 4]
-    assert found is not None and found.blocks.tolist() == few
+    assert found is not None
+    assert found.blocks.tolist() == few
     assert found.every == (len(few) == 6)
     assert torch.equal(found.codebook.decode(), points[few])
     for table, x in zip(found.codebook.lut, points[few], strict=True):
