@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from palette_core.tensors.codebook import Codebook, QuantizedLut
-from palette_core.tensors.quantized_fit import Quantizer, choose_tables
+from palette_core.tensors.codebook import Codebook
+from palette_core.tensors.quantized_fit import Quantizer, put_rows, rows_of
 
 _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _STEPS = 255  # between the levels of an 8-bit integer
@@ -45,19 +45,10 @@ def quantize_exactly(
         return made
     again = quantizer.quantize(proposed[found])
     hit = (again.dequantize().to(dtype) == entries[blocks]).flatten(1).all(dim=1)
-    taken = torch.zeros_like(missed).index_fill(0, blocks[hit], value=True)
-    spread = torch.zeros(len(missed), dtype=torch.int64, device=missed.device)
-    spread[blocks] = torch.arange(len(blocks), device=missed.device)
-    chosen = choose_tables(taken, _rows(again, spread), tables)
-    codes = torch.where(taken[:, None], exact.codes, made.codes)
+    blocks = blocks[hit]
+    chosen = put_rows(tables, blocks, rows_of(again, hit))
+    codes = made.codes.index_copy(0, blocks, exact.codes[blocks])
     return replace(made, lut=chosen.dequantize(), codes=codes, quantized=chosen)
-
-
-def _rows(tables: QuantizedLut, rows: Tensor) -> QuantizedLut:
-    # By bytes: not every device selects 8-bit floats.
-    values = tables.values.view(torch.uint8)[rows].view(tables.values.dtype)
-    zero = None if tables.zero_point is None else tables.zero_point[rows]
-    return QuantizedLut(values, tables.scale[rows], zero)
 
 
 def _proposals(entries: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,9 @@ from palette_core.tensors.assignment import (
     metric,
     tidy_entries,
 )
+from palette_core.tensors.assignment.tables import tables_of
 from palette_core.tensors.codebook import Codebook, QuantizedLut
+from palette_core.tensors.nearest import assign
 
 _MOST_ROUNDS = 20
 _LEAST_GAIN = 1e-6  # of the cost of every block: with less, refinement ends
@@ -57,21 +59,30 @@ def quantize_codebook(
     """
     start = codebook.lut.detach()
     best = _quantize(quantizer, start)
-    state = _evaluate(points, importance, best, codebook.codes)
+    tables = tables_of(points, importance, codebook.codes)
+    blocks = torch.arange(len(points), device=points.device)
+    state = tables.weigh(_decoded(best, points.dtype), blocks)
     for turn in range(_MOST_ROUNDS):
-        stretches = _NEARBY if turn else _WIDE
-        proposal = _propose(state, best, quantizer, points.dtype, stretches)
-        found = _evaluate(points, importance, proposal, state.codes)
-        better = found.cost < state.cost
-        enough = found.cost < state.cost * (1 - _LEAST_GAIN)
-        best = choose_tables(better, proposal, best)
-        state = found.where(better, state)
-        if not bool(enough.any()):
+        now, its_state = rows_of(best, blocks), state.rows(blocks)
+        proposal = _propose(its_state, now, quantizer, points.dtype, _NEARBY if turn else _WIDE)
+        found = tables.weigh(_decoded(proposal, points.dtype), blocks)
+        better = found.cost < its_state.cost
+        best = put_rows(best, blocks[better], rows_of(proposal, better))
+        state.put(blocks[better], found.rows(better))
+        if not bool((found.cost < its_state.cost * (1 - _LEAST_GAIN)).any()):
             break
-    near = metric(importance)
-    if near is not importance:
-        state = _evaluate(points, near, best, state.codes)
-    return tidy_quantized(best, state.codes)
+        if turn:
+            blocks = blocks[better]  # the same proposal would not help the others
+    return tidy_quantized(best, _nearest(points, importance, best, codebook.codes))
+
+
+def _nearest(
+    points: Tensor, importance: Tensor | None, best: QuantizedLut, codes: Tensor
+) -> Tensor:
+    entries = _decoded(best, points.dtype)
+    if points.shape[2] == 1:
+        return assign(points, entries.to(torch.promote_types(points.dtype, torch.float32)))
+    return assign_and_sum(points, metric(importance), entries, codes).codes
 
 
 def _quantize(quantizer: Quantizer, lut: Tensor) -> QuantizedLut:
@@ -88,12 +99,6 @@ def _quantize(quantizer: Quantizer, lut: Tensor) -> QuantizedLut:
 
 def _decoded(quantized: QuantizedLut, dtype: torch.dtype) -> Tensor:
     return quantized.dequantize().to(dtype).double()
-
-
-def _evaluate(
-    points: Tensor, importance: Tensor | None, quantized: QuantizedLut, codes: Tensor
-) -> PassResult:
-    return assign_and_sum(points, importance, _decoded(quantized, points.dtype), codes)
 
 
 def _propose(
@@ -163,18 +168,26 @@ def _levels(means: Tensor, scale: Tensor, best: QuantizedLut) -> Tensor:
 
 def choose_tables(first: Tensor, a: QuantizedLut, b: QuantizedLut) -> QuantizedLut:
     """Return tables of ``a`` where ``first`` ``[B]`` bool holds, and of ``b`` elsewhere."""
-    zero = None
-    if a.zero_point is not None and b.zero_point is not None:
-        zero = _merge(first, a.zero_point, b.zero_point)
-    return QuantizedLut(_merge(first, a.values, b.values), _merge(first, a.scale, b.scale), zero)
+    return put_rows(b, first, rows_of(a, first))
 
 
-def _merge(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    keep = first.reshape(-1, *[1] * (a.ndim - 1))
-    if a.element_size() > 1:
-        return torch.where(keep, a, b)
-    # Not every device selects or gathers 8-bit floats; all do so with their bytes.
-    return torch.where(keep, a.view(torch.uint8), b.view(torch.uint8)).view(a.dtype)
+def rows_of(tables: QuantizedLut, rows: Tensor) -> QuantizedLut:
+    """Return some of the tables: ``rows`` are their places, or a mask."""
+    # By bytes: not every device gathers 8-bit floats.
+    values = tables.values.view(torch.uint8)[rows].view(tables.values.dtype)
+    zero = None if tables.zero_point is None else tables.zero_point[rows]
+    return QuantizedLut(values, tables.scale[rows], zero)
+
+
+def put_rows(tables: QuantizedLut, rows: Tensor, others: QuantizedLut) -> QuantizedLut:
+    """Return the tables with others in the place of some."""
+    values, scale, zero = tables.values.view(torch.uint8).clone(), tables.scale.clone(), None
+    values[rows] = others.values.view(torch.uint8)
+    scale[rows] = others.scale
+    if tables.zero_point is not None and others.zero_point is not None:
+        zero = tables.zero_point.clone()
+        zero[rows] = others.zero_point
+    return QuantizedLut(values.view(tables.values.dtype), scale, zero)
 
 
 def tidy_quantized(quantized: QuantizedLut, codes: Tensor) -> Codebook:

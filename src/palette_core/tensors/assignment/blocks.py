@@ -77,16 +77,22 @@ class Workers:
         return [done[block.index] for block in blocks]
 
 
+def as_floats(points: Tensor) -> Floats:
+    """Return points as the kernels take them: contiguous, float32 or float64."""
+    points = points.detach()
+    if points.dtype not in (torch.float32, torch.float64):
+        points = points.float()
+    data: Floats = points.contiguous().numpy()
+    return data
+
+
 def make_blocks(points: Tensor, importance: Tensor | None) -> list[Block]:
     """Return a block per row of points ``[B, N, D]`` and elementwise importance.
 
     Importance that is zero or the same everywhere in a block is none; one that is the same for
     all coordinates of each point becomes one weight per point.
     """
-    points = points.detach()
-    if points.dtype not in (torch.float32, torch.float64):
-        points = points.float()
-    data = points.contiguous().numpy()
+    data = as_floats(points)
     none = np.empty((data.shape[1], 0), dtype=np.float32)
     if importance is None:
         return [Block(b, part, none) for b, part in enumerate(data)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from palette_core._common.threads import map_threads, thread_count
 from palette_core.tensors.assignment import kernels
+from palette_core.tensors.assignment._small_kernel import assign_small
 from palette_core.tensors.assignment.blocks import Block, Workers
 
 Floats = NDArray[Any]
@@ -43,6 +46,46 @@ def pass_over(
         mass[b] = np.add.reduce(job.mass, axis=0)
 
     workers.each(blocks, one)
+
+
+def pass_over_small(
+    points: Floats, importance: Floats | None, tables: Floats
+) -> tuple[NDArray[np.uint8], Floats, Floats, Floats]:
+    """Do so for blocks of at most `CHUNK` points, with few calls for all of them.
+
+    Args:
+        points: ``[B, N, D]``, contiguous.
+        importance: the same, or None; see `make_blocks` for how it counts.
+        tables: ``[B, K, D]`` float64.
+
+    Returns:
+        codes ``[B, N]``, sums and mass ``[B, K, D]``, cost ``[B]``.
+    """
+    codes = np.empty(points.shape[:2], np.uint8)
+    sums, mass, cost = np.empty_like(tables), np.empty_like(tables), np.empty(len(points))
+    for weights, blocks in _kinds(points, importance):
+
+        def some(share: NDArray[np.int64], weights: Floats = weights) -> None:
+            assign_small(points, weights, share, tables, codes, sums, mass, cost)
+
+        map_threads(some, np.array_split(blocks, min(len(blocks), thread_count())))
+    return codes, sums, mass, cost
+
+
+def _kinds(points: Floats, importance: Floats | None) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
+    """Yield weights of each kind, and the blocks that have it."""
+    every = np.arange(len(points))
+    none = np.empty((*points.shape[:2], 0), np.float32)
+    if importance is None:
+        yield none, every
+        return
+    first = importance[:, :1, :1]
+    plain = (importance == first).all(axis=(1, 2)) | ~importance.any(axis=(1, 2))
+    by_point = (importance == importance[..., :1]).all(axis=(1, 2)) & ~plain
+    each_has = ~plain & ~by_point
+    for chosen, weights in ((plain, none), (by_point, importance[..., :1]), (each_has, importance)):
+        if chosen.any():
+            yield np.ascontiguousarray(weights), every[chosen]
 
 
 class Pass:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from palette_core.tensors.nearest import pieces
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -30,15 +32,17 @@ class PassResult:
         used = self.mass > 0
         return torch.where(used, self.sums / torch.where(used, self.mass, 1.0), entries)
 
-    def where(self, first: Tensor, other: PassResult) -> PassResult:
-        """Return blocks of this where ``first`` ``[B]`` bool holds, and of ``other`` elsewhere."""
-        wide = first[:, None, None]
-        return PassResult(
-            torch.where(first[:, None], self.codes, other.codes),
-            torch.where(wide, self.sums, other.sums),
-            torch.where(wide, self.mass, other.mass),
-            torch.where(first, self.cost, other.cost),
-        )
+    def rows(self, rows: Tensor) -> PassResult:
+        """Return the result of some blocks: ``rows`` are their places, or a mask."""
+        return PassResult(self.codes[rows], self.sums[rows], self.mass[rows], self.cost[rows])
+
+    def put(self, rows: Tensor, other: PassResult) -> None:
+        """Overwrite the result of some blocks."""
+        for mine, its in zip(self._parts(), other._parts(), strict=True):
+            mine[rows] = its
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.codes, self.sums, self.mass, self.cost
 
 
 def assign_and_sum(
@@ -57,8 +61,13 @@ def assign_and_sum(
 
         return PassResult(*device.assign_and_sum(points, importance, entries))
     from palette_core.tensors.assignment import cpu  # numba loads slowly
-    from palette_core.tensors.assignment.blocks import Workers, make_blocks
+    from palette_core.tensors.assignment.blocks import Workers, as_floats, make_blocks
+    from palette_core.tensors.assignment.kernels import CHUNK
 
+    if points.shape[1] <= CHUNK:
+        weights = None if importance is None else importance.detach().float().contiguous().numpy()
+        found = cpu.pass_over_small(as_floats(points), weights, entries.contiguous().numpy())
+        return PassResult(*(torch.from_numpy(part) for part in found))
     blocks = make_blocks(points, importance)
     guess = codes.cpu().numpy().copy()
     table = entries.cpu().numpy()
@@ -93,8 +102,10 @@ def tidy_entries(entries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     blocks, count, dim = entries.shape
     used = torch.zeros((blocks, count), dtype=torch.uint8, device=codes.device)
-    for b in range(blocks):
-        used[b] = torch.bincount(codes[b], minlength=count) > 0
+    # Some blocks at a time: look-ups take wide indices.
+    some = [block for block, _ in pieces(blocks, 1, codes.shape[1])]
+    for b in some:
+        used[b].scatter_(1, codes[b].long(), 1)
     order = torch.arange(count, device=codes.device).expand(blocks, -1)
     for d in reversed(range(dim)):
         order = order.gather(1, entries[..., d].gather(1, order).argsort(dim=1, stable=True))
@@ -104,7 +115,6 @@ def tidy_entries(entries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor
     source = order.gather(1, torch.minimum(at, last))
     rank = torch.empty_like(order).scatter_(1, order, at).to(torch.uint8)
     new_codes = torch.empty_like(codes)
-    for b in range(blocks):
-        # One block at a time: look-ups take wide indices.
-        new_codes[b] = rank[b][codes[b].int()]
+    for b in some:
+        new_codes[b] = rank[b].gather(1, codes[b].long())
     return entries.gather(1, source[..., None].expand(-1, -1, dim)), source, new_codes
