@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -133,7 +133,12 @@ class PackedWeight(PaletteModule):
 
     Attributes:
         takes_gradients: the dense original did; a folded weight will.
+        traced_as: what stands for the weight in a graph of ``torch.export``, in the place of the
+            form's operator: a function at the top of a module, of the same arguments. A backend
+            sets it to an operator that tools of its runtime know.
     """
+
+    traced_as: Callable[..., Tensor] | None
 
     def __init__(
         self,
@@ -144,6 +149,7 @@ class PackedWeight(PaletteModule):
         form = stored_form(form_for(palettized, DEFAULT_FORM)) if form is None else form
         super().__init__(palettized, form, form.encode(palettized))
         self.takes_gradients = False
+        self.traced_as = None
         self.origin = origin
         self._file: WeightFile | None = None
 
@@ -216,6 +222,8 @@ class PackedWeight(PaletteModule):
     def forward(self, weight: Tensor) -> Tensor:
         """Decode; the placeholder that stands where the dense weight was is not read."""
         del weight
+        if torch.compiler.is_compiling() and self.traced_as is not None:
+            return self.traced_as(*self.stored().arguments())
         if self._file is not None and not torch.compiler.is_compiling():
             self._file.check()
         return self.form.torch_operator(*self.stored().arguments())

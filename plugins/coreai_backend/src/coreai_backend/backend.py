@@ -11,12 +11,15 @@ from torch import nn
 
 from coreai_backend.dialect import check_operations, dialect, latest_node
 from coreai_backend.ir import quiet
-from coreai_backend.lowering import register_lowerings, take_indices
+from coreai_backend.lowering import register_lowerings, take_indices, teach_converters
+from coreai_backend.operators import TRACED
 from coreai_backend.options import CoreAIOptions
+from coreai_backend.precision import in_precision
 from coreai_backend.refusals import check_stored, refusal
 from export_rewrites import rewritten, summary, tidy_outputs, trace
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.storage import PackedWeight, palette_sites
 from palette_core.tensors import PalettizedTensor
 
 if TYPE_CHECKING:
@@ -45,15 +48,22 @@ class CoreAIBackend(Backend):
     ) -> Sequence[Refusal]:
         """Trace and convert the model as it is, which is what export will do."""
         try:
-            program = export_program(model, example_inputs, dynamic_shapes)
-            self.convert(program)
+            given = in_precision(model, example_inputs, self._options.compute_precision)
+            self.convert(export_program(*given, dynamic_shapes))
         except BackendError as error:
             return [Refusal(str(error))]
         return []
 
     def finalize(self, model: nn.Module, palettized: Mapping[str, PalettizedTensor]) -> nn.Module:
-        """Return the model as it is: packed weights are lowered when it is exported."""
+        """Have packed weights traced to an operator of Core AI's own, and converters know it.
+
+        ``torch.export`` and a plain ``TorchConverter`` take the model, and tools that compress
+        graphs leave its weights alone.
+        """
         del palettized
+        teach_converters()
+        for site in palette_sites(model, PackedWeight):
+            site.palette.traced_as = TRACED.get(site.palette.form.operator)
         return model
 
     def export(
@@ -80,7 +90,8 @@ class CoreAIBackend(Backend):
         if path.suffix != _SUFFIX:
             raise BackendError(f"backend 'coreai' writes {_SUFFIX} folders, got {path}")
         check_stored(model)
-        program = self.convert(export_program(model, example_inputs, dynamic_shapes))
+        given = in_precision(model, example_inputs, self._options.compute_precision)
+        program = self.convert(export_program(*given, dynamic_shapes))
         program.save_asset(path, self._metadata())
         return path
 

@@ -12,6 +12,7 @@ and its dtypes (``palette_core::depalettize_sparse`` likewise, see `sparse`):
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from coreai_backend import ir, sparse
+from coreai_backend import ir, operators, sparse
 from coreai_backend.scaling import dequantized, scaled
 from palette_core.errors import BackendError
 from palette_core.tensors import OP_NAME, SPARSE_OP_NAME, SPARSE_PARTS, StoredTensor
@@ -29,21 +30,31 @@ if TYPE_CHECKING:
     from coreai_torch import TorchConverter
     from torch.export import ExportedProgram
 
+_DEFAULT = "_knows_palettes_by_default"
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+\.\w+$")
 
 
 class _Form(NamedTuple):
-    """Operator that stands for indices in a program, its parts, and how they are looked up."""
+    """Operators that stand for indices in a program, their parts, and how they are looked up."""
 
     operator: str
+    traced: str
     parts: tuple[str, ...]
     look_up: Callable[[str, StoredTensor], ir.Value]
 
     @property
-    def target(self) -> Any:
-        """The operator as programs hold it."""
-        namespace, _, name = self.operator.partition("::")
-        return getattr(getattr(torch.ops, namespace), name).default
+    def names(self) -> tuple[str, str]:
+        """The operators in full, with their overloads."""
+        return f"{self.operator}.default", self.traced
+
+    @property
+    def targets(self) -> list[Any]:
+        """The operators as programs hold them."""
+        found = []
+        for name in self.names:
+            namespace, own, overload = re.split(r"::|\.", name)
+            found.append(getattr(getattr(getattr(torch.ops, namespace), own), overload))
+        return found
 
 
 def register_lowerings(
@@ -56,14 +67,19 @@ def register_lowerings(
         taken: what `take_indices` has taken out of the one program to be converted.
 
     Raises:
-        ValueError: the converter has a lowering of its own for them.
+        ValueError: it has been taught so, or has a lowering of its own for them.
     """
+    _teach(converter, taken or {}, default=False)
+
+
+def _teach(converter: TorchConverter, taken: Mapping[str, Tensor], *, default: bool) -> None:
+    """Do so; lowerings by default give way to others."""
     latest: list[_Constants] = []
 
     def constants() -> _Constants:
         program = converter.exported_program
         if not latest or latest[0].program is not program:
-            latest[:] = [_Constants(program, taken or {})]
+            latest[:] = [_Constants(program, taken)]
         return latest[0]
 
     def lower(form: _Form, values: dict[str, Any], node: fx.Node, loc: Any) -> Any:
@@ -71,7 +87,29 @@ def register_lowerings(
         return _lower(form, values, node, constants())
 
     for form in _FORMS:
-        converter.register_torch_lowering(f"{form.operator}.default")(partial(lower, form))
+        made = partial(lower, form)
+        setattr(made, _DEFAULT, default)
+        for operator in form.names:
+            known = converter._user_defined_torch_lowering.get(operator)
+            override = getattr(known, _DEFAULT, False)
+            converter.register_torch_lowering(operator, allow_override=override)(made)
+
+
+def teach_converters() -> None:
+    """Let every converter of this process know palettized weights, without being told."""
+    with ir.quiet():
+        from coreai_torch import TorchConverter
+    made = TorchConverter.__init__
+    if hasattr(made, _DEFAULT):
+        return
+
+    @functools.wraps(made)
+    def make(self: TorchConverter, *arguments: Any, **named: Any) -> None:
+        made(self, *arguments, **named)
+        _teach(self, {}, default=True)
+
+    setattr(make, _DEFAULT, True)
+    TorchConverter.__init__ = make
 
 
 def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
@@ -84,7 +122,8 @@ def take_indices(program: ExportedProgram) -> dict[str, Tensor]:
     nodes: list[fx.Node] = []
     used: set[fx.Node] = set()
     for form in _FORMS:
-        found = program.graph.find_nodes(op="call_function", target=form.target)
+        find = partial(program.graph.find_nodes, op="call_function")
+        found = [node for target in form.targets for node in find(target=target)]
         parts = (arg for node in found for arg in node.args[: len(form.parts)])
         used |= {arg for arg in parts if isinstance(arg, fx.Node)}
         nodes += found
@@ -128,8 +167,8 @@ def _look_up(name: str, weight: StoredTensor) -> ir.Value:
 
 
 _FORMS = (
-    _Form(OP_NAME, ("indices",), _look_up),
-    _Form(SPARSE_OP_NAME, SPARSE_PARTS, sparse.look_up),
+    _Form(OP_NAME, operators.DENSE, ("indices",), _look_up),
+    _Form(SPARSE_OP_NAME, operators.SPARSE, SPARSE_PARTS, sparse.look_up),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,11 @@ class CoreAIOptions(BaseModel):
         default=(),
         description="Names of its states, buffers that the model writes to, in the order of the "
         "model's; empty keeps those of torch.export.",
+    )
+    compute_precision: Literal["float16", "bfloat16"] | None = Field(
+        default=None,
+        description="Floating dtype of weights, inputs and outputs in the file; None is that of "
+        "the model.",
     )
     author: str = Field(default="", description="Kept in the file's metadata.")
     license: str = Field(default="", description="Kept in the file's metadata.")

@@ -26,7 +26,8 @@ def best_scale(
 
     Args:
         entries: ``[B, M]`` float64, largest magnitude of each table at most 1.
-        ladder: ``[L]`` float64, ascending, starting with 0: magnitudes of the levels.
+        ladder: ``[L]`` float64, ascending, starting with 0: magnitudes of the levels; with one,
+            its double is among them, or beyond the last.
         up: how many steps of the ladder positive entries can climb, at most L − 1.
         down: the same for negative entries.
         window: how many steps the highest and the lowest entry can climb together.
@@ -35,14 +36,21 @@ def best_scale(
         ``[B]`` float64; 0 where every entry is zero or no level can stand for any.
     """
     if entries.device.type == "cpu":
+        from palette_core._common.threads import map_threads, parts_of, thread_count
         from palette_core.builtins.lut_quantizers._scale_kernel import sweep
 
         middle = (ladder[1:] + ladder[:-1]) / 2
         full = entries.new_full(entries.shape[:1], torch.inf)
         if window is not None:
             full = _window_full(entries, middle, window)
-        found = sweep(entries.contiguous().numpy(), ladder.numpy(), up, down, full.numpy())
-        return torch.from_numpy(found)
+        table, ends, found = entries.contiguous().numpy(), full.numpy(), torch.empty_like(full)
+
+        def part(at: slice) -> None:
+            made = sweep(table[at], ladder.numpy(), up, down, window or 0, ends[at])
+            found[at] = torch.from_numpy(made)
+
+        map_threads(part, parts_of(len(table), -(-len(table) // thread_count())))
+        return found
     return sweep_in_torch(entries, ladder, up, down, window)
 
 

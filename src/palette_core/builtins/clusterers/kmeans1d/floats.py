@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core._common.kernels import is_compiled
-from palette_core._common.threads import map_threads
+from palette_core._common.threads import map_threads, parts_of, thread_count
 from palette_core.builtins.clusterers.kmeans1d.block import middle_of, open_more
 from palette_core.builtins.clusterers.kmeans1d.costs import segment_means
 from palette_core.builtins.clusterers.kmeans1d.grid import (
@@ -31,6 +31,7 @@ from palette_core.builtins.clusterers.kmeans1d.grid import (
     sample_step,
 )
 from palette_core.builtins.clusterers.kmeans1d.proof import may_hold_a_cut
+from palette_core.builtins.clusterers.kmeans1d.small import FEW, fit_few
 from palette_core.builtins.clusterers.kmeans1d.solver import Floats, solve_atoms
 from palette_core.builtins.clusterers.kmeans1d.sorted_fit import fit_sorted, spread
 from palette_core.builtins.clusterers.kmeans1d.whole import fit_block
@@ -54,6 +55,15 @@ def fit_floats(
     weights = None if importance is None else importance.contiguous()
     lut = np.empty((blocks, k), np.float32)
     codes = np.empty((blocks, count), np.uint8)
+
+    if count <= FEW:
+        some = np.empty((blocks, 0), np.float32) if weights is None else weights.numpy()
+
+        def few(part: slice) -> None:
+            fit_few(rows[part].numpy(), some[part], lut[part], codes[part])
+
+        map_threads(few, parts_of(blocks, -(-blocks // thread_count())))
+        return torch.from_numpy(lut), torch.from_numpy(codes)
 
     def one(b: int, run: Callable[..., list[Any]] = _in_turn) -> None:
         row = rows[b].numpy()

@@ -1,0 +1,62 @@
+"""coreai-opt's graph-mode quantizer and its casts on models that are finalized for Core AI."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import palette_core as pc
+
+X = torch.linspace(-1, 1, 256).reshape(4, 64)
+
+
+def finalized(**spec: object) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(torch.logspace(-2, 1, 64)[:, None])
+    config = pc.KMeansPalettizerConfig(
+        global_config=pc.ModuleKMeansPalettizerConfig(
+            op_state_spec={"weight": pc.PalettizationSpec(n_bits=4, **spec)}
+        )
+    )
+    palettizer = pc.KMeansPalettizer(model, config)
+    palettizer.prepare((X,))
+    made: nn.Module = palettizer.finalize(backend="coreai")
+    return made
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("spec", [{}, {"enable_per_channel_scale": True}], ids=str)
+def test_activations_are_quantized_and_palettized_weights_are_not(spec: dict[str, object]) -> None:
+    pytest.importorskip("coreai_torch")
+    pytest.importorskip("coreai_backend")
+    from coreai_opt.quantization import ModuleQuantizerConfig, Quantizer, QuantizerConfig
+
+    model = finalized(**spec)
+    config = QuantizerConfig(global_config=ModuleQuantizerConfig(op_state_spec=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = Quantizer(model, config).prepare((X,)).graph
+    weights = [node for node in graph.nodes if "lut_to_dense" in str(node.target)]
+    assert len(weights) == 2
+    for node in weights:
+        assert [str(user.target) for user in node.users] == ["aten.linear.default"]
+    assert any("activation_post_process" in node.name for node in graph.nodes)
+
+
+@pytest.mark.peer
+def test_casts_to_16_bits_take_a_finalized_model() -> None:
+    coreai_torch = pytest.importorskip("coreai_torch")
+    pytest.importorskip("coreai_backend")
+    from coreai_opt.casting import cast_to_16_bit_precision
+
+    model = finalized()
+    program = torch.export.export(model, (X,)).run_decompositions(coreai_torch.get_decomp_table())
+    program = cast_to_16_bit_precision(program)
+    got = program.module()(X.half()).float()
+    assert torch.allclose(got, model(X), atol=0.02, rtol=0.02)
+    coreai_torch.TorchConverter().add_exported_program(program).to_coreai()
