@@ -15,26 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palette_core.tensors import OP_NAME, SPARSE_OP_NAME, depalettize, depalettize_sparse
+from palette_core.tensors import OP_NAME, SPARSE_OP_NAME
 
 _OVERLOAD = "palette_core"
 _made: Any = torch.library.Library  # has no types
 _library = _made("coreai", "FRAGMENT")
 
 
-def _overload(source: str, decode: Callable[..., Tensor], name: str) -> str:
+def _overload(source: str, name: str) -> str:
     """Define an overload that does what another operator does; returns its name."""
     namespace, _, own = source.partition("::")
-    schema = getattr(getattr(torch.ops, namespace), own).default._schema
+    decode = getattr(getattr(torch.ops, namespace), own).default
     name = f"{name}.{_OVERLOAD}"
-    _library.define(str(schema).replace(source, name, 1))
+    _library.define(str(decode._schema).replace(source, name, 1))
     _library.impl(name, decode, "CompositeExplicitAutograd")
     torch.library.register_fake(f"coreai::{name}", decode, lib=_library)
     return f"coreai::{name}"
 
 
-DENSE = _overload(OP_NAME, depalettize, "lut_to_dense")
-SPARSE = _overload(SPARSE_OP_NAME, depalettize_sparse, "sparse_with_bitmask_to_dense")
+DENSE = _overload(OP_NAME, "lut_to_dense")
+SPARSE = _overload(SPARSE_OP_NAME, "sparse_with_bitmask_to_dense")
 
 
 def lut_to_dense(*arguments: Any) -> Tensor:

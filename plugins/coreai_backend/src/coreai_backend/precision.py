@@ -36,7 +36,7 @@ def in_precision(model: nn.Module, inputs: Any, name: str | None) -> tuple[nn.Mo
             lost = before[state].isfinite() & ~now.isfinite()
             if bool(lost.any()):
                 raise BackendError(
-                    f"{state} has {float(before[state][lost].flatten()[0]):g}, which {name} cannot "
+                    f"{state} has {float(before[state].detach()[lost][0]):g}, which {name} cannot "
                     "hold; choose compute_precision='bfloat16', or leave it out"
                 )
     return made, tree_map_only(

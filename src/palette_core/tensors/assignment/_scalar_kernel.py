@@ -1,4 +1,4 @@
-"""What tables of scalars cost, from points that are sorted once: compiled, table by table."""
+"""Costs of tables of scalars, from points that are sorted once: compiled, table by table."""
 
 from __future__ import annotations
 

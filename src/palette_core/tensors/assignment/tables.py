@@ -1,4 +1,4 @@
-"""What many tables cost, again and again for the same points: prepared once."""
+"""Costs of many tables, again and again for the same points: prepared once."""
 
 from __future__ import annotations
 
