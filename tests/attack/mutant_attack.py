@@ -1,8 +1,8 @@
 """Files that were damaged or edited: each is refused by an error of ours, or says what it said.
 
 Four kinds of files: packed checkpoints that are loaded into a model, the same read by commands,
-files of sensitivities, and caches of allocations. Who edits a header and makes its checksum anew
-may say something else; then only the errors count.
+files of sensitivities, and caches of allocations. Who makes checksums anew, or leaves them out as
+older files do, may say something else; then only the errors count, and that no weight is NaN.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _try(kind: Kind, made: random.Random) -> tuple[str, str]:
     except BaseException as error:
         return "foreign", f"{how}: {type(error).__name__}: {str(error)[:200]}"
     if same or not is_honest:
-        return "the same" if same else "another, sealed anew", ""
+        nan = "" if same or kind.is_finite() else f"{how}: a weight is NaN or infinite"
+        return "the same" if same else "another, sealed anew", nan
     return "silent", f"{how}: it says something else"
 
 
@@ -99,12 +100,16 @@ class Kind:
         """Return whether what stands at the path says what was written."""
         raise NotImplementedError
 
+    def is_finite(self) -> bool:
+        """Return whether no weight of what `says_the_same` has read is NaN or infinite."""
+        return True
+
 
 # --- packed checkpoints -------------------------------------------------------------------------
 
 
 class Net(nn.Module):
-    """Tied weights, a norm with buffers, several shapes."""
+    """Tied weights, a norm with buffers, several shapes, and something that is no tensor."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -114,15 +119,29 @@ class Net(nn.Module):
         self.b = nn.Linear(8, 8, bias=False)
         self.c = nn.Linear(8, 8)
         self.b.weight = self.a.weight
+        self.words = ["of", {"seed": seed}]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c(self.b(self.norm(self.a(x))))
+
+    def get_extra_state(self) -> object:
+        return self.words
+
+    def set_extra_state(self, state: Any) -> None:
+        self.words = state
 
 
 SPECS: tuple[dict[str, Any], ...] = (
     {"n_bits": 2},
     {"n_bits": 3, "lut_qspec": {"dtype": "uint8"}, "enable_per_channel_scale": True},
     {"n_bits": 2, "lut_qspec": {"dtype": "float8_e4m3fn"}, "cluster_dim": 2},
+    {"n_bits": 2, "cluster_dim": 4, "enable_per_channel_scale": True},
+    {"n_bits": 3, "scale_block_size": 4},
+    {"n_bits": 2, "sparsity_detection_threshold": 0.3, "stored_form": "sparse"},
+    {
+        **{"n_bits": 2, "sparsity_detection_threshold": 0.3, "stored_form": "sparse"},
+        **{"lut_qspec": {"dtype": "int8"}, "scale_block_size": 2},
+    },
 )
 INPUTS = (torch.ones(2, 8),)
 
@@ -142,21 +161,34 @@ class Load(Kind):
         self.whole, self._right = [], []
         for spec in SPECS:
             net = Net().eval()
+            if "stored_form" in spec:
+                _prune(net)
             KMeansPalettizer(net, _config(spec)).prepare(INPUTS, show_progress=False)
             self.whole.append(save_checkpoint(net, self.path).read_bytes())
             self._right.append(self._loaded())
 
-    def _loaded(self) -> list[Tensor]:
+    def _loaded(self) -> list[Any]:
         net = load_checkpoint(self.path, Net(seed=1)).eval()
-        return [net.a.weight, net.b.weight, net.c.weight, *net.norm.buffers(), *_dense(net)]
+        weights = [net.a.weight, net.b.weight, net.c.weight]
+        return [net.words, *weights, *net.norm.buffers(), *_dense(net)]
 
     def mutant(self, made: random.Random) -> Mutant:
         self._which = made.randrange(len(self.whole))
         return _of_safetensors(made, self.whole[self._which], "palette_core")
 
     def says_the_same(self) -> bool:
-        found, right = self._loaded(), self._right[self._which]
-        return len(found) == len(right) and all(map(torch.equal, found, right))
+        (words, *found), (right_words, *right) = self._loaded(), self._right[self._which]
+        self._weights = found[:3]
+        return words == right_words and all(map(torch.equal, found, right))
+
+    def is_finite(self) -> bool:
+        return all(bool(weight.isfinite().all()) for weight in self._weights)
+
+
+def _prune(net: Net) -> None:
+    with torch.no_grad():
+        for weight in (net.a.weight, net.c.weight):
+            weight[torch.arange(weight.numel()).reshape(weight.shape) % 5 < 3] = 0
 
 
 def _dense(net: nn.Module) -> list[Tensor]:
@@ -353,18 +385,19 @@ def _of_header(made: random.Random, data: bytes, key: str) -> Mutant:
 
 
 def _of_tensors(made: random.Random, data: bytes, key: str) -> Mutant:
-    """Swap, remove, add or change tensors; the metadata stay."""
-    del key
+    """Swap, remove, add or change tensors; the checksums stay, are made anew, or left out."""
     tensors, names = load(data), sorted(load(data))
     one, other = made.choice(names), made.choice(names)
-    how = made.randrange(7)
+    how = made.randrange(8)
     match how:
         case 0 | 1:
             tensors[one], tensors[other] = tensors[other].clone(), tensors[one].clone()
         case 2:
             del tensors[one]
         case 3:
-            part = made.choice(("scale", "lut_zero_point", "lut_scale", "lut", "indices", "x"))
+            part = made.choice(
+                ("scale", "lut_zero_point", "lut_scale", "lut", "indices", "mask", "x")
+            )
             tensors[f"{one.rpartition('.')[0]}.{part}"] = tensors[other].clone()
         case 4:
             kinds = (torch.int32, torch.bool, torch.complex64, torch.float16, torch.float64)
@@ -375,7 +408,26 @@ def _of_tensors(made: random.Random, data: bytes, key: str) -> Mutant:
         case 6:
             order = list(range(tensors[one].numel()))[::-1]
             tensors[one] = tensors[one].flatten()[order].reshape(tensors[one].shape)
-    return save(tensors, _metadata(data)), f"tensors {how} of {one} and {other}", True
+        case 7:
+            shape = tensors[one].shape
+            forms = [(1, *shape), (*shape, 1), (-1,), shape[1:], (2, *shape)]
+            tensors[one] = _shaped(tensors[one], made.choice(forms))
+    what, metadata = f"tensors {how} of {one} and {other}", _metadata(data)
+    seal = made.choice(("as it was", "as it was", "anew", "none"))
+    if seal != "as it was":
+        metadata[key] = _resealed(metadata[key], tensors, seal)
+    return save(tensors, metadata), f"{what}, seal {seal}", seal == "as it was"
+
+
+def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    count = tensor.numel() if -1 in shape else math.prod(shape)
+    return tensor.flatten().repeat(2)[:count].reshape(shape)
+
+
+def _resealed(text: str, tensors: dict[str, Tensor], how: str) -> str:
+    header = json.loads(text)
+    del header["header_crc32"], header["crc32"]
+    return sealed(header, tensors) if how == "anew" else json.dumps({**header, "version": 1})
 
 
 def _of_metadata(made: random.Random, data: bytes, key: str) -> Mutant:
