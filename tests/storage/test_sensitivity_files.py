@@ -420,6 +420,19 @@ def test_an_archive_that_torch_does_not_write(tmp_path: Path) -> None:
         KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
 
 
+def test_a_part_that_is_called_a_folder(tmp_path: Path) -> None:
+    path = calibrated_file(tmp_path, "own.pt")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, data in parts.items():
+            item = zipfile.ZipInfo(part)
+            item.external_attr = 0x10 if "data/" in part else 0
+            archive.writestr(item, data)
+    with pytest.raises(SensitivityError, match="is damaged: its part"):
+        KMeansPalettizer(mlp(), weight_config()).prepare(MLP_INPUTS, path)
+
+
 def test_an_older_file_is_taken_with_a_note(tmp_path: Path) -> None:
     path = calibrated_file(tmp_path)
     values = load_file(path)

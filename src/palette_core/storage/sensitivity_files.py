@@ -34,6 +34,7 @@ FORMAT_VERSION = 2
 _WITHOUT_CHECKSUMS = 1  # the version before
 METADATA_KEY = "palette_core_sensitivities"
 _TORCH_SUFFIXES = (".pt", ".pth")
+_IS_FOLDER = 0x10  # among the attributes of a part of a zip archive
 _INTEGERS = (torch.int16, torch.int32, torch.int64)  # the dtypes that torch computes with
 
 
@@ -219,10 +220,15 @@ def _check_archive(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return  # a pickle of older versions of torch, without checksums
     with zipfile.ZipFile(path) as archive:
-        packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
-        damaged = packed[0].filename if packed else archive.testzip()
+        odd = [item.filename for item in archive.infolist() if not _as_saved(item)]
+        damaged = odd[0] if odd else archive.testzip()
     if damaged is not None:
         raise SensitivityError(f"{path} is damaged: its part {damaged} is not what was written")
+
+
+def _as_saved(part: zipfile.ZipInfo) -> bool:
+    """Return whether a part is a file as it is; of a folder, ``torch.load`` reads no bytes."""
+    return part.compress_type == zipfile.ZIP_STORED and not part.external_attr & _IS_FOLDER
 
 
 def _is_safetensors(path: Path) -> bool:
