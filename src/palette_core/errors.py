@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterable
 
 _COMPARED = 200  # characters of a name that near ones are looked for
+_TOLD = 2_000  # characters of somebody else's message within one of ours
 _SHOWN = 20_000  # characters of a message; the exception's args have all of it
 
 
@@ -155,8 +156,11 @@ def text_of(error: BaseException) -> str:
 
 
 def named_text_of(error: BaseException) -> str:
-    """Return ``"ValueError: its text"``, for anybody's exception."""
-    return f"{type(error).__name__}: {text_of(error)}"
+    """Return ``"ValueError: its text"``, for anybody's exception; long texts are cut."""
+    text = text_of(error)
+    if len(text) > _TOLD:
+        text = f"{text[:_TOLD]}... ({len(text) - _TOLD:,} more characters)"
+    return f"{type(error).__name__}: {text}"
 
 
 def did_you_mean(wrong: object, right: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import sys
 import time
 
 import file_attack
+import hostile_attack
 import interrupt_attack
 import mutant_attack
 import worker_attack
@@ -24,6 +25,7 @@ ATTACKS = {
     "full-disks": (file_attack.full_disks, 1_000),
     "mutants": (mutant_attack.attack, 20_000),
     "folders": (worker_attack.shared_folders, 650),
+    "plug-ins": (hostile_attack.attack, 200),
     "workers": (worker_attack.workers_that_fail, 100),
 }
 

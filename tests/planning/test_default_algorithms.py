@@ -42,7 +42,7 @@ def test_two_of_them_are_named() -> None:
     two = catalog(
         registered("a", default_for_scalars=True), registered("b", default_for_scalars=True)
     )
-    with pytest.raises(DuplicatePluginError, match="default for scalars: a, b"):
+    with pytest.raises(DuplicatePluginError, match=r"default for scalars: a \(.+\), b \(.+\);"):
         default_clusterer(1, two)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -426,12 +427,34 @@ def test_what_a_factory_returns_is_checked(record) -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
-@pytest.mark.parametrize("passes", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
-def test_interrupts_and_exhausted_memory_pass(record, passes) -> None:
+@pytest.mark.parametrize("passes", [MemoryError, torch.OutOfMemoryError])
+def test_exhausted_memory_passes(record, passes) -> None:
     def fails(*given: object) -> object:
         raise passes
 
     with pytest.raises(passes):
+        made_of(record, fails)
+
+
+def test_ctrl_c_passes_whatever_the_plug_in_makes_of_it() -> None:
+    def interrupted(*given: object) -> object:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise LookupError("no licence") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        made_of(entry(right), interrupted)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+def test_an_interrupt_of_the_plug_ins_own_is_a_failure(record) -> None:
+    def fails(*given: object) -> object:
+        raise KeyboardInterrupt
+
+    with pytest.raises(kind_of(record).error, match=r"6\.6\) failed: KeyboardInterrupt"):
         made_of(record, fails)
 
 

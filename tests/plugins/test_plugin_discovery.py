@@ -147,11 +147,17 @@ BROKEN = {
         ).replace("'f': iter", "'f': __import__('typing').Callable"),
         ["PydanticInvalidForJsonSchema", "Callable"],
     ),
-    "claims that break": (
+    "record of a subclass": (
         returns("[type('Odd', (ClustererEntry,), {'claims': lambda self: 7})(**FIELDS)]").replace(
             "**FIELDS", "name='broken', summary='s', interface=1, factory=print"
         ),
-        ["claims of 'broken'", "7"],
+        ["ClustererEntry records, and none of a subclass", "Odd(name='broken'"],
+    ),
+    "long name": (returns("[entry(name='x' * 101)]"), ["at most 100 lower-case letters"]),
+    "long summary": (returns("[entry(summary='x' * 201)]"), ["at most 200 characters"]),
+    "summary for a terminal": (
+        returns("[entry(summary='\\x1b[31m')]"),
+        ["one printable line", r"got '\x1b[31m'"],
     ),
     "flag that is no bool": (
         returns("[entry(default_for_scalars='no')]"),
@@ -279,6 +285,17 @@ def test_metadata_without_a_name_is_quarantined(site):
     assert "spread" in catalog.clusterers.names()
     assert "broken" not in catalog.clusterers.names()
     assert len(quarantine_of("unknown", catalog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("x" * 101, "1.0"), ("a b", "1.0"), ("fake-odd", "\x1b[31m")]
+)
+def test_metadata_that_nobody_can_print_are_quarantined(site, name, version):
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    site.install("fake-odd", returns("[entry()]"), metadata=metadata)
+    catalog = discover()
+    assert "broken" not in catalog.clusterers.names()
+    assert "is no name of a distribution" in quarantine_of("unknown", catalog)[0].error
 
 
 def test_of_two_versions_on_the_path_the_first_counts(site, tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from palette_core._common.undoing import undone
+
 
 @contextlib.contextmanager
 def only_signals_interrupt() -> Iterator[None]:
@@ -22,13 +24,10 @@ def only_signals_interrupt() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # signals reach no other
         found = {number: signal.getsignal(number) for number in signal.valid_signals()}
         handlers = {number: handler for number, handler in found.items() if callable(handler)}
-    for number, handler in handlers.items():
-        signal.signal(number, _noting(handler, raised))
-    try:
-        yield
-    finally:
+    with undone(list(handlers.items()), lambda item: signal.signal(*item)):
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, _noting(handler, raised))
+        yield
     if raised:
         raise raised[0]
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,21 @@ def untouched_global_rng() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def global_rng() -> tuple[object, ...]:
+    """Return the global random states, those of CUDA devices aside, to be compared and put back."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    torch_state = torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), (name, np.asarray(keys).tobytes(), *rest), torch_state
+
+
+def set_global_rng(states: tuple[Any, ...]) -> None:
+    """Put back what `global_rng` has returned."""
+    python, (name, keys, *rest), torch_state = states
+    random.setstate(python)
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+    torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
 
 
 def derive_seed(seed: int, name: str) -> int:

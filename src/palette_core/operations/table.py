@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from palette_core._common.imported import find_imported
+from palette_core.errors import DuplicatePluginError
 from palette_core.operations.calls import ACCESSORS, bind, called_name
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.checked.operations import make_operation
@@ -26,15 +27,17 @@ class OperationTable:
         self._registry = registry
         self._entries: dict[str, OperationEntry] = {}
         self._named: dict[str, list[Registered[OperationEntry]]] = {}
-        self._modules: dict[str, str] = {}
+        self._modules: dict[str, set[str]] = {}
         self._made: dict[str, Operation] = {}
         for item in registry:
             entry = item.entry
-            self._entries.setdefault(entry.name, entry)
-            for name in entry.names():
+            for name in dict.fromkeys(entry.names()):
                 self._named.setdefault(name, []).append(item)
             for module_type in (*entry.module_types, *entry.part_types):
-                self._modules.setdefault(_defined(module_type), entry.name)
+                self._modules.setdefault(_defined(module_type), set()).add(entry.name)
+        for item in registry:
+            if self.named(item.entry.name) == item.entry.name:
+                self._entries[item.entry.name] = item.entry
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -57,6 +60,13 @@ class OperationTable:
             return name
         return self._registry.only(self._named[name], repr(name)).entry.name
 
+    def named(self, name: str) -> str | None:
+        """Return the operation that goes by a name in a call, or None where two claim it."""
+        try:
+            return self.spelled(name)
+        except DuplicatePluginError:
+            return None
+
     def aliases(self, name: str) -> list[str]:
         """Return the other names of an operation."""
         return [alias for alias in self._entries[name].names() if alias != name]
@@ -75,8 +85,13 @@ class OperationTable:
         return op_type in self._entries and self._entries[op_type].factory is not plain
 
     def of_module(self, type_name: str) -> str | None:
-        """Return the operation that modules of a type, by its canonical name, are made for."""
-        return self._modules.get(type_name)
+        """Return the operation that modules of a type are made for, unless several claim it.
+
+        Args:
+            type_name: canonical name of the type.
+        """
+        names = self._modules.get(type_name, ())
+        return next(iter(names)) if len(names) == 1 else None
 
     def default_modules(self) -> tuple[type[nn.Module], ...]:
         """Return the module types, of those imported, whose weights are palettized by default."""
@@ -188,4 +203,7 @@ def op_type_of(func: Any) -> str | None:
         None when it only looks at a tensor, or hands it on as it is.
     """
     name = called_name(func)
-    return None if name in ACCESSORS else installed_operations().spelled(name)
+    if name in ACCESSORS:
+        return None
+    # What two plug-ins claim is an error where a config selects it; here nobody has.
+    return installed_operations().named(name) or name

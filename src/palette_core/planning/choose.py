@@ -20,7 +20,7 @@ from palette_core.plugins.checked.clusterers import vector_options
 from palette_core.plugins.checked.granularities import block_shape
 from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.plugins.options import validate_options
-from palette_core.plugins.registries import Registry
+from palette_core.plugins.registries import Registered, Registry
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.scales import scale_shape
@@ -103,12 +103,12 @@ def default_clusterer(cluster_dim: int, catalog: Catalog) -> str:
     Raises:
         PlanError: none is; DuplicatePluginError: several are.
     """
-    entries = [item.entry for item in catalog.clusterers]
+    items = list(catalog.clusterers)
     if cluster_dim == 1:
-        scalars = [entry.name for entry in entries if entry.default_for_scalars]
+        scalars = [item for item in items if item.entry.default_for_scalars]
         what = "algorithms are the default for scalars"
         return _only(scalars, what, "algorithm", catalog.clusterers)
-    vectors = [entry.name for entry in entries if entry.default_for_vectors]
+    vectors = [item for item in items if item.entry.default_for_vectors]
     what = "algorithms are the default for vectors"
     return _only(vectors, what, "algorithm", catalog.clusterers)
 
@@ -122,17 +122,17 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
     if lut_qspec is None:
         return None
     registry = catalog.lut_quantizers
-    able = [item.entry for item in registry if dtype_name(lut_qspec.dtype) in item.entry.dtypes]
+    able = [item for item in registry if dtype_name(lut_qspec.dtype) in item.entry.dtypes]
     name = lut_qspec.quantizer
     if name is None:
-        default = [entry.name for entry in able if entry.is_default]
+        default = [item for item in able if item.entry.is_default]
         what = f"LUT quantizers are the default for {dtype_name(lut_qspec.dtype)}"
         name = _only(default, what, "lut_qspec.quantizer", registry)
     entry = registry.get(name)
     if dtype_name(lut_qspec.dtype) not in entry.dtypes:
         raise PlanError(
             f"LUT quantizer {name!r} cannot make {dtype_name(lut_qspec.dtype)}; these can: "
-            f"{', '.join(sorted(e.name for e in able))}"
+            f"{', '.join(sorted(item.entry.name for item in able))}"
         )
     if lut_qspec.dtype.itemsize > 1:
         raise PlanError(
@@ -143,14 +143,15 @@ def lut_quantizer_name(lut_qspec: QuantizationSpec | None, catalog: Catalog) -> 
     return name
 
 
-def _only(names: list[str], what: str, field: str, registry: Registry[Any]) -> str:
+def _only(items: list[Registered[Any]], what: str, field: str, registry: Registry[Any]) -> str:
     """Return the one name among those of defaults."""
-    if len(names) == 1:
-        return names[0]
-    listed = f": {', '.join(names)}" if names else ""
-    kind = DuplicatePluginError if names else PlanError
-    left_out = "" if names else registry.left_out()
-    raise kind(f"{len(names)} {what}{listed}{left_out}; choose one by {field}")
+    if len(items) == 1:
+        name: str = items[0].entry.name
+        return name
+    names = ", ".join(f"{item.entry.name} ({item.distribution})" for item in items)
+    listed = f": {names}" if items else registry.left_out()
+    kind = DuplicatePluginError if items else PlanError
+    raise kind(f"{len(items)} {what}{listed}; choose one by {field}")
 
 
 def check_stored_form(facts: TensorFacts, catalog: Catalog) -> None:

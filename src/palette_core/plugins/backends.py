@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
+
+
+_SUFFIX = re.compile(r"\.[A-Za-z0-9_+-]{1,30}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ class Backend(ABC):
         """Write a finalized model to ``path`` (or as the runtime names it) and return the path."""
 
 
+def _is_suffix(text: object) -> bool:
+    return type(text) is str and _SUFFIX.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportBackendEntry(PluginEntry):
     """An export backend.
@@ -141,8 +149,13 @@ class ExportBackendEntry(PluginEntry):
         """
         super().check()
         suffix: object = self.suffix
-        if not isinstance(suffix, str) or PurePath(f"file{suffix}").suffix != suffix or not suffix:
+        if not _is_suffix(suffix):
             raise ValueError(f"suffix of {self.name!r} must be like '.onnx', got {suffix!r}")
+        beside: Any = self.beside
+        if not isinstance(beside, tuple) or len({suffix, *beside}) != 1 + len(beside):
+            raise ValueError(f"beside of {self.name!r} must be a tuple of other suffixes")
+        if not all(map(_is_suffix, beside)):
+            raise ValueError(f"beside of {self.name!r} must be like ('.bin',), got {beside!r}")
         forms: Any = self.stored_forms
         if forms is not None and not (
             isinstance(forms, tuple) and forms and all(type(form) is str for form in forms)

@@ -7,6 +7,7 @@ implementations; each is called by itself, so that one that fails takes nothing 
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from palette_core.errors import (
     DuplicatePluginError,
     did_you_mean,
     named_text_of,
+    shortened,
 )
 from palette_core.plugins.blocking import BlockList
 from palette_core.plugins.guards import settings_kept
@@ -31,6 +33,9 @@ from palette_core.plugins.registries import CORE, Blocked, Distribution, Quarant
 from palette_core.plugins.validation import collect_entries
 
 ENTRY_POINT_GROUP = PROJECT
+
+# What packaging allows in names and versions; more would end up on terminals.
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
 
 _T = TypeVar("_T")
 
@@ -173,6 +178,13 @@ def find_plugins() -> Discovery:
     return found
 
 
+def _distribution(name: str, version: str) -> Distribution:
+    if not _DISTRIBUTION.fullmatch(name) or not _DISTRIBUTION.fullmatch(version):
+        text = shortened(f"{name!r} {version!r}")
+        raise ValueError(f"{text} is no name of a distribution with a version")
+    return Distribution(name, version)
+
+
 def _entry_points(found: Discovery) -> list[tuple[Distribution, EntryPoint]]:
     """Read one distribution after the other: one malformed file must not hide the rest."""
     points: list[tuple[Distribution, EntryPoint]] = []
@@ -182,7 +194,7 @@ def _entry_points(found: Discovery) -> list[tuple[Distribution, EntryPoint]]:
         try:
             if f"[{ENTRY_POINT_GROUP}]" not in (dist.read_text("entry_points.txt") or ""):
                 continue
-            about = Distribution(dist.name or "unknown", dist.version or "unknown")
+            about = _distribution(dist.name or "unknown", dist.version or "unknown")
             # Of two with one name, Python imports the first on sys.path; so do we.
             first = importlib.metadata.distribution(about.name)
             if about.name not in seen and first.version == about.version:

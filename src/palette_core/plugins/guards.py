@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
+from palette_core._common.interrupts import only_signals_interrupt
 from palette_core.errors import PaletteError, named_text_of, text_of
 
 ResultT = TypeVar("ResultT")
@@ -27,12 +28,13 @@ def guarded(
     about: str = "",
     passes: tuple[type[BaseException], ...] = (),
     is_ours: bool = False,
+    may_draw: bool = False,
 ) -> ResultT:
     """Run a plug-in's code.
 
-    An interrupt is the user's, and memory that runs out is nobody's fault: both pass. So do errors
-    of palette_core, which have been worded already; one that does not begin with the tensor that
-    it is about gets ``who`` in front. Settings of the process are as before, see `settings_kept`.
+    Ctrl-C is the user's, and memory that runs out is nobody's fault: both pass. So do errors of
+    palette_core, which have been worded already; one that does not begin with the tensor that it
+    is about gets ``who`` in front. Settings of the process are as before, see `settings_kept`.
 
     Args:
         who: the plug-in, for messages, after the tensor where there is one.
@@ -42,23 +44,30 @@ def guarded(
         about: what it was asked, for messages: ``" for shape (8, 8)"``.
         passes: what else is for the caller as it is.
         is_ours: the code comes with the core, which need not look after its settings.
+        may_draw: it may move the global random states.
     """
-    let_pass: tuple[type[BaseException], ...] = (KeyboardInterrupt, MemoryError, *passes)
-    try:
-        with contextlib.nullcontext() if is_ours else settings_kept():
+    failure: BaseException
+    with contextlib.nullcontext() if is_ours else _looked_after(may_draw):
+        try:
             return call()
-    except (*let_pass, *_out_of_memory()):
-        raise
-    except PaletteError as ours:
-        text = text_of(ours)
-        if text.startswith(tensor):
+        except (
+            MemoryError,
+            *passes,
+            *_out_of_memory(),
+            *((KeyboardInterrupt,) if is_ours else ()),
+        ):
             raise
-        known = type(ours).__module__ == PaletteError.__module__
-        plain = known and "__init__" not in vars(type(ours))
-        raise (type(ours) if plain else error)(f"{who}: {text}") from ours
-    # A plug-in must not end the user's program, by SystemExit, a panic in Rust or whatever.
-    except BaseException as failure:
+        # A plug-in must not end the user's program, by SystemExit, a panic in Rust or whatever.
+        except BaseException as raised:
+            failure = raised
+    if not isinstance(failure, PaletteError):
         raise error(f"{who} failed{about}: {named_text_of(failure)}") from failure
+    text = text_of(failure)
+    if text.startswith(tensor):
+        raise failure
+    known = type(failure).__module__ == PaletteError.__module__
+    plain = known and "__init__" not in vars(type(failure))
+    raise (type(failure) if plain else error)(f"{who}: {text}") from failure
 
 
 def shown(value: object) -> str:
@@ -70,13 +79,23 @@ def shown(value: object) -> str:
 
 
 @contextlib.contextmanager
-def settings_kept() -> Iterator[None]:
+def _looked_after(may_draw: bool) -> Iterator[None]:
+    with only_signals_interrupt(), settings_kept(may_draw=may_draw):
+        yield
+
+
+@contextlib.contextmanager
+def settings_kept(*, may_draw: bool = False) -> Iterator[None]:
     """Put back what a plug-in changes of the process.
 
     The working directory, and of torch: threads, default dtype and device, whether gradients are
-    recorded, and determinism. What is as before is not touched.
+    recorded, autocast, precision and determinism; of numpy: what it makes of errors; and the global
+    random states of Python, numpy and torch. What is as before is not touched.
+
+    Args:
+        may_draw: leave the random states as they come.
     """
-    before = [(put_back, look, look()) for look, put_back in _settings()]
+    before = [(put_back, look, look()) for look, put_back in _settings(may_draw)]
     try:
         yield
     finally:
@@ -85,7 +104,7 @@ def settings_kept() -> Iterator[None]:
                 put_back(value)
 
 
-def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
+def _settings(may_draw: bool) -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
     """Yield what looks at a setting, and what sets it."""
     yield _folder, _change_folder
     torch: Any = sys.modules.get("torch")
@@ -96,9 +115,22 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
     yield torch.get_default_device, partial(_set_default_device, torch)
     yield torch.is_grad_enabled, torch.set_grad_enabled
     yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    for device in ("cpu", "cuda"):
+        yield (
+            partial(torch.is_autocast_enabled, device),
+            partial(torch.set_autocast_enabled, device),
+        )
     for name in ("deterministic", "benchmark"):
         cudnn = torch.backends.cudnn
         yield partial(getattr, cudnn, name), partial(setattr, cudnn, name)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        yield numpy.geterr, lambda modes: numpy.seterr(**modes)
+    if not may_draw:
+        from palette_core._common import rng
+
+        yield rng.global_rng, rng.set_global_rng
 
 
 def _folder() -> str | None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from pydantic import BaseModel
+from torch import Tensor, nn
 
 from palette_core._common.pytrees import copied
 from palette_core.errors import PaletteError
@@ -53,6 +55,7 @@ class Made(Generic[WorkT]):
         doing: str = "",
         about: str = "",
         passes: tuple[type[BaseException], ...] = (),
+        may_draw: bool = False,
     ) -> ResultT:
         """Return what ``call`` makes of the object.
 
@@ -62,6 +65,7 @@ class Made(Generic[WorkT]):
             doing: what it was asked, for messages: ``"exporting m.npz by "``.
             about: the same, behind the name: ``" for shape (8, 8)"``.
             passes: failures that the caller takes as they are.
+            may_draw: the object may move the global random states.
 
         Raises:
             PaletteError: of the kind's class; see `guarded`.
@@ -76,6 +80,7 @@ class Made(Generic[WorkT]):
             about=about,
             passes=passes,
             is_ours=self.is_ours,
+            may_draw=may_draw,
         )
 
     def apart(self, value: ValueT) -> ValueT:
@@ -85,6 +90,24 @@ class Made(Generic[WorkT]):
         and what it returns may lie in memory that it goes on using.
         """
         return value if self.is_ours else copied(value)
+
+    def demand_plain(self, *answer: object, like: tuple[type, ...] = ()) -> None:
+        """Refuse tensors in an answer that compute in a way of their own, or hold no values.
+
+        Args:
+            answer: tensors, or anything else, which is not looked at.
+            like: tensor classes that are as good as torch's own, as what was given is of them.
+
+        Raises:
+            PaletteError: of the kind's class.
+        """
+        for each in answer:
+            if isinstance(each, Tensor):
+                if type(each) not in (Tensor, nn.Parameter, *like):
+                    raise self.wrong(f"returned a {type(each).__name__}, expected a plain tensor")
+                if each.layout is not torch.strided or each.is_quantized or each.is_nested:
+                    what = "nested" if each.is_nested else "sparse or quantized"
+                    raise self.wrong(f"returned a tensor that is {what}, expected a plain one")
 
     def wrong(self, problem: str, tensor: str = "") -> PaletteError:
         """Return the error for an answer that cannot be used.

@@ -8,11 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from palette_core.errors import shortened
 from palette_core.plugins.entries import INTERFACE_VERSION, PluginEntry
 from palette_core.plugins.kinds import EntryT, PluginKind
 from palette_core.version import __version__
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+_SUMMARY = 200  # characters
 
 
 def collect_entries(hook: Callable[[], Any], kind: PluginKind[EntryT]) -> list[EntryT]:
@@ -34,8 +36,11 @@ def collect_entries(hook: Callable[[], Any], kind: PluginKind[EntryT]) -> list[E
         )
     entries: dict[str, EntryT] = {}
     for entry in found:
-        if not isinstance(entry, record):
-            raise TypeError(f"{kind.hook} must return {record.__name__} records, got {entry!r}")
+        if type(entry) is not record:  # a subclass may answer otherwise each time it is asked
+            raise TypeError(
+                f"{kind.hook} must return {record.__name__} records, and none of a subclass, got "
+                f"{shortened(repr(entry))}"
+            )
         _check_record(entry, kind.hook)
         if entry.name in entries:
             raise ValueError(f"{kind.hook} returns two records named {entry.name!r}")
@@ -53,18 +58,23 @@ def _check_record(entry: PluginEntry, hook: str) -> None:
         )
     # Annotations of a dataclass are not enforced, so whatever the author wrote arrives here.
     name: object = entry.name
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if type(name) is not str or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{hook}: name {name!r} must be lower-case letters, digits, '_', '-' and '.'"
+            f"{hook}: name {name!r} must be at most 100 lower-case letters, digits, '_', '-' and '.'"
         )
     summary: object = entry.summary
-    if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
-        raise ValueError(f"{name!r} needs a summary of one line, got {summary!r}")
+    if (
+        type(summary) is not str
+        or not summary.strip()
+        or not summary.isprintable()
+        or len(summary) > _SUMMARY
+    ):
+        raise ValueError(
+            f"{name!r} needs a summary of one printable line of at most {_SUMMARY} characters, got "
+            f"{shortened(repr(summary))}"
+        )
     _check_options(entry)
     entry.check()
-    claims: object = entry.claims()
-    if not isinstance(claims, frozenset) or not all(isinstance(claim, str) for claim in claims):
-        raise TypeError(f"claims of {name!r} must be a frozenset of text, got {claims!r}")
 
 
 def _check_options(entry: PluginEntry) -> None:
@@ -76,4 +86,6 @@ def _check_options(entry: PluginEntry) -> None:
             f"options of {entry.name!r} must be a pydantic model class with "
             f'frozen=True and extra="forbid", got {entry.options!r}'
         )
-    entry.options.model_json_schema()  # raises where a field cannot be written in a config
+    schema: object = entry.options.model_json_schema()  # raises where no config can hold a field
+    if not isinstance(schema, dict):
+        raise TypeError(f"options of {entry.name!r} have {shortened(repr(schema))} for a schema")

@@ -102,7 +102,7 @@ def _version(tensor: Tensor) -> int:
 
 def _check_codebook(made: Made[Any], codebook: Any, problem: ClusterProblem) -> None:
     """Refuse what is not a codebook of the problem, before it reaches a model."""
-    if not isinstance(codebook, Codebook):
+    if type(codebook) is not Codebook:
         raise made.wrong(f"returned {type(codebook).__name__}, not a Codebook")
     blocks, count, dim = problem.points.shape
     lut: object = codebook.lut
@@ -110,6 +110,7 @@ def _check_codebook(made: Made[Any], codebook: Any, problem: ClusterProblem) -> 
     if not isinstance(lut, Tensor) or not isinstance(codes, Tensor):
         what = f"{type(lut).__name__} and {type(codes).__name__}"
         raise made.wrong(f"returned lut and codes of {what}, expected tensors")
+    made.demand_plain(lut, codes)
     for what, got, right in (
         ("lut shape", tuple(lut.shape), (blocks, problem.n_entries, dim)),
         ("codes shape", tuple(codes.shape), (blocks, count)),

@@ -63,10 +63,14 @@ def check_quantized(
     Raises:
         PaletteError: of the plug-in's kind, naming the part that is wrong.
     """
-    if not isinstance(made, QuantizedLut):
+    if type(made) is not QuantizedLut:
         raise plugin.wrong(f"returned {type(made).__name__}, not a QuantizedLut")
     one = (lut.shape[0], 1, 1)
     zero = made.zero_point
+    for part in (made.values, made.scale, lut if zero is None else zero):
+        if not isinstance(part, Tensor):
+            raise plugin.wrong(f"returned a {type(part).__name__} in a QuantizedLut, not a tensor")
+    plugin.demand_plain(made.values, made.scale, zero)
     for what, got, right in (
         ("values", made.values.shape, lut.shape),
         ("values", made.values.dtype, dtype or made.values.dtype),

@@ -82,6 +82,7 @@ class CheckedForm(StoredForm):
         made: object = self._made.ask(lambda form: form.encode(given))
         if not isinstance(made, Mapping) or sorted(made) != sorted(self.parts):
             raise self._made.wrong(f"returned {_short(made)}, expected {self.parts}")
+        self._made.demand_plain(*made.values())
         for name, part in made.items():
             if not isinstance(part, Tensor) or part.is_floating_point() or part.is_complex():
                 raise self._made.wrong(
@@ -99,7 +100,8 @@ class CheckedForm(StoredForm):
         given = self._made.apart(stored)
         made: object = self._made.ask(lambda form: form.decode(given), passes=(ValueError,))
         if (
-            not isinstance(made, PalettizedTensor)
+            type(made) is not PalettizedTensor
+            or not isinstance(made.indices, Tensor)
             or made.indices.dtype is not torch.uint8
             or list(made.indices.shape) != list(stored.index_shape)
         ):
@@ -107,6 +109,7 @@ class CheckedForm(StoredForm):
                 f"decoded {_short(made)}, expected a PalettizedTensor with uint8 indices of shape "
                 f"{tuple(stored.index_shape)}"
             )
+        self._made.demand_plain(*vars(made).values())
         return self._made.apart(made)
 
     def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
@@ -115,9 +118,12 @@ class CheckedForm(StoredForm):
         Raises:
             CheckpointError: the plug-in fails, or tells of other parts than it declares.
         """
-        made: object = self._made.ask(lambda form: form.expects(stored))
+        given = self._made.apart(stored)
+        made: object = self._made.ask(lambda form: dict(form.expects(given)))
         if not isinstance(made, Mapping) or sorted(made) != sorted(self.parts):
             raise self._made.wrong(f"expects {_short(made)} of parts {self.parts}")
+        if not all(isinstance(part, Part) for part in made.values()):
+            raise self._made.wrong(f"expects {shown(made)}, expected a Part for each name")
         return made
 
     def size_in_bits(self, stored: StoredTensor) -> int:
@@ -126,7 +132,8 @@ class CheckedForm(StoredForm):
         Raises:
             CheckpointError: the plug-in fails, or tells no number.
         """
-        return self._number(self._made.ask(lambda form: form.size_in_bits(stored)))
+        given = self._made.apart(stored)
+        return self._number(self._made.ask(lambda form: form.size_in_bits(given)))
 
     def size_unencoded(self, tensor: PalettizedTensor) -> int | None:
         """Return bits of the parts, or None where only encoding tells.
@@ -134,7 +141,8 @@ class CheckedForm(StoredForm):
         Raises:
             CheckpointError: the plug-in fails, or tells no number.
         """
-        size = self._made.ask(lambda form: form.size_unencoded(tensor))
+        given = self._made.apart(tensor)
+        size = self._made.ask(lambda form: form.size_unencoded(given))
         return None if size is None else self._number(size)
 
     def shape(self, stored: StoredTensor) -> Shape:
@@ -143,7 +151,8 @@ class CheckedForm(StoredForm):
         Raises:
             CheckpointError: the plug-in fails, or returns no shape.
         """
-        shape: Any = self._made.ask(lambda form: form.shape(stored))
+        given = self._made.apart(stored)
+        shape: Any = self._made.ask(lambda form: form.shape(given))
         if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
             raise self._made.wrong(f"shape returned {shown(shape)}, expected integers")
         return tuple(shape)

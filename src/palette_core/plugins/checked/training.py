@@ -107,7 +107,15 @@ class CheckedStrategy:
         given = made.apart(problem)
         if given is not problem:
             given = replace(given, decode=lambda: made.apart(problem.decode()))
-        return made.apart(made.ask(lambda strategy: call(strategy, given)))
+        answer = made.ask(lambda strategy: call(strategy, given), may_draw=True)
+        if not isinstance(answer, Tensor):
+            return answer
+        made.demand_plain(answer, like=(type(problem.weight),))
+        if answer.device != problem.weight.device:
+            raise made.wrong(
+                f"returned a tensor on {answer.device}, expected one on {problem.weight.device}"
+            )
+        return made.apart(answer)
 
     def _check_shape(self, what: str, made: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(made, Tensor):
