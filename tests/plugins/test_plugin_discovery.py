@@ -153,7 +153,7 @@ BROKEN = {
         ),
         ["ClustererEntry records, and none of a subclass", "Odd(name='broken'"],
     ),
-    "long name": (returns("[entry(name='x' * 101)]"), ["at most 100 lower-case letters"]),
+    "long name": (returns("[entry(name='x' * 101)]"), ["'.', at most 100"]),
     "long summary": (returns("[entry(summary='x' * 201)]"), ["at most 200 characters"]),
     "summary for a terminal": (
         returns("[entry(summary='\\x1b[31m')]"),

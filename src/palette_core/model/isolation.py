@@ -105,7 +105,7 @@ class _Values:
 
     def __init__(self, modules: Iterable[nn.Module], *, constants: bool = False) -> None:
         self._saved = [
-            (states, name, None if tensor is None else _Value(tensor))
+            (states, name, None if tensor is None else TensorValue(tensor))
             for module in modules
             if not isinstance(module, torch.jit.ScriptModule)
             for states, name, tensor in _changeable(module, constants)
@@ -132,7 +132,7 @@ def _changeable(
             yield vars(module), name, value
 
 
-class _Value:
+class TensorValue:
     """Value of a tensor, to be put back into it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -145,6 +145,7 @@ class _Value:
         self._compares = plain and tensor.layout is torch.strided and not tensor.is_meta
 
     def restored(self) -> Tensor:
+        """Return the tensor, with the value put back where it has changed."""
         tensor = self._tensor
         if self._is_leaf and not tensor.is_leaf and not tensor._is_view():
             tensor.detach_()  # a run with gradients has written to it

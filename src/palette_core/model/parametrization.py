@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import copyreg
 import functools
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, cast, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palette_core.errors import PlanError
 
-_REGISTRIES = (
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "_non_persistent_buffers_set",
-    "_forward_pre_hooks",
-    "_load_state_dict_pre_hooks",
-)
+_REGISTRIES = (dict, OrderedDict, set, list)  # of parts and hooks, and a model's own
 
 
 def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
@@ -102,11 +97,11 @@ def parametrizations(module: nn.Module) -> nn.ModuleDict:
 
 @final
 class ModuleSnapshot:
-    """Snapshot of what `attach` and `replace_chain` change in modules, to be put back.
+    """Snapshot of modules, to be put back.
 
     Classes, attributes and registries come back as they were: the same tensors, in the same
-    order. The values of tensors are not kept. As a context, it puts everything back where the
-    block fails or is interrupted.
+    order, the same hooks. The values of tensors are not kept. As a context, it puts everything
+    back where the block fails or is interrupted.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -116,8 +111,9 @@ class ModuleSnapshot:
             if parametrize.is_parametrized(module):
                 parts |= {id(part): part for part in parametrizations(module).modules()}
         self._kept = [
-            (part, type(part), dict(vars(part)), {n: vars(part)[n].copy() for n in _REGISTRIES})
+            (part, type(part), dict(vars(part)), _contents(part))
             for part in parts.values()
+            if not isinstance(part, torch.jit.ScriptModule)  # has nothing of these of its own
         ]
 
     def __enter__(self) -> None:
@@ -133,10 +129,13 @@ class ModuleSnapshot:
             module.__class__ = cls
             vars(module).clear()
             vars(module).update(attributes)
-            for name, content in registries.items():
-                registry = attributes[name]
+            for registry, content in registries:
                 registry.clear()
-                registry.update(content)
+                (registry.extend if isinstance(registry, list) else registry.update)(content)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    return [(part, part.copy()) for part in vars(module).values() if type(part) in _REGISTRIES]
 
 
 def is_trained(module: nn.Module, name: str) -> bool:

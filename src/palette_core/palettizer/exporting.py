@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import EnumType, StrEnum
 from pathlib import Path
@@ -17,7 +17,7 @@ from palette_core._common.files import atomic_path
 from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
 from palette_core.model import ExampleInputs, as_inputs
-from palette_core.model.parametrization import ModuleSnapshot
+from palette_core.model.snapshot import ModelSnapshot
 from palette_core.palettizer import life_cycle
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
@@ -26,11 +26,12 @@ from palette_core.planning import refusals
 from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.backends import make_backend
+from palette_core.plugins.registries import CORE
 from palette_core.storage.folding import fold
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
-from palette_core.storage.sites import PaletteSite, palette_sites
+from palette_core.storage.sites import palette_sites
 
 _FORMER = {"mil": "coreml", "mlir": "coreai", "_torch": "torch"}  # coreai-opt's names up to 0.3
 
@@ -79,11 +80,13 @@ class Target:
         name: as users write it.
         entry: its registration.
         backend: made with the user's options.
+        is_ours: it comes with the core, and leaves alone what it is not to change.
     """
 
     name: str
     entry: ExportBackendEntry
     backend: Backend
+    is_ours: bool = False
 
 
 def find_target(
@@ -99,7 +102,8 @@ def find_target(
     """
     name = _name(backend)
     made = make_backend(catalog, name, options or {})
-    return Target(name, catalog.backend(name), made)
+    is_ours = catalog.export_backends.find(name).distribution.name == CORE
+    return Target(name, catalog.backend(name), made, is_ours)
 
 
 def finalize(
@@ -115,17 +119,21 @@ def finalize(
     if mmap_dir is not None and not target.entry.supports_mmap:
         raise BackendError(f"mmap_dir is not supported by backend {target.name!r}; leave it out")
     life_cycle.check(Action.FINALIZE, model)
-    prepared = palette_sites(model, PalettizedWeight)
-    sentences = refusals([site.palette.plan for site in prepared], target.backend)
-    if sentences:
-        raise BackendError(f"backend {target.name!r} cannot take: " + "; ".join(sentences))
-    complete_training(prepared, catalog)
+    _refuse_unfit(model, target)
     folder = None if mmap_dir is None else WeightFolder(mmap_dir)
-    with _unchanged_on_failure(model, prepared), folder or contextlib.nullcontext():
-        packed = pack(prepared, [site.palette.palettized() for site in prepared], folder)
-        finalized = target.backend.finalize(model, packed)
-        done = State.UNPREPARED if target.entry.leaves_dense else State.FINALIZED
-        life_cycle.mark(finalized, done)
+    with _snapshot(model, target), folder or contextlib.nullcontext():
+        return _finalized(model, target, catalog, folder)
+
+
+def _finalized(
+    model: nn.Module, target: Target, catalog: Catalog, folder: WeightFolder | None = None
+) -> nn.Module:
+    prepared = palette_sites(model, PalettizedWeight)
+    complete_training(prepared, catalog)
+    packed = pack(prepared, [site.palette.palettized() for site in prepared], folder)
+    finalized = target.backend.finalize(model, packed)
+    done = State.UNPREPARED if target.entry.leaves_dense else State.FINALIZED
+    life_cycle.mark(finalized, done)
     return finalized
 
 
@@ -166,19 +174,55 @@ def export(
     life_cycle.check(Action.EXPORT, model)
     target.backend.check_place(path)
     # Whatever fails, the model is as before, and so is what stands at the path.
-    with (
-        atomic_path(path, beside=target.entry.beside) as fresh,
-        _unchanged_on_failure(model, palette_sites(model, PalettizedWeight)),
-    ):
-        _write(model, target, catalog, fresh, example_inputs, dynamic_shapes)
+    before = _snapshot(model, target)
+    with atomic_path(path, beside=target.entry.beside) as fresh, before:
+        if palette_sites(model, PalettizedWeight):
+            _refuse_unfit(model, target)
+            model = _finalized(model, target, catalog)
+        with _left_alone(model, target, before):
+            _write(model, target, fresh, example_inputs, dynamic_shapes)
         _refuse_undeclared(target, fresh)
     return path
 
 
-def _unchanged_on_failure(
-    model: nn.Module, sites: Iterable[PaletteSite[PalettizedWeight]]
-) -> ModuleSnapshot:
-    return ModuleSnapshot([model, *(place.module for site in sites for place in site.places)])
+def _refuse_unfit(model: nn.Module, target: Target) -> None:
+    prepared = palette_sites(model, PalettizedWeight)
+    sentences = refusals([site.palette.plan for site in prepared], target.backend)
+    if sentences:
+        raise BackendError(f"backend {target.name!r} cannot take: " + "; ".join(sentences))
+
+
+def _snapshot(model: nn.Module, target: Target) -> ModelSnapshot:
+    """Return what puts a model back, with values that packing and the backend may write to.
+
+    Dense originals are not among them: no backend sees them.
+    """
+    sites = palette_sites(model)
+    copied = [tensor for site in sites for tensor in site.palette.changeable()]
+    if not target.is_ours:
+        chains = [
+            chain for site in sites for place in site.places for chain in place.chain.modules()
+        ]
+        inside = {id(module) for module in chains}
+        for module in model.modules():
+            if id(module) not in inside:
+                copied += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return ModelSnapshot(model, copied)
+
+
+@contextlib.contextmanager
+def _left_alone(model: nn.Module, target: Target, before: ModelSnapshot) -> Iterator[None]:
+    """Leave a finalized model as it is, whatever the backend does to it."""
+    if target.is_ours:
+        yield
+        return
+    packed = [tensor for site in palette_sites(model) for tensor in site.palette.changeable()]
+    now = ModelSnapshot(model, packed)
+    try:
+        yield
+    finally:
+        now.restore()
+        before.restore_values()
 
 
 def _refuse_undeclared(target: Target, fresh: Path) -> None:
@@ -197,13 +241,10 @@ def _refuse_undeclared(target: Target, fresh: Path) -> None:
 def _write(
     model: nn.Module,
     target: Target,
-    catalog: Catalog,
     path: Path,
     example_inputs: ExampleInputs | None,
     dynamic_shapes: Any,
 ) -> None:
-    if palette_sites(model, PalettizedWeight):
-        model = finalize(model, target, catalog)
     for site in palette_sites(model, PackedWeight):
         site.palette.check_file()
         form, forms = site.palette.form.name, target.entry.stored_forms

@@ -110,6 +110,13 @@ class PalettizedWeight(PaletteModule):
         """Bits of the weight once it is finalized."""
         return size_in_bits(encode(self.palettized(), self.form), self.form)
 
+    def changeable(self) -> list[Tensor]:
+        """Return the tensors that `finalize` changes where training goes on, or that it shares."""
+        parts = super().changeable()
+        if self._on and not self._has_learned:
+            return [part for part in parts if part is not self.indices and part is not self.mask]
+        return parts
+
     def set_palettized(self, palettized: PalettizedTensor) -> None:
         """Take over a new palette of the same shapes and dtypes; nothing is learned of it yet."""
         fresh = PalettizedWeight(self.plan, palettized, self.trainer)

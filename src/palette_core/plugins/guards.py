@@ -47,15 +47,13 @@ def guarded(
         may_draw: it may move the global random states.
     """
     failure: BaseException
+    let_pass: tuple[type[BaseException], ...] = (MemoryError, *passes)
+    if is_ours:
+        let_pass = (KeyboardInterrupt, *let_pass)
     with contextlib.nullcontext() if is_ours else _looked_after(may_draw):
         try:
             return call()
-        except (
-            MemoryError,
-            *passes,
-            *_out_of_memory(),
-            *((KeyboardInterrupt,) if is_ours else ()),
-        ):
+        except (*let_pass, *_out_of_memory()):
             raise
         # A plug-in must not end the user's program, by SystemExit, a panic in Rust or whatever.
         except BaseException as raised:

@@ -60,7 +60,8 @@ def _check_record(entry: PluginEntry, hook: str) -> None:
     name: object = entry.name
     if type(name) is not str or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{hook}: name {name!r} must be at most 100 lower-case letters, digits, '_', '-' and '.'"
+            f"{hook}: name {shortened(repr(name))} must be lower-case letters, digits, '_', '-' "
+            "and '.', at most 100"
         )
     summary: object = entry.summary
     if (

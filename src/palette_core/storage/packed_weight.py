@@ -111,6 +111,10 @@ class PaletteModule(nn.Module, ABC):
     def size_in_bits(self) -> int:
         """Bits of indices, tables and scales as a finalized model stores them."""
 
+    def changeable(self) -> list[Tensor]:
+        """Return the tensors whose values `finalize` may change, or code that is handed them."""
+        return [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+
     def settle(self, weight: Tensor) -> None:
         """Make indices and tables what training has come to; by default they always are.
 
@@ -209,6 +213,10 @@ class PackedWeight(PaletteModule):
         """
         with torch.inference_mode(mode=False), torch.no_grad():
             return self.palettized().decode()
+
+    def changeable(self) -> list[Tensor]:
+        """Return the tensors that other code may change; a mapped file keeps its own values."""
+        return [] if self._file is not None else super().changeable()
 
     def placeholder(self) -> nn.Parameter:
         """Return an empty parameter of the weight's dtype and device, to stand for the original."""

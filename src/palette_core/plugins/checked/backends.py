@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import nn
 
+from palette_core._common.pytrees import copied, mapped
 from palette_core.plugins.backends import Backend, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.guards import shown
@@ -29,6 +31,24 @@ def make_backend(catalog: Catalog, name: str, options: Mapping[str, Any]) -> Bac
     catalog.backend(name)
     item = catalog[EXPORT_BACKEND].find(name)
     return _CheckedBackend(make(item, options), item.entry.stored_forms)
+
+
+@final
+class _Copies(Mapping[str, PalettizedTensor]):
+    """Palettized weights in memory of their own, each made when it is looked up."""
+
+    def __init__(self, palettized: Mapping[str, PalettizedTensor]) -> None:
+        self._palettized = palettized
+
+    def __getitem__(self, name: str) -> PalettizedTensor:
+        tensor: PalettizedTensor = copied(self._palettized[name])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._palettized)
+
+    def __len__(self) -> int:
+        return len(self._palettized)
 
 
 @final
@@ -89,8 +109,9 @@ class _CheckedBackend(Backend):
         Raises:
             BackendError: it fails, or returns no module.
         """
+        given = palettized if self._made.is_ours else _Copies(palettized)
         made: object = self._made.ask(
-            lambda backend: backend.finalize(model, palettized), doing="finalizing for "
+            lambda backend: backend.finalize(model, given), doing="finalizing for "
         )
         if isinstance(made, nn.Module):
             return made
@@ -109,8 +130,9 @@ class _CheckedBackend(Backend):
             BackendError: it fails, or returns no path to something.
             OSError: the file cannot be written.
         """
+        given = example_inputs if self._made.is_ours else mapped(torch.clone, example_inputs)
         made: object = self._made.ask(
-            lambda backend: backend.export(model, example_inputs, path, dynamic_shapes),
+            lambda backend: backend.export(model, given, path, dynamic_shapes),
             doing=f"exporting {path.name} by ",
             passes=(OSError,),
         )

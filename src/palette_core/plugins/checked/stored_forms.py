@@ -101,7 +101,7 @@ class CheckedForm(StoredForm):
         made: object = self._made.ask(lambda form: form.decode(given), passes=(ValueError,))
         if (
             type(made) is not PalettizedTensor
-            or not isinstance(made.indices, Tensor)
+            or not all(isinstance(part, Tensor) for part in (made.indices, made.lut))
             or made.indices.dtype is not torch.uint8
             or list(made.indices.shape) != list(stored.index_shape)
         ):
