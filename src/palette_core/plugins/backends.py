@@ -13,7 +13,6 @@ from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
 
-
 _SUFFIX = re.compile(r"\.[A-Za-z0-9_+-]{1,30}")
 
 
