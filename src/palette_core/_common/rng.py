@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 @contextlib.contextmanager
@@ -29,7 +30,8 @@ def untouched_global_rng() -> Iterator[None]:
 def global_rng() -> tuple[object, ...]:
     """Return the global random states, those of CUDA devices aside, to be compared and put back."""
     name, keys, *rest = np.random.get_state(legacy=True)
-    torch_state = torch.get_rng_state().numpy().tobytes()
+    with _disable_current_modes():  # in a trace, tensors made here would be without values
+        torch_state = torch.get_rng_state().numpy().tobytes()
     return random.getstate(), (name, np.asarray(keys).tobytes(), *rest), torch_state
 
 
@@ -38,7 +40,8 @@ def set_global_rng(states: tuple[Any, ...]) -> None:
     python, (name, keys, *rest), torch_state = states
     random.setstate(python)
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
-    torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+    with _disable_current_modes():
+        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
 
 
 def derive_seed(seed: int, name: str) -> int:

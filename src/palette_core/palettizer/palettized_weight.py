@@ -112,7 +112,7 @@ class PalettizedWeight(PaletteModule):
 
     def changeable(self) -> list[Tensor]:
         """Return the tensors that `finalize` changes where training goes on, or that it shares."""
-        parts = super().changeable()
+        parts = [*self.parameters(), *self.buffers()]
         if self._on and not self._has_learned:
             return [part for part in parts if part is not self.indices and part is not self.mask]
         return parts
