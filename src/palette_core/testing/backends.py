@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -102,20 +104,35 @@ def _export(
         source = copy.deepcopy(prepared) if subject.entry.leaves_dense else None
         final = palettizer.finalize(mmap_dir=folder / "mapped" if mapped else None, **how)
         made = _Exported(weights, (before, final(*inputs).clone()))
-    state, given = _state(final), [bits(part) for part in inputs]
     try:
-        made.path = palettizer.export(
-            folder / f"m{subject.entry.suffix}", inputs, model=source, **how
-        )
+        with _watched(type(_backend(subject, options)), made.changed):
+            made.path = palettizer.export(
+                folder / f"m{subject.entry.suffix}", inputs, model=source, **how
+            )
         made.exists = made.path.exists()
         if made.exists and subject.reader is not None:
             made.read = {k: np.array(v) for k, v in subject.reader(made.path).items()}
     except Exception as error:
         made.error = error
-    after = _state(final)
-    made.changed = [name for name in {**state, **after} if state.get(name) != after.get(name)]
-    made.changed += ["the example inputs"] * (given != [bits(part) for part in inputs])
     return made
+
+
+@contextlib.contextmanager
+def _watched(cls: Any, changed: list[str]) -> Iterator[None]:
+    """Note what ``export`` of a class changes, which the palettizer puts back afterwards."""
+    export = cls.export
+
+    def watched(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
+        state, given = _state(model), [bits(part) for part in inputs]
+        try:
+            return export(self, model, inputs, *more)
+        finally:
+            after = _state(model)
+            changed.extend(n for n in {**state, **after} if state.get(n) != after.get(n))
+            changed.extend(["the example inputs"] * (given != [bits(part) for part in inputs]))
+
+    with patch.object(cls, "export", watched):
+        yield
 
 
 def _state(model: Any) -> dict[str, bytes]:
