@@ -372,7 +372,8 @@ def test_assignments_are_read_like_arguments() -> None:
     module.op_type_config = {"aten.linear.default": None}  # type: ignore[dict-item]
     assert list(module.op_type_config) == ["linear"]
     module.op_input_spec = None  # type: ignore[attr-defined]
-    assert not hasattr(module, "op_input_spec")
+    assert module.op_input_spec == {}
+    assert "op_input_spec" not in module.model_dump()
     config = KMeansPalettizerConfig()
     kept = config.global_config
     config.module_type_configs = {nn.Linear: None}  # type: ignore[dict-item]
