@@ -23,8 +23,8 @@ from torch.nn.utils import parametrize
 from palette_core import KMeansPalettizer
 from palette_core.builtins.backends.packed import PackedBackend
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+from palette_core.engine import cluster_model as clustering
 from palette_core.engine import executor as execution
-from palette_core.engine import jobs
 from palette_core.errors import BackendError, ClusteringError, PluginOptionsError
 from palette_core.model import parametrization
 from palette_core.palettizer import attaching, exporting, palettizer
@@ -125,7 +125,7 @@ def test_attaching_stops_in_the_middle_of_torch(
         (palettizer, "trace"),
         (palettizer, "make_plan"),
         (palettizer, "warn"),
-        (jobs, "check_finite"),
+        (clustering, "check_finite"),
         (palettizer, "cluster_model"),
         (palettizer, "make_report"),
         (attaching, "PalettizedWeight"),

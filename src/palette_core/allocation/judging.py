@@ -16,9 +16,9 @@ from palette_core._common.warned import warn
 from palette_core.allocation.cache import LossFile, key_of, runs_digest
 from palette_core.allocation.candidates import Judged
 from palette_core.allocation.sizes import planned_bits
-from palette_core.engine.cluster_model import fallback_sentences
+from palette_core.engine.cluster_model import dense_weights, fallback_sentences
 from palette_core.engine.executor import Executor
-from palette_core.engine.jobs import Job, dense_weights
+from palette_core.engine.jobs import Job
 from palette_core.errors import AllocationError, CalibrationError, MissingArgumentError
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins import (

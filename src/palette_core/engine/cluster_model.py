@@ -3,47 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.warned import warn
 from palette_core.engine.executor import Executor
-from palette_core.engine.jobs import Job
+from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Clustered
 from palette_core.engine.stage_by_stage import walk_through
 from palette_core.errors import PlanError
-from palette_core.planning import TensorPlan
+from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.clusterers import damping_of
 from palette_core.statistics.activations import Feeder, Findings, InputCalibration, completed
+from palette_core.statistics.gradients.reading import read_sensitivities
+from palette_core.tensors.sensitivities import Sensitivity
 
 
 def cluster_model(
     model: nn.Module,
-    jobs: Sequence[Job],
+    plan: Plan,
     looked: tuple[InputCalibration, Findings] | None,
     executor: Executor,
-) -> list[Clustered]:
-    """Cluster every weight, with what calibration found where there was one.
+    *,
+    sensitivity_path: str | Path | None = None,
+    trust: bool = False,
+) -> tuple[list[Job], list[Clustered]]:
+    """Cluster every weight of a plan, with what is known about it.
 
     Weights that need moments and have none are warned of.
 
     Args:
-        model: the model of the weights; not changed.
-        jobs: the weights.
+        model: the dense model that the plan is of; not changed.
+        plan: what to do with which weight.
         looked: calibration batches, and what they have shown.
         executor: who clusters.
+        sensitivity_path: a file of sensitivities, or None.
+        trust: take sensitivities of other weights.
 
     Returns:
-        results in the order of ``jobs``.
+        what was to be clustered, and the results, in the plan's order.
 
     Raises:
+        WeightError: a weight is NaN or infinite.
+        SensitivityError: the file does not fit.
         PlanError: there are sensitivities, and every weight goes by moments instead.
         ClusteringError: an algorithm failed.
         CalibrationError: the model failed on a calibration batch.
     """
     catalog = executor.catalog
+    jobs = _jobs(model, plan, sensitivity_path, trust=trust)
     needy = _needy(jobs, catalog)
     feeder = None
     if looked is not None:
@@ -68,7 +79,33 @@ def cluster_model(
             "sensitivity_path was of no use: all weights were palettized by moments instead",
             stacklevel=3,  # whoever called prepare()
         )
-    return results
+    return jobs, results
+
+
+def _jobs(
+    model: nn.Module, plan: Plan, sensitivity_path: str | Path | None, *, trust: bool
+) -> list[Job]:
+    weights = dense_weights(model, plan)
+    known: dict[str, Sensitivity] = {}
+    if sensitivity_path is not None:
+        known = read_sensitivities(sensitivity_path, plan, weights, trust=trust)
+    return [
+        Job(tensor, weights[tensor.name], known.get(tensor.name), checked=True) for tensor in plan
+    ]
+
+
+def dense_weights(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Return the dense weights of a plan by name.
+
+    Raises:
+        WeightError: one is NaN or infinite.
+    """
+    weights: dict[str, Tensor] = {}
+    for tensor in plan:
+        owner = tensor.owners[0]
+        weights[tensor.name] = getattr(model.get_submodule(owner.module), owner.state).detach()
+        check_finite(tensor.name, weights[tensor.name])
+    return weights
 
 
 def _check_of_use(

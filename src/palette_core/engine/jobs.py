@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from palette_core.errors import WeightError
-from palette_core.planning import Plan, TensorPlan
-from palette_core.statistics.gradients.reading import read_sensitivities
+from palette_core.planning import TensorPlan
 from palette_core.tensors.moments import InputMoments
 from palette_core.tensors.sensitivities import Sensitivity
 
@@ -39,44 +37,6 @@ class Job:
     def importance(self) -> Tensor | None:
         """Non-negative, of the weight's shape; None means ones."""
         return None if self.sensitivity is None else self.sensitivity.values
-
-
-def make_jobs(
-    model: nn.Module, plan: Plan, sensitivity_path: str | Path | None, *, trust: bool
-) -> list[Job]:
-    """Return what is to be clustered, in the plan's order.
-
-    Args:
-        model: the dense model that the plan is of.
-        plan: what to do with which weight.
-        sensitivity_path: a file of sensitivities, or None.
-        trust: take sensitivities of other weights.
-
-    Raises:
-        WeightError: a weight is NaN or infinite.
-        SensitivityError: the file does not fit.
-    """
-    weights = dense_weights(model, plan)
-    known: dict[str, Sensitivity] = {}
-    if sensitivity_path is not None:
-        known = read_sensitivities(sensitivity_path, plan, weights, trust=trust)
-    return [
-        Job(tensor, weights[tensor.name], known.get(tensor.name), checked=True) for tensor in plan
-    ]
-
-
-def dense_weights(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """Return the dense weights of a plan by name.
-
-    Raises:
-        WeightError: one is NaN or infinite.
-    """
-    weights: dict[str, Tensor] = {}
-    for tensor in plan:
-        owner = tensor.owners[0]
-        weights[tensor.name] = getattr(model.get_submodule(owner.module), owner.state).detach()
-        check_finite(tensor.name, weights[tensor.name])
-    return weights
 
 
 def check_finite(name: str, weight: Tensor) -> None:

@@ -14,7 +14,6 @@ from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
-from palette_core.engine.jobs import make_jobs
 from palette_core.engine.kept import Kept
 from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.model import ExampleInputs, trace
@@ -258,8 +257,14 @@ class KMeansPalettizer:
             )
             warn(*plan.warnings, stacklevel=2)
             if state_dict is None:
-                jobs = make_jobs(self._model, plan, sensitivity_path, trust=trust_sensitivities)
-                results = cluster_model(self._model, jobs, self._looked, executor)
+                jobs, results = cluster_model(
+                    self._model,
+                    plan,
+                    self._looked,
+                    executor,
+                    sensitivity_path=sensitivity_path,
+                    trust=trust_sensitivities,
+                )
                 report = make_report(plan, results)
                 attach_palettes(self._model, jobs, results, self._config, self._catalog)
             else:
