@@ -276,3 +276,28 @@ def test_slices_of_module_lists_have_plain_names() -> None:
 
     program = rewritten(torch.export.export(Sliced(), (X,)), lacking())
     assert list(left_over(program, lambda node: False)) == ["aten.erfinv.default (in 'layers.0')"]
+
+
+def test_objects_that_hold_no_tensors_for_torch_are_named_with_what_to_do() -> None:
+    class SomeCache:
+        pass
+
+    class Box:
+        pass
+
+    class Model(nn.Module):
+        def __init__(self, kind: type) -> None:
+            super().__init__()
+            self.kind = kind
+
+        def forward(self, x: Tensor, given: object = None, use_cache: bool = True) -> object:
+            return (x + 1, self.kind()) if use_cache else x + 1
+
+    for kind, advice in ((SomeCache, "use_cache=False"), (Box, "register_pytree_node")):
+        model = Model(kind)
+        with pytest.raises(BackendError, match=rf"forward returns a .*{kind.__name__}.*{advice}"):
+            trace(model, (X,), backend="coreai")
+        given = {"x": X, "given": kind(), "use_cache": False}
+        with pytest.raises(BackendError, match=rf"inputs hold a .*{kind.__name__}.*{advice}"):
+            trace(model, given, backend="coreai")
+        trace(model, {"x": X, "use_cache": False}, backend="coreai")

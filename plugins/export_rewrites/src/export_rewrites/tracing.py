@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from palette_core.errors import BackendError
+
+_NO_PYTREE = re.compile(
+    r"(?:Found|Unsupported input type) <class '(?P<type>[^']+)'>(?P<out> in output)?"
+)
 
 
 def trace(
@@ -41,9 +46,35 @@ def trace(
     except Exception as error:
         raise BackendError(
             f"torch.export cannot take {type(model).__name__} with these inputs: "
-            f"{summary(error)}. Try torch.export.export(model.eval(), inputs) by itself; its "
-            "message and its documentation say what to rewrite"
+            f"{_without_pytree(error) or summary(error) + _BY_ITSELF}"
         ) from error
+
+
+_BY_ITSELF = (
+    ". Try torch.export.export(model.eval(), inputs) by itself; its message and its documentation "
+    "say what to rewrite"
+)
+
+
+def _without_pytree(error: Exception) -> str:
+    """Return what to do about an object in which torch finds no tensors; empty for other errors."""
+    found = _NO_PYTREE.search(str(error))
+    if found is None:
+        return ""
+    kind = found["type"].rpartition(".")[2]
+    if "Cache" in kind:
+        return (
+            f"{'forward returns' if found['out'] else 'the inputs hold'} a {kind}, and a file "
+            "takes and gives tensors only. Switch the cache off: add use_cache=False to "
+            'example_inputs ({"input_ids": ids, "use_cache": False}), or set '
+            "model.config.use_cache = False where the model is made"
+            + ("" if found["out"] else ", and leave the cache out of the inputs")
+        )
+    return (
+        f"{'forward returns' if found['out'] else 'the inputs hold'} a {found['type']}, in which "
+        "torch finds no tensors; use tensors, tuples, lists, dictionaries or named tuples, or "
+        "register the class with torch.utils._pytree.register_pytree_node"
+    )
 
 
 def split_inputs(
