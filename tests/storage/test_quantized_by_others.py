@@ -106,6 +106,21 @@ def test_modules_that_pack_their_weights_away_are_counted() -> None:
     assert bits_per_weight(made) == (32 * 32 * 8 + 32 * 32 + (8 * 32 + 8) * 32) / elements
 
 
+def test_modules_that_pack_their_weights_away_are_refused_by_name_and_reason(tmp_path) -> None:
+    made = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.ao.quantization.quantize_dynamic(made, {"1"}, dtype=torch.qint8)
+    palettizer = KMeansPalettizer(made)
+    with pytest.warns(PaletteWarning, match="left alone: 1; no packed checkpoint holds them"):
+        palettizer.prepare(X)
+    wanted = made(X)
+    with pytest.raises(CheckpointError, match=r"'1' is a torch\.ao\.nn\.quantized.*palettize the"):
+        palettizer.export(tmp_path / "m.safetensors", backend="packed")
+    assert not any(tmp_path.iterdir())
+    assert torch.equal(made(X), wanted)
+
+
 @pytest.mark.parametrize(
     ("buffer", "what"),
     [

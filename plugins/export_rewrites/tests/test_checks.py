@@ -13,6 +13,8 @@ from export_rewrites.programs import PROGRAMS
 
 BYTES = torch.tensor([[200, 100], [3, 4]], dtype=torch.uint8)
 
+C64 = torch.complex64
+
 
 class Calls(nn.Module):
     def __init__(self, function) -> None:
@@ -35,6 +37,11 @@ def sentences(function, x: Tensor) -> list[str]:
         (lambda x: x * 2, torch.ones(2, dtype=torch.float64), ["input or weight 'input'"]),
         (lambda x: x + x, BYTES, [r"aten\.add\.Tensor \(in '1'\): .* does not wrap uint8"]),
         (lambda x: (x * 100).to(torch.int8).int(), torch.tensor([3]), ["does not wrap int8"]),
+        (
+            lambda x: torch.view_as_real(torch.view_as_complex(x) * torch.ones(1, dtype=C64)),
+            torch.ones(3, 2),
+            [r"view_as_complex\.default \(in '1'\), aten\.mul.*view_as_real.*no complex numbers"],
+        ),
         (lambda x: x.float() / 255, BYTES, []),
         (lambda x: x.reshape(-1)[1:], BYTES, []),
         (lambda x: x.to(torch.uint8).float(), torch.ones(2), []),

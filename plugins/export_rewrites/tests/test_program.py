@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -301,3 +302,13 @@ def test_objects_that_hold_no_tensors_for_torch_are_named_with_what_to_do() -> N
         with pytest.raises(BackendError, match=rf"inputs hold a .*{kind.__name__}.*{advice}"):
             trace(model, given, backend="coreai")
         trace(model, {"x": X, "use_cache": False}, backend="coreai")
+
+
+def test_modules_that_torch_has_quantized_are_told_from_what_else_fails() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(nn.Linear(8, 8)).eval(), {"0"}, dtype=torch.qint8
+        )
+    with pytest.raises(BackendError, match=r"torch has quantized.*palettize the float model"):
+        trace(model, (X,), backend="coreai")

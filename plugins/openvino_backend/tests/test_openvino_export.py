@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import openvino_backend
 from openvino_backend import read_weights, writing
@@ -554,3 +555,35 @@ def test_metadata_that_are_none_of_ours_are_refused(tmp_path, stored):
     path.with_suffix(".bin").touch()
     with pytest.raises(BackendError, match="cannot be read as a model"):
         read_weights(path)
+
+
+class Box(dict):
+    pass
+
+
+def test_outputs_given_twice_and_in_containers_that_hide_their_keys(tmp_path):
+    """diffusers registers its outputs without what tells torch their names."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Box:
+            y = self.layer(x)
+            return Box(first=y, again=y, positive=y > 0, same=y > 1)
+
+    pytree.register_pytree_node(
+        Box, lambda box: ([*box.values()], [*box]), lambda values, keys: Box(zip(keys, values))
+    )
+    try:
+        model, inputs = Model().eval(), (torch.linspace(-2, 2, 48).reshape(3, 16),)
+        path = support.exported(model, inputs, tmp_path / "model.xml")
+        wanted = model(*inputs)
+    finally:
+        pytree._deregister_pytree_node(Box)
+    outputs = support.compiled(path).outputs
+    assert [min(port.get_names()) for port in outputs] == [*wanted]
+    for got, want in zip(support.run_file(path, *inputs), wanted.values(), strict=True):
+        assert got.shape == want.shape
+        assert np.allclose(got, want.detach().numpy(), atol=1e-6)

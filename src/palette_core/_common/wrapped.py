@@ -1,9 +1,16 @@
-"""Tensors of classes that store their values in other tensors, as those of quantizers do."""
+"""Weights of other people's quantizers: tensors made of tensors, and modules that hide theirs."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+_PACKED_AWAY = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
+
+
+def packs_away(module_type: str) -> bool:
+    """Return whether modules of a type, by its full name, keep weights in no tensor of theirs."""
+    return module_type.startswith(_PACKED_AWAY)
 
 
 def parts_of(tensor: Tensor, name: str = "") -> dict[str, Tensor]:

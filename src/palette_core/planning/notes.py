@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from palette_core._common.wrapped import packs_away
 from palette_core.config import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
 from palette_core.config.patterns import NameIndex
@@ -73,12 +74,9 @@ def _ineffective_rules(
     return notes
 
 
-_PACKED_AWAY = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
-
-
 def _packed_away_notes(graph: ModelGraph) -> list[str]:
     """Return a sentence about torch's quantized modules, if there are any."""
-    names = [m.names[0] for m in graph.modules if m.type_name.startswith(_PACKED_AWAY)]
+    names = [m.names[0] for m in graph.modules if packs_away(m.type_name)]
     names = [name for name in names if not name.endswith("._packed_params")]
     if not names:
         return []

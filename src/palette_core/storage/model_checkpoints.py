@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from palette_core._common.torch_state import torch_state_kept
-from palette_core._common.wrapped import parts_of
+from palette_core._common.wrapped import packs_away, parts_of
+from palette_core.config.names import type_name
 from palette_core.errors import CheckpointError, StateError
 from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.storage.checkpoint_reading import (
@@ -34,10 +35,12 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
         StateError: no weight of the model is palettized, or one still trains dense.
         WeightFileError: a file that a weight is mapped from is missing or damaged.
         CheckpointError: look-up tables or scales are NaN or infinite, a tensor is on the meta
-            device, or the model has extra state (``nn.Module.get_extra_state``) that is neither a
-            tensor nor a value that JSON holds exactly.
+            device, torch has quantized a module, or the model has extra state
+            (``nn.Module.get_extra_state``) that is neither a tensor nor a value that JSON holds
+            exactly.
     """
     path = Path(path)
+    _refuse_packed_away(model)
     packed_weights, aliases = _packed_weights(model)
     for packed in packed_weights.values():
         packed.check_file()
@@ -119,6 +122,22 @@ def _packed_weights(model: nn.Module) -> tuple[dict[str, PackedWeight], dict[str
     if not packed:
         raise StateError("no weight of the model is palettized; call prepare() first")
     return packed, aliases
+
+
+def _refuse_packed_away(model: nn.Module) -> None:
+    """Refuse modules whose weights are in objects of torch's own, laid out for this processor.
+
+    Raises:
+        CheckpointError: naming the first.
+    """
+    for name, module in model.named_modules():
+        kind = type_name(type(module))
+        if packs_away(kind):
+            raise CheckpointError(
+                f"{name!r} is a {kind}, whose weights torch keeps in an object of its own, laid "
+                "out for this processor; a checkpoint holds tensors. Leave torch's quantization "
+                "out and palettize the float model, or save this one whole with torch.save"
+            )
 
 
 def _rest(model: nn.Module, aliases: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

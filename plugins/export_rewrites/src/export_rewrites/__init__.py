@@ -22,6 +22,7 @@ from export_rewrites._registry import REWRITES, Rewrite, known_rewrites
 from export_rewrites.checks import unfit
 from export_rewrites.program import (
     Dialect,
+    copied,
     decompositions,
     left_over,
     module_of,
@@ -34,6 +35,7 @@ __all__ = [
     "REWRITES",
     "Dialect",
     "Rewrite",
+    "copied",
     "decompositions",
     "evaluating",
     "known_rewrites",

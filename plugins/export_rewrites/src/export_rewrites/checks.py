@@ -51,7 +51,7 @@ _MOVES = frozenset(
 def unfit(program: ExportedProgram, runtime: str) -> list[str]:
     """Return, in words, what a runtime of 32-bit numbers would compute otherwise than torch.
 
-    float64 would be narrowed, integers of 8 and 16 bits saturate or grow where torch's wrap, and
+    Complex numbers it lacks, float64 would be narrowed, integers of 8 and 16 bits saturate or grow where torch's wrap, and
     a parameter that the model writes to has no place in a file.
 
     Args:
@@ -65,6 +65,7 @@ def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
     for spec in program.graph_signature.output_specs:
         if spec.kind is OutputKind.PARAMETER_MUTATION:
             yield f"the model writes to its parameter {spec.target!r}, which {runtime} has constant"
+    yield from _complex(program, runtime)
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
@@ -80,6 +81,22 @@ def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
                 f"{_name(node)}: {runtime} does not wrap {name} as torch does; compute in int32, "
                 "and keep such tensors for storage"
             )
+
+
+def _complex(program: ExportedProgram, runtime: str) -> Iterator[str]:
+    """Yield a sentence if operations take or give complex numbers, which end a converter's process."""
+    found: dict[object, str] = {}
+    for node in program.graph.nodes:
+        values = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
+        if node.op == "call_function" and any(
+            isinstance(value, Tensor) and value.is_complex() for value in values
+        ):
+            found.setdefault(node.target, _name(node))
+    if found:
+        yield (
+            f"{', '.join(found.values())}: {runtime} has no complex numbers; compute with real and "
+            "imaginary parts, a rotary embedding with cosines and sines"
+        )
 
 
 def _moves(node: fx.Node) -> bool:

@@ -163,11 +163,11 @@ def _join_views(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target not in _RESHAPED:
             continue
-        source, copied = node.args[0], False
+        source, copies = node.args[0], False
         while source.target in (*_RESHAPED, *_WITH_ONES):
-            copied |= source.target is aten.clone.default
+            copies |= source.target is aten.clone.default
             source = source.args[0]
-        if copied:
+        if copies:
             with graph.inserting_before(node):
                 layout: dict[str, Any] = {"memory_format": torch.contiguous_format}
                 copy = graph.call_function(aten.clone.default, (source,), layout)
@@ -258,7 +258,8 @@ def tidy_outputs(program: ExportedProgram) -> None:
         made = value
         if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
             if value in seen or value.op == "placeholder":
-                made = _copied(program.graph, value, output)
+                with program.graph.inserting_before(output):
+                    made = copied(program.graph, value)
                 spec.arg.name = made.name
             seen.add(value)
         kept.append(made)
@@ -266,16 +267,15 @@ def tidy_outputs(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _copied(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
-    """Return a node of the same values that no converter takes for the same one."""
+def copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Add a node of the same values that no converter takes for the same one."""
     value = node.meta["val"]
-    with graph.inserting_before(before):
-        if value.dtype is torch.bool:
-            made = graph.call_function(aten.logical_not.default, (node,))
-            made.meta = {"val": value}
-            made = graph.call_function(aten.logical_not.default, (made,))
-        else:
-            made = graph.call_function(aten.mul.Tensor, (node, 1))
+    if value.dtype is torch.bool:
+        made = graph.call_function(aten.logical_not.default, (node,))
+        made.meta = {"val": value}
+        made = graph.call_function(aten.logical_not.default, (made,))
+    else:
+        made = graph.call_function(aten.mul.Tensor, (node, 1))
     made.meta = {"val": value}
     return made
 

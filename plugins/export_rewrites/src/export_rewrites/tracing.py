@@ -17,6 +17,8 @@ _NO_PYTREE = re.compile(
     r"(?:Found|Unsupported input type) <class '(?P<type>[^']+)'>(?P<out> in output)?"
 )
 
+_QUANTIZED = "torch.classes.quantized."
+
 
 def trace(
     model: nn.Module,
@@ -46,7 +48,7 @@ def trace(
     except Exception as error:
         raise BackendError(
             f"torch.export cannot take {type(model).__name__} with these inputs: "
-            f"{_without_pytree(error) or summary(error) + _BY_ITSELF}"
+            f"{_advice(error) or summary(error) + _BY_ITSELF}"
         ) from error
 
 
@@ -56,8 +58,13 @@ _BY_ITSELF = (
 )
 
 
-def _without_pytree(error: Exception) -> str:
-    """Return what to do about an object in which torch finds no tensors; empty for other errors."""
+def _advice(error: Exception) -> str:
+    """Return what to do about an object in which torch finds no tensors; else nothing."""
+    if _QUANTIZED in str(error):
+        return (
+            "it has modules that torch has quantized, whose weights are in objects that no "
+            "converter takes; leave torch's quantization out and palettize the float model"
+        )
     found = _NO_PYTREE.search(str(error))
     if found is None:
         return ""
