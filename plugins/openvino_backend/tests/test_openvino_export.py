@@ -574,7 +574,9 @@ def test_outputs_given_twice_and_in_containers_that_hide_their_keys(tmp_path):
             return Box(first=y, again=y, positive=y > 0, same=y > 1)
 
     pytree.register_pytree_node(
-        Box, lambda box: ([*box.values()], [*box]), lambda values, keys: Box(zip(keys, values))
+        Box,
+        lambda box: ([*box.values()], [*box]),
+        lambda values, keys: Box(zip(keys, values, strict=True)),
     )
     try:
         model, inputs = Model().eval(), (torch.linspace(-2, 2, 48).reshape(3, 16),)

@@ -51,8 +51,8 @@ _MOVES = frozenset(
 def unfit(program: ExportedProgram, runtime: str) -> list[str]:
     """Return, in words, what a runtime of 32-bit numbers would compute otherwise than torch.
 
-    Complex numbers it lacks, float64 would be narrowed, integers of 8 and 16 bits saturate or grow where torch's wrap, and
-    a parameter that the model writes to has no place in a file.
+    Complex numbers it lacks, float64 would be narrowed, integers of 8 and 16 bits saturate or grow
+    where torch's wrap, and a parameter that the model writes to has no place in a file.
 
     Args:
         program: a rewritten one.
@@ -84,7 +84,7 @@ def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
 
 
 def _complex(program: ExportedProgram, runtime: str) -> Iterator[str]:
-    """Yield a sentence if operations take or give complex numbers, which end a converter's process."""
+    """Yield a sentence if operations take or give complex numbers."""
     found: dict[object, str] = {}
     for node in program.graph.nodes:
         values = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
