@@ -204,6 +204,7 @@ def test_forms_of_about_one_size_leave_the_smaller_error() -> None:
 # --- which form -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
 @pytest.mark.parametrize(
     ("zeros", "n_bits", "spec", "form"),
     [

@@ -274,6 +274,7 @@ def test_sensitivities_that_nothing_can_use_are_refused(net, batches, sensitivit
     assert [w.filename for w in warned] == [__file__]
 
 
+@pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
 @pytest.mark.parametrize("spec", [{}, {"enable_per_channel_scale": True}, {"n_bits": 3}])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("algorithm", ["gptq", "lnq"])

@@ -22,6 +22,7 @@ from palette_core import (
 )
 from palette_core.errors import SensitivityError, StateDictError, WeightError
 
+pytestmark = pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
 GROUPS = {
     "rows": PerGroupedChannelGranularity(axis=0, group_size=4),
     "columns": PerGroupedChannelGranularity(axis=1, group_size=4),

@@ -22,6 +22,7 @@ from palette_core import (
     allocate,
     load_checkpoint,
 )
+from palette_core.errors import PaletteWarning
 from palette_core.storage import palette_sites
 
 X = (torch.sin(torch.arange(128.0)).reshape(4, 32),)
@@ -253,3 +254,16 @@ def test_factors_are_those_of_the_nonzeros(spec: dict[str, Any], n_bits: int) ->
     assert found <= 1.01 * least
     unscaled = {name: part for name, part in spec.items() if name in ("granularity", "lut_qspec")}
     assert found < error(**unscaled)[0]
+
+
+def test_prepare_warns_of_zeros_that_tables_lose() -> None:
+    model = pruned(masked)
+    zeros = model[0].weight == 0
+    palettizer = KMeansPalettizer(model, weight_config(n_bits=1))
+    with pytest.warns(PaletteWarning, match=r"lose zeros: 0\.weight \(60%\), 2\.weight \(60%\) of"):
+        palettizer.prepare(X)
+    assert model[0].weight[zeros].all()
+    assert [row.zeros_lost for row in palettizer.report.tensors] == pytest.approx([0.6, 0.6], 1e-3)
+    # None where they are kept, or an entry happens to be zero.
+    for spec in ({"preserve_zero": True, "n_bits": 2}, {"n_bits": 6}):
+        KMeansPalettizer(pruned(masked), weight_config(**spec)).prepare(X)

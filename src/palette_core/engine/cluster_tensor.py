@@ -11,7 +11,7 @@ from torch import Tensor
 from palette_core.engine.fitted_scales import Scaled, better_of, fit_scales
 from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Clustered
-from palette_core.engine.sparsity import beside_zero, find_zeros
+from palette_core.engine.sparsity import beside_zero, find_zeros, zeros_lost
 from palette_core.engine.task import Task
 from palette_core.errors import ClusteringError, PaletteError
 from palette_core.planning import TensorPlan
@@ -81,9 +81,11 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
             mask=mask,
         ).to(weight.device)
         error, norm = square_sums(weight, palettized)
+        nobody_asks = not zeros_stay and plan.spec.sparsity_detection_threshold is None
+        lost = zeros_lost(weight, palettized) if nobody_asks else 0.0
     seconds = time.perf_counter() - start
     before, after = codebook.objective_before, codebook.objective_after
-    return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after)
+    return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after, lost)
 
 
 def cluster_here(job: Job, catalog: Catalog) -> Clustered:

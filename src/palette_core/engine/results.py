@@ -11,6 +11,8 @@ from palette_core.planning import Coverage, Plan, SkippedTensor, TensorPlan
 from palette_core.storage.forms.registry import DEFAULT_FORM, form_for, stored_bits
 from palette_core.tensors.palettized import PalettizedTensor
 
+_NAMED = 3
+
 
 @dataclass(frozen=True)
 class Clustered:
@@ -25,6 +27,8 @@ class Clustered:
             there were none.
         objective_before: what the algorithm lowers, at its plain start; None if it does not say.
         objective_after: the same at the result.
+        zeros_lost: share of the weights that are zero and decode to something else, where many
+            are zero and the spec says nothing of zeros.
     """
 
     palettized: PalettizedTensor
@@ -34,6 +38,7 @@ class Clustered:
     algorithm: str = ""
     objective_before: float | None = None
     objective_after: float | None = None
+    zeros_lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class TensorReport:
         objective_after: the same at the result.
         vector_kmeans_config: settings of k-means for vectors that the config gives; None if none.
         stored_form: name of the form in which the weight is stored; its size is that form's.
+        zeros_lost: share of the weights that were zero and decode to something else, where many
+            were zero and the spec says nothing of zeros.
     """
 
     name: str
@@ -71,6 +78,7 @@ class TensorReport:
     objective_after: float | None = None
     vector_kmeans_config: dict[str, Any] | None = None
     stored_form: str = DEFAULT_FORM
+    zeros_lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,19 @@ class Report:
         """Bits of indices, tables and scales, per palettized element."""
         elements = sum(math.prod(tensor.shape) for tensor in self.tensors)
         return 8 * sum(t.palettized_bytes for t in self.tensors) / elements if elements else 0.0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings of `prepare` once weights are clustered: zeros of pruning that tables lose."""
+        rows = [row for row in self.tensors if row.zeros_lost]
+        if not rows:
+            return ()
+        names = ", ".join(f"{row.name} ({row.zeros_lost:.0%})" for row in rows[:_NAMED])
+        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        return (
+            f"pruned weights lose zeros: {names}{more} of the weights were zero and are no longer; "
+            "sparsity_detection_threshold: 0.3 or preserve_zero: true in their spec keeps them",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; an infinite ratio becomes None."""
@@ -123,6 +144,7 @@ def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         snr_db=snr_db(result.squared_norm, result.squared_error),
         seconds=result.seconds,
         rule=plan.rule,
+        zeros_lost=result.zeros_lost,
         stored_form=form_for(result.palettized, plan.spec.stored_form),
         objective_before=result.objective_before,
         objective_after=result.objective_after,

@@ -15,9 +15,11 @@ from palette_core.plugins.stored_forms import SPARSE_FORM
 from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nonzeros import Nonzeros
+from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.zeros import in_order
 
 _EQUAL = 1.01  # sizes that are about the same: the error of tables of nonzeros is smaller
+_MANY = 0.25  # share of zeros that does not come about by itself
 _MOST_ENTRIES = 256  # that a code of one byte can tell apart
 
 
@@ -48,6 +50,17 @@ def find_zeros(spec: PalettizationSpec, weight: Tensor) -> Zeros:
     # With 1 bit a zero in the table would leave one entry for everything else.
     smaller = count * spec.n_bits + every <= _EQUAL * every * spec.n_bits or spec.n_bits == 1
     return Zeros(mask if count and (asked or smaller) else None, stay=True)
+
+
+def zeros_lost(weight: Tensor, palettized: PalettizedTensor) -> float:
+    """Return the share of a pruned weight that is zero and decodes to something else.
+
+    It is 0 where few are zero.
+    """
+    zero = weight == 0
+    if int(zero.sum()) < _MANY * weight.numel():
+        return 0.0
+    return int((palettized.decode()[zero] != 0).sum()) / weight.numel()
 
 
 def fit_nonzeros(

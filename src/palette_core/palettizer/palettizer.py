@@ -267,6 +267,7 @@ class KMeansPalettizer:
                 )
                 report = make_report(plan, results)
                 attach_palettes(self._model, jobs, results, self._config, self._catalog)
+                warn(*report.warnings, stacklevel=2)
             else:
                 report = attach_stored(
                     self._model,
