@@ -9,9 +9,9 @@ between look-up and scales. Which look-up it is, the tables say:
   ``lut_to_sparse_with_bitmask``, which sees where in the weight each of them is. Every table keeps
   all of its entries for nonzeros, and no zero is stored.
 
-Either ends in ``sparse_with_bitmask_to_dense``, whose mask has to be of 1-bit integers or booleans:
-integers of more bits compute other values, without a word. Entries with a zero point are shifted
-and scaled *before* they are looked up, as zeros would be shifted, too.
+Either ends in ``sparse_with_bitmask_to_dense``. Entries with a zero point are shifted and scaled
+*before* they are looked up, as zeros would be shifted, too. Scalars only: of vectors the runtime
+makes something else than the documentation of ``lut_to_sparse_with_bitmask`` says.
 """
 
 from __future__ import annotations
