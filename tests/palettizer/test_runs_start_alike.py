@@ -274,6 +274,7 @@ def hooked(kind: str) -> Stack:
     return model.eval()
 
 
+@pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize(("kind", "alike"), [("old norm", "new norm"), ("pruned", "masked")])
 def test_weights_that_hooks_compute_are_watched(kind, alike, sequential):
@@ -299,6 +300,7 @@ def test_allocation_exchanges_weights_that_hooks_compute(kind, alike):
     assert [dict(block._forward_pre_hooks) for block in model.blocks] == hooks
 
 
+@pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
 def test_what_a_hook_computes_is_of_the_parameters_as_they_are():
     model = hooked("pruned")
     with torch.no_grad():

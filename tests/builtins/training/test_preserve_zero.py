@@ -65,6 +65,7 @@ def test_zeros_stay_through_clustering_training_and_finalize(
             assert torch.equal(model(*INPUTS), expected)
 
 
+@pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
 def test_without_it_they_do_not() -> None:
     """So the test above can fail."""
     _, model = prepared(pruned, n_bits=1)
