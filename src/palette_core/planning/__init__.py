@@ -1,6 +1,6 @@
 """From a model's graph and a config to a plan."""
 
-from palette_core.planning.check import check_names, specs_of
+from palette_core.planning.check import check_names
 from palette_core.planning.coverage import Coverage, DenseWeights
 from palette_core.planning.make import (
     OnIncompatible,
@@ -24,5 +24,4 @@ __all__ = [
     "make_plan",
     "refusals",
     "refuse_program",
-    "specs_of",
 ]

@@ -24,11 +24,6 @@ ConfigPath = tuple[str, ...]
 Locate = Callable[[ConfigPath], str]
 
 
-def specs_of(config: KMeansPalettizerConfig) -> dict[str, PalettizationSpec]:
-    """Return every spec of a config by its path."""
-    return {_text(path): spec for path, spec, _ in _specs(config)}
-
-
 def check_names(
     config: KMeansPalettizerConfig, catalog: Catalog, locate: Locate | None = None
 ) -> None:
