@@ -75,10 +75,18 @@ def test_what_is_taken_is_exact_and_what_is_refused_cannot_be_stored(spec, layer
             decoded(target, made)
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
-@given(SPECS, st.sampled_from(list(LAYERS)), st.sampled_from(TARGETS), st.booleans(), st.booleans())
-def test_what_a_refusal_proposes_is_taken(spec, layer, target, half, exact) -> None:
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    SPECS,
+    st.sampled_from((None, 0.3)),
+    st.sampled_from(list(LAYERS)),
+    st.sampled_from(TARGETS),
+    st.booleans(),
+    st.booleans(),
+)
+def test_what_a_refusal_proposes_is_taken(spec, zeros, layer, target, half, exact) -> None:
     dtype = torch.float16 if half else torch.float32
+    spec = spec.model_copy(update={"sparsity_detection_threshold": zeros})
     try:
         facts = Cell(layer, spec).facts(dtype)
     except IncompatibleShapeError:
