@@ -283,15 +283,57 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
         assert record["fingerprint"] == f"float32:{digest}"
         # The largest mean squared gradient.
         assert record["scale"] == pytest.approx(float(total[name].max()) / 2, rel=1e-4)
+        assert record["batches"] == 2
         assert value.dtype is torch.float32
         assert value.max() == 1
         assert value.min() > 0
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_the_number_of_batches_travels_and_few_batches_count_less(
+    tmp_path: Path, suffix: str
+) -> None:
+    torch.manual_seed(0)
+    values = torch.rand(8, 8).square()
+    values /= values.max()
+    wanted = [WantedTensor(("0.weight",), (8, 8), "f")]
+
+    def read(batches: int | None) -> Sensitivity:
+        path = tmp_path / f"s{suffix}"
+        save_sensitivities(path, {"0.weight": Sensitivity(values, "f", 1.0, batches)})
+        return load_sensitivities(path, wanted)["0.weight"]
+
+    assert read(None).batches is None
+    assert torch.equal(read(None).importance(), values)
+    spreads = []
+    for batches in (1, 4, 1000):
+        found = read(batches)
+        assert found.batches == batches
+        assert torch.equal(found.values, values)
+        # As the mean of a conjugate prior does: the mean counts as so many batches more.
+        prior = (found.importance().double() - values.double()) * batches / values.double().mean()
+        assert torch.allclose(prior, torch.full_like(prior, 4.0), rtol=1e-4)
+        spreads.append(float(found.importance().max() / found.importance().min()))
+    assert spreads == sorted(spreads)
+    assert spreads[0] < 5
+
+
+def test_a_number_of_batches_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.pt"
+    torch.save(
+        {"0.weight": torch.ones(2), "palette_core_sensitivities.batches": torch.ones(2)}, path
+    )
+    with pytest.raises(SensitivityError, match="no number of batches"):
+        load_sensitivities(path, [WantedTensor(("0.weight",), (2,), "")])
+
+
 def test_a_torch_file_is_of_the_documented_form(tmp_path: Path) -> None:
     stored = torch.load(calibrated_file(tmp_path, "own.pt"), weights_only=True)
     own = load_file(calibrated_file(tmp_path))
-    assert stored.keys() == {f"{at}.parametrizations.weight.original" for at in (0, 2)}
+    counted = "palette_core_sensitivities.batches"
+    keys = {f"{at}.parametrizations.weight.original" for at in (0, 2)}
+    assert stored.keys() == {*keys, counted}
+    assert stored[counted].item() == 2
     for at in (0, 2):
         value = stored[f"{at}.parametrizations.weight.original"]
         assert torch.equal(value, own[f"{at}.weight"])
@@ -380,6 +422,10 @@ def test_all_kinds_of_problems_in_one_error(tmp_path: Path) -> None:
         ('{"version": 2, "tensors": {}}', "is damaged: ValueError: it has no checksums"),
         ('{"version": 1,"header_crc32":"00000000"}', "is damaged: ValueError: it does not match"),
         ('{"version": 1, "tensors": {"0.weight": 3}}', "is damaged"),
+        (
+            '{"version": 1, "tensors": {"0.weight": {"fingerprint": "", "batches": 0}}}',
+            "is damaged: ValueError: batches is 0",
+        ),
     ],
 )
 def test_damaged_metadata(tmp_path: Path, text: str, message: str) -> None:

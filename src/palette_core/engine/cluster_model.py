@@ -134,7 +134,7 @@ def _ignoring(jobs: Iterable[Job], catalog: Catalog) -> list[Job]:
     return [
         job
         for job in jobs
-        if job.importance is not None
+        if job.sensitivity is not None
         and entries.get(job.plan.algorithm).needs_moments
         and not entries.get(job.plan.algorithm).supports_importance
     ]

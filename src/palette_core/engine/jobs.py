@@ -36,7 +36,7 @@ class Job:
     @property
     def importance(self) -> Tensor | None:
         """Non-negative, of the weight's shape; None means ones."""
-        return None if self.sensitivity is None else self.sensitivity.values
+        return None if self.sensitivity is None else self.sensitivity.importance()
 
 
 def check_finite(name: str, weight: Tensor) -> None:

@@ -179,7 +179,7 @@ def _sensitivities(sites: Sites, gauges: Sequence[Gauge], steps: int) -> dict[st
         scale = float(squares.max()) * gauge.squares.unit / steps
         values = from_squares(squares.cpu())
         known = scale if math.isfinite(scale) else None
-        measured[site.name] = Sensitivity(values, fingerprint(weight), known)
+        measured[site.name] = Sensitivity(values, fingerprint(weight), known, steps)
     if unreached:
         warn(
             f"no gradient but zero reached {', '.join(unreached)}; plain k-means there",

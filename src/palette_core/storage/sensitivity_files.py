@@ -2,10 +2,12 @@
 
 A safetensors file holds one float32 tensor under the name of each palettized weight, and in its
 metadata, under ``palette_core_sensitivities``, JSON with the version of the format, of each weight
-the shape, the fingerprint and the scale (the largest mean squared gradient), and checksums. Files
+the shape, the fingerprint, the scale (the largest mean squared gradient) and the number of batches,
+and checksums. Files
 named ``.pt`` or ``.pth`` hold the dictionary that coreai-opt writes with ``torch.save``, keyed by
 the names that parametrized models give to dense originals
-(``layer.parametrizations.weight.original``), without metadata.
+(``layer.parametrizations.weight.original``), and the number of batches as one more tensor, which
+coreai-opt does not look at.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from palette_core.tensors.sensitivities import Sensitivity, normalized
 FORMAT_VERSION = 2
 _WITHOUT_CHECKSUMS = 1  # the version before
 METADATA_KEY = "palette_core_sensitivities"
+_BATCHES = f"{METADATA_KEY}.batches"
 _TORCH_SUFFIXES = (".pt", ".pth")
 _IS_FOLDER = 0x10  # among the attributes of a part of a zip archive
 _INTEGERS = (torch.int16, torch.int32, torch.int64)  # the dtypes that torch computes with
@@ -65,6 +68,7 @@ class _File:
     values: dict[str, Tensor]
     fingerprints: dict[str, str] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -80,6 +84,9 @@ def save_sensitivities(path: str | Path, sensitivities: Mapping[str, Sensitivity
     with atomic_path(path) as temporary:
         if path.suffix in _TORCH_SUFFIXES:
             values = {_parametrized_name(n): s.values for n, s in sensitivities.items()}
+            counts = {item.batches for item in sensitivities.values()}
+            if len(counts) == 1 and None not in counts:
+                values[_BATCHES] = torch.tensor(counts.pop())
             torch_save(values, temporary)
             return
         records = {
@@ -87,6 +94,7 @@ def save_sensitivities(path: str | Path, sensitivities: Mapping[str, Sensitivity
                 "shape": list(item.values.shape),
                 "fingerprint": item.fingerprint,
                 "scale": item.scale,
+                "batches": item.batches,
             }
             for name, item in sensitivities.items()
         }
@@ -145,7 +153,9 @@ def load_sensitivities(
         if not trust and stored.fingerprints.get(name, tensor.fingerprint) != tensor.fingerprint:
             others.append(tensor.name)
         values = normalized(stored.values.pop(name))
-        found[tensor.name] = Sensitivity(values, tensor.fingerprint, stored.scales.get(name))
+        found[tensor.name] = Sensitivity(
+            values, tensor.fingerprint, stored.scales.get(name), stored.batches.get(name)
+        )
     if others:
         problems.append(_of_other_weights(others, len(found)))
     if problems:
@@ -208,7 +218,15 @@ def _read(path: Path) -> _File:
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise SensitivityError(f"{path} must hold a dictionary from tensor names to tensors")
-    return _File({_plain_name(str(key)): value for key, value in loaded.items()})
+    values = {_plain_name(str(key)): value for key, value in loaded.items()}
+    counted = values.pop(_BATCHES, None)
+    if counted is None:
+        return _File(values)
+    try:
+        count = _count(counted.item())
+    except (ValueError, RuntimeError) as error:
+        raise SensitivityError(f"{path}: {_BATCHES} is no number of batches: {error}") from None
+    return _File(values, batches=dict.fromkeys(values, count))
 
 
 def _check_archive(path: Path) -> None:
@@ -243,7 +261,7 @@ def _read_safetensors(path: Path) -> _File:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            fingerprints, scales, checksums = _records(path, metadata)
+            fingerprints, scales, batches, checksums = _records(path, metadata)
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise SensitivityError(f"{path} is not a whole safetensors file: {error}") from error
@@ -257,19 +275,19 @@ def _read_safetensors(path: Path) -> _File:
         if problem:
             raise SensitivityError(f"{path}: {problem}")
     values = {_plain_name(name): tensor for name, tensor in found.items()}
-    return _File(values, fingerprints, scales)
+    return _File(values, fingerprints, scales, batches)
 
 
-_Records = tuple[dict[str, str], dict[str, float], Mapping[str, str] | None]
+_Records = tuple[dict[str, str], dict[str, float], dict[str, int], Mapping[str, str] | None]
 
 
 def _records(path: Path, metadata: Mapping[str, str]) -> _Records:
-    """Return fingerprints, scales and checksums; none where another program wrote the file."""
+    """Return fingerprints, scales, batches and checksums; none of files of another program."""
     damaged = f"{path}: its {METADATA_KEY!r} metadata is damaged"
     if METADATA_KEY not in metadata:
         if any(map(_is_ours, metadata.values())):
             raise SensitivityError(f"{damaged}: it goes by another name")
-        return {}, {}, None
+        return {}, {}, {}, None
     text = metadata[METADATA_KEY]
     try:
         is_sealed(text)
@@ -285,12 +303,19 @@ def _records(path: Path, metadata: Mapping[str, str]) -> _Records:
         return (
             {name: str(record["fingerprint"]) for name, record in records.items()},
             {n: float(r["scale"]) for n, r in records.items() if r.get("scale") is not None},
+            {n: _count(r["batches"]) for n, r in records.items() if r.get("batches") is not None},
             checksums,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SensitivityError):
             raise
         raise SensitivityError(f"{damaged}: {type(error).__name__}: {error}") from None
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"batches is {value!r}, expected a number of at least 1")
+    return value
 
 
 def _is_ours(text: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from palette_core.tensors.dtypes import dtype_name
 
+_PRIOR = 4.0  # batches; chosen on synthetic pictures, see benchmarks/few_batches.py
 # In float32, so that values written at this limit are not below it when read again.
 _TINY = float(np.float32(1e-12))
 
@@ -24,11 +25,25 @@ class Sensitivity:
         fingerprint: of the weight, see `fingerprint`.
         scale: the largest mean squared gradient, which ``values`` are divided by; None where a
             file does not say.
+        batches: how many squared gradients were added up; None where a file does not say.
     """
 
     values: Tensor
     fingerprint: str
     scale: float | None = None
+    batches: int | None = None
+
+    def importance(self) -> Tensor:
+        """Return what errors of elements count in clustering: float32, of the weight's shape.
+
+        Few squared gradients say little about single elements: most come out as if they did not
+        matter, and are served by any entry. So the mean of the weight counts as `_PRIOR` batches
+        beside those that were measured, as the mean of a conjugate prior does. Where nothing is
+        known of batches, values count as they are.
+        """
+        if self.batches is None:
+            return self.values
+        return self.values + self.values.double().mean().float() * (_PRIOR / self.batches)
 
     def squares(self) -> Tensor:
         """Return mean squared gradients: float32, of the weight's shape.
