@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# coreai-opt 0.4.0: one weight that is NaN makes the whole palette NaN, without a word.
+# coreai-opt 0.4.0: one weight that is NaN makes nearly every entry NaN, without a word.
 #
 # k-means takes the weight as it is, means become NaN, and nearly every weight decodes to NaN. Nothing
 # is raised or logged. One would expect an error that names the tensor, or one NaN weight.

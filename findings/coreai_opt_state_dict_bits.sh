@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# coreai-opt 0.4.0: prepare(state_dict=) takes palettes of another number of bits than the config's.
+# coreai-opt 0.4.0: prepare(state_dict=) takes tables of another number of bits than the config's.
 #
 # The dictionary of a model prepared with 4 bits loads where the config says 2: the model has the 16
 # values of the dictionary, and whatever goes by the config (sizes, exports) is told 2. A mismatch of
