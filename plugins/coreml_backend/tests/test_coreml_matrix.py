@@ -224,7 +224,8 @@ _INTRO = """# What Core ML stores
 
 Written by the tests of `plugins/coreml_backend`: every combination below was exported, the
 package saved, read back by coremltools' own decoder, and the decoded weight compared with
-`PalettizedTensor.decode()`: equal in every bit, in float32. Nothing ran on a device.
+`PalettizedTensor.decode()`: equal in every bit, in float32. Nothing ran on a device. [Sparse
+weights](../pruned-models.md), from iOS 18 on, are judged by tests of their own.
 
 A cell gives the bits tested, then what each deployment target does: **18** and **26** (iOS 18, iOS
 26 and their siblings) store it exactly, a number in parentheses is the reason below for which
