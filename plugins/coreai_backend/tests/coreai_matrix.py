@@ -336,8 +336,8 @@ INTRODUCTION = """# What exports to Core AI
 Written by `plugins/coreai_backend/tests/coreai_matrix.py` from files that were saved and loaded
 again. *Exact* means that the palettized weights of the file are those of
 `PalettizedTensor.decode()` in every value, read back with numpy and computed by Core AI's runtime
-on Linux. Nothing ran on a device. [Sparse weights](../pruned-models.md) are judged by tests of their
-own.
+on Linux. Nothing ran on a device. [Sparse weights](../pruned-models.md) are judged by tests of
+their own.
 
 ## By layer and granularity
 
