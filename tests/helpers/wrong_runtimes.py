@@ -17,6 +17,7 @@ from palette_core.plugins import (
     Backend,
     ExportBackendEntry,
     NoOptions,
+    ProgramWeight,
     Refusal,
     TrainingStrategy,
     TrainingStrategyEntry,
@@ -168,6 +169,23 @@ class Exports(Backend):
         return self.right.export(changed, example_inputs, path, dynamic_shapes)
 
 
+class Edits(Exports):
+    """Programs are saved states, and replacing one weight moves all the others."""
+
+    def export(self, model, example_inputs, path, dynamic_shapes=None):
+        torch.save(dict(model.state_dict()), path)
+        return path
+
+    def read_program(self, path):
+        state = torch.load(path)
+        return {name: ProgramWeight(w) for name, w in state.items() if w.dim() > 1}
+
+    def replace_weights(self, path, palettized, fresh):
+        state = {name: weight + 1 for name, weight in torch.load(path).items()}
+        torch.save(state | {name: each.decode() for name, each in palettized.items()}, fresh)
+        return fresh
+
+
 def packed(model: Any) -> list[PackedWeight]:
     return [m for m in model.modules() if isinstance(m, PackedWeight)]
 
@@ -235,6 +253,7 @@ BACKENDS: dict[str, ExportBackendEntry] = {
     "refused": backend(check_support=lambda f: Refusal("too many") if f.spec.n_bits == 8 else None),
     "read-back": backend(export=flips_tables),
     "zeros": replace(backend(export=fills_zeros), stored_forms=("indices", "sparse")),
+    "programs": replace(backend(), factory=lambda _: Edits(), edits_programs=True),
     "mapped": backend(export=loses_mapped),
     "finalized": backend(finalize=drops_biases),
     "model-unchanged": backend(export=drops_biases),

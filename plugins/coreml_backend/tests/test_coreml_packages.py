@@ -336,15 +336,19 @@ def test_names_of_every_kind(tmp_path) -> None:
 # --- negative controls of reading ---------------------------------------------------------------
 
 
-def test_every_part_of_the_file_is_looked_at(tmp_path) -> None:
+@pytest.mark.parametrize("dim", [1, 2])
+def test_every_part_of_the_file_is_looked_at(dim, tmp_path) -> None:
     groups = PerGroupedChannelGranularity(axis=0, group_size=2)
-    spec = PalettizationSpec(n_bits=8, lut_qspec=INT8, granularity=groups)
+    spec = PalettizationSpec(n_bits=8, cluster_dim=dim, lut_qspec=INT8, granularity=groups)
     model = pack(nn.Sequential(nn.Linear(512, 32)), {"0.weight": spec})
     path = export(model, (torch.zeros(1, 512),), tmp_path / "m.mlpackage")
     made = palettes(model)["0.weight"]
     assert made.lut_scale is not None
     content = weight_file(path).read_bytes()
-    for part in (made.indices, made.lut, made.lut_scale):
+    picked = made.picked_entries()  # in the place of indices and tables
+    looked_up = (made.indices, made.lut) if picked is None else (picked,)
+    assert (picked is None) == (dim == 2)
+    for part in (*looked_up, made.lut_scale):
         at = content.index(part.numpy().tobytes())
         broken = Path(shutil.copytree(path, tmp_path / "broken.mlpackage"))
         changed = bytearray(content)
@@ -368,3 +372,20 @@ def test_metadata_that_are_none_of_ours_are_refused(monkeypatch, names):
     monkeypatch.setattr(reading, "open_package", lambda path: model)
     with pytest.raises(BackendError, match="metadata is damaged"):
         reading.read_weights("m.mlpackage")
+
+
+# --- 8 bits without a table ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [EXACT, IOS26], ids=["iOS18", "iOS26"])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("table", [INT8, UINT8], ids=["int8", "uint8"])
+def test_8_bit_scalars_with_8_bit_tables_have_none(options, grouped, table, tmp_path):
+    granularity = {"granularity": PerGroupedChannelGranularity(axis=0, group_size=8)}
+    spec = PalettizationSpec(n_bits=8, lut_qspec=table, **(granularity if grouped else {}))
+    model = pack(nn.Sequential(nn.Linear(64, 32)), {"0.weight": spec})
+    path = export(model, (torch.zeros(1, 64),), tmp_path / "m.mlpackage", options)
+    kinds = [op.op_type for op in constant_expressions(open_package(path), roots=False)]
+    assert kinds == ["constexpr_blockwise_shift_scale"]
+    wanted = palettes(model)["0.weight"].decode().numpy()
+    assert np.array_equal(read_weights(path)["0.weight"], wanted)

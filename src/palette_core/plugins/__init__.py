@@ -9,7 +9,13 @@ through a hook. Importing this package imports no torch, so that a module of hoo
 from typing import TYPE_CHECKING
 
 from palette_core._common.lazy import lazy_names
-from palette_core.plugins.backends import Backend, ExportBackendEntry, Refusal, TensorFacts
+from palette_core.plugins.backends import (
+    Backend,
+    ExportBackendEntry,
+    ProgramWeight,
+    Refusal,
+    TensorFacts,
+)
 from palette_core.plugins.clusterers import Clusterer, ClustererEntry, ClusterProblem
 from palette_core.plugins.commands import Command, CommandEntry
 from palette_core.plugins.entries import INTERFACE_VERSION, NoOptions, PluginEntry
@@ -69,6 +75,7 @@ __all__ = [
     "PerGroupedChannelGranularity",
     "PerTensorGranularity",
     "PluginEntry",
+    "ProgramWeight",
     "QuantizationScheme",
     "QuantizationSpec",
     "Refusal",

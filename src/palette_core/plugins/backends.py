@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from palette_core.errors import BackendError
 from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
@@ -43,6 +44,24 @@ class TensorFacts:
     op_type: str | None
     layout: types.BlockLayout
     spec: types.PalettizationSpec
+
+
+@dataclass(frozen=True)
+class ProgramWeight:
+    """A dense weight in a program that exists already.
+
+    Attributes:
+        values: on the CPU, shaped as the program stores it, in one of torch's floating dtypes.
+        op_type: functional name of the operation of torch that the consumer stands for, such as
+            ``"linear"``; None where it is none that is known.
+        axis: its output-channel axis there.
+        obstacle: why it cannot be replaced where it is, or None.
+    """
+
+    values: types.Tensor
+    op_type: str | None = None
+    axis: int | None = None
+    obstacle: str | None = None
 
 
 class Backend(ABC):
@@ -111,6 +130,35 @@ class Backend(ABC):
     ) -> Path:
         """Write a finalized model to ``path`` (or as the runtime names it) and return the path."""
 
+    def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
+        """Return the dense weights of a program of the runtime, by the names it stores them by.
+
+        Called where the entry declares ``edits_programs``. The program need not be this
+        backend's work, and is only read.
+
+        Raises:
+            BackendError: it cannot be read.
+        """
+        raise BackendError(f"{path}: this backend does not read programs")
+
+    def replace_weights(
+        self, path: Path, palettized: Mapping[str, types.PalettizedTensor], fresh: Path
+    ) -> Path:
+        """Write a program with other weights to ``fresh``, and return that path.
+
+        Called where the entry declares ``edits_programs``. The weights written are read again:
+        each decodes to the values of its `PalettizedTensor.decode`, in every bit.
+
+        Args:
+            path: the program, which stays as it is.
+            palettized: by names of `read_program`; all other weights stay dense.
+            fresh: where nothing stands yet.
+
+        Raises:
+            BackendError: a weight could not be replaced exactly.
+        """
+        raise BackendError(f"{path}: this backend does not write into programs")
+
 
 def _is_suffix(text: object) -> bool:
     return type(text) is str and _SUFFIX.fullmatch(text) is not None
@@ -130,6 +178,7 @@ class ExportBackendEntry(PluginEntry):
             does not look into them.
         beside: suffixes of further files that it writes beside, under the same stem. They take
             their places together with the first, or none does.
+        edits_programs: reads the weights of programs that exist, and replaces them.
     """
 
     factory: Callable[[Any], Backend]
@@ -138,6 +187,7 @@ class ExportBackendEntry(PluginEntry):
     leaves_dense: bool = False
     stored_forms: tuple[str, ...] | None = ("indices",)
     beside: tuple[str, ...] = ()
+    edits_programs: bool = False
 
     def check(self) -> None:
         """Refuse what is no suffix, and stored forms that are not given by name.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palette_core._common.pytrees import exchanged
 from palette_core.errors import IncompatibleShapeError
-from palette_core.tensors.codebook import Codebook, dequantize_lut
+from palette_core.tensors.codebook import Codebook, dequantize_lut, gather_entries
 from palette_core.tensors.layout import BlockLayout, Shape
 from palette_core.tensors.packing import pack_indices
 from palette_core.tensors.scales import apply_scale, fits_shape
@@ -167,6 +167,24 @@ class PalettizedTensor:
         if self.scale is not None:
             weight = apply_scale(weight, self.scale)
         return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+
+    def picked_entries(self) -> Tensor | None:
+        """Return the 8-bit entries that the indices pick, where these take as many bits.
+
+        In the LUT's dtype and of the weight's shape: a weight without a table, to be shifted and
+        scaled as the LUT is. None with fewer bits, vectors, tables of floats, or a mask.
+        """
+        if (
+            self.n_bits < 8
+            or self.cluster_dim > 1
+            or self.lut_scale is None
+            or self.mask is not None
+        ):
+            return None
+        # By bytes: not every device gathers 8-bit floats.
+        table = self.lut.view(torch.uint8).reshape(-1, *self.lut.shape[-2:])
+        picked = gather_entries(table, self.layout.split_indices(self.indices))
+        return self.layout.merge(picked).contiguous().view(self.lut.dtype)
 
     def packed_indices(self) -> Tensor:
         """Return the indices as a dense little-endian bit stream; see `packing`."""

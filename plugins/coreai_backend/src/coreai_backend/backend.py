@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import nn
 
+from coreai_backend import programs
 from coreai_backend.dialect import check_operations, dialect, latest_node
 from coreai_backend.ir import quiet
 from coreai_backend.lowering import register_lowerings, take_indices, teach_converters
@@ -18,7 +19,7 @@ from coreai_backend.precision import in_precision
 from coreai_backend.refusals import check_stored, refusal
 from export_rewrites import rewritten, summary, tidy_outputs, trace
 from palette_core.errors import BackendError
-from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.plugins import Backend, ProgramWeight, Refusal, TensorFacts
 from palette_core.storage import PackedWeight, palette_sites
 from palette_core.tensors import PalettizedTensor
 
@@ -94,6 +95,16 @@ class CoreAIBackend(Backend):
         program = self.convert(export_program(*given, dynamic_shapes))
         program.save_asset(path, self._metadata())
         return path
+
+    def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
+        """Return the dense weights of an ``.aimodel``; see `programs`."""
+        return programs.read_program(path)
+
+    def replace_weights(
+        self, path: Path, palettized: Mapping[str, PalettizedTensor], fresh: Path
+    ) -> Path:
+        """Write an ``.aimodel`` with palettized weights, each decoded again; see `programs`."""
+        return programs.replace_weights(path, palettized, fresh)
 
     def convert(self, program: ExportedProgram) -> AIProgram:
         """Convert a decomposed program, whose packed indices move over to the result.

@@ -22,6 +22,7 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             factory=_make,
             suffix=".aimodel",
             supports_mmap=True,
+            edits_programs=True,
             stored_forms=("indices", "sparse"),
         )
     ]

@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from coreai.authoring import AIModelAsset  # isort: skip
 from coreai._compiler import ir
 from coreai._compiler.dialects import coreai as dialect
 
+PICKED = "values"  # last part of the name of a constant of entries that stand for themselves
 Value = Any  # an SSA value of the representation
 Type = Any  # of its elements, or of a value
 
@@ -142,7 +143,9 @@ class Program:
         digest = hashlib.sha256((path / "main.mlirb").read_bytes()).digest()
         if digest != (path / "main.hash").read_bytes():
             raise ValueError("main.mlirb does not fit its checksum, the file is damaged")
-        self._module = AIModelAsset.load(path).program._module._mlir_module
+        self._asset = AIModelAsset.load(path)
+        self._program = self._asset.program
+        self._module = self._program._module._mlir_module
         text = io.BytesIO()
         # Dense constants are not read; resources have to be printed to be read.
         self._module.operation.print(
@@ -189,6 +192,22 @@ class Program:
             if dense.is_splat:
                 return "", element, shape, float(dense.get_splat_value().value)
         return None
+
+    def replace(self, operation: Operation, emit: Callable[[], Value]) -> None:
+        """Put what ``emit`` emits in the place of an operation of one result."""
+        with operation.context, operation.location, ir.InsertionPoint(operation):
+            value = emit()
+        operation.results[0].replace_all_uses_with(value)
+        operation.erase()
+
+    def save(self, path: Path) -> None:
+        """Write the program to a folder where nothing stands, with the metadata that it had."""
+        self._program.save_asset(path, self._asset.metadata)
+
+
+def shape_of(value: Value) -> list[int]:
+    """Return the extents of a value."""
+    return list(ir.RankedTensorType(value.type).shape)
 
 
 def element_name(value: Value) -> str:

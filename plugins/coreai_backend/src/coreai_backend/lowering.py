@@ -6,6 +6,8 @@ and its dtypes (``palette_core::depalettize_sparse`` likewise, see `sparse`):
 1. ``lut_to_dense`` on packed indices and the LUT, which stays in its 8-bit dtype if it has one;
 2. for a quantized LUT, ``blockwise_shift_scale`` in float32, one scale per LUT;
 3. a cast to the dtype of the weight, if that is a 16-bit one;
+   an 8-bit index of a scalar says no more than the 8-bit entry that it picks, so there the entries
+   stand in the place of the indices, and 1. falls away;
 4. for scales per channel or per block of its inputs, ``blockwise_shift_scale`` in the dtype of
    the weight, which float16 factors are cast to.
 """
@@ -24,7 +26,7 @@ from torch import Tensor, fx
 from coreai_backend import ir, operators, sparse
 from coreai_backend.scaling import dequantized, scaled
 from palette_core.errors import BackendError
-from palette_core.tensors import OP_NAME, SPARSE_OP_NAME, SPARSE_PARTS, StoredTensor
+from palette_core.tensors import OP_NAME, SPARSE_OP_NAME, SPARSE_PARTS, StoredTensor, unpack
 
 if TYPE_CHECKING:
     from coreai_torch import TorchConverter
@@ -154,8 +156,18 @@ def _lower(form: _Form, values: dict[str, Any], node: fx.Node, constants: _Const
     return values[key]
 
 
+def emit(name: str, weight: StoredTensor) -> ir.Value:
+    """Emit a weight in the default form, where operations are being inserted."""
+    return scaled(_look_up(name, weight), name, weight)
+
+
 def _look_up(name: str, weight: StoredTensor) -> ir.Value:
     """Emit a weight without its channel scales."""
+    picked = unpack(weight).picked_entries() if weight.n_bits == 8 else None
+    if picked is not None:
+        # As many bits as the indices, and no table.
+        grid = weight.lut.shape[:-2]
+        return dequantized(ir.constant(picked, f"{name}.{ir.PICKED}"), name, weight, grid)
     lut = weight.lut if weight.lut_scale is not None else weight.lut.to(weight.dtype)
     indices = ir.packed_constant(
         weight.parts["indices"], weight.index_shape, weight.n_bits, f"{name}.indices"

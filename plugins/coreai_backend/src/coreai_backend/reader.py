@@ -7,6 +7,7 @@ palette_core, so that each can be judged by the other.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class StoredWeight:
 
 _LOOK_UP = "coreai.lut_to_dense"
 _BUILD = "coreai.build_sparse_with_bitmask"
-_STEPS = ("coreai.blockwise_shift_scale", "coreai.cast")
+_SCALE = "coreai.blockwise_shift_scale"
+_STEPS = (_SCALE, "coreai.cast")
 _Named = tuple[list[str], StoredWeight]
 
 
@@ -94,6 +96,7 @@ def stored_weights(path: str | Path) -> list[StoredWeight]:
         raise BackendError(f"{path} cannot be read as an .aimodel: {error}") from error
     found = [
         *(_dense(program, op) for op in program.operations(_LOOK_UP) if not _is_sparse(op)),
+        *_picked(program),
         *(_sparse(program, op) for op in program.operations("coreai.sparse_with_bitmask_to_dense")),
     ]
     return [replace(weight, name=_name(names, weight, found)) for names, weight in found]
@@ -124,6 +127,21 @@ def _dense(program: ir.Program, op: ir.Operation) -> _Named:
     dense, scales = _scaled(program, op.results[0], looked_up(indices, table, along))
     names = [part.rpartition(".")[0] for part in (name, lut[0], *scales)]
     return names, StoredWeight("", n_bits, indices, table, along, dense)
+
+
+def _picked(program: ir.Program) -> Iterator[_Named]:
+    """Yield weights whose entries stand for themselves: every byte is one."""
+    for op in program.operations(_SCALE):
+        found = program.constant(op.operands[0])
+        if found is None or not found[0].endswith(f".{ir.PICKED}"):
+            continue
+        values = _array(found)
+        dense, scales = _stepped(program, op, values)
+        dense, more = _scaled(program, op.results[0], dense)
+        names = [part.rpartition(".")[0] for part in (found[0], *scales, *more)]
+        table = np.arange(256, dtype=np.uint8).view(values.dtype)
+        lut = table.reshape(*[1] * values.ndim, 256, 1)
+        yield names, StoredWeight("", 8, values.view(np.uint8), lut, 0, dense)
 
 
 def _sparse(program: ir.Program, op: ir.Operation) -> _Named:

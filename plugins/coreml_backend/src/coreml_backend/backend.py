@@ -9,10 +9,11 @@ from typing import Any, final
 from torch import nn
 
 from coreml_backend.exporting import check_place, convert, export_package, trace
+from coreml_backend.programs import read_program, replace_weights
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import BackendError
-from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.plugins import Backend, ProgramWeight, Refusal, TensorFacts
 from palette_core.tensors import PalettizedTensor
 
 
@@ -58,3 +59,13 @@ class CoreMLBackend(Backend):
     ) -> Path:
         """Write a package; see `exporting.export_package`."""
         return export_package(model, example_inputs, path, dynamic_shapes, self._options)
+
+    def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
+        """Return the dense weights of a package; see `programs`."""
+        return read_program(path)
+
+    def replace_weights(
+        self, path: Path, palettized: Mapping[str, PalettizedTensor], fresh: Path
+    ) -> Path:
+        """Write a package with palettized weights, each decoded again; see `programs`."""
+        return replace_weights(path, palettized, fresh, self._options)

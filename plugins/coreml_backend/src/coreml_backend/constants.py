@@ -5,6 +5,7 @@ What each deployment target stores is decided here, and only here:
 * iOS 16 and 17: one table of floats for the whole weight (1, 2, 4, 6, 8 bits);
 * iOS 18: a grid of tables and vector entries; tables of 8-bit integers are scaled *before* the
   look-up, so a scale per channel is multiplied into the tables, one for each channel;
+* both: of 8-bit scalars the integers that are picked stand for themselves, without a table;
 * iOS 26: integers are looked up first and scaled after, and so are channels.
 
 The orders are those into which coremltools' own pass ``canonicalize_quantized_lut_pattern`` would
@@ -150,12 +151,16 @@ def _emit_ios18(p: PalettizedTensor, name: str) -> Var:
     p = fold_scale(p)
     if p.lut_scale is None:
         return _look_up(p, p.lut.numpy(), name)
+    picked = p.picked_entries()
+    if picked is not None:
+        return _shift_scale(picked.numpy(), *_scale_and_zero(p, p.grid), name)
     lut = _shift_scale(p.lut.numpy(), *_scale_and_zero(p, _as_lut(p)), f"{name}_lut")
     return _look_up(p, lut, name)
 
 
 def _emit_ios26(p: PalettizedTensor, name: str) -> Var:
     last = name
+    var: Array | Var
     steps: list[tuple[Array, Array | None, str]] = []
     if p.scale is not None:
         steps.append((p.scale.to(p.dtype).numpy(), None, last))
@@ -163,9 +168,11 @@ def _emit_ios26(p: PalettizedTensor, name: str) -> Var:
     if p.lut_scale is not None:
         steps.append((*_scale_and_zero(p, p.grid), last))
         last = f"{name}_integers"
-    var = _look_up(p, p.lut.numpy(), last)
+    picked = p.picked_entries()
+    var = _look_up(p, p.lut.numpy(), last) if picked is None else picked.numpy()
     for scale, zero, step_name in reversed(steps):
         var = _shift_scale(var, scale, zero, step_name)
+    assert isinstance(var, Var)  # entries that stand for themselves have a step
     return var
 
 

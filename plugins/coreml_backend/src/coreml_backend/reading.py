@@ -68,6 +68,16 @@ def open_package(path: str | Path) -> Any:
     return model
 
 
+def program_of(model: Any) -> Any:
+    """Return the program of a package, from `open_package`, with its weights."""
+    spec = model.get_spec()
+    return load_milproto(
+        spec,
+        specification_version=spec.specificationVersion,
+        file_weights_dir=model.weights_dir,
+    )
+
+
 def constant_expressions(model: Any, *, roots: bool) -> Iterator[Any]:
     """Yield the operations of a package that decode weights.
 
@@ -75,13 +85,7 @@ def constant_expressions(model: Any, *, roots: bool) -> Iterator[Any]:
         model: from `open_package`.
         roots: only those whose result is a weight, not a part of another such operation.
     """
-    spec = model.get_spec()
-    program = load_milproto(
-        spec,
-        specification_version=spec.specificationVersion,
-        file_weights_dir=model.weights_dir,
-    )
-    for function in program.functions.values():
+    for function in program_of(model).functions.values():
         for op in function.operations:
             if not op.op_type.startswith(_PREFIX):
                 continue

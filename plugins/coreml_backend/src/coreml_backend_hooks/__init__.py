@@ -105,5 +105,6 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             factory=_make,
             suffix=".mlpackage",
             stored_forms=("indices", "sparse"),
+            edits_programs=True,
         )
     ]

@@ -72,8 +72,12 @@ def palettize(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Palettize a model and write it in a backend's format."""
-    from palette_core.cli import work
+    """Palettize a model and write it in a backend's format.
+
+    In the place of FACTORY stands, where a backend replaces the weights of programs that exist, the
+    path of one, such as model.mlpackage; its weights are modules named as it stores them.
+    """
+    from palette_core.cli import programs, work
     from palette_core.cli.exporting import make_target
     from palette_core.cli.factories import load_batches, load_callable, load_factory
 
@@ -88,6 +92,20 @@ def palettize(
         },
     )
     target = make_target(output, backend, option or (), dynamic or ())
+    if programs.is_program(factory):
+        about_models = {
+            "--input": inputs,
+            "--dynamic": dynamic,
+            "--sensitivities": sensitivities,
+            "--trust-sensitivities": trust_sensitivities,
+            "--calibration": calibration,
+            "--plot": plot,
+        }
+        programs.check_options(factory, about_models)
+        programs.palettize(
+            Path(factory), settings, target, num_workers=num_workers, as_json=as_json
+        )
+        return
     work.check_report_file(plot)
     loaded = load_factory(factory, inputs or ())
     calibrate = None

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from palette_core._common.pytrees import copied, mapped
-from palette_core.plugins.backends import Backend, Refusal, TensorFacts
+from palette_core.plugins.backends import Backend, ProgramWeight, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.guards import shown
 from palette_core.plugins.kinds import EXPORT_BACKEND
@@ -139,6 +139,48 @@ class _CheckedBackend(Backend):
         if isinstance(made, Path) and made.exists():
             return made
         raise self._made.wrong(f"export returned {shown(made)}, expected the path written")
+
+    def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
+        """Let the plug-in read the dense weights of a program.
+
+        Raises:
+            BackendError: it fails, or returns anything but weights by name.
+            OSError: the file cannot be read.
+        """
+        made: Any = self._made.ask(
+            lambda backend: backend.read_program(path),
+            doing=f"reading {path.name} by ",
+            passes=(OSError,),
+        )
+        if isinstance(made, Mapping) and all(map(_is_named_weight, made.items())):
+            return made
+        raise self._made.wrong(f"read_program returned {shown(made)}, expected ProgramWeights")
+
+    def replace_weights(
+        self, path: Path, palettized: Mapping[str, PalettizedTensor], fresh: Path
+    ) -> Path:
+        """Let the plug-in write a program with other weights.
+
+        Raises:
+            BackendError: it fails, or returns no path to something.
+            OSError: the file cannot be written.
+        """
+        made: object = self._made.ask(
+            lambda backend: backend.replace_weights(path, palettized, fresh),
+            doing=f"writing into {path.name} by ",
+            passes=(OSError,),
+        )
+        if isinstance(made, Path) and made.exists():
+            return made
+        raise self._made.wrong(f"replace_weights returned {shown(made)}, expected the path written")
+
+
+def _is_named_weight(item: tuple[object, object]) -> bool:
+    name, weight = item
+    if not isinstance(name, str) or not isinstance(weight, ProgramWeight):
+        return False
+    values: object = weight.values
+    return isinstance(values, Tensor) and values.is_floating_point()
 
 
 def refusal(made: Made[Backend] | Made[StoredForm], facts: TensorFacts) -> Refusal | None:

@@ -1,0 +1,125 @@
+"""Dense weights of packages that exist: read out of them, and replaced by palettes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
+from coremltools.models.utils import _apply_graph_pass
+
+from coreml_backend.constants import emit
+from coreml_backend.reading import open_package, program_of, read_weights
+from coreml_backend.refusals import generation
+from coreml_backend_hooks import CoreMLOptions
+from palette_core.errors import BackendError
+from palette_core.plugins import ProgramWeight
+from palette_core.tensors import PalettizedTensor
+
+_PALETTIZED = "_palettized"
+# By operation: which of its inputs is a weight, what it is called in torch, its axis of outputs.
+_CONSUMERS = {
+    "linear": ("weight", "linear", 0),
+    "conv": ("weight", "conv{}d", 0),
+    "conv_transpose": ("weight", "conv_transpose{}d", 1),
+    "gather": ("x", "embedding", 0),
+}
+
+
+def read_program(path: Path) -> dict[str, ProgramWeight]:
+    """Return the dense weights of two axes and more, by the names of their constants.
+
+    Raises:
+        BackendError: the package cannot be read.
+    """
+    found: dict[str, ProgramWeight] = {}
+    for function in program_of(open_package(path)).functions.values():
+        for op in _weights(function):
+            values = torch.from_numpy(np.array(op.outputs[0].val))
+            found[op.name] = ProgramWeight(values, *_use(op.outputs[0]))
+    return found
+
+
+def replace_weights(
+    path: Path, palettized: Mapping[str, PalettizedTensor], fresh: Path, options: CoreMLOptions
+) -> Path:
+    """Write the package with palettes in the place of dense weights, and read them again.
+
+    Raises:
+        BackendError: the package cannot be read, or a weight decodes to other values.
+    """
+    model = open_package(path)
+    target = generation(options)
+    made = _apply_graph_pass(
+        model, _Replacement(palettized, target), spec_version=target, skip_model_load=True
+    )
+    for key, value in model.user_defined_metadata.items():
+        made.user_defined_metadata[key] = value
+    made.save(str(fresh))
+    stored = read_weights(fresh)
+    for name, tensor in palettized.items():
+        found = stored.get(name + _PALETTIZED)
+        if found is None or not np.array_equal(found, tensor.decode().numpy()):
+            raise BackendError(
+                f"{fresh}: {name} does not decode to its palettized values; keep its tables "
+                "floats, or leave it out of the config"
+            )
+    return fresh
+
+
+@final
+class _Replacement(AbstractGraphPass):  # type: ignore[misc]  # coremltools has no types
+    def __init__(self, palettized: Mapping[str, PalettizedTensor], target: Any) -> None:
+        super().__init__()
+        self._palettized, self._target = palettized, target
+
+    def apply(self, prog: Any) -> None:
+        for function in prog.functions.values():
+            if function.opset_version is None or function.opset_version < self._target:
+                function.opset_version = self._target
+            for op in list(_weights(function)):
+                if op.name in self._palettized:
+                    _replace(function, op, self._palettized[op.name])
+
+
+def _replace(function: Any, op: Any, tensor: PalettizedTensor) -> None:
+    before = {id(each) for each in function.operations}
+    with function:
+        var = emit(tensor, op.name + _PALETTIZED)
+    # They are emitted at the end; what reads them comes earlier.
+    for made in [each for each in function.operations if id(each) not in before]:
+        function.operations.remove(made)
+        function.operations.insert_op_before(made, op)
+    function.replace_uses_of_var_after_op(
+        anchor_op=var.op, old_var=op.outputs[0], new_var=var, force_replace=True
+    )
+    function.remove_ops([op])
+
+
+def _weights(function: Any) -> Iterator[Any]:
+    """Yield the constants that may be weights: floats of two axes that no table is made of."""
+    for op in function.operations:
+        if op.op_type != "const":
+            continue
+        value, users = op.outputs[0].val, op.outputs[0].child_ops
+        if not isinstance(value, np.ndarray) or value.ndim < 2:
+            continue
+        floats = value.dtype in (np.float32, np.float16)
+        if floats and users and not any(user.op_type.startswith("constexpr_") for user in users):
+            yield op
+
+
+def _use(var: Any) -> tuple[str | None, int | None]:
+    """Return what the first consumer that is known is in torch, and its axis of outputs."""
+    for op in var.child_ops:
+        if op.op_type in _CONSUMERS:
+            name, op_type, axis = _CONSUMERS[op.op_type]
+            if op.inputs.get(name) is var:
+                return op_type.format(len(var.shape) - 2), axis
+        if op.op_type == "matmul" and op.inputs["y"] is var:
+            turned = bool(op.inputs["transpose_y"].val)
+            return "linear", len(var.shape) - (2 if turned else 1)
+    return None, None

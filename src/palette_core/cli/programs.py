@@ -1,0 +1,53 @@
+"""The command that palettizes a program that exists, in the place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from palette_core.cli.exporting import Target, size_on_disk
+from palette_core.cli.factories import FactoryError
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.plugins.catalog import get_catalog
+from palette_core.programs import palettize_program, plan_program
+from palette_core.reporting import console as show
+
+
+def is_program(text: str) -> bool:
+    """Return whether a text names a program whose weights a backend replaces."""
+    suffixes = {item.entry.suffix for item in get_catalog().export_backends
+                if item.entry.edits_programs}  # fmt: skip
+    return Path(text).suffix in suffixes
+
+
+def check_options(path: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that are about a model.
+
+    Raises:
+        FactoryError: naming the first.
+    """
+    for name, value in options.items():
+        if value:
+            raise FactoryError(f"{name} is about a model, and {path} is a program; leave it out")
+
+
+def palettize(
+    path: Path,
+    config: KMeansPalettizerConfig,
+    target: Target,
+    *,
+    num_workers: int,
+    as_json: bool,
+) -> None:
+    """Show the plan, palettize, write, and tell sizes."""
+    chosen: dict[str, Any] = {"backend": target.backend, "backend_options": target.options}
+    if not as_json:
+        show.plan(plan_program(path, config, **chosen), as_json=False)
+    report = palettize_program(path, target.path, config, num_workers=num_workers, **chosen)
+    before, after = size_on_disk(path), size_on_disk(target.path)
+    if as_json:
+        totals = {"dense_bytes": before, "file_bytes": after, "file": str(target.path)}
+        show.print_json({**report.to_dict(), **totals})
+        return
+    show.console.print(f"{target.path}: {after:,} bytes, {before:,} before")
