@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from palette_core._common.files import atomic_path
+from palette_core._common.progress import progress_bar
+from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.cluster_model import cluster_model
+from palette_core.engine.cluster_model import fallback_sentences
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Report, make_report
@@ -106,7 +106,11 @@ def palettize_program(
     jobs = [Job(item, program.weights[_stored(item)].values) for item in plan]
     for job in jobs:
         check_finite(_stored(job.plan), job.weight)
-    results = cluster_model(nn.Module(), jobs, None, executor)
+    needy = [t.name for t in plan if catalog.clusterers.get(t.algorithm).needs_moments]
+    missing = dict.fromkeys(needy, "a program without its model gives none")
+    warn(*fallback_sentences(missing), stacklevel=2)
+    with progress_bar("Palettizing", len(jobs)) as advance:
+        results = executor.run(jobs, advance)
     palettized = {
         _stored(job.plan): result.palettized for job, result in zip(jobs, results, strict=True)
     }
