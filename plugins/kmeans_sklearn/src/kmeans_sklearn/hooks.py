@@ -1,10 +1,15 @@
 """Registers the algorithms; scikit-learn is imported when one is picked, not before."""
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kmeans_sklearn.options import KMeansOptions, MiniBatchKMeansOptions
-from palette_core.plugins import Clusterer, ClustererEntry, VectorKMeansConfig, hookimpl
+from palette_core.plugins import Clusterer, ClustererEntry, hookimpl
+
+if TYPE_CHECKING:
+    from palette_core.plugins import VectorKMeansConfig
 
 
 def _make(options: KMeansOptions | MiniBatchKMeansOptions) -> Clusterer:
