@@ -19,6 +19,7 @@ from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.nearest import assign
 
 _MOST_ROUNDS = 20
+_SAME = 1e-7  # of the largest entry: less than float32 rounds
 _LEAST_GAIN = 1e-6  # of the cost of every block: with less, refinement ends
 # Scales tried, as factors of the present one: widely at first, then nearby.
 _WIDE = tuple(0.5 + 0.04 * i for i in range(21))
@@ -62,9 +63,11 @@ def quantize_codebook(
     tables = tables_of(points, importance, codebook.codes)
     blocks = torch.arange(len(points), device=points.device)
     state = tables.weigh(_decoded(best, points.dtype), blocks)
+    last = start.double(), best
     for turn in range(_MOST_ROUNDS):
         now, its_state = rows_of(best, blocks), state.rows(blocks)
-        proposal = _propose(its_state, now, quantizer, points.dtype, _NEARBY if turn else _WIDE)
+        stretches = _NEARBY if turn else _WIDE
+        proposal, last = _propose(its_state, now, last, quantizer, points.dtype, stretches)
         found = tables.weigh(_decoded(proposal, points.dtype), blocks)
         better = found.cost < its_state.cost
         best = put_rows(best, blocks[better], rows_of(proposal, better))
@@ -73,6 +76,7 @@ def quantize_codebook(
             break
         if turn:
             blocks = blocks[better]  # the same proposal would not help the others
+            last = last[0][better], rows_of(last[1], better)
     return tidy_quantized(best, _nearest(points, importance, best, codebook.codes))
 
 
@@ -101,31 +105,54 @@ def _decoded(quantized: QuantizedLut, dtype: torch.dtype) -> Tensor:
     return quantized.dequantize().to(dtype).double()
 
 
+_Known = tuple[Tensor, QuantizedLut]  # float tables, and what the quantizer made of them
+
+
 def _propose(
     state: PassResult,
     best: QuantizedLut,
+    last: _Known,
     quantizer: Quantizer,
     dtype: torch.dtype,
     stretches: tuple[float, ...],
-) -> QuantizedLut:
-    """Return quantized entries nearer to the means of the points, block by block the best found."""
-    mass, means = state.mass, state.means(best.dequantize().double())
+) -> tuple[QuantizedLut, _Known]:
+    """Return quantized entries nearer to the means of the points, block by block the best found.
+
+    With them comes what has been made of the means, for the next time.
+    """
+    present = best.dequantize().double()
+    mass, means = state.mass, state.means(present)
     scale = best.scale.double()
     targets = [
         means,
         _levels(means, scale, best) * scale,
         _weighted_fit(means, mass, best, stretches),
     ]
-    chosen = best
+    chosen, of_means = best, best
     error = torch.full_like(state.cost, torch.inf)
     for target in targets:
-        made = _quantize(quantizer, target)
+        made = _made_before(target, [(present, best), last], quantizer)
+        of_means = made if target is means else of_means
         gap = _decoded(made, dtype) - means
         made_error = (mass * gap.square()).flatten(1).sum(dim=1).nan_to_num(torch.inf)
         nearer = made_error < error
         chosen = choose_tables(nearer, made, chosen)
         error = torch.where(nearer, made_error, error)
-    return chosen
+    return chosen, (means, of_means)
+
+
+def _made_before(target: Tensor, known: list[_Known], quantizer: Quantizer) -> QuantizedLut:
+    """Quantize tables, but for those of which it is known what comes out."""
+    made = known[0][1]
+    unknown = torch.ones(len(target), dtype=torch.bool, device=target.device)
+    for tables, quantized in known:
+        most = tables.abs().amax(dim=(1, 2), keepdim=True)
+        same = ((target - tables).abs() <= _SAME * most).flatten(1).all(dim=1) & unknown
+        made = choose_tables(same, quantized, made)
+        unknown &= ~same
+    if not bool(unknown.any()):
+        return made
+    return put_rows(made, unknown, _quantize(quantizer, target[unknown]))
 
 
 def _weighted_fit(
