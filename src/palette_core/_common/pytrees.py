@@ -46,19 +46,16 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
-def exchanged(function: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
-    """Return a value with all of one kind in it exchanged, tensors by default.
-
-    Looks into dataclasses too, as `mapped` does not.
-    """
+def exchanged(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return a value with every tensor exchanged, in dataclasses too, unlike `mapped`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {
-            field.name: exchanged(function, getattr(value, field.name), kind)
+            field.name: exchanged(function, getattr(value, field.name))
             for field in dataclasses.fields(value)
             if field.init
         }
         return dataclasses.replace(value, **parts)
-    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, kind) else leaf, value)
+    return mapped(function, value)
 
 
 def copied(value: Any) -> Any:

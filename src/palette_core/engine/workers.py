@@ -6,7 +6,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import joblib
@@ -15,13 +15,14 @@ import torch
 from joblib.parallel import get_active_backend
 from torch import Tensor
 
-from palette_core._common.pytrees import exchanged
 from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.errors import PaletteError, WorkerError, named_text_of, shortened
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import get_catalog
+from palette_core.tensors.moments import InputMoments
+from palette_core.tensors.sensitivities import Sensitivity
 
 _ALONE = "num_workers=1 clusters in this process"
 _RETRY = "what is finished is kept by the palettizer, so that preparing again takes up from there"
@@ -63,9 +64,15 @@ def in_workers(
         PaletteError: the first failure, naming its tensor.
         WorkerError: a worker was killed or cannot be reached, or a job cannot be sent to one.
     """
-    shared: dict[Any, np.ndarray[Any, Any]] = {}
+    shared: dict[int, np.ndarray[Any, Any]] = {}
     calls = (
-        joblib.delayed(_work)(i, exchanged(lambda part: _Sent(part, shared), jobs[i]))
+        joblib.delayed(_work)(
+            i,
+            jobs[i].plan,
+            *_to_numpy(jobs[i].weight),
+            _numpy(jobs[i].importance),
+            _sent(jobs[i].moments, shared),
+        )
         for i in queue
     )
     try:
@@ -119,29 +126,60 @@ def _unsendable(plans: Sequence[TensorPlan]) -> str:
 # --- what is sent ---------------------------------------------------------------------------------
 
 
+def _numpy(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:
+    return None if tensor is None else tensor.detach().cpu().to(torch.float32).numpy()
+
+
+@dataclass(frozen=True)
 class _Sent:
-    """A tensor on its way: joblib maps large arrays into workers, one object once.
+    """Moments on their way: joblib maps large arrays into workers, one object once."""
 
-    Args:
-        tensor: of any device.
-        shared: arrays by what is in them, for layers that share a matrix to send the same object.
-    """
-
-    def __init__(self, tensor: Tensor, shared: dict[Any, np.ndarray[Any, Any]]) -> None:
-        self.dtype = tensor.dtype
-        host = tensor.detach().cpu().contiguous()
-        raw = host.view(torch.int16) if self.dtype is torch.bfloat16 else host
-        # As long as a job lives, so does its tensor, and no other has the place in memory.
-        key = tensor.data_ptr(), tensor.shape, tensor.stride(), self.dtype
-        self.array = shared.setdefault(key, raw.numpy())
-
-    def received(self) -> Tensor:
-        """Wrap the array, maybe a read-only memory map; clusterers do not write to their input."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(self.array).view(self.dtype)
+    rest: InputMoments
+    hessian: np.ndarray[Any, Any]
+    target: np.ndarray[Any, Any] | None
 
 
-def _work(index: int, sent: Any) -> tuple[int, Clustered]:
-    job: Job = exchanged(_Sent.received, sent, _Sent)
+def _sent(moments: InputMoments | None, shared: dict[int, np.ndarray[Any, Any]]) -> _Sent | None:
+    """Take the large arrays out of moments; layers that share a matrix send the same object."""
+    if moments is None:
+        return None
+    matrix = moments.hessian
+    array = shared.setdefault(matrix.data_ptr(), matrix.detach().cpu().contiguous().numpy())
+    target = None if moments.target is None else moments.target.detach().cpu().double().numpy()
+    return _Sent(replace(moments, hessian=matrix.new_empty(0), target=None), array, target)
+
+
+def _received(sent: _Sent | None) -> InputMoments | None:
+    if sent is None:
+        return None
+    target = None if sent.target is None else _tensor(sent.target)
+    return replace(sent.rest, hessian=_tensor(sent.hessian), target=target)
+
+
+def _to_numpy(weight: Tensor) -> tuple[np.ndarray[Any, Any], torch.dtype]:
+    """Return the weight's bytes as an array: joblib maps arrays into workers without copies."""
+    host = weight.detach().cpu().contiguous()
+    if host.dtype is torch.bfloat16:
+        return host.view(torch.int16).numpy(), host.dtype
+    return host.numpy(), host.dtype
+
+
+def _work(
+    index: int,
+    plan: TensorPlan,
+    array: np.ndarray[Any, Any],
+    dtype: torch.dtype,
+    importance: np.ndarray[Any, Any] | None,
+    moments: _Sent | None,
+) -> tuple[int, Clustered]:
+    weight = _tensor(array).view(dtype)
+    sensitivity = None if importance is None else Sensitivity(_tensor(importance), "")
+    job = Job(plan, weight, sensitivity, _received(moments))
     return index, cluster_here(job, get_catalog())
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """Wrap an array, possibly a read-only memory map; clusterers do not write to their input."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
