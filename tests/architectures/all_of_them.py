@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
+from further import FURTHER
 from language import LANGUAGE, MORE_LANGUAGE
 from own import OWN
 from record import Architecture
@@ -15,7 +16,7 @@ def tried() -> list[Architecture]:
     """Return those of CI, or all with PALETTE_ALL_ARCHITECTURES=1; what is not installed aside."""
     found = [*OWN, *LANGUAGE, *SEEING]
     if os.environ.get("PALETTE_ALL_ARCHITECTURES"):
-        found += [*MORE_LANGUAGE, *MORE_SEEING]
+        found += [*MORE_LANGUAGE, *MORE_SEEING, *FURTHER]
     return [a for a in found if a in OWN or importlib.util.find_spec(_library(a)) is not None]
 
 

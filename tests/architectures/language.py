@@ -91,7 +91,7 @@ def _model(model: str, config: str, settings: Mapping[str, Any]) -> Callable[[],
     return partial(transformers_model, model, config, settings)
 
 
-def _decoder(kind: str, **more: Any) -> Architecture:
+def decoder(kind: str, **more: Any) -> Architecture:
     make = _model(f"{kind}ForCausalLM", f"{kind}Config", {**TEXT, **more})
     return Architecture(kind, make, {**IDS, **NO_CACHE})
 
@@ -126,17 +126,17 @@ LANGUAGE = [
     Architecture(
         "Qwen2, padded", _model("Qwen2ForCausalLM", "Qwen2Config", TEXT), {**PADDED, **NO_CACHE}
     ),
-    _decoder("Qwen3"),
+    decoder("Qwen3"),
     Architecture(
         "Gemma3",
         _model("Gemma3ForCausalLM", "Gemma3TextConfig", {**TEXT, **_WINDOW}),
         {**IDS, **NO_CACHE},
     ),
-    _decoder("Phi3"),
-    _decoder("Mixtral", **EXPERTS),
-    _decoder("Qwen3Moe", **MORE_EXPERTS),
-    _decoder("DeepseekV3", **DEEPSEEK),
-    _decoder("GptOss", **EXPERTS, **_WINDOW),
+    decoder("Phi3"),
+    decoder("Mixtral", **EXPERTS),
+    decoder("Qwen3Moe", **MORE_EXPERTS),
+    decoder("DeepseekV3", **DEEPSEEK),
+    decoder("GptOss", **EXPERTS, **_WINDOW),
     _old_decoder("GPT2", "GPT2LMHeadModel", {**OLD, "bos_token_id": 1, "eos_token_id": 2}),
     _old_decoder(
         "OPT",
@@ -190,7 +190,7 @@ LANGUAGE = [
 
 MORE_LANGUAGE = [
     *(
-        _decoder(kind)
+        decoder(kind)
         for kind in (
             "Llama",
             "Gemma",
@@ -215,15 +215,15 @@ MORE_LANGUAGE = [
             "BitNet",
         )
     ),
-    *(_decoder(kind, **_WINDOW) for kind in ("Mistral", "Gemma2", "Cohere2")),
-    *(_decoder(kind, **EXPERTS) for kind in ("GraniteMoe", "Phimoe")),
-    _decoder("JetMoe", **EXPERTS, kv_channels=8),
-    _decoder("Olmoe", num_experts=4, num_experts_per_tok=2),
-    _decoder("Qwen2Moe", **MORE_EXPERTS, shared_expert_intermediate_size=16),
-    _decoder("DeepseekV2", **DEEPSEEK),
-    _decoder("Exaone4", **_WINDOW, sliding_window_pattern=2),
-    _decoder("Lfm2", layer_types=["conv", "full_attention"]),
-    _decoder("RecurrentGemma", num_hidden_layers=3, attention_window_size=8, lru_width=32),
+    *(decoder(kind, **_WINDOW) for kind in ("Mistral", "Gemma2", "Cohere2")),
+    *(decoder(kind, **EXPERTS) for kind in ("GraniteMoe", "Phimoe")),
+    decoder("JetMoe", **EXPERTS, kv_channels=8),
+    decoder("Olmoe", num_experts=4, num_experts_per_tok=2),
+    decoder("Qwen2Moe", **MORE_EXPERTS, shared_expert_intermediate_size=16),
+    decoder("DeepseekV2", **DEEPSEEK),
+    decoder("Exaone4", **_WINDOW, sliding_window_pattern=2),
+    decoder("Lfm2", layer_types=["conv", "full_attention"]),
+    decoder("RecurrentGemma", num_hidden_layers=3, attention_window_size=8, lru_width=32),
     _old_decoder("GPTBigCode", "GPTBigCodeForCausalLM", OLD),
     _old_decoder("GPTJ", "GPTJForCausalLM", {**OLD, "rotary_dim": 4}),
     _old_decoder("CodeGen", "CodeGenForCausalLM", {**OLD, "rotary_dim": 4}),

@@ -38,18 +38,16 @@ WAVES = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
-_PROJECTED = {
-    "text_config": {**ENCODER, "bos_token_id": 1, "eos_token_id": 2, "projection_dim": 16}
-}
-_PROJECTED["vision_config"] = {**VIT, "projection_dim": 16}
+PROJECTED = {"text_config": {**ENCODER, "bos_token_id": 1, "eos_token_id": 2, "projection_dim": 16}}
+PROJECTED["vision_config"] = {**VIT, "projection_dim": 16}
 
 
-def _classifier(kind: str, inputs: dict[str, Any], **settings: Any) -> Architecture:
+def classifier(kind: str, inputs: dict[str, Any], **settings: Any) -> Architecture:
     make = partial(transformers_model, f"{kind}ForImageClassification", f"{kind}Config", settings)
     return Architecture(kind, make, inputs)
 
 
-def _other(kind: str, head: str, inputs: dict[str, Any], settings: dict[str, Any]) -> Architecture:
+def other(kind: str, head: str, inputs: dict[str, Any], settings: dict[str, Any]) -> Architecture:
     make = partial(transformers_model, f"{kind}{head}", f"{kind}Config", settings)
     return Architecture(kind, make, inputs)
 
@@ -91,15 +89,15 @@ def _diffusers(name: str, kind: str, inputs: dict[str, Any], **settings: Any) ->
 
 
 def _wave(kind: str, **more: Any) -> Architecture:
-    return _other(kind, "ForCTC", SOUND, {**WAVES, **more})
+    return other(kind, "ForCTC", SOUND, {**WAVES, **more})
 
 
 _STEP = {"timestep": torch.tensor([3])}
 _LATENT, _PROMPT = normal(1, 4, 8, 8), normal(1, 5, 16)
 _BLOCKS = {"block_out_channels": (16, 32), "norm_num_groups": 8}
 SEEING = [
-    _classifier("ViT", SMALL, **VIT),
-    _classifier(
+    classifier("ViT", SMALL, **VIT),
+    classifier(
         "Swin",
         IMAGE,
         image_size=32,
@@ -109,10 +107,10 @@ SEEING = [
         num_heads=[2, 4],
         window_size=4,
     ),
-    _classifier("ConvNextV2", IMAGE, **STAGES, num_stages=2),
-    _classifier("MobileNetV2", IMAGE, depth_multiplier=0.25, image_size=32),
+    classifier("ConvNextV2", IMAGE, **STAGES, num_stages=2),
+    classifier("MobileNetV2", IMAGE, depth_multiplier=0.25, image_size=32),
     _detector("Detr"),
-    _other(
+    other(
         "CLIP",
         "Model",
         {
@@ -120,9 +118,9 @@ SEEING = [
             "attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]]),
             **SMALL,
         },
-        {**_PROJECTED, "projection_dim": 16},
+        {**PROJECTED, "projection_dim": 16},
     ),
-    _other(
+    other(
         "Llava",
         "ForConditionalGeneration",
         {"input_ids": torch.tensor([[90, 90, 90, 90, 5, 6]]), **SMALL, **NO_CACHE},
@@ -158,18 +156,18 @@ SEEING = [
 
 MORE_SEEING = [
     *(
-        _classifier(kind, SMALL, **VIT)
+        classifier(kind, SMALL, **VIT)
         for kind in ("DeiT", "Dinov2", "Dinov2WithRegisters", "ViTMSN", "IJepa")
     ),
     *(
-        _classifier(kind, SMALL, **VIT, use_relative_position_bias=True)
+        classifier(kind, SMALL, **VIT, use_relative_position_bias=True)
         for kind in ("Beit", "Data2VecVision")
     ),
-    _classifier("ConvNext", IMAGE, **STAGES, num_stages=2),
-    _classifier("ResNet", IMAGE, embedding_size=16, **STAGES),
-    _classifier("RegNet", IMAGE, embedding_size=16, **STAGES, groups_width=8),
-    _classifier("MobileNetV1", IMAGE, depth_multiplier=0.25, image_size=32),
-    _classifier(
+    classifier("ConvNext", IMAGE, **STAGES, num_stages=2),
+    classifier("ResNet", IMAGE, embedding_size=16, **STAGES),
+    classifier("RegNet", IMAGE, embedding_size=16, **STAGES, groups_width=8),
+    classifier("MobileNetV1", IMAGE, depth_multiplier=0.25, image_size=32),
+    classifier(
         "FocalNet",
         IMAGE,
         image_size=32,
@@ -178,7 +176,7 @@ MORE_SEEING = [
         focal_levels=[2, 2],
         focal_windows=[3, 3],
     ),
-    _classifier(
+    classifier(
         "MobileViT",
         LARGE,
         image_size=64,
@@ -186,8 +184,8 @@ MORE_SEEING = [
         neck_hidden_sizes=[8, 8, 16, 16, 16, 16, 32],
         patch_size=2,
     ),
-    _classifier("MobileViTV2", LARGE, image_size=64, width_multiplier=0.25),
-    _classifier(
+    classifier("MobileViTV2", LARGE, image_size=64, width_multiplier=0.25),
+    classifier(
         "EfficientNet",
         IMAGE,
         image_size=32,
@@ -196,7 +194,7 @@ MORE_SEEING = [
         hidden_dim=320,
         num_block_repeats=[1] * 7,
     ),
-    _classifier(
+    classifier(
         "Swinv2",
         IMAGE,
         image_size=32,
@@ -206,7 +204,7 @@ MORE_SEEING = [
         num_heads=[2, 4],
         window_size=4,
     ),
-    _classifier(
+    classifier(
         "Levit",
         LARGE,
         image_size=64,
@@ -215,7 +213,7 @@ MORE_SEEING = [
         depths=[1, 1, 1],
         key_dim=[8, 8, 8],
     ),
-    _classifier(
+    classifier(
         "PoolFormer",
         IMAGE,
         **STAGES,
@@ -224,7 +222,7 @@ MORE_SEEING = [
         padding=[2, 1],
         num_encoder_blocks=2,
     ),
-    _classifier(
+    classifier(
         "Hiera",
         IMAGE,
         image_size=[32, 32],
@@ -239,7 +237,7 @@ MORE_SEEING = [
         num_query_pool=1,
         masked_unit_attention=[True, False],
     ),
-    _other(
+    other(
         "Segformer",
         "ForSemanticSegmentation",
         IMAGE,
@@ -256,13 +254,13 @@ MORE_SEEING = [
     ),
     _detector("ConditionalDetr"),
     _detector("DeformableDetr", num_feature_levels=2),
-    _other(
+    other(
         "Yolos",
         "ForObjectDetection",
         SMALL,
         {**VIT, "image_size": [16, 16], "num_detection_tokens": 5},
     ),
-    _other(
+    other(
         "DPT",
         "ForDepthEstimation",
         SMALL,
@@ -276,13 +274,13 @@ MORE_SEEING = [
             "reassemble_factors": [4, 2, 1, 0.5],
         },
     ),
-    _other(
+    other(
         "Siglip",
         "Model",
         {**WORDS, **SMALL},
         {"text_config": {**ENCODER, "projection_size": 32}, "vision_config": VIT},
     ),
-    _other(
+    other(
         "Blip",
         "ForConditionalGeneration",
         {**WORDS, **SMALL},
@@ -299,7 +297,7 @@ MORE_SEEING = [
             "projection_dim": 16,
         },
     ),
-    _other(
+    other(
         "Gemma3",
         "ForConditionalGeneration",
         {
@@ -315,10 +313,10 @@ MORE_SEEING = [
             "image_token_index": 90,
         },
     ),
-    _other(
+    other(
         "Vilt", "ForMaskedLM", {**WORDS, **SMALL}, {**ENCODER, "image_size": 16, "patch_size": 8}
     ),
-    _other(
+    other(
         "Whisper",
         "ForConditionalGeneration",
         {"input_features": normal(1, 8, 32), **START, **NO_CACHE},
@@ -337,7 +335,7 @@ MORE_SEEING = [
     ),
     *(_wave(kind) for kind in ("Hubert", "WavLM", "UniSpeech", "SEW", "Data2VecAudio")),
     _wave("Wav2Vec2Conformer", position_embeddings_type="relative"),
-    _other(
+    other(
         "SpeechT5",
         "ForSpeechToText",
         {**SOUND, **START, **NO_CACHE},
@@ -355,7 +353,7 @@ MORE_SEEING = [
             "max_text_positions": 64,
         },
     ),
-    _other(
+    other(
         "AST",
         "ForAudioClassification",
         {"input_values": normal(1, 32, 16)},
@@ -371,7 +369,7 @@ MORE_SEEING = [
             "num_mel_bins": 16,
         },
     ),
-    _other(
+    other(
         "PatchTST",
         "ForPrediction",
         {"past_values": normal(1, 16, 2)},
