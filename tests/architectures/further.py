@@ -11,7 +11,6 @@ from seeing import (
     PROJECTED,
     SMALL,
     SOUND,
-    START,
     VIT,
     WAVES,
     WORDS,
