@@ -51,7 +51,7 @@ _MOVES = frozenset(
 def unfit(program: ExportedProgram, runtime: str) -> list[str]:
     """Return, in words, what a runtime of 32-bit numbers would compute otherwise than torch.
 
-    Complex numbers it lacks, float64 would be narrowed, integers of 8 and 16 bits saturate or grow
+    Complex constants it lacks, float64 would be narrowed, integers of 8 and 16 bits saturate or grow
     where torch's wrap, and a parameter that the model writes to has no place in a file.
 
     Args:
@@ -84,18 +84,18 @@ def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
 
 
 def _complex(program: ExportedProgram, runtime: str) -> Iterator[str]:
-    """Yield a sentence if operations take or give complex numbers."""
+    """Yield a sentence if operations read complex constants, which end a converter's process."""
     found: dict[object, str] = {}
     for node in program.graph.nodes:
-        values = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
+        values = [n.meta.get("val") for n in node.all_input_nodes if n.op == "placeholder"]
         if node.op == "call_function" and any(
             isinstance(value, Tensor) and value.is_complex() for value in values
         ):
             found.setdefault(node.target, _name(node))
     if found:
         yield (
-            f"{', '.join(found.values())}: {runtime} has no complex numbers; compute with real and "
-            "imaginary parts, a rotary embedding with cosines and sines"
+            f"{', '.join(found.values())}: {runtime} has no complex constants; compute with real "
+            "and imaginary parts, a rotary embedding with cosines and sines"
         )
 
 
