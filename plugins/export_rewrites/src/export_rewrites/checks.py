@@ -51,8 +51,8 @@ _MOVES = frozenset(
 def unfit(program: ExportedProgram, runtime: str) -> list[str]:
     """Return, in words, what a runtime of 32-bit numbers would compute otherwise than torch.
 
-    Complex constants it lacks, float64 would be narrowed, integers of 8 and 16 bits saturate or grow
-    where torch's wrap, and a parameter that the model writes to has no place in a file.
+    Complex constants it lacks, float64 would be narrowed, integers of 8 and 16 bits saturate or
+    grow where torch's wrap, and a parameter that the model writes to has no place in a file.
 
     Args:
         program: a rewritten one.
