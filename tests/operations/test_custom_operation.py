@@ -17,7 +17,7 @@ from palette_core import (
     PerGroupedChannelGranularity,
     load_checkpoint,
 )
-from palette_core.errors import DuplicatePluginError, OperationError
+from palette_core.errors import DuplicatePluginError, OperationError, TracingError
 from palette_core.plugins import Consumption, Operation, OperationEntry
 from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors import Features
@@ -163,6 +163,30 @@ def test_of_two_claims_both_are_named(install, register) -> None:
     register(entry(lambda call: ()))
     with pytest.raises((DuplicatePluginError, ValueError), match=r"wrong-plugin 6\.6 and wrong"):
         config(SPELLINGS[0])
+
+
+@pytest.mark.parametrize("call_of", ["consumptions", "channel_axis"])
+def test_one_that_writes_to_the_weight_is_found_out_and_undone(call_of, register) -> None:
+    def writes(call, *weight):
+        call["weight"].data.zero_()
+        return () if call_of == "consumptions" else 1
+
+    register(entry(writes) if call_of == "consumptions" else entry(lambda call: (), writes))
+    made = model()
+    before = made[0].weight.detach().clone()
+    palettizer = KMeansPalettizer(made, config(SPELLINGS[0], algorithm="gptq"))
+    with pytest.raises((OperationError, TracingError), match="has written to what the operation"):
+        palettizer.calibrate(batches())
+    assert torch.equal(made[0].weight, before)
+
+
+def test_two_that_claim_an_operation_break_nobodys_run_that_does_not_name_it(
+    install, register
+) -> None:
+    install(HOOKS.replace("channel_axis=1", "channel_axis=1, is_default=True"))
+    register(entry(lambda call: (), is_default=True))
+    plan = KMeansPalettizer(model(), KMeansPalettizerConfig()).make_plan((batches()[0],))
+    assert [tensor.name for tensor in plan] == ["2.weight"]
 
 
 def entry(look, axis=lambda call, weight: None, **more) -> OperationEntry:

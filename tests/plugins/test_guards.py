@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -171,6 +173,43 @@ def test_what_a_call_changes_of_the_process_is_put_back(model, register, monkeyp
         refused(model, ClusteringError, algorithm="wrong")
         assert settings() == before
     assert seen
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda t: t.as_subclass(Odd)])
+def test_tensors_that_compute_in_their_own_way_are_refused(change, model, register) -> None:
+    register(spoiled(lambda p, m: replace(m, lut=change(m.lut))))
+    message = refused(model, ClusteringError, algorithm="wrong")
+    assert "0.weight: clusterer 'wrong' (wrong-plugin 6.6): returned a" in message
+
+
+class Odd(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        raise RuntimeError("hands off")
+
+
+def test_random_states_are_put_back(model, register, untouched_rng) -> None:
+    def fit(problem):
+        torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        raise LookupError("no licence")
+
+    register(entry(fit))
+    refused(model, ClusteringError, algorithm="wrong")
+
+
+def test_a_metric_gets_outputs_of_its_own(model, register) -> None:
+    def writes(candidate):
+        for batch in candidate.outputs(None):
+            for tensor in batch:
+                assert bool(tensor.isfinite().all())
+                tensor.fill_(torch.nan)
+        return 1.0
+
+    register(replace(metric(writes), needs_outputs=True))
+    inputs = (torch.ones(1, 8),)
+    assert allocate(model, None, inputs, target_bpw=8, metric="wrong", batches=[inputs])
 
 
 def shapes(answer):

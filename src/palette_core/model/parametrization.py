@@ -106,10 +106,14 @@ class ModuleSnapshot:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         parts: dict[int, nn.Module] = {}
+        self._properties: list[tuple[type, dict[str, property]]] = []
         for module in modules:
             parts[id(module)] = module
             if parametrize.is_parametrized(module):
                 parts |= {id(part): part for part in parametrizations(module).modules()}
+                members = vars(type(module)).items()  # of a class of the module's own
+                found = {name: item for name, item in members if isinstance(item, property)}
+                self._properties.append((type(module), found))
         self._kept = [
             (part, type(part), dict(vars(part)), _contents(part))
             for part in parts.values()
@@ -125,6 +129,10 @@ class ModuleSnapshot:
 
     def restore(self) -> None:
         """Put everything back."""
+        for cls, properties in self._properties:
+            for name, item in properties.items():
+                if vars(cls).get(name) is not item:
+                    setattr(cls, name, item)
         for module, cls, attributes, registries in self._kept:
             module.__class__ = cls
             vars(module).clear()

@@ -58,6 +58,7 @@ class _Memory:
         self._tensor, self._held = tensor, tensor.detach()
         self._flag = tensor.requires_grad
         self._gradient = tensor.grad if tensor.is_leaf else None
+        self._of_gradient = None if self._gradient is None else _Memory(self._gradient)
 
     def restore(self) -> None:
         tensor, held = self._tensor, self._held
@@ -67,6 +68,8 @@ class _Memory:
             tensor.data = held
         if tensor.is_leaf and tensor.requires_grad != self._flag:
             tensor.requires_grad_(self._flag)
+        if self._of_gradient is not None:
+            self._of_gradient.restore()  # casts of a model reach it too
         if tensor.is_leaf and tensor.grad is not self._gradient:
             tensor.grad = self._gradient
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, final
 
 from palette_core.plugins.catalog import Catalog
@@ -34,6 +35,9 @@ class _CheckedMetric(SensitivityMetric):
             AllocationError: it fails, or predicts what is no finite number of at least 0.
         """
         tensor, shown = candidate.name, self._made.apart(candidate)
+        outputs = candidate.outputs
+        if outputs is not None and not self._made.is_ours:
+            shown = replace(shown, outputs=lambda weight: self._made.apart(outputs(weight)))
         loss = self._made.ask(lambda metric: float(metric.loss(shown)), tensor=tensor)
         if 0 <= loss < float("inf"):
             return loss

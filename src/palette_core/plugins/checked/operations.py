@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from palette_core._common.pytrees import tensors
 from palette_core.plugins.guards import shown
 from palette_core.plugins.making import Made, make
 from palette_core.plugins.operations import Consumption, Operation, OperationCall, OperationEntry
@@ -34,7 +37,8 @@ class _CheckedOperation(Operation):
         Raises:
             OperationError: it fails, or returns what is no axis of the weight.
         """
-        axis: object = self._made.ask(lambda operation: operation.channel_axis(call, weight))
+        with self._unwritten(call):
+            axis: object = self._made.ask(lambda operation: operation.channel_axis(call, weight))
         if axis is None:
             return None
         if type(axis) is int and -weight.dim() <= axis < weight.dim():
@@ -50,10 +54,32 @@ class _CheckedOperation(Operation):
         Raises:
             OperationError: it fails, or yields what no sums can be made of.
         """
-        found: Iterable[Consumption] = self._made.ask(
-            lambda operation: list(operation.consumptions(call))
-        )
+        with self._unwritten(call):
+            found: Iterable[Consumption] = self._made.ask(
+                lambda operation: list(operation.consumptions(call))
+            )
         return [self._checked(item) for item in found]
+
+    @contextlib.contextmanager
+    def _unwritten(self, call: OperationCall) -> Iterator[None]:
+        """Put back what the plug-in writes to a call's arguments, weights of the model among them.
+
+        Raises:
+            OperationError: it has done so.
+        """
+        given = () if self._made.is_ours else tensors(dict(call.arguments))
+        kept = [(tensor, tensor.detach().clone()) for tensor in given if _compares(tensor)]
+        written = False
+        try:
+            yield
+        finally:
+            for tensor, copy in kept:
+                if not torch.equal(tensor, copy):
+                    written = True
+                    with torch.no_grad():
+                        tensor.data.copy_(copy)
+        if written:
+            raise self._made.wrong("has written to what the operation was given")
 
     def _checked(self, item: object) -> Consumption:
         wrong = self._made.wrong
@@ -76,3 +102,8 @@ class _CheckedOperation(Operation):
                 f"{shape}"
             )
         return item
+
+
+def _compares(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return plain and not (tensor.is_meta or tensor.is_quantized or tensor.is_inference())
