@@ -1,6 +1,6 @@
 """Ctrl-C at any line inside a call: the model is as before the call, or as after it, never between.
 
-The n-th line that runs in `palette_core` raises KeyboardInterrupt instead, each case at another n.
+The n-th line that runs in `palette_core` gets the signal of Ctrl-C instead, each case at another n.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import signal
 import sys
 import tempfile
 import traceback
@@ -170,7 +171,7 @@ class _Counter:
             self.lines += 1
             if self.lines == self._at:
                 sys.settrace(None)
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)  # an interrupt, and no exception of a plug-in's
         return self
 
 
