@@ -57,10 +57,10 @@ def zeros_lost(weight: Tensor, palettized: PalettizedTensor) -> float:
 
     It is 0 where few are zero.
     """
-    zero = weight == 0
-    if int(zero.sum()) < _MANY * weight.numel():
+    if weight.numel() - int(torch.count_nonzero(weight)) < _MANY * weight.numel():
         return 0.0
-    return int((palettized.decode()[zero] != 0).sum()) / weight.numel()
+    lost = torch.count_nonzero(palettized.decode()[weight == 0])
+    return int(lost) / weight.numel()
 
 
 def fit_nonzeros(

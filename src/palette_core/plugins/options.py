@@ -40,6 +40,8 @@ def validate_options(entry: PluginEntry, options: Mapping[str, Any] | BaseModel)
             PluginOptionsError,
             lambda: entry.options.model_validate(options),
             passes=(ValidationError,),
+            # Looking after the process takes longer than an options model of the core's own.
+            is_ours=entry.options.__module__.partition(".")[0] == __package__.partition(".")[0],
         )
     except ValidationError as error:
         schema = entry.options.model_json_schema()
