@@ -47,9 +47,11 @@ def classifier(kind: str, inputs: dict[str, Any], **settings: Any) -> Architectu
     return Architecture(kind, make, inputs)
 
 
-def other(kind: str, head: str, inputs: dict[str, Any], settings: dict[str, Any]) -> Architecture:
+def other(
+    kind: str, head: str, inputs: dict[str, Any], settings: dict[str, Any], name: str = ""
+) -> Architecture:
     make = partial(transformers_model, f"{kind}{head}", f"{kind}Config", settings)
-    return Architecture(kind, make, inputs)
+    return Architecture(name or kind, make, inputs)
 
 
 def _detector(kind: str, **more: Any) -> Architecture:
@@ -308,10 +310,11 @@ MORE_SEEING = [
         },
         {
             "text_config": {**TEXT, "sliding_window": 4},
-            "vision_config": VIT,
+            "vision_config": {**VIT, "vision_use_head": False},  # as trained ones have it
             "mm_tokens_per_image": 4,
             "image_token_index": 90,
         },
+        name="Gemma3, images",
     ),
     other(
         "Vilt", "ForMaskedLM", {**WORDS, **SMALL}, {**ENCODER, "image_size": 16, "patch_size": 8}
