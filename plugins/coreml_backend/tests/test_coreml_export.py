@@ -22,6 +22,8 @@ from coreml_backend_hooks import CoreMLOptions
 from palette_core import ExportBackend, KMeansPalettizer, PalettizationSpec
 from palette_core.errors import BackendError
 from palette_core.plugins import get_catalog
+from palette_core.storage.packed_weight import PackedWeight
+from palette_core.storage.sites import palette_sites
 
 FLOATS = PalettizationSpec(n_bits=4, lut_qspec=E4M3)
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)
@@ -48,6 +50,21 @@ def test_from_palettizer_to_package(tmp_path) -> None:
     weights = coreml_backend.read_weights(path)
     for name, made in palettes(model).items():
         np.testing.assert_allclose(weights[name], made.decode(), rtol=2**-11)
+
+
+def test_a_model_that_is_finalized_for_another_backend_is_exported(tmp_path) -> None:
+    """``finalize()`` means Core AI, whose operator no other converter knows."""
+
+    def known_elsewhere(*arguments: object) -> Tensor:
+        raise AssertionError("traced for another backend")
+
+    model = finalized()
+    sites = palette_sites(model, PackedWeight)
+    for site in sites:
+        site.palette.traced_as = known_elsewhere
+    path = KMeansPalettizer(model).export(tmp_path / "m.mlpackage", X, backend="coreml")
+    assert coreml_backend.read_weights(path).keys() == {"0.weight", "3.weight"}
+    assert [site.palette.traced_as for site in sites] == [known_elsewhere] * 2
 
 
 def test_example_inputs_may_be_channels_last(tmp_path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import EnumType, StrEnum
 from pathlib import Path
@@ -31,7 +31,7 @@ from palette_core.storage.folding import fold
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
-from palette_core.storage.sites import palette_sites
+from palette_core.storage.sites import PaletteSite, palette_sites
 
 _FORMER = {"mil": "coreml", "mlir": "coreai", "_torch": "torch"}  # coreai-opt's names up to 0.3
 
@@ -176,10 +176,11 @@ def export(
     # Whatever fails, the model is as before, and so is what stands at the path.
     before = _snapshot(model, target)
     with atomic_path(path, beside=target.entry.beside) as fresh, before:
+        foreign = palette_sites(model, PackedWeight)
         if palette_sites(model, PalettizedWeight):
             _refuse_unfit(model, target)
             model = _finalized(model, target, catalog)
-        with _left_alone(model, target, before):
+        with _left_alone(model, target, before), _as_stored(foreign):
             _write(model, target, fresh, example_inputs, dynamic_shapes)
         _refuse_undeclared(target, fresh)
     return path
@@ -223,6 +224,19 @@ def _left_alone(model: nn.Module, target: Target, before: ModelSnapshot) -> Iter
     finally:
         now.restore()
         before.restore_values()
+
+
+@contextlib.contextmanager
+def _as_stored(finalized: Sequence[PaletteSite[PackedWeight]]) -> Iterator[None]:
+    """Trace what was finalized before, perhaps for another backend, as a checkpoint's."""
+    traced = [(site.palette, site.palette.traced_as) for site in finalized]
+    try:
+        for palette, _ in traced:
+            palette.traced_as = None
+        yield
+    finally:
+        for palette, function in traced:
+            palette.traced_as = function
 
 
 def _refuse_undeclared(target: Target, fresh: Path) -> None:
