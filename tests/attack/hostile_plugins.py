@@ -344,10 +344,12 @@ class Behaviour:
     Attributes:
         code: the rest of ``act``.
         is_harmless: the result is nevertheless that of the right plug-in.
+        draws: it moves the global random states.
     """
 
     code: str
     is_harmless: bool = False
+    draws: bool = False
 
 
 RAISED = (
@@ -379,7 +381,11 @@ VIEWS = (
 
 BEHAVIOURS: dict[str, Behaviour] = {
     **{f"raises {text}": Behaviour(f"    raise {text}") for text in RAISED},
-    **{f"returns {text}": Behaviour(f"    return {text}") for text in RETURNED},
+    **{
+        # A new layer draws its weights.
+        f"returns {text}": Behaviour(f"    return {text}", draws="torch.nn.Linear" in text)
+        for text in RETURNED
+    },
     **{f"changes by {text}": Behaviour(f"    return changed(right(), {text})") for text in CHANGED},
     **{
         f"returns what looks like {text}": Behaviour(f"    return changed(right(), {text})", True)
@@ -413,9 +419,13 @@ BEHAVIOURS: dict[str, Behaviour] = {
         "        return base[: t.numel()].view(t.shape).copy_(t.detach())\n"
         "    made = changed(made, buffered)\n    del CALLS[1:]\n    return made"
     ),
-    "disturbs the process": Behaviour("    made = right()\n    disturb()\n    return made", True),
-    "disturbs the process first": Behaviour("    disturb()\n    return right()"),
-    "disturbs the process, and raises": Behaviour("    disturb()\n    raise Own('after')"),
+    "disturbs the process": Behaviour(
+        "    made = right()\n    disturb()\n    return made", True, True
+    ),
+    "disturbs the process first": Behaviour("    disturb()\n    return right()", draws=True),
+    "disturbs the process, and raises": Behaviour(
+        "    disturb()\n    raise Own('after')", draws=True
+    ),
     "takes its time": Behaviour("    time.sleep(0.05)\n    return right()", True),
     "starts a thread": Behaviour(
         "    t = threading.Thread(target=sum, args=([1],))\n    t.start()\n    t.join()\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -17,7 +18,13 @@ from palette_core import (
     PerGroupedChannelGranularity,
     load_checkpoint,
 )
-from palette_core.errors import DuplicatePluginError, OperationError, TracingError
+from palette_core.cli import main
+from palette_core.errors import (
+    DuplicatePluginError,
+    OperationError,
+    PaletteWarning,
+    TracingError,
+)
 from palette_core.plugins import Consumption, Operation, OperationEntry
 from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors import Features
@@ -243,10 +250,40 @@ def test_what_it_says_of_axes_is_checked(axis, text, register) -> None:
     assert all(torch.equal(a, before[n]) for n, a in palettizer._model.state_dict().items())
 
 
-def test_what_the_factory_makes_is_checked(register) -> None:
-    register(entry(None, factory=lambda options: object()))
-    with pytest.raises(OperationError, match="which is no Operation"):
-        KMeansPalettizer(model(), config(SPELLINGS[0])).prepare((batches()[0],))
+def fails(options: object) -> Operation:
+    raise ImportError("no such library")
+
+
+@pytest.mark.filterwarnings("ignore:0.weight .* stays dense")
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [
+        (lambda options: object(), "which is no Operation"),
+        (fails, "failed: ImportError: no such library"),
+    ],
+)
+def test_one_that_cannot_be_made_breaks_nobodys_run_that_does_not_name_it(
+    factory, text, register, monkeypatch, capsys
+) -> None:
+    without = KMeansPalettizer(model(), KMeansPalettizerConfig())
+    without.prepare((batches()[0],))
+    register(entry(None, factory=factory, is_default=True, aliases=("theirs",)))
+    palettizer = KMeansPalettizer(model(), KMeansPalettizerConfig())
+    with pytest.warns(PaletteWarning, match=rf"wrong-plugin 6\.6 is left out: .*{text}") as warned:
+        palettizer.prepare((batches()[0],))
+    assert sum("is left out" in str(each.message) for each in warned) == 1
+    for name, tensor in without._model.state_dict().items():
+        assert torch.equal(tensor, palettizer._model.state_dict()[name])
+    for name in (SPELLINGS[0], "theirs"):
+        with pytest.raises(ValueError, match=rf"wrong-plugin 6\.6: .*{text}"):
+            config(name)
+    monkeypatch.setattr("sys.argv", ["palette", "plugins", "--json"])
+    assert not main()
+    printed = json.loads(capsys.readouterr().out)
+    (listed,) = (q for q in printed["quarantined"] if q["distribution"] == "wrong-plugin")
+    assert listed["entry_point"].startswith("operation:their_library")
+    assert text in listed["error"]
+    assert not [row for row in printed["plugins"] if row["distribution"] == "wrong-plugin"]
 
 
 @pytest.mark.parametrize(

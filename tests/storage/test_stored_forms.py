@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,13 @@ from palette_core import (
     read_checkpoint,
     save_checkpoint,
 )
-from palette_core.errors import CheckpointError, PlanError, UnknownPluginError
-from palette_core.plugins import Backend, ExportBackendEntry, PluginEntry, Refusal
+from palette_core.errors import (
+    CheckpointError,
+    DuplicatePluginError,
+    PlanError,
+    UnknownPluginError,
+)
+from palette_core.plugins import Backend, ExportBackendEntry, Part, PluginEntry, Refusal
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.checked.stored_forms import make_stored_form
 from palette_core.storage import PackedWeight, palette_sites, write_checkpoint
@@ -255,7 +261,7 @@ def test_a_file_in_a_form_that_is_not_installed_says_so(
                 "values": torch.tensor([200], dtype=torch.uint8),
                 "lengths": torch.tensor([32], dtype=torch.int32),
             },
-            "an index is 200",
+            r"'runs' \(wrong-plugin 6\.6\): an index is 200, expected less than \d+$",
         ),
     ],
 )
@@ -304,3 +310,82 @@ def test_failures_of_a_form_name_it(register: Callable[[PluginEntry], None]) -> 
         prepared_mlp(stored_form="curt")
     register(form(Flipped, "flipped"))
     prepared_mlp(stored_form="flipped")  # what only the contract kit can find
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"indices": torch.full((32, 16), 100, dtype=torch.uint8)}, "an index is 100, expected"),
+        ({"n_bits": 3}, "decoded with another n_bits than it was given"),
+        ({"axis": 1}, "decoded with another axis than it was given"),
+        ({"lut": None}, "decoded with another lut than it was given"),
+        ({"scale": torch.ones(1, 1)}, "decoded with another scale than it was given"),
+        ({"mask": torch.ones(32, 16, dtype=torch.bool)}, "decoded a mask .*, expected none"),
+    ],
+)
+def test_what_a_form_decodes_is_checked(
+    change: dict[str, object], reason: str, register: Callable[[PluginEntry], None]
+) -> None:
+    class Changing(Bytes):
+        operator = "tests_changing::depalettize"
+
+        def decode(self, stored):
+            made = super().decode(stored)
+            return replace(made, **(change | ({"lut": -made.lut} if "lut" in change else {})))
+
+    register(form(Changing, "changing"))
+    made = make_stored_form(get_catalog(), "changing")
+    stored = StoredTensor(
+        {"codes": torch.zeros(32, 16, dtype=torch.uint8)},
+        *(torch.linspace(-1, 1, 4)[:, None][None, None], [32, 16], 2, 0, torch.float32),
+    )
+    with pytest.raises(ValueError, match=rf"'changing' \(wrong-plugin 6\.6\).*{reason}"):
+        made.decode(stored)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [Part(None, (1,)), Part(torch.uint8, 3), Part(torch.uint8, (-1,)), Part(torch.uint8, ("a",))],
+)
+def test_what_a_form_expects_is_checked(
+    part: Part, register: Callable[[PluginEntry], None]
+) -> None:
+    class Expecting(Bytes):
+        def expects(self, stored):
+            return {"codes": part}
+
+    register(form(Expecting, "expecting"))
+    made = make_stored_form(get_catalog(), "expecting")
+    with pytest.raises(CheckpointError, match=r"'expecting' \(wrong-plugin 6\.6\): expects"):
+        made.expects(StoredTensor({}, torch.zeros(1, 1, 4, 1), [8, 4], 2, 0, torch.float32))
+
+
+@pytest.mark.parametrize("operator", ["palette_core::depalettize", "palette_core::mine"])
+def test_operators_of_the_core_are_nobody_elses(
+    operator: str, register: Callable[[PluginEntry], None]
+) -> None:
+    register(
+        form(type("Taking", (Bytes,), {"parts": ("indices",), "operator": operator}), "taking")
+    )
+    with pytest.raises(CheckpointError, match=rf"'taking' \(wrong-.*'{operator}' is in the name"):
+        prepared_mlp(stored_form="taking")
+    prepared_mlp()
+
+
+def test_of_two_forms_with_one_operator_both_are_named(
+    register: Callable[[PluginEntry], None],
+) -> None:
+    class Failing(Bytes):
+        def __init__(self):
+            raise RuntimeError("never to be made")
+
+    register(form(Bytes, "one"))
+    register(form(Failing, "failing"))
+    prepared_mlp(stored_form="one")
+    register(form(type("Twin", (Bytes,), {}), "two"))
+    for name in ("one", "two"):
+        with pytest.raises(DuplicatePluginError, match=r"'tests_bytes::.* by wrong-plugin") as e:
+            prepared_mlp(stored_form=name)
+        assert "'one'" in str(e.value)
+        assert "'two'" in str(e.value)
+    prepared_mlp()

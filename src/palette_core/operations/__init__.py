@@ -2,6 +2,18 @@
 
 from palette_core.operations.calls import COPIES
 from palette_core.operations.names import canonical_op_type
-from palette_core.operations.table import OperationTable, installed_operations, op_type_of
+from palette_core.operations.table import (
+    OperationTable,
+    installed_operations,
+    op_type_of,
+    operations_of,
+)
 
-__all__ = ["COPIES", "OperationTable", "canonical_op_type", "installed_operations", "op_type_of"]
+__all__ = [
+    "COPIES",
+    "OperationTable",
+    "canonical_op_type",
+    "installed_operations",
+    "op_type_of",
+    "operations_of",
+]

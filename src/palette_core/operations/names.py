@@ -40,7 +40,7 @@ def canonical_op_type(key: str) -> str:
     instead = table.instead_of(name)
     if instead:
         raise ValueError(f"op type {key!r} is an internal form; use {_one_of(instead)} instead")
-    raise ValueError(f"unknown op type {key!r}{_nearest(key, name, table)}")
+    raise ValueError(f"unknown op type {key!r}{_nearest(key, name, table)}{table.left_out()}")
 
 
 def _without_overload(dotted: str, table: OperationTable) -> tuple[str, str]:

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from palette_core._common.imported import find_imported
+from palette_core._common.warned import warn
 from palette_core.errors import DuplicatePluginError
 from palette_core.operations.calls import ACCESSORS, bind, called_name
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.plugins.checked.operations import make_operation
+from palette_core.plugins.checked.operations import make_operation, usable_operations
 from palette_core.plugins.operations import Consumption, Operation, OperationEntry, plain
 from palette_core.plugins.registries import Registered, Registry
 
@@ -41,6 +42,10 @@ class OperationTable:
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+    def left_out(self) -> str:
+        """Return what could not be used, in brackets, to end a sentence with."""
+        return self._registry.left_out()
 
     def names(self) -> list[str]:
         """Return the names of all operations, those palettized by default first."""
@@ -187,9 +192,21 @@ _latest: list[tuple[Catalog, OperationTable]] = []
 
 def installed_operations() -> OperationTable:
     """Return the table of what is installed."""
-    catalog = get_catalog()
+    return operations_of(get_catalog())
+
+
+def operations_of(catalog: Catalog) -> OperationTable:
+    """Return the table of a catalog; what cannot be made is left out, and warned of once."""
     if not _latest or _latest[0][0] is not catalog:
-        _latest[:] = [(catalog, OperationTable(catalog.operations))]
+        usable = usable_operations(catalog)
+        # Kept before it warns: a warning may be made an error.
+        _latest[:] = [(catalog, OperationTable(usable.operations))]
+        for each in usable.quarantined[len(catalog.quarantined) :]:
+            warn(
+                f"{each.distribution} is left out: {each.error}; uninstall or block it, "
+                "`palette plugins` lists what is not usable",
+                stacklevel=3,
+            )
     return _latest[0][1]
 
 

@@ -12,7 +12,7 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PlanError
 from palette_core.model import ExampleInputs, as_inputs
 from palette_core.model.graph import ModelGraph, TensorRecord
-from palette_core.operations import OperationTable
+from palette_core.operations import OperationTable, operations_of
 from palette_core.planning.check import check_names
 from palette_core.planning.choose import (
     check_stored_form,
@@ -61,7 +61,7 @@ def make_plan(
         raise PlanError(f"on_incompatible must be 'skip' or 'error', got {on_incompatible!r}")
     config = config.checked_copy()  # its dictionaries may have been changed in place
     check_names(config, catalog)
-    operations = OperationTable(catalog.operations)
+    operations = operations_of(catalog)
     rules = RuleBook(config, graph, operations)
     tensors: list[TensorPlan] = []
     skipped: list[SkippedTensor] = []

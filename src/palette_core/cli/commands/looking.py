@@ -26,9 +26,10 @@ def plugins(
 ) -> None:
     """List everything that can be picked by name, and what is set aside as broken."""
     from palette_core.plugins.catalog import get_catalog
+    from palette_core.plugins.checked.operations import usable_operations
     from palette_core.reporting import console as show
 
-    show.plugins(get_catalog(), as_json=as_json, timings=timings)
+    show.plugins(usable_operations(get_catalog()), as_json=as_json, timings=timings)
 
 
 def validate(

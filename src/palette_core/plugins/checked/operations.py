@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from palette_core._common.pytrees import tensors
+from palette_core.errors import PaletteError, named_text_of
+from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.guards import shown
+from palette_core.plugins.kinds import OPERATION
 from palette_core.plugins.making import Made, make
 from palette_core.plugins.operations import Consumption, Operation, OperationCall, OperationEntry
-from palette_core.plugins.registries import Registered
+from palette_core.plugins.registries import CORE, Quarantined, Registered
 from palette_core.tensors.input_views import InputView
 
 
@@ -24,6 +28,31 @@ def make_operation(item: Registered[OperationEntry]) -> Operation:
         OperationError: making it fails, or makes something else.
     """
     return _CheckedOperation(make(item, {}))
+
+
+def usable_operations(catalog: Catalog) -> Catalog:
+    """Return the catalog with operations that cannot be made in quarantine.
+
+    Calls of an operation come up in runs that do not name it, so that a factory that fails must
+    not wait until then. Factories import what is heavy: this is for those who look at calls, or
+    list what works.
+    """
+    registry = catalog.operations
+    usable: list[Registered[OperationEntry]] = []
+    broken: list[Quarantined] = []
+    for item in registry:
+        try:
+            if item.distribution.name != CORE:
+                make_operation(item)
+            usable.append(item)
+        except PaletteError as error:
+            name = f"{OPERATION.slug}:{item.entry.name}"
+            broken.append(Quarantined(item.distribution, name, named_text_of(error)))
+    if not broken:
+        return catalog
+    quarantined = (*catalog.quarantined, *broken)
+    left = replace(registry, items=tuple(usable), quarantined=quarantined)
+    return replace(catalog, by_kind={**catalog.by_kind, OPERATION: left}, quarantined=quarantined)
 
 
 @final

@@ -8,13 +8,15 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
+from palette_core.errors import PaletteError
 from palette_core.plugins.backends import Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.backends import refusal
 from palette_core.plugins.guards import shown
 from palette_core.plugins.kinds import STORED_FORM
 from palette_core.plugins.making import Made, make
-from palette_core.plugins.stored_forms import SPARSE_FORM, Part, StoredForm
+from palette_core.plugins.registries import CORE, Registered
+from palette_core.plugins.stored_forms import SPARSE_FORM, Part, StoredForm, StoredFormEntry
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor, define_once
@@ -27,9 +29,38 @@ def make_stored_form(catalog: Catalog, name: str) -> CheckedForm:
 
     Raises:
         UnknownPluginError: nobody knows it.
+        DuplicatePluginError: two distributions claim the name, or the form's operator.
         CheckpointError: making it fails, or its parts or its operator are misnamed.
     """
-    return CheckedForm(name, make(catalog[STORED_FORM].find(name), {}))
+    item = catalog[STORED_FORM].find(name)
+    made = make(item, {})
+    if not made.is_ours:
+        _demand_own_operator(catalog, item, made)
+    return CheckedForm(name, made)
+
+
+def _demand_own_operator(
+    catalog: Catalog, item: Registered[StoredFormEntry], made: Made[StoredForm]
+) -> None:
+    """Refuse an operator of the core's, or of another form: one would decode what is the other's.
+
+    Raises:
+        CheckpointError: its name is in the core's namespace.
+        DuplicatePluginError: another installed form has it.
+    """
+    operator = shown(made.work.operator)
+    if operator[1:].startswith("palette_core::"):
+        raise made.wrong(f"operator {operator} is in the namespace of palette_core's own operators")
+    for other in catalog[STORED_FORM]:
+        if other is item or other.distribution.name == CORE:
+            continue
+        try:
+            theirs = shown(make(other, {}).work.operator)
+        except PaletteError:  # what cannot be used claims nothing
+            continue
+        if theirs == operator:
+            names = f"{item.entry.name!r} and {other.entry.name!r}"
+            catalog[STORED_FORM].only((item, other), f"with the operator {operator} ({names})")
 
 
 @final
@@ -94,8 +125,9 @@ class CheckedForm(StoredForm):
         """Decode.
 
         Raises:
-            ValueError: the parts do not fit each other.
-            CheckpointError: the plug-in fails, or returns other indices than it was given.
+            ValueError: the parts do not fit each other, or give indices that no table has.
+            CheckpointError: the plug-in fails, or returns something else than indices of the
+                weight beside its very tables.
         """
         given = self._made.apart(stored)
         made: object = self._made.ask(lambda form: form.decode(given), passes=(ValueError,))
@@ -110,7 +142,29 @@ class CheckedForm(StoredForm):
                 f"{tuple(stored.index_shape)}"
             )
         self._made.demand_plain(*vars(made).values())
+        if not self._made.is_ours:
+            self._check_decoded(stored, made)
         return self._made.apart(made)
+
+    def _check_decoded(self, stored: StoredTensor, made: PalettizedTensor) -> None:
+        mask = made.mask
+        if mask is not None and (
+            not self.holds_masks or mask.dtype is not torch.bool or mask.shape != made.shape
+        ):
+            raise self._made.wrong(
+                f"decoded a mask that is {_short(mask)}, expected "
+                + (f"{torch.bool} of shape {made.shape}" if self.holds_masks else "none")
+            )
+        for name, right in vars(stored.with_indices(made.indices)).items():
+            if name not in ("indices", "mask") and not _same(getattr(made, name), right):
+                raise self._made.wrong(f"decoded with another {name} than it was given")
+        if made.indices.is_meta or not made.indices.numel():
+            return
+        top = int(made.indices.max())
+        if top >> stored.n_bits:  # a damaged file's fault, or the plug-in's
+            raise ValueError(
+                f"{self._made.name}: an index is {top}, expected less than {1 << stored.n_bits}"
+            )
 
     def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
         """Return what each part must look like.
@@ -122,7 +176,7 @@ class CheckedForm(StoredForm):
         made: object = self._made.ask(lambda form: dict(form.expects(given)))
         if not isinstance(made, Mapping) or sorted(made) != sorted(self.parts):
             raise self._made.wrong(f"expects {_short(made)} of parts {self.parts}")
-        if not all(isinstance(part, Part) for part in made.values()):
+        if not all(map(_is_part, made.values())):
             raise self._made.wrong(f"expects {shown(made)}, expected a Part for each name")
         return made
 
@@ -153,7 +207,7 @@ class CheckedForm(StoredForm):
         """
         given = self._made.apart(stored)
         shape: Any = self._made.ask(lambda form: form.shape(given))
-        if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+        if not isinstance(shape, Sequence) or not all(map(_is_size, shape)):
             raise self._made.wrong(f"shape returned {shown(shape)}, expected integers")
         return tuple(shape)
 
@@ -169,6 +223,27 @@ class CheckedForm(StoredForm):
         if isinstance(size, int) and size >= 0:
             return size
         raise self._made.wrong(f"tells a size of {shown(size)} bits, expected an integer")
+
+
+def _is_part(part: object) -> bool:
+    if not isinstance(part, Part) or not isinstance(cast("object", part.dtype), torch.dtype):
+        return False
+    shape: object = part.shape
+    return isinstance(shape, Sequence) and all(size is None or _is_size(size) for size in shape)
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, int) and size >= 0
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two fields of a weight are equal; tensors by their bytes, NaN included."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and bool(one == other)
+    if one.dtype is not other.dtype or one.shape != other.shape or one.device != other.device:
+        return False
+    raw = (tensor.detach().contiguous().view(torch.uint8) for tensor in (one, other))
+    return one.is_meta or torch.equal(*raw)
 
 
 def _short(made: object) -> str:
