@@ -278,7 +278,8 @@ def test_one_that_cannot_be_made_breaks_nobodys_run_that_does_not_name_it(
         with pytest.raises(ValueError, match=rf"wrong-plugin 6\.6: .*{text}"):
             config(name)
     monkeypatch.setattr("sys.argv", ["palette", "plugins", "--json"])
-    assert not main()
+    with pytest.raises(SystemExit, match="0"):
+        main()
     printed = json.loads(capsys.readouterr().out)
     (listed,) = (q for q in printed["quarantined"] if q["distribution"] == "wrong-plugin")
     assert listed["entry_point"].startswith("operation:their_library")
