@@ -30,6 +30,7 @@ from palette_core import (
     KMeansPalettizer,
     KMeansPalettizerConfig,
     PerGroupedChannelGranularity,
+    read_checkpoint,
 )
 from palette_core.errors import (
     PaletteWarning,
@@ -37,7 +38,9 @@ from palette_core.errors import (
     TracingError,
     WeightError,
 )
+from palette_core.plugins import Granularity
 from palette_core.storage.sites import palette_sites
+from palette_core.tensors.layout import Shape
 
 
 def test_returns_the_same_object_in_place() -> None:
@@ -267,3 +270,25 @@ def test_supported_modules() -> None:
     assert nn.Linear in supported
     assert nn.MultiheadAttention in supported
     assert nn.LSTM not in supported
+
+
+class Halves(Granularity):
+    """A user's own, which nobody registers."""
+
+    type: str = "halves"
+
+    def block_shape(self, shape: Shape, default_axis: int) -> Shape:
+        return (shape[0] // 2, *shape[1:])
+
+    def describe(self, default_axis: int) -> str:
+        return "halves"
+
+
+def test_a_granularity_that_nobody_registers_is_palettized_and_stored(tmp_path) -> None:
+    palettizer = KMeansPalettizer(mlp(), weight_config(granularity=Halves(), n_bits=2))
+    model = palettizer.prepare(MLP_INPUTS)
+    assert all(site.palette.palettized().lut.shape[0] == 2 for site in palette_sites(model))
+    origins = [site.palette.origin for site in palette_sites(model)]
+    assert not any("halves" in name for origin in origins for name in origin.source.plugins)
+    palettizer.export(tmp_path / "halves.safetensors", backend="packed")
+    assert len(read_checkpoint(tmp_path / "halves.safetensors").origins) == 2

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from coreml_cases import INT8
+from coremltools.converters.mil import Builder as mb
 from mil_evaluator import run_package
 from torch import Tensor, nn
 
 from coreml_backend import programs
-from coreml_backend.reading import read_weights
+from coreml_backend.reading import open_package, program_of, read_weights
 from palette_core import (
     KMeansPalettizer,
     KMeansPalettizerConfig,
@@ -73,8 +74,8 @@ def palettized_model(spec, dtype):
 def test_weights_are_those_of_the_palettized_model(spec, plain, tmp_path):
     out = tmp_path / "small.mlpackage"
     if plain.stem == "float16" and spec.lut_qspec is not None:
-        with pytest.raises(BackendError, match="does not decode to its palettized values"):
-            palettize_program(plain, out, config(spec))  # Core ML rounds the scale
+        with pytest.raises(PlanError, match="keep the tables floats"):
+            plan_program(plain, config(spec))
         return
     report = palettize_program(plain, out, config(spec))
     assert len(report.tensors) == 2
@@ -113,3 +114,59 @@ def test_a_weight_that_would_not_decode_leaves_nothing(plain, tmp_path, monkeypa
     with pytest.raises(BackendError, match="does not decode to its palettized values"):
         palettize_program(plain, tmp_path / "s.mlpackage")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_in_which_nothing_is_palettized_is_not_written(plain, tmp_path):
+    nothing = KMeansPalettizerConfig(module_name_configs={"missing": config(None).global_config},
+                                     global_config=None)  # fmt: skip
+    with pytest.raises(PlanError, match=r"nothing is written; dense weights in it: \w+"):
+        palettize_program(plain, tmp_path / "s.mlpackage", nothing)
+    assert list(tmp_path.iterdir()) == []
+    palettize_program(plain, tmp_path / "s.mlpackage")
+    with pytest.raises(PlanError, match="all are compressed already"):
+        palettize_program(tmp_path / "s.mlpackage", tmp_path / "again.mlpackage")
+
+
+def function_of_two(*least):
+    differs, same = (np.linspace(n, 2, 512, dtype=np.float32).reshape(32, 16) for n in least)
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 16))], opset_version=ct.target.iOS18)
+    def program(x):
+        one = mb.linear(x=x, weight=mb.const(val=differs, name="differs"))
+        return mb.add(x=one, y=mb.linear(x=x, weight=mb.const(val=same, name="same")))
+
+    return program
+
+
+def several_functions(folder, default):
+    parts = ct.utils.MultiFunctionDescriptor()
+    for number, name in enumerate(("main", "other")):
+        path = folder / f"{name}.mlpackage"
+        ct.convert(
+            function_of_two(number, -1),
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        ).save(str(path))
+        parts.add_function(str(path), "main", name)
+    parts.default_function_name = default
+    ct.utils.save_multifunction(parts, str(folder / "both.mlpackage"))
+    return folder / "both.mlpackage"
+
+
+def test_functions_that_name_different_weights_alike_keep_them(tmp_path):
+    path, out = several_functions(tmp_path, "main"), tmp_path / "small.mlpackage"
+    report = palettize_program(path, out)
+    assert [item.name for item in report.tensors] == ["same.weight"]
+    assert [item.name for item in report.skipped] == ["differs.weight"]
+    functions = program_of(open_package(out)).functions
+    assert set(functions) == {"main", "other"}
+    for number, name in enumerate(("main", "other")):
+        (kept,) = [op for op in functions[name].operations if op.name == "differs"]
+        assert kept.outputs[0].val.min() == number
+    assert set(read_weights(out)) == {"same_palettized"}
+
+
+def test_a_default_function_that_would_not_be_kept_is_refused_while_planning(tmp_path):
+    with pytest.raises(BackendError, match="default function is 'other'"):
+        plan_program(several_functions(tmp_path, "other"))

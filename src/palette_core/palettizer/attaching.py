@@ -93,8 +93,10 @@ def _origins(
     used: dict[str, str] = {}
     for job, result in zip(jobs, results, strict=True):
         for kind, name in _named(job, result):
-            item = catalog[kind].find(name)
-            used[f"{kind.slug}:{name}"] = str(item.distribution)
+            registry = catalog[kind]
+            # A granularity may be the user's own, registered by nobody; see `check_names`.
+            if kind is not GRANULARITY or name in registry.names():
+                used[f"{kind.slug}:{name}"] = str(registry.find(name).distribution)
     entries = (item.entry for registry in catalog.registries() for item in registry)
     told = without_secrets(config.to_dict(), entries)
     source = Source(told, dict(sorted(used.items())))

@@ -15,7 +15,7 @@ from palette_core.engine.cluster_model import fallback_sentences
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Report, make_report
-from palette_core.errors import BackendError
+from palette_core.errors import BackendError, PlanError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.planning import Plan, TensorPlan, make_plan
 from palette_core.planning.make import OnIncompatible
@@ -104,6 +104,8 @@ def palettize_program(
     program.backend.check_place(target)
     plan = _planned(program, config, catalog, on_incompatible)
     jobs = [Job(item, program.weights[_stored(item)].values) for item in plan]
+    if not jobs:
+        raise PlanError(_nothing(program, plan))
     for job in jobs:
         check_finite(_stored(job.plan), job.weight)
     needy = [t.name for t in plan if catalog.clusterers.get(t.algorithm).needs_moments]
@@ -150,6 +152,15 @@ def _planned(
         catalog,
         on_incompatible=on_incompatible,
         backend=program.backend,
+    )
+
+
+def _nothing(program: _Program, plan: Plan) -> str:
+    found = ", ".join(program.weights) or "none, or all are compressed already"
+    skipped = "".join(f"; {item.name}: {item.reason}" for item in plan.skipped)
+    return (
+        f"{program.path}: no weight is to be palettized, so nothing is written; dense weights in "
+        f"it: {found}{skipped}"
     )
 
 

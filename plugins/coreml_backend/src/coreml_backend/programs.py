@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +20,8 @@ from palette_core.errors import BackendError
 from palette_core.plugins import ProgramWeight
 from palette_core.tensors import PalettizedTensor
 
+_DEFAULT = "main"
+_AMBIGUOUS = "functions of the program give its name to different weights"
 _PALETTIZED = "_palettized"
 # By operation: which of its inputs is a weight, what it is called in torch, its axis of outputs.
 _CONSUMERS = {
@@ -36,10 +39,19 @@ def read_program(path: Path) -> dict[str, ProgramWeight]:
         BackendError: the package cannot be read.
     """
     found: dict[str, ProgramWeight] = {}
-    for function in program_of(open_package(path)).functions.values():
+    model = open_package(path)
+    default = model.get_spec().description.defaultFunctionName or _DEFAULT
+    if default != _DEFAULT:
+        raise BackendError(
+            f"{path}: its default function is {default!r}, and coremltools rewrites programs only "
+            f"where it is {_DEFAULT!r}; save it again with that default_function_name"
+        )
+    for function in program_of(model).functions.values():
         for op in _weights(function):
             values = torch.from_numpy(np.array(op.outputs[0].val))
-            found[op.name] = ProgramWeight(values, *_use(op.outputs[0]))
+            known = found.setdefault(op.name, ProgramWeight(values, *_use(op.outputs[0])))
+            if known.values.dtype != values.dtype or not torch.equal(known.values, values):
+                found[op.name] = replace(known, obstacle=_AMBIGUOUS)
     return found
 
 

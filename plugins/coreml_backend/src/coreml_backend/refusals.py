@@ -54,6 +54,20 @@ def refuse(facts: TensorFacts, options: CoreMLOptions) -> Refusal | None:
     return Refusal(reason, spec)
 
 
+def refuse_in_program(facts: TensorFacts) -> Refusal | None:
+    """Return why a weight of a program that exists cannot be stored exactly, whatever the target.
+
+    Its operations keep their precision, so that nothing rounds what 8-bit tables decode to.
+    """
+    if facts.dtype != torch.float16 or facts.spec.lut_qspec is None:
+        return None
+    return Refusal(
+        "tables of 8-bit integers do not decode to float16 exactly in a program that exists; keep "
+        "the tables floats",
+        _with(facts.spec, lut_qspec=None),
+    )
+
+
 def check_stored(model: nn.Module, options: CoreMLOptions) -> None:
     """Refuse palettized weights that came by no plan, out of a checkpoint, as planning would.
 
