@@ -43,34 +43,44 @@ def attack(count: int, seed: int = 0) -> Outcome:
     lines: dict[str, int] = {}
     for number in range(count):
         name = made.choice(sorted(CALLS))
-        begin, call = CALLS[name]
         if name not in lines:
-            action = _bound(call, begin())
-            lines[name] = _lines_of(action)
-        subject = begin()
-        before, after = _state(subject.model), None
-        at, place = made.randint(1, lines[name]), ""
-        try:
-            _interrupted(_bound(call, subject), at)
-            kind = "finished"
-        except KeyboardInterrupt as stop:
-            kind = "interrupted"
-            place = _place(stop)
-        outcome.counts[kind] += 1
-        found = _state(subject.model)
-        if not _same(found, before):
-            reference = begin()
-            call(reference)
-            after = _state(reference.model)
-        problem = "" if after is None or _same(found, after) else "is neither as before nor after"
-        if not torch.is_grad_enabled():
-            torch.set_grad_enabled(True)
-            problem = "gradients are left off"
-        if problem:
-            outcome.broken.append(
-                f"seed {seed}, case {number}, {name} at line {at} ({place}): {problem}"
-            )
+            begin, call = CALLS[name]
+            lines[name] = _lines_of(_bound(call, begin()))
+        _interrupt(name, made.randint(1, lines[name]), outcome, f"seed {seed}, case {number}")
     return outcome
+
+
+def attack_the_end(name: str, count: int) -> Outcome:
+    """Interrupt a call at each of its last ``count`` lines: where contexts are left."""
+    outcome, (begin, call) = Outcome(), CALLS[name]
+    lines = _lines_of(_bound(call, begin()))
+    for at in range(lines - count + 1, lines + 1):
+        _interrupt(name, at, outcome, "the end")
+    return outcome
+
+
+def _interrupt(name: str, at: int, outcome: Outcome, case: str) -> None:
+    begin, call = CALLS[name]
+    subject = begin()
+    before, after, place = _state(subject.model), None, ""
+    try:
+        _interrupted(_bound(call, subject), at)
+        kind = "finished"
+    except KeyboardInterrupt as stop:
+        kind = "interrupted"
+        place = _place(stop)
+    outcome.counts[kind] += 1
+    found = _state(subject.model)
+    if not _same(found, before):
+        reference = begin()
+        call(reference)
+        after = _state(reference.model)
+    problem = "" if after is None or _same(found, after) else "is neither as before nor after"
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        problem = "gradients are left off"
+    if problem:
+        outcome.broken.append(f"{case}, {name} at line {at} ({place}): {problem}")
 
 
 def _place(stop: KeyboardInterrupt) -> str:

@@ -20,7 +20,7 @@ from palette_core.engine.results import Clustered, Report, make_report
 from palette_core.engine.sparsity import find_zeros
 from palette_core.errors import StateDictError, WeightError
 from palette_core.model.hooked_weights import is_replaceable
-from palette_core.model.parametrization import ModuleSnapshot, parametrizations
+from palette_core.model.parametrization import parametrizations
 from palette_core.palettizer.attaching import attach_palettes
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.palettizer.stored_states import StoredPalette, UnfitError, read_palette
@@ -75,7 +75,7 @@ def attach_stored(
     # The weights are still the model's own, and are looked at only once they are the dictionary's.
     blank = [Job(tensor, torch.empty(0)) for tensor in plan]
     own = OwnStates.of(model, ())
-    with own.put_back([*own.tensors, *own.values]), ModuleSnapshot(model.modules()):
+    with own.put_back([*own.tensors, *own.values], model.modules()):
         attach_palettes(model, blank, results, None, catalog)
         _load(model, own, _complete(model, state_dict, found))
         return make_report(plan, _finished(model, plan, results, sensitivity_path, trust=trust))

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from palette_core._common.wrapped import parts_of
 from palette_core.errors import did_you_mean
 from palette_core.model.hooked_weights import made_of
-from palette_core.model.parametrization import parametrizations
+from palette_core.model.parametrization import ModuleSnapshot, parametrizations
 from palette_core.storage.checkpoint_reading import Checkpoint
 from palette_core.tensors.dtypes import dtype_name
 
@@ -172,8 +172,15 @@ class OwnStates:
         return self.model.get_submodule(name)
 
     @contextlib.contextmanager
-    def put_back(self, names: Iterable[str]) -> Iterator[None]:
-        """Put the states of these names back where the block fails or is interrupted."""
+    def put_back(self, names: Iterable[str], modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Put states and modules back where the block fails or is interrupted.
+
+        Both in one context: of two, an interrupt on the way out may reach the outer one alone.
+
+        Args:
+            names: of the states whose values come back.
+            modules: what comes back as `ModuleSnapshot` does it.
+        """
         places = [
             (module, state, tensor)
             for module in self.model.modules()
@@ -183,9 +190,11 @@ class OwnStates:
         values = {n: self.tensors[n].detach().clone() for n in names if n in self.tensors}
         owners = [n.rpartition(".")[0] for n in names if n.rpartition(".")[2] == _EXTRA]
         extra = [(m, copy.deepcopy(m.get_extra_state())) for m in map(self._module, owners)]
+        snapshot = ModuleSnapshot(modules)
         try:
             yield
         except BaseException:
+            snapshot.restore()
             for module, state, tensor in places:
                 if getattr(module, state) is not tensor:
                     setattr(module, state, tensor)

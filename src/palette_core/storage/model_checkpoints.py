@@ -12,7 +12,6 @@ from palette_core._common.torch_state import torch_state_kept
 from palette_core._common.wrapped import packs_away, parts_of
 from palette_core.config.names import type_name
 from palette_core.errors import CheckpointError, StateError
-from palette_core.model.parametrization import ModuleSnapshot
 from palette_core.storage.checkpoint_reading import (
     Checkpoint,
     read_checkpoint,
@@ -87,7 +86,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
             for name, tensor in checkpoint.palettized.items()
         }
         owners = {name.rpartition(".")[0] for group in names.values() for name in group}
-        with own.put_back(rest), ModuleSnapshot(map(model.get_submodule, owners)):
+        with own.put_back(rest, map(model.get_submodule, owners)):
             with_memory(model, rest)
             with own.written():
                 model.load_state_dict(rest, strict=False)
