@@ -292,3 +292,17 @@ def test_a_granularity_that_nobody_registers_is_palettized_and_stored(tmp_path) 
     assert not any("halves" in name for origin in origins for name in origin.source.plugins)
     palettizer.export(tmp_path / "halves.safetensors", backend="packed")
     assert len(read_checkpoint(tmp_path / "halves.safetensors").origins) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("power", [-150, -140, -130, -126, 120])
+def test_scales_of_weights_at_the_ends_of_their_dtype_are_found(power, dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(16, 8, bias=False).to(dtype)
+    wide = torch.randn(8, 16, dtype=torch.float64).clamp(-2, 2)
+    wide[:, :3], wide[1] = 0.0, 0.0
+    weight = (wide * 2.0**power).to(dtype)
+    model.weight.data = weight.clone()
+    config = weight_config(n_bits=4, enable_per_channel_scale=True, preserve_zero=True)
+    found = KMeansPalettizer(model, config).prepare((torch.zeros(1, 16, dtype=dtype),)).weight
+    assert (found - weight).double().square().sum() <= weight.double().square().sum()

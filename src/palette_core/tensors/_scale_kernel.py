@@ -9,6 +9,8 @@ import numpy as np
 from palette_core._common.kernels import inner_kernel, kernel
 
 CELLS = 1024  # of a table's range, each with the entry nearest to its middle
+_LEAST = 2.0**-126  # of factors: the reciprocals of smaller ones are infinite
+_MOST = 1e30  # cells per unit: more would come to infinities, and to cells that are none
 
 
 @kernel
@@ -74,7 +76,8 @@ def search_scales(
     """Replace every factor by the best of those that some stretches of it come to.
 
     With the entries d that a stretched factor makes of a block x, the best factor is
-    Σ w x d / Σ w d², and the error Σ w x² less (Σ w x d)² / Σ w d². Factors of 0 stay.
+    Σ w x d / Σ w d², and the error Σ w x² less (Σ w x d)² / Σ w d². Factors of 0 stay,
+    and those so small that float32 cannot divide by them.
 
     Args:
         x: ``[R, C]`` float32, a channel in each row.
@@ -99,7 +102,11 @@ def search_scales(
             own = weights[r, p * size : (p + 1) * size]
             most = np.float32(0.0)
             for stretch in stretches:
+                if old * stretch < _LEAST or per_unit[table] > _MOST:
+                    continue
                 per = np.float32(1.0) / (old * stretch)
+                if per * per_unit[table] > _MOST or abs(low[table] * per_unit[table]) > _MOST:
+                    continue
                 _products(part, own, per, low[table], per_unit[table], values[table], sums)
                 if sums[0] > 0.0 and sums[1] > 0.0:
                     gain = sums[0] * (sums[0] / sums[1])
