@@ -203,7 +203,10 @@ def changed(states: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"indices": torch.zeros(4, 4, 2, 2).byte()}, "indices is .*4, 4, 2, 2.*expected"),
         ({"scale": torch.ones(1, 4, 1, 1)}, r"scale is \(1, 4, 1, 1\), expected \(8, 1, 1, 1\)"),
         ({"scale": torch.full((8, 1, 1, 1), torch.inf)}, "scale has NaN or infinite"),
-        ({"lut": "table"}, "lut is str, expected a plain tensor"),
+        ({"lut": "table"}, "lut is str, expected a tensor"),
+        ({"lut": torch.ones(2, 2).to_sparse()}, r"lut is of layout torch\.sparse_coo.*to_dense"),
+        ({"lut": torch.ones(2, device="meta")}, "lut has no values: it is on the meta device"),
+        ({"scale": torch.ones(8, 1, 1, 1).half()}, "scale is float16, expected float32"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(change, match):
@@ -223,6 +226,11 @@ def test_other_dictionaries_are_refused_by_name():
         {**states, "norm.bias": torch.ones(8).half()}, r"norm\.bias is float16, expected float32"
     )
     refused({**states, "norm.bias": 3}, r"norm\.bias is int, expected a tensor")
+    refused({**states, "norm.bias": torch.ones(8).to_sparse()}, r"norm\.bias is of layout .*sparse")
+    refused({**states, "norm.bias": torch.ones(8, device="meta")}, r"norm\.bias has no values")
+    for wrapped in ("module", "_orig_mod"):
+        inside = {f"{wrapped}.{name}": value for name, value in states.items()}
+        refused(inside, f"every name begins with '{wrapped}'.*cut '{wrapped}.' off")
     refused(prepared(n_bits=3).state_dict(), r"lut is \(1, 1, 1, 1, 8, 1\), expected .*4, 1\)")
     refused(states, r"missing: .*0\.scale", enable_per_channel_scale=True)
     refused(
@@ -231,6 +239,8 @@ def test_other_dictionaries_are_refused_by_name():
     refused(prepared(**SPECS["rows"]).state_dict(), r"lut is \(2, 1, 1, 1, 4, 1\), expected")
     torn = {**states, "second.parametrizations.weight.0.lut": torch.ones(1, 1, 4, 1)}
     refused(torn, r"second\.weight is tied to first\.weight, and has another palette")
+    one = "second.parametrizations.weight.original"
+    refused({**states, one: states[one] + 1}, f"{one} is tied to first.*, and has other values")
     original = "conv.parametrizations.weight.original"
     nan = states[original].clone().fill_(torch.nan)
     refused({**states, original: nan}, r"conv\.weight: .*NaN", WeightError)
@@ -244,6 +254,8 @@ def test_other_dictionaries_are_refused_by_name():
 def test_masks_that_are_lost_are_noticed():
     states = dict(prepared(**SPECS["sparse"]).state_dict())
     refused(changed(states, mask=None), r"conv\.weight: \d+ zeros decode", **SPECS["sparse"])
+    cast = states["conv.parametrizations.weight.0.mask"].float()
+    refused(changed(states, mask=cast), "mask is float32, expected bool", **SPECS["sparse"])
 
 
 def test_a_load_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):

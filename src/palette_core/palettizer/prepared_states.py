@@ -23,6 +23,7 @@ from palette_core.model.hooked_weights import is_replaceable
 from palette_core.model.parametrization import parametrizations
 from palette_core.palettizer.attaching import attach_palettes
 from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.palettizer.state_values import not_plain, same_values
 from palette_core.palettizer.stored_states import StoredPalette, UnfitError, read_palette
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins.catalog import Catalog
@@ -70,6 +71,7 @@ def attach_stored(
             f"state_dict must be a mapping from names to tensors, got "
             f"{type(given).__name__}; torch.load(path, weights_only=True) reads one"
         )
+    _refuse(_wrapped(model, state_dict))
     found = _read(model, plan, state_dict, catalog)
     results = [Clustered(f.palettized, 0.0, 0.0, 0.0, t.algorithm) for t, f in found]
     # The weights are still the model's own, and are looked at only once they are the dictionary's.
@@ -79,6 +81,20 @@ def attach_stored(
         attach_palettes(model, blank, results, None, catalog)
         _load(model, own, _complete(model, state_dict, found))
         return make_report(plan, _finished(model, plan, results, sensitivity_path, trust=trust))
+
+
+def _wrapped(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong where the dictionary is of something that holds the model."""
+    first = {name.partition(".")[0] for name in state_dict if "." in name}
+    if len(first) != 1 or first <= {*dict(model.named_children()), "parametrizations"}:
+        return []
+    outer = first.pop()
+    if not all(name.startswith(f"{outer}.") for name in state_dict):
+        return []
+    return [
+        f"every name begins with {outer!r}, which the model has not, as when DataParallel or "
+        f"torch.compile wraps it; take the state_dict() of the model inside, or cut '{outer}.' off"
+    ]
 
 
 _Found = list[tuple[TensorPlan, StoredPalette]]
@@ -141,6 +157,8 @@ def _complete(model: nn.Module, state_dict: Mapping[str, Any], found: _Found) ->
     problems += [f"not of the prepared model: {', '.join(unknown)}"] if unknown else []
     problems += filter(None, (_other(n, given[n], t) for n, t in expected.items() if n in given))
     _refuse(problems)
+    problems += _torn(expected, given)
+    _refuse(problems)
     made = type(expected)(given)
     made._metadata = getattr(state_dict, "_metadata", expected._metadata)  # type: ignore[attr-defined]
     return made
@@ -150,8 +168,9 @@ def _other(name: str, value: Any, expected: Any) -> str:
     """Return in what a value differs from what the model has, or nothing."""
     if not isinstance(expected, Tensor) or torch.nn.parameter.is_lazy(expected):
         return ""
-    if not isinstance(value, Tensor):
-        return f"{name} is {type(value).__name__}, expected a tensor"
+    problem = not_plain(value)
+    if problem and not (expected.is_meta and getattr(value, "is_meta", False)):
+        return f"{name} {problem}"
     if value.shape != expected.shape:
         return f"{name} has shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
     if value.dtype != expected.dtype:
@@ -159,7 +178,20 @@ def _other(name: str, value: Any, expected: Any) -> str:
             f"{name} is {dtype_name(value.dtype)}, expected {dtype_name(expected.dtype)}; cast "
             "the model before preparing it"
         )
-    return f"{name} has no values" if value.is_meta and not expected.is_meta else ""
+    return ""
+
+
+def _torn(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Say of which tensors, one in the model, the dictionary has several that differ."""
+    first: dict[int, str] = {}
+    problems = []
+    for name, tensor in expected.items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            continue
+        known = first.setdefault(id(tensor), name)
+        if not same_values(given[known], given[name]):
+            problems.append(f"{name} is tied to {known}, and has other values")
+    return problems
 
 
 def _load(model: nn.Module, own: OwnStates, states: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from palette_core.config.spec import QuantizationScheme
 from palette_core.errors import IncompatibleShapeError
+from palette_core.palettizer.state_values import not_plain, same_values
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
@@ -94,9 +95,7 @@ def _parts(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return a.keys() == b.keys() and all(
-        a[n] is b[n]
-        or not isinstance(a[n], Tensor)
-        or (a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]))
+        not isinstance(a[n], Tensor) or (isinstance(b[n], Tensor) and same_values(a[n], b[n]))
         for n in a
     )
 
@@ -133,10 +132,14 @@ class _Reader:
         scale = self.take("scale") if spec.is_scaled else None
         sparse = spec.sparsity_detection_threshold is not None and "mask" in self.parts
         mask = self.take("mask") if sparse else None
+        if mask is not None:
+            self.demand("mask", mask.dtype, torch.bool)
         made = self.checked(lut, scale_of_lut, zero, scale, mask)
         if scale is not None:
             extents = scale_shape(plan.shape, plan.axis, spec.scale_block_size)
             self.demand("scale", tuple(scale.shape), extents)
+            if spec.scale_block_size is None:
+                self.demand("scale", scale.dtype, plan.dtype)
         return made
 
     def foreign(self, original: str, state_dict: Mapping[str, Any]) -> PalettizedTensor:
@@ -174,11 +177,10 @@ class _Reader:
         """
         if name not in self.parts:
             raise UnfitError(f"missing: {self.prefix}{name}")
-        part = self.parts[name]
-        if not isinstance(part, Tensor) or part.layout is not torch.strided or part.is_meta:
-            raise UnfitError(
-                f"{self.prefix}{name} is {type(part).__name__}, expected a plain tensor"
-            )
+        part: Tensor = self.parts[name]
+        problem = not_plain(part)
+        if problem:
+            raise UnfitError(f"{self.prefix}{name} {problem}")
         self.taken.add(name)
         return part.detach()
 
