@@ -168,3 +168,13 @@ def test_factors_of_the_largest_float16_weights_stay_finite():
     for spec in ({"enable_per_channel_scale": True}, {"scale_block_size": 16}):
         _, model = palettized(weight, n_bits=1, **spec)
         assert bool(model[0].weight.isfinite().all())
+
+
+@pytest.mark.parametrize("spec", [{}, {"sparsity_detection_threshold": 0.3}])
+def test_float64_weights_have_the_factors_of_float32_ones(spec):
+    weight = normal(16, 64)
+    weight[weight.abs() < 0.6] = 0
+    spec = {"n_bits": 3, "enable_per_channel_scale": True, **spec}
+    (_, narrow), (_, wide) = (palettized(w, **spec) for w in (weight, weight.double()))
+    assert wide[0].weight.dtype is torch.float64
+    assert error(wide, weight) == pytest.approx(error(narrow, weight), rel=1e-3)

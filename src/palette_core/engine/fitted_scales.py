@@ -56,7 +56,9 @@ class Scaled:
         """Return factors as they are stored, rounded."""
         dtype = self.weight.dtype
         dtype = dtype if self.by_channel else stored_dtype(dtype, scale)
-        return scale.clamp(max=torch.finfo(dtype).max).to(dtype)  # never infinite
+        # Never infinite; factors of a float64 weight may have been searched in float32.
+        largest = min(torch.finfo(dtype).max, torch.finfo(scale.dtype).max)
+        return scale.clamp(max=largest).to(dtype)
 
     def error(self, codebook: Codebook, scale: Tensor) -> float:
         """Return Σ a (x − s d)²."""
