@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from plan_helpers import OURS, bits, plan_of
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.config import yaml_io
@@ -17,6 +18,15 @@ from palette_core.errors import PaletteWarning
 from palette_core.reporting import console
 
 X = torch.linspace(-1, 1, 3 * 16).reshape(3, 16)
+
+
+def masked(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+def normed(layer: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(layer)
 
 
 class Products(nn.Module):
@@ -318,3 +328,11 @@ def test_small_weights_and_small_palettes_are_not_told() -> None:
         example_inputs=(torch.ones(1, 8),),
     )
     assert plan.notes == ()
+
+
+@pytest.mark.parametrize("make", [masked, normed])
+def test_parts_that_hooks_compute_weights_from_are_no_weights_of_their_own(make):
+    plan = plan_of(make(nn.Linear(16, 16)), example_inputs=(X,))
+    assert [tensor.name for tensor in plan] == ["weight"]
+    assert (plan.coverage.elements, plan.coverage.palettized) == (256, 256)
+    assert plan.coverage.config == {}

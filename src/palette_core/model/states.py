@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from palette_core.model.hooked_weights import is_replaceable
+from palette_core.model.hooked_weights import is_replaceable, made_of
 
 _PLAIN = (Tensor, nn.Parameter)
 # What tensor classes have that compute as torch does; bound methods, compared by equality.
@@ -31,8 +31,8 @@ class State(NamedTuple):
         module: the owner.
         name: in the owner.
         tensor: as operations receive it.
-        kind: ``"parameter"``, ``"buffer"``, or ``"constant"``: a plain attribute that nothing known
-            computes.
+        kind: ``"parameter"``, ``"buffer"``, ``"part"``: what a known hook computes another state
+            from, or ``"constant"``: a plain attribute that nothing known computes.
         is_computed: by a parametrization.
     """
 
@@ -53,16 +53,24 @@ class State(NamedTuple):
 
 def states_of(module: nn.Module) -> Iterator[State]:
     """Yield a module's own tensors that have a shape."""
+    parts = _parts(module)
     for kind, registry in (("parameter", module._parameters), ("buffer", module._buffers)):
         for name, tensor in registry.items():
             if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
-                yield State(module, name, tensor, kind)
+                yield State(module, name, tensor, "part" if name in parts else kind)
     for name in _parametrized(module):
         yield State(module, name, getattr(module, name), "parameter", is_computed=True)
     for name, value in vars(module).items():
         if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
             kind = "parameter" if is_replaceable(module, name) else "constant"
             yield State(module, name, value, kind)
+
+
+def _parts(module: nn.Module) -> frozenset[str]:
+    """Return the states that known hooks compute others from: masked weights, masks, norms."""
+    if not module._forward_pre_hooks:
+        return frozenset()
+    return frozenset(part for name in vars(module) for part in made_of(module, name))
 
 
 def _module_obstacle(module: nn.Module) -> str | None:
