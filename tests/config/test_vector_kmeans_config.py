@@ -151,6 +151,8 @@ def test_algorithms_that_take_none_are_named_with_those_that_do():
         prepared(spec, vector_kmeans_config={})
     with pytest.raises(PlanError, match=r"vector_kmeans_config: .*trials=5000"):
         prepared(vector_kmeans_config={"n_local_trials": 5000})
+    with pytest.raises(PlanError, match=rf"vector_kmeans_config: .*max_iter={10**30}"):
+        prepared(vector_kmeans_config={"max_iter": 10**30})
 
 
 def test_a_budget_keeps_it_and_leaves_it_out_where_all_become_scalars():

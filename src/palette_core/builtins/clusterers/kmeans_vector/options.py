@@ -15,6 +15,7 @@ _TRIES_OF_ENTRIES = 48
 _TRIED_DISTANCES = 1 << 19
 _TRIED_OF_CELLS = 1 << 18  # where cells stand for a large block
 _MOST_TRIES = 32
+_MOST_STEPS = 1_000_000_000  # kernels count in 64 bits
 
 
 def sample_size(n_entries: int) -> int:
@@ -52,8 +53,10 @@ class KMeansVectorOptions(BaseModel):
     trials: int | None = Field(
         default=None, ge=1, le=1000, description="points tried for each entry in seeding"
     )
-    swaps: int = Field(default=20, ge=0, description="attempts to move a little-used entry")
-    max_iter: int = Field(default=300, ge=1, description="most iterations")
+    swaps: int = Field(
+        default=20, ge=0, le=_MOST_STEPS, description="attempts to move a little-used entry"
+    )
+    max_iter: int = Field(default=300, ge=1, le=_MOST_STEPS, description="most iterations")
     tol: float = Field(
         default=1e-5, ge=0.0, allow_inf_nan=False, description="relative gain at which to stop"
     )
