@@ -50,6 +50,21 @@ def scalars() -> None:
     solver.solve_atoms(np.ones_like(far), far, 8)
 
 
+def tables() -> None:
+    from palette_core.tensors.assignment.passes import assign_and_sum
+
+    held = torch.linspace(-1, 1, 16).repeat(8, 4)  # a block of 16 values is taken exactly
+    rows = {"type": "per_grouped_channel", "axis": 0, "group_size": 1}
+    for weight in (held, torch.randn(8, 64)):
+        layer = nn.Linear(64, 8, bias=False)
+        layer.weight = nn.Parameter(weight)
+        palettize(
+            layer, torch.randn(4, 64), n_bits=4, lut_qspec={"dtype": "int8"}, granularity=rows
+        )
+    guess = torch.zeros(2, 50, dtype=torch.uint8)
+    assign_and_sum(torch.randn(2, 50, 2), None, torch.randn(2, 16, 2).double(), guess)
+
+
 def vectors() -> None:
     from palette_core.builtins.clusterers.kmeans_vector.clusterer import KMeansVector
     from palette_core.plugins import ClusterProblem
@@ -81,6 +96,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     scalars()
+    tables()
     vectors()
     moments()
     kernels = every_kernel()
