@@ -202,6 +202,7 @@ def shared_folder(made: random.Random) -> tuple[str, str]:
 @functools.cache
 def _warmed() -> None:
     """Import in this process what children would import each."""
+    torch.set_num_threads(1)  # a forked child would wait for threads of torch's for ever
     model = copy.deepcopy(_prepared(0)._model)
     KMeansPalettizer(model).finalize(backend="packed")(*INPUTS)
 

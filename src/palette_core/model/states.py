@@ -68,9 +68,8 @@ def states_of(module: nn.Module) -> Iterator[State]:
 
 def _parts(module: nn.Module) -> frozenset[str]:
     """Return the states that known hooks compute others from: masked weights, masks, norms."""
-    if not module._forward_pre_hooks:
-        return frozenset()
-    return frozenset(part for name in vars(module) for part in made_of(module, name))
+    plain = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+    return frozenset(part for name in plain for part in made_of(module, name))
 
 
 def _module_obstacle(module: nn.Module) -> str | None:

@@ -182,7 +182,7 @@ def _other(name: str, value: Any, expected: Any) -> str:
 
 
 def _torn(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Say of which tensors, one in the model, the dictionary has several that differ."""
+    """Name the tensors, one in the model, of which the dictionary has several that differ."""
     first: dict[int, str] = {}
     problems = []
     for name, tensor in expected.items():

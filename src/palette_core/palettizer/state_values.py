@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def not_plain(value: object) -> str:
-    """Say why a value is no dense tensor with values, or nothing where it is."""
+    """Return why a value is no dense tensor with values, or nothing where it is."""
     if not isinstance(value, Tensor):
         return f"is {type(value).__name__}, expected a tensor"
     if value.layout is not torch.strided:
