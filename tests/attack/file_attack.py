@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forks import fork
 from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
@@ -77,7 +78,7 @@ def _killed(made: random.Random, writer: Writer, folder: Path) -> tuple[str, str
     out = writer(folder, 1)
     older = _content(out)
     steps = _steps_of(writer)
-    child = os.fork()
+    child = fork()
     if child == 0:
         _two_renames(not exchange)
         _at_step(made.randint(1, steps + 1), lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -86,7 +87,7 @@ def _killed(made: random.Random, writer: Writer, folder: Path) -> tuple[str, str
     kind = "killed" if os.WIFSIGNALED(status) else "finished"
     if exchange and not out.exists():
         return kind, "nothing stands there after the kill"
-    child = os.fork()
+    child = fork()
     if child == 0:  # the next run, which finds the folder as a new process does
         _leave(lambda: _check_next(writer, folder, out, older))
     _, status = os.waitpid(child, 0)

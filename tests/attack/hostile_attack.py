@@ -28,6 +28,7 @@ from typing import Any
 import hostile_plugins as sources
 import numpy as np
 import torch
+from forks import fork
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -215,7 +216,7 @@ CASES: tuple[Callable[[random.Random], Case], ...] = (
 def _in_child(work: Callable[[], tuple[str, str]]) -> tuple[str, str]:
     """Return what work returns in a forked child, or how the child ended."""
     reading, writing = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         os.close(reading)
         with os.fdopen(writing, "wb") as pipe:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forks import fork
 from torch import nn
 
 from palette_core import KMeansPalettizer
@@ -187,7 +188,7 @@ def shared_folder(made: random.Random) -> tuple[str, str]:
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
     children = []
     for number, seed in enumerate(seeds):
-        child = os.fork()
+        child = fork()
         if child == 0:
             os._exit(_finalizes(folder, seed, interrupted=made.random() < 0.1 and number == 1))
         children.append(child)
@@ -202,7 +203,6 @@ def shared_folder(made: random.Random) -> tuple[str, str]:
 @functools.cache
 def _warmed() -> None:
     """Import in this process what children would import each."""
-    torch.set_num_threads(1)  # a forked child would wait for threads of torch's for ever
     model = copy.deepcopy(_prepared(0)._model)
     KMeansPalettizer(model).finalize(backend="packed")(*INPUTS)
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from palette_core._common.rng import global_rng, untouched_global_rng
 from palette_core.plugins import ClusterProblem, InputMoments
 from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.layout import BlockLayout
@@ -100,31 +101,18 @@ def importance_of(entry: Any) -> Tensor | None:
 @contextlib.contextmanager
 def global_rng_untouched(subject: Subject) -> Iterator[None]:
     """Report a change of a global random state."""
-    before = _rng_states()
+    before = global_rng()
     yield
-    moved = [name for name, state in _rng_states().items() if state != before[name]]
+    states = zip(("random", "numpy", "torch"), before, global_rng(), strict=True)
+    moved = [name for name, was, now in states if was != now]
     demand(subject, not moved, f"the global random state of {', '.join(moved)} has changed")
-
-
-def _rng_states() -> dict[str, object]:
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "random": random.getstate(),
-        "numpy": (name, np.asarray(keys).tobytes(), *rest),
-        "torch": bits(torch.get_rng_state()),
-    }
 
 
 @contextlib.contextmanager
 def other_global_rng(seed: int) -> Iterator[None]:
     """Run with other global random states, and put back the present ones."""
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    try:
+    with untouched_global_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torch_state)
