@@ -19,7 +19,7 @@ from palette_core import (
     QuantizationSpec,
 )
 from palette_core.cli.app import app
-from palette_core.errors import BackendError
+from palette_core.errors import BackendError, PlanError
 from palette_core.programs import palettize_program, plan_program
 
 with quiet():
@@ -109,6 +109,14 @@ def test_a_weight_that_would_not_decode_leaves_nothing(plain, tmp_path, monkeypa
     with pytest.raises(BackendError, match="does not decode to its palettized values"):
         palettize_program(plain, tmp_path / "small.aimodel")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sparse_weights_are_refused_while_planning_with_what_would_do(plain, tmp_path):
+    sparse = PalettizationSpec(sparsity_detection_threshold=0.5)
+    with pytest.raises(PlanError, match=r"sparse weights are not written .*preserve_zero"):
+        palettize_program(plain, tmp_path / "small.aimodel", config(sparse))
+    model = Mixed().eval()  # of a model, they are
+    KMeansPalettizer(model, config(sparse)).prepare(TOKENS, backend="coreai")
 
 
 def test_what_is_none_of_its_programs_is_refused(plain, tmp_path):

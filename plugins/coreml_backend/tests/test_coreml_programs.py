@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import coremltools as ct
 import numpy as np
 import pytest
@@ -102,6 +104,24 @@ def test_what_a_target_cannot_store_is_refused_before_anything_is_clustered(plai
             backend_options={"deployment_target": "iOS17"},
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_before_the_programs_own_is_refused(plain, tmp_path):
+    out = tmp_path / "small.mlpackage"
+    palettize_program(plain, out, backend_options={"deployment_target": "iOS26"})
+    with pytest.raises(BackendError, match="of iOS26, which iOS18 does not load"):
+        plan_program(out, backend_options={"deployment_target": "iOS18"})
+    with pytest.raises(PlanError, match="no weight is to be palettized"):
+        palettize_program(out, tmp_path / "again.mlpackage")  # no target asked for
+
+
+def test_a_package_whose_weights_are_cut_is_named(plain, tmp_path):
+    cut = tmp_path / "cut.mlpackage"
+    shutil.copytree(plain, cut)
+    (weights,) = cut.rglob("weight.bin")
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(BackendError, match=r"cut\.mlpackage: the package is damaged"):
+        plan_program(cut)
 
 
 def test_a_weight_that_would_not_decode_leaves_nothing(plain, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -39,6 +40,7 @@ def make_plan(
     *,
     on_incompatible: OnIncompatible = "skip",
     backend: Backend | None = None,
+    in_program: bool = False,
 ) -> Plan:
     """Decide about every tensor of ``graph``.
 
@@ -49,6 +51,7 @@ def make_plan(
         on_incompatible: what to do with a tensor whose shape does not fit its spec: leave it
             dense with a warning, or raise.
         backend: refuse what this backend cannot export.
+        in_program: refuse what it cannot put into a program that exists.
 
     Raises:
         PlanError: incompatible shapes with ``on_incompatible="error"``, a backend's refusals,
@@ -88,7 +91,7 @@ def make_plan(
             + "; ".join(f"{s.name} {s.shape} ({s.rule}): {s.reason}" for s in skipped)
         )
     if backend is not None:
-        _refuse(tensors, backend)
+        _refuse(tensors, backend, in_program)
     notes = notes_of(config, graph, rules, tensors, skipped, dense)
     coverage = coverage_of(Reach(graph, rules, operations), planned, unasked, refused)
     return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes, coverage)
@@ -154,11 +157,11 @@ def _plan_tensor(
     return plan
 
 
-def refusals(tensors: list[TensorPlan], backend: Backend) -> list[str]:
-    """Return one sentence per tensor that ``backend`` cannot export."""
+def refusals(tensors: list[TensorPlan], backend: Backend, *, in_program: bool = False) -> list[str]:
+    """Return one sentence per tensor that ``backend`` cannot export, or put into a program."""
     sentences = []
     for plan in tensors:
-        refusal = backend.check_support(plan.facts)
+        refusal = backend.check_support(replace(plan.facts, in_program=in_program))
         if refusal is None:
             continue
         text = f"{plan.name} {plan.shape} ({plan.rule}): {refusal.reason}"
@@ -186,7 +189,7 @@ def refuse_program(
         raise PlanError("the backend cannot export: " + "; ".join(r.reason for r in found))
 
 
-def _refuse(tensors: list[TensorPlan], backend: Backend) -> None:
-    sentences = refusals(tensors, backend)
+def _refuse(tensors: list[TensorPlan], backend: Backend, in_program: bool) -> None:
+    sentences = refusals(tensors, backend, in_program=in_program)
     if sentences:
         raise PlanError("the backend cannot export: " + "; ".join(sentences))

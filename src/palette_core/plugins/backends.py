@@ -36,6 +36,7 @@ class TensorFacts:
         op_type: functional name of the operation that consumes it (``"linear"``), or None.
         layout: the blocks that the spec's granularity makes of it.
         spec: the resolved spec.
+        in_program: it is to be replaced in a program that exists; see `Backend.replace_weights`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TensorFacts:
     op_type: str | None
     layout: types.BlockLayout
     spec: types.PalettizationSpec
+    in_program: bool = False
 
 
 @dataclass(frozen=True)

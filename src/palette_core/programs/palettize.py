@@ -152,6 +152,7 @@ def _planned(
         catalog,
         on_incompatible=on_incompatible,
         backend=program.backend,
+        in_program=True,
     )
 
 

@@ -47,12 +47,6 @@ def replace_weights(path: Path, palettized: Mapping[str, PalettizedTensor], fres
     Raises:
         BackendError: the program cannot be read, or a weight decodes to other values.
     """
-    for name, tensor in palettized.items():
-        if tensor.mask is not None:
-            raise BackendError(
-                f"{name}: sparse weights are not written into existing programs for Core AI; leave "
-                "sparsity_detection_threshold out"
-            )
     program = _opened(path)
     for name, _, op in _constants(program):
         if name in palettized:

@@ -40,6 +40,10 @@ def refusal(facts: TensorFacts) -> Refusal | None:
             f"Core AI's look-up tables are not stored in {dtype_name(spec.lut_qspec.dtype)}",
             spec.model_copy(update={"lut_qspec": None}),
         )
+    if facts.in_program and spec.sparsity_detection_threshold is not None:
+        return Refusal(
+            "sparse weights are not written into programs that exist", spec.stored_as("indices")
+        )
     return None
 
 

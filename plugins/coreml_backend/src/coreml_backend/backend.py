@@ -10,7 +10,7 @@ from torch import nn
 
 from coreml_backend.exporting import check_place, convert, export_package, trace
 from coreml_backend.programs import read_program, replace_weights
-from coreml_backend.refusals import refuse, refuse_in_program
+from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, ProgramWeight, Refusal, TensorFacts
@@ -23,14 +23,10 @@ class CoreMLBackend(Backend):
 
     def __init__(self, options: CoreMLOptions) -> None:
         self._options = options
-        self._in_program = False
 
     def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Refuse what the deployment target cannot store exactly; see `refusals`."""
-        found = refuse(facts, self._options)
-        if found is None and self._in_program:
-            return refuse_in_program(facts)
-        return found
+        return refuse(facts, self._options)
 
     def check_program(
         self,
@@ -66,8 +62,7 @@ class CoreMLBackend(Backend):
 
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
         """Return the dense weights of a package; see `programs`."""
-        self._in_program = True
-        return read_program(path)
+        return read_program(path, self._options)
 
     def replace_weights(
         self, path: Path, palettized: Mapping[str, PalettizedTensor], fresh: Path

@@ -32,11 +32,11 @@ _CONSUMERS = {
 }
 
 
-def read_program(path: Path) -> dict[str, ProgramWeight]:
+def read_program(path: Path, options: CoreMLOptions) -> dict[str, ProgramWeight]:
     """Return the dense weights of two axes and more, by the names of their constants.
 
     Raises:
-        BackendError: the package cannot be read.
+        BackendError: the package cannot be read, or is of a later target than the one asked for.
     """
     found: dict[str, ProgramWeight] = {}
     model = open_package(path)
@@ -46,7 +46,14 @@ def read_program(path: Path) -> dict[str, ProgramWeight]:
             f"{path}: its default function is {default!r}, and coremltools rewrites programs only "
             f"where it is {_DEFAULT!r}; save it again with that default_function_name"
         )
+    asked = "deployment_target" in options.model_fields_set
     for function in program_of(model).functions.values():
+        if asked and (function.opset_version or 0) > generation(options):
+            raise BackendError(
+                f"{path}: its operations are of {function.opset_version.name}, which "
+                f"{options.deployment_target} does not load; set deployment_target to that, or "
+                "leave it out"
+            )
         for op in _weights(function):
             values = torch.from_numpy(np.array(op.outputs[0].val))
             known = found.setdefault(op.name, ProgramWeight(values, *_use(op.outputs[0])))

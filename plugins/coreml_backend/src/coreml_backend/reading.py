@@ -69,13 +69,22 @@ def open_package(path: str | Path) -> Any:
 
 
 def program_of(model: Any) -> Any:
-    """Return the program of a package, from `open_package`, with its weights."""
+    """Return the program of a package, from `open_package`, with its weights.
+
+    Raises:
+        BackendError: it is damaged: its weights are cut off, say.
+    """
     spec = model.get_spec()
-    return load_milproto(
-        spec,
-        specification_version=spec.specificationVersion,
-        file_weights_dir=model.weights_dir,
-    )
+    try:
+        return load_milproto(
+            spec,
+            specification_version=spec.specificationVersion,
+            file_weights_dir=model.weights_dir,
+        )
+    except Exception as error:
+        raise BackendError(
+            f"{model.package_path}: the package is damaged, or its weight file is cut: {error}"
+        ) from error
 
 
 def constant_expressions(model: Any, *, roots: bool) -> Iterator[Any]:

@@ -54,20 +54,6 @@ def refuse(facts: TensorFacts, options: CoreMLOptions) -> Refusal | None:
     return Refusal(reason, spec)
 
 
-def refuse_in_program(facts: TensorFacts) -> Refusal | None:
-    """Return why a weight of a program that exists cannot be stored exactly, whatever the target.
-
-    Its operations keep their precision, so that nothing rounds what 8-bit tables decode to.
-    """
-    if facts.dtype != torch.float16 or facts.spec.lut_qspec is None:
-        return None
-    return Refusal(
-        "tables of 8-bit integers do not decode to float16 exactly in a program that exists; keep "
-        "the tables floats",
-        _with(facts.spec, lut_qspec=None),
-    )
-
-
 def check_stored(model: nn.Module, options: CoreMLOptions) -> None:
     """Refuse palettized weights that came by no plan, out of a checkpoint, as planning would.
 
@@ -86,15 +72,16 @@ def check_stored(model: nn.Module, options: CoreMLOptions) -> None:
             )
         exact = options.compute_precision == "float32"
         if dtype == torch.float16 and palettized.lut_scale is not None and exact:
-            raise BackendError(f"{site.name}: {_COARSE}, or keep the tables floats")
+            raise BackendError(f"{site.name}: {_COARSE}; {_ROUNDS}, or {_FLOATS}")
         if table.is_floating_point and table.itemsize == 1:
             raise BackendError(f"{site.name}: Core ML has no tables of {dtype_name(table)}")
 
 
 _COARSE = (
     "tables of 8-bit integers decode in float32, and Core ML would not round their entries to the "
-    "weight's float16; compute_precision float16 rounds"
+    "weight's float16"
 )
+_ROUNDS, _FLOATS = "compute_precision float16 rounds", "keep the tables floats"
 
 
 def _first_obstacle(
@@ -115,12 +102,11 @@ def _first_obstacle(
         )
     if target < ct.target.iOS18:
         return _obstacle_before_ios18(facts, spec, name)
-    exact = options.compute_precision == "float32"
+    # Operations of a program that exists keep their precision.
+    exact = options.compute_precision == "float32" or facts.in_program
     if quantized is not None and facts.dtype == torch.float16 and exact:
-        return (
-            f"{_COARSE}, or keep the tables floats",
-            _with(spec, lut_qspec=None),
-        )
+        what = _FLOATS if facts.in_program else f"{_ROUNDS}, or {_FLOATS}"
+        return f"{_COARSE}; {what}", _with(spec, lut_qspec=None)
     if target < ct.target.iOS26 and spec.is_scaled:
         return _obstacle_to_scales(facts, spec, options)
     return None
