@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from palette_core import (
     QuantizationSpec,
 )
 from palette_core.config.spec import QuantizationScheme
+from palette_core.testing._kit import Subject, fail
 from palette_core.testing._probes import draw
 
 _IN, _OUT = 64, 32
@@ -140,3 +141,14 @@ def inputs_of(model: Layers) -> tuple[Tensor]:
     """Return example inputs."""
     del model
     return (draw(2, _IN, seed=11),)
+
+
+def reader_of(subject: Subject) -> Any:
+    """Return what reads the files of a backend, which its author hands to the kit."""
+    if subject.reader is None:
+        fail(
+            subject,
+            "needs a reader of its files: parametrize_contract(…, readers="
+            f"{{{subject.entry.name!r}: read_weights}}), which returns arrays by weight names",
+        )
+    return subject.reader

@@ -21,13 +21,18 @@ from palette_core import KMeansPalettizer, PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteError
 from palette_core.operations import installed_operations
 from palette_core.planning.choose import lay_out
-from palette_core.plugins import ProgramWeight, Refusal, TensorFacts
+from palette_core.plugins import Refusal, TensorFacts
 from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.plugins.stored_forms import SPARSE_FORM
 from palette_core.storage import palette_sites
 from palette_core.storage.pack import pack
-from palette_core.tensors import PalettizedTensor
-from palette_core.testing._backend_models import Layers, config_of, inputs_of, known_specs
+from palette_core.testing._backend_models import (
+    Layers,
+    config_of,
+    inputs_of,
+    known_specs,
+    reader_of,
+)
 from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import bits
 
@@ -212,7 +217,7 @@ def _lowers(
     prepared: Any = KMeansPalettizer(model, config_of(specs)).prepare(inputs)
     weights = {f"{n}.weight": prepared.get_submodule(n).weight.detach().clone() for n in specs}
     target = _backend(subject, options)
-    read = _reader(subject)
+    read = reader_of(subject)
     try:
         sites = palette_sites(prepared)
         final = target.finalize(
@@ -230,7 +235,7 @@ def _lowers(
 @check(_KIND)
 def read_back(subject: Subject) -> None:
     """Weights read from the file equal those that the core decodes, but for one rounding or two."""
-    _reader(subject)
+    reader_of(subject)
     for options in subject.options:
         _demand_equal(subject, _exported(subject, options))
 
@@ -238,7 +243,7 @@ def read_back(subject: Subject) -> None:
 @check(_KIND, applies=lambda entry: SPARSE_FORM in (entry.stored_forms or (SPARSE_FORM,)))
 def zeros(subject: Subject) -> None:
     """Weights in the stored form ``sparse`` are exactly zero in the file where they were zero."""
-    _reader(subject)
+    reader_of(subject)
     for options in subject.options:
         made = _exported(subject, options)
         if made.error is not None:
@@ -252,7 +257,7 @@ def zeros(subject: Subject) -> None:
 @check(_KIND, applies=lambda entry: entry.supports_mmap)
 def mapped(subject: Subject) -> None:
     """Weights that finalize has mapped from files are exported as those in memory are."""
-    _reader(subject)
+    reader_of(subject)
     for options in subject.options:
         _demand_equal(subject, _exported(subject, options, mapped=True))
 
@@ -272,49 +277,6 @@ def model_unchanged(subject: Subject) -> None:
     for options in subject.options:
         changed = _exported(subject, options).changed
         demand(subject, not changed, f"export changed {', '.join(changed)}")
-
-
-@check(_KIND, applies=lambda entry: entry.edits_programs)
-def programs(subject: Subject) -> None:
-    """A weight of a program that exists is replaced in every bit, and the others stay."""
-    reader = _reader(subject)
-    for options in subject.options:
-        with tempfile.TemporaryDirectory() as folder:
-            _edit(subject, _backend(subject, options), reader, Path(folder))
-
-
-def _edit(subject: Subject, target: Any, reader: Any, folder: Path) -> None:
-    model, suffix = Layers(dict.fromkeys(("first", "second"))), subject.entry.suffix
-    path = target.export(model, inputs_of(model), folder / f"dense{suffix}", None)
-    before = dict(target.read_program(path))
-    demand(subject, len(before) > 1, f"read_program finds {len(before)} of 2 dense weights")
-    name, *others = before
-    values = before[name].values
-    lut = values.float().quantile(torch.tensor([0.1, 0.4, 0.6, 0.9])).to(values.dtype)
-    codes = (values[..., None] - lut).abs().argmin(-1).to(torch.uint8)
-    tensor = PalettizedTensor(codes, lut.reshape(*[1] * values.dim(), 4, 1), 2, 0, values.dtype)
-    fresh = target.replace_weights(path, {name: tensor}, folder / f"edited{suffix}")
-    after = target.read_program(fresh)
-    lost = [each for each in others if not _kept(before[each], after.get(each))]
-    demand(subject, not lost, f"replacing {name} has changed {', '.join(lost)}")
-    wanted = tensor.decode().float().numpy()
-    read = [np.asarray(weight).astype(np.float32) for weight in reader(fresh).values()]
-    found = any(each.shape == wanted.shape and (each == wanted).all() for each in read)
-    demand(subject, found, f"{name} does not read back as its palettized values")
-
-
-def _kept(before: ProgramWeight, after: ProgramWeight | None) -> bool:
-    return after is not None and bits(before.values) == bits(after.values)
-
-
-def _reader(subject: Subject) -> Any:
-    if subject.reader is None:
-        fail(
-            subject,
-            "needs a reader of its files: parametrize_contract(…, readers="
-            f"{{{subject.entry.name!r}: read_weights}}), which returns arrays by weight names",
-        )
-    return subject.reader
 
 
 def _demand_equal(subject: Subject, made: _Exported) -> None:

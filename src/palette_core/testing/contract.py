@@ -43,6 +43,7 @@ _MODULES = (
     "training",
     "training_calls",
     "backends",
+    "programs",
     "operations",
 )
 
