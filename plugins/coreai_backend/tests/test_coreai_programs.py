@@ -111,6 +111,22 @@ def test_a_weight_that_would_not_decode_leaves_nothing(plain, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_constants_of_several_shapes_in_the_same_bytes_stay_dense(plain, monkeypatch):
+    from coreai_backend import programs
+
+    real = programs._constants
+
+    def doubled(program):
+        first, *others = real(program)
+        return [first, first._replace(values=first.values[None]), *others]
+
+    monkeypatch.setattr(programs, "_constants", doubled)
+    plan = plan_program(plain, config(PalettizationSpec()))
+    assert len(plan.tensors) == 3
+    (skipped,) = plan.skipped
+    assert "constants of other shapes lie in the same bytes" in skipped.reason
+
+
 def test_sparse_weights_are_refused_while_planning_with_what_would_do(plain, tmp_path):
     sparse = PalettizationSpec(sparsity_detection_threshold=0.5)
     with pytest.raises(PlanError, match=r"sparse weights are not written .*preserve_zero"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from palette_core.errors import BackendError
 from palette_core.plugins import ProgramWeight
 from palette_core.tensors import PalettizedTensor, StoredTensor
 
+_AMBIGUOUS = "constants of other shapes lie in the same bytes"
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # By operation: which operand is a weight, what it is called in torch, its axis of outputs.
 _CONSUMERS = {
@@ -35,10 +37,12 @@ def read_program(path: Path) -> dict[str, ProgramWeight]:
         BackendError: the program cannot be read.
     """
     program = _opened(path)  # operations do not outlive it
-    return {
-        name: ProgramWeight(values, *_use(op.results[0]))
-        for name, values, op in _constants(program)
-    }
+    found: dict[str, ProgramWeight] = {}
+    for name, values, op in _constants(program):
+        known = found.setdefault(name, ProgramWeight(values, *_use(op.results[0])))
+        if (known.values.shape, known.values.dtype) != (values.shape, values.dtype):
+            found[name] = replace(known, obstacle=_AMBIGUOUS)
+    return found
 
 
 def replace_weights(path: Path, palettized: Mapping[str, PalettizedTensor], fresh: Path) -> Path:
@@ -104,10 +108,9 @@ def _use(value: ir.Value) -> tuple[str | None, int | None]:
 
 
 def _verify(path: Path, palettized: Mapping[str, PalettizedTensor]) -> None:
-    dense = [weight.dense for weight in stored_weights(path)]
+    dense = {weight.name: weight.dense for weight in stored_weights(path)}
     for name, tensor in palettized.items():
-        wanted = _as_numpy(tensor.decode())
-        if not any(_same(each, wanted) for each in dense):
+        if name not in dense or not _same(dense[name], _as_numpy(tensor.decode())):
             raise BackendError(
                 f"{path}: {name} does not decode to its palettized values; leave it out of the "
                 "config"
