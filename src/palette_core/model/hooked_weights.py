@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from palette_core._common.undoing import undone
 from palette_core.model.parametrization import attach, parametrizations
+from palette_core.model.walking import modules_of
 
 
 @final
@@ -82,7 +83,7 @@ def computed_once(model: nn.Module) -> Iterator[None]:
     """Let known hooks compute their weights now, and keep to that tensor whenever they run."""
     handles: list[RemovableHandle] = []
     with undone(handles, RemovableHandle.remove):
-        for module in [module for module in model.modules() if module._forward_pre_hooks]:
+        for module in [each for each in modules_of(model) if each._forward_pre_hooks]:
             for name in [name for name in vars(module) if is_replaceable(module, name)]:
                 ((_, hook),) = _hooks(module, name)
                 with torch.no_grad():

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 
 from palette_core._common.undoing import undone
 from palette_core.model.hooked_weights import computed_once, is_replaceable
-from palette_core.model.states import is_lazy
+from palette_core.model.states import is_lazy, plain_tensors
+from palette_core.model.walking import modules_of
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
     with (
         _evaluation_mode(model),
         computed_once(model),
-        restored_state(model.modules()) as restore,
+        restored_state(modules_of(model)) as restore,
         parametrize.cached(),
         _uncompiled(),
     ):
@@ -40,7 +41,7 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch every module to evaluation, and back to the mode it was in."""
     # The flags themselves: train() and eval() may be the model's own, and do more, or refuse.
-    flags = [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for module in modules_of(model)]
     modules = [module for module, _ in flags]
     with undone(flags, lambda item: _set_mode(*item)):
         for module in modules:
@@ -123,13 +124,18 @@ def _changeable(
     for name, buffer in module._buffers.items():
         if buffer is None or not is_lazy(buffer):
             yield module._buffers, name, buffer
-    if getattr(module, "max_norm", None) is not None:  # embeddings that renormalise on look-up
+    if _max_norm(module) is not None:  # embeddings that renormalise on look-up
         for name, parameter in module._parameters.items():
             yield module._parameters, name, parameter
-    for name, value in vars(module).items() if constants else ():
+    for name, value in plain_tensors(module) if constants else ():
         # What a hook computes before every call is made anew, not written to.
-        if isinstance(value, Tensor) and not is_replaceable(module, name):
+        if not is_replaceable(module, name):
             yield vars(module), name, value
+
+
+def _max_norm(module: nn.Module) -> object:
+    # Without nn.Module's own getattr, which is slow where there is nothing.
+    return vars(module).get("max_norm", getattr(type(module), "max_norm", None))
 
 
 class TensorValue:
@@ -168,33 +174,39 @@ def _version(tensor: Tensor) -> int | None:
 # --- attributes ---------------------------------------------------------------------------------
 
 
+_CONTAINERS = frozenset({list, dict, set, OrderedDict})  # hooks are in some of the last
+
+
 class _Attributes:
     """Attributes of modules that are no tensors: counters, flags, lists of what has been seen."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._saved = [
-            (vars(module), dict(vars(module)), list(_containers(module)), _built(module))
+            (vars(module), dict(vars(module)), *_containers(module), _built(module))
             for module in modules
             if not isinstance(module, torch.jit.ScriptModule) and not _is_lazy(module)
         ]
 
     def restore(self) -> None:
-        for own, attributes, containers, built in self._saved:
+        for own, attributes, empty, containers, built in self._saved:
             if built != (own["_modules"].keys(), own["_parameters"].keys()):
                 continue  # it has built itself, and may say so anywhere
             if not _same(own, attributes):
                 own.update(attributes)
                 for name in own.keys() - attributes.keys():
                     del own[name]
+            for container in empty:
+                if container:
+                    container.clear()
             for container, content in containers:
                 if not _same(container, content):
                     _refill(container, content)
 
 
-def _containers(module: nn.Module) -> Iterator[tuple[Any, Any]]:
-    for value in vars(module).values():
-        if type(value) in (list, dict, set, OrderedDict):  # registries of hooks are of the last
-            yield value, value.copy()
+def _containers(module: nn.Module) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    """Return the containers that are empty, as most are, and others with what they hold."""
+    found = [value for value in vars(module).values() if type(value) in _CONTAINERS]
+    return [each for each in found if not each], [(each, each.copy()) for each in found if each]
 
 
 def _built(module: nn.Module) -> tuple[set[str], set[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -51,25 +50,43 @@ class State(NamedTuple):
         return owner or _tensor_obstacle(self.tensor)
 
 
-def states_of(module: nn.Module) -> Iterator[State]:
-    """Yield a module's own tensors that have a shape."""
-    parts = _parts(module)
+def states_of(module: nn.Module) -> list[State]:
+    """Return a module's own tensors that have a shape."""
+    found: list[State] = []
+    plain = plain_tensors(module)
+    # What known hooks compute others from: masked weights, masks, norms.
+    parts = {part for name, _ in plain for part in made_of(module, name)}
     for kind, registry in (("parameter", module._parameters), ("buffer", module._buffers)):
         for name, tensor in registry.items():
             if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
-                yield State(module, name, tensor, "part" if name in parts else kind)
+                found.append(State(module, name, tensor, "part" if name in parts else kind))
     for name in _parametrized(module):
-        yield State(module, name, getattr(module, name), "parameter", is_computed=True)
-    for name, value in vars(module).items():
-        if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
-            kind = "parameter" if is_replaceable(module, name) else "constant"
-            yield State(module, name, value, kind)
+        found.append(State(module, name, getattr(module, name), "parameter", is_computed=True))
+    for name, value in plain:
+        kind = "parameter" if is_replaceable(module, name) else "constant"
+        found.append(State(module, name, value, kind))
+    return found
 
 
-def _parts(module: nn.Module) -> frozenset[str]:
-    """Return the states that known hooks compute others from: masked weights, masks, norms."""
-    plain = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
-    return frozenset(part for name in plain for part in made_of(module, name))
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Return the tensors of `states_of`, and nothing about them."""
+    found = [
+        tensor
+        for registry in (module._parameters, module._buffers)
+        for tensor in registry.values()
+        if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor))
+    ]
+    found += [getattr(module, name) for name in _parametrized(module)]
+    return found + [tensor for _, tensor in plain_tensors(module)]
+
+
+def plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the tensors that are attributes of a module like any other."""
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if type(value) not in _NO_TENSORS and isinstance(value, Tensor)
+    ]
 
 
 def _module_obstacle(module: nn.Module) -> str | None:

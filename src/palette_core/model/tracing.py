@@ -25,11 +25,13 @@ from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import undisturbed
-from palette_core.model.states import State, is_parametrization, states_of
+from palette_core.model.states import State, is_parametrization, states_of, tensors_of
 from palette_core.model.views import StateStorages
+from palette_core.model.walking import modules_of, named_modules
 from palette_core.operations import COPIES, installed_operations, op_type_of
 
-_SCALARS = frozenset({bool, int, float, str, type(None)})  # most arguments that are no tensors
+# Most arguments that are no tensors.
+_SCALARS = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
@@ -50,20 +52,18 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> ModelGraph:
     _refuse_offloaded(model, (args, kwargs))
     with contextlib.suppress(TypeError):  # of what cannot be copied: it is run once
         args, kwargs = deep_copy((args, kwargs))
-    with (
-        undisturbed(model),
-        untouched_global_rng(),
-        torch.no_grad(),
-        _Recorder(model) as recorder,
-    ):
-        try:
-            model(*args, **kwargs)
-        except OperationError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise TracingError(
-                f"{type(model).__name__} failed on example_inputs: {type(error).__name__}: {error}"
-            ) from error
+    with undisturbed(model), untouched_global_rng(), torch.no_grad():
+        recorder = _Recorder(model)
+        with recorder:
+            try:
+                model(*args, **kwargs)
+            except OperationError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise TracingError(
+                    f"{type(model).__name__} failed on example_inputs: {type(error).__name__}: "
+                    f"{error}"
+                ) from error
         return recorder.graph()
 
 
@@ -76,10 +76,13 @@ def _refuse_offloaded(model: nn.Module, inputs: Any) -> None:
     Raises:
         TracingError: naming the first such tensor.
     """
+    registries = [module._parameters.values() for module in modules_of(model)]
+    if not any(tensor is not None and tensor.is_meta for each in registries for tensor in each):
+        return
     named = list(model.named_parameters())
     lacking = [name for name, tensor in named if tensor.is_meta]
     others = list(tensors(inputs)) or [tensor for _, tensor in named]
-    if lacking and not all(tensor.is_meta for tensor in others):
+    if not all(tensor.is_meta for tensor in others):
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise TracingError(
             f"{lacking[0]}{more} are on the meta device and hold no values: they are offloaded, "
@@ -134,7 +137,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
-        self._names = {id(m): n for n, m in model.named_modules()}
+        self._names = {id(m): n for n, m in named_modules(model)}
         self._frames: list[_Frame] = []
         self._hooked: list[nn.Module] = []  # with copies of modules that forward makes
         self._uses: dict[int, dict[Use, None]] = {}
@@ -146,7 +149,7 @@ class _Recorder(TorchFunctionMode):
 
     def __enter__(self) -> _Recorder:
         # TorchScript runs outside Python, where nothing can be watched.
-        modules = [m for m in self._model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        modules = [m for m in modules_of(self._model) if not isinstance(m, torch.jit.ScriptModule)]
         for module in modules:
             self._learn_states(module)
         self._hooked += modules
@@ -180,8 +183,8 @@ class _Recorder(TorchFunctionMode):
 
     def _learn_states(self, module: nn.Module) -> None:
         if not isinstance(module, parametrize.ParametrizationList):
-            for state in states_of(module):
-                self._states[id(state.tensor)] = state.tensor
+            for tensor in tensors_of(module):
+                self._states[id(tensor)] = tensor
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         del args, output
@@ -218,7 +221,7 @@ class _Recorder(TorchFunctionMode):
         frame.counts[op_type] = count + 1
         local = op_type if count == 0 else f"{op_type}_{count}"
         name = f"{frame.name}.{local}" if frame.name else local
-        for tensor in _tensors((args, kwargs)):
+        for tensor in _tensors((*args, *kwargs.values())):
             if id(tensor) in self._states:
                 axis = operations.channel_axis_in(op_type, func, args, kwargs, tensor)
                 self._uses.setdefault(id(tensor), {})[Use(frame.name, op_type, name, axis)] = None
@@ -243,7 +246,7 @@ class _Recorder(TorchFunctionMode):
             self._views.setdefault(id(state), (axis, op_type))
 
     def graph(self) -> ModelGraph:
-        """Return the records; call before the mode is left, while cached values live."""
+        """Return the records; call after the run, while values that are computed are kept."""
         names: dict[int, list[str]] = {}
         modules: dict[int, nn.Module] = {}
         for name, module in self._model.named_modules(remove_duplicate=False):
@@ -258,7 +261,7 @@ class _Recorder(TorchFunctionMode):
 
     def _tensor_records(self) -> Iterator[TensorRecord]:
         found: dict[int, list[tuple[str, State]]] = {}
-        for name, module in self._model.named_modules():
+        for name, module in named_modules(self._model):
             if not is_parametrization(name):
                 for state in states_of(module):
                     found.setdefault(id(state.tensor), []).append((name, state))
@@ -277,14 +280,15 @@ class _Recorder(TorchFunctionMode):
             )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    items: Iterable[Any] = ()
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        items = value
-    elif isinstance(value, Mapping):
-        items = value.values()
+def _tensors(items: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
     for item in items:
-        if type(item) not in _SCALARS:
-            yield from _tensors(item)
+        if type(item) in _SCALARS:
+            continue
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (tuple, list)):
+            found += _tensors(item)
+        elif isinstance(item, Mapping):
+            found += _tensors(item.values())
+    return found

@@ -74,7 +74,8 @@ def bind(
 ) -> OperationCall:
     """Return a call with its arguments by name; those without a name are left out."""
     names = entry.parameters or _parameters(func)
-    if args and called_name(func).startswith("__r"):  # reflected: w.__rmatmul__(x) is x @ w
+    # Reflected: w.__rmatmul__(x) is x @ w.
+    if args and getattr(func, "__name__", "").startswith("__r"):
         args = args[::-1]
     bound: dict[str, Any] = {}
     for at, name in enumerate(names[: len(args)]):

@@ -30,6 +30,7 @@ class OperationTable:
         self._named: dict[str, list[Registered[OperationEntry]]] = {}
         self._modules: dict[str, set[str]] = {}
         self._made: dict[str, Operation] = {}
+        self._called: dict[str, str] = {}
         for item in registry:
             entry = item.entry
             for name in dict.fromkeys(entry.names()):
@@ -138,7 +139,7 @@ class OperationTable:
         """
         if op_type not in self._entries or weight.dim() == 0:
             return None
-        item = self._registry.find(op_type)
+        (item,) = self._named[op_type]
         call = bind(item.entry, func, args, kwargs)
         axis = self._operation(item).channel_axis(call, weight)
         if axis is not None:
@@ -167,8 +168,18 @@ class OperationTable:
         """
         if op_type not in self._entries:
             return []
-        item = self._registry.find(op_type)
+        (item,) = self._named[op_type]
         return list(self._operation(item).consumptions(bind(item.entry, func, args, kwargs)))
+
+    def called(self, name: str) -> str:
+        """Return the operation that goes by a name in a call, or the name itself.
+
+        What two plug-ins claim is an error where a config selects it; in a call nobody has.
+        """
+        found = self._called.get(name)
+        if found is None:
+            found = self._called[name] = self.named(name) or name
+        return found
 
     def _operation(self, item: Registered[OperationEntry]) -> Operation:
         name = item.entry.name
@@ -222,5 +233,4 @@ def op_type_of(func: Any) -> str | None:
     name = called_name(func)
     if name in ACCESSORS:
         return None
-    # What two plug-ins claim is an error where a config selects it; here nobody has.
-    return installed_operations().named(name) or name
+    return installed_operations().called(name)

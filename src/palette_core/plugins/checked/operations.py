@@ -89,14 +89,17 @@ class _CheckedOperation(Operation):
             )
         return [self._checked(item) for item in found]
 
+    def _unwritten(self, call: OperationCall) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._made.is_ours else self._put_back(call)
+
     @contextlib.contextmanager
-    def _unwritten(self, call: OperationCall) -> Iterator[None]:
+    def _put_back(self, call: OperationCall) -> Iterator[None]:
         """Put back what the plug-in writes to a call's arguments, weights of the model among them.
 
         Raises:
             OperationError: it has done so.
         """
-        given = () if self._made.is_ours else tensors(dict(call.arguments))
+        given = tensors(dict(call.arguments))
         kept = [(tensor, tensor.detach().clone()) for tensor in given if _compares(tensor)]
         written = False
         try:
