@@ -91,12 +91,12 @@ def _origins(
 ) -> list[Origin]:
     """Return what made each result, of the configuration and the plug-ins that took part."""
     used: dict[str, str] = {}
-    for job, result in zip(jobs, results, strict=True):
-        for kind, name in _named(job, result):
-            registry = catalog[kind]
-            # A granularity may be the user's own, registered by nobody; see `check_names`.
-            if kind is not GRANULARITY or name in registry.names():
-                used[f"{kind.slug}:{name}"] = str(registry.find(name).distribution)
+    pairs = zip(jobs, results, strict=True)
+    for kind, name in dict.fromkeys(each for pair in pairs for each in _named(*pair)):
+        registry = catalog[kind]
+        # A granularity may be the user's own, registered by nobody; see `check_names`.
+        if kind is not GRANULARITY or name in registry.names():
+            used[f"{kind.slug}:{name}"] = str(registry.find(name).distribution)
     entries = (item.entry for registry in catalog.registries() for item in registry)
     told = without_secrets(config.to_dict(), entries)
     source = Source(told, dict(sorted(used.items())))

@@ -18,6 +18,8 @@ from palette_core.errors import PaletteError, named_text_of, text_of
 
 ResultT = TypeVar("ResultT")
 
+_NOTHING = contextlib.nullcontext()  # may be entered as often as one likes
+
 
 def guarded(
     who: str,
@@ -50,7 +52,7 @@ def guarded(
     let_pass: tuple[type[BaseException], ...] = (MemoryError, *passes)
     if is_ours:
         let_pass = (KeyboardInterrupt, *let_pass)
-    with contextlib.nullcontext() if is_ours else _looked_after(may_draw):
+    with _NOTHING if is_ours else _looked_after(may_draw):
         try:
             return call()
         except (*let_pass, *_out_of_memory()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from palette_core.errors import (
@@ -162,7 +163,12 @@ KINDS: tuple[PluginKind[Any], ...] = (
 
 def kind_of(entry: PluginEntry) -> PluginKind[Any]:
     """Return the kind whose records ``entry`` is one of."""
-    return next(kind for kind in KINDS if isinstance(entry, kind.record))
+    return _kind_of_records(type(entry))
+
+
+@lru_cache
+def _kind_of_records(record: type) -> PluginKind[Any]:
+    return next(kind for kind in KINDS if issubclass(record, kind.record))
 
 
 def kind_named(slug: str) -> PluginKind[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from palette_core.errors import (
@@ -90,12 +91,19 @@ class Registry(Generic[EntryT]):
             DuplicatePluginError: two distributions claim the name.
             BlockedPluginError: it is blocked.
         """
-        found = [item for item in self.items if item.entry.name == name]
+        found = self._by_name.get(name)
         if found:
             return self.only(found, repr(name))
         if self.is_blocked(name):
             raise BlockedPluginError(f"{self.kind} {name!r} is blocked by --block or {VARIABLE}")
         raise UnknownPluginError(self._unknown(name))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Sequence[Registered[EntryT]]]:
+        found: dict[str, list[Registered[EntryT]]] = {}
+        for item in self.items:
+            found.setdefault(item.entry.name, []).append(item)
+        return found
 
     def is_blocked(self, name: str) -> bool:
         """Return whether an entry of this name was found, and is on the block list."""
