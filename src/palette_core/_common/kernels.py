@@ -58,7 +58,7 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 def is_compiled(function: Any) -> bool:
     """Return whether a kernel has been compiled, in this process or into a cache on disk."""
-    return bool(function.signatures) or _is_on_disk(function)
+    return bool(function.overloads) or _is_on_disk(function)
 
 
 @functools.cache

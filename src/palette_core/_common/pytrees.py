@@ -48,6 +48,10 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def exchanged(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return a value with every tensor exchanged, in dataclasses too, unlike `mapped`."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in _SCALARS:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {
             field.name: exchanged(function, getattr(value, field.name))
@@ -56,6 +60,9 @@ def exchanged(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         }
         return dataclasses.replace(value, **parts)
     return mapped(function, value)
+
+
+_SCALARS = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
 
 
 def copied(value: Any) -> Any:

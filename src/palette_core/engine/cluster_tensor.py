@@ -23,7 +23,7 @@ from palette_core.plugins import (
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.clusterers import damping_of
 from palette_core.tensors.codebook import Codebook
-from palette_core.tensors.distortion import square_sums
+from palette_core.tensors.distortion import distortion
 from palette_core.tensors.moment_scales import output_error, output_scales
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.scales import apply_scale, scale_shape, spread_scale
@@ -80,9 +80,9 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
             scale=scale,
             mask=mask,
         ).to(weight.device)
-        error, norm = square_sums(weight, palettized)
+        error, norm, zero = distortion(weight, palettized)
         nobody_asks = not zeros_stay and plan.spec.sparsity_detection_threshold is None
-        lost = zeros_lost(weight, palettized) if nobody_asks else 0.0
+        lost = zeros_lost(weight, palettized, zero) if nobody_asks else 0.0
     seconds = time.perf_counter() - start
     before, after = codebook.objective_before, codebook.objective_after
     return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after, lost)

@@ -39,9 +39,10 @@ class ExactBlocks:
         blocks = torch.arange(len(points), device=points.device)
         if step > 1:
             # Few points tell of nearly every other block that it has too many.
-            blocks = blocks[_Distinct.of(points[:, ::step]).counts <= k]
-        if not len(blocks):
-            return None
+            may_fit = _counts(points[:, ::step]) <= k
+            if not bool(may_fit.any()):
+                return None
+            blocks = blocks[may_fit]
         found = _Distinct.of(points if len(blocks) == len(points) else points[blocks])
         few = found.counts <= k
         if not bool(few.any()):
@@ -58,6 +59,14 @@ class ExactBlocks:
             lut=codebook.lut.index_copy(0, self.blocks, lut),
             codes=codebook.codes.index_copy(0, self.blocks, self.codebook.codes),
         )
+
+
+def _counts(points: Tensor) -> Tensor:
+    """Return ``[B]``: how many of the points ``[B, N, D]`` are distinct."""
+    if points.shape[-1] > 1:
+        return _Distinct.of(points).counts
+    ordered = points[..., 0].sort(dim=1).values
+    return (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1) + 1
 
 
 @dataclass(frozen=True)

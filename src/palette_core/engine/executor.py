@@ -124,9 +124,9 @@ def _in_this_process(
     jobs: list[Job], queue: list[int], catalog: Catalog
 ) -> Iterator[tuple[int, Clustered]]:
     """Cluster weights one by one, and those that threads may take side by side."""
-    shared = [i for i in queue if _may_share(jobs[i], catalog)]
+    shared = dict.fromkeys(i for i in queue if _may_share(jobs[i], catalog))
     if len(shared) < _FEWEST_TO_SHARE:
-        shared = []
+        shared.clear()
     for i in queue:
         if i not in shared:
             yield i, cluster_here(jobs[i], catalog)

@@ -52,12 +52,17 @@ def find_zeros(spec: PalettizationSpec, weight: Tensor) -> Zeros:
     return Zeros(mask if count and (asked or smaller) else None, stay=True)
 
 
-def zeros_lost(weight: Tensor, palettized: PalettizedTensor) -> float:
+def zeros_lost(weight: Tensor, palettized: PalettizedTensor, zeros: int) -> float:
     """Return the share of a pruned weight that is zero and decodes to something else.
 
     It is 0 where few are zero.
+
+    Args:
+        weight: dense.
+        palettized: what stands for it.
+        zeros: how many of the weight are zero.
     """
-    if weight.numel() - int(torch.count_nonzero(weight)) < _MANY * weight.numel():
+    if zeros < _MANY * weight.numel():
         return 0.0
     lost = torch.count_nonzero(palettized.decode()[weight == 0])
     return int(lost) / weight.numel()

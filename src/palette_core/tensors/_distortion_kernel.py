@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import kernel
+from palette_core._common.kernels import inner_kernel, kernel
 
 
 @kernel
@@ -49,8 +49,9 @@ def add_squares(
         outer_scale: what the outer index adds to the place of an element's factor.
         along_scale: what the middle index adds.
         inner_scale: what the inner index adds, ``[1]`` where it is always the same.
-        out: ``[8]`` float64 out: four running sums of (entry − x)², four of x².
+        out: ``[9]`` float64 out: four running sums of (entry − x)², four of x², and the zeros in x.
     """
+    out[8] += _count_zeros(x)
     done = 0
     while done < x.size:
         row = (start + done) // width
@@ -72,6 +73,14 @@ def add_squares(
                 out,
             )  # fmt: skip
         done += count
+
+
+@inner_kernel
+def _count_zeros(x: Any) -> int:
+    count, zero = np.int32(0), x.dtype.type(0)  # narrow: counted eight at a time
+    for i in range(x.size):
+        count += np.int32(x[i] == zero)
+    return int(count)
 
 
 @kernel

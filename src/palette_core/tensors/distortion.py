@@ -39,20 +39,26 @@ def square_sums(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, fl
         weight: floating, on any device.
         palettized: what stands for it, on the same.
     """
+    return distortion(weight, palettized)[:2]
+
+
+def distortion(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float, int]:
+    """Return what `square_sums` does, and how many of the weight are zero."""
     if palettized.mask is None and weight.device.type == "cpu" and weight.dtype in _FORMATS:
         return _on_host(weight, palettized)
     flat, decoded = weight.reshape(-1), palettized.decode().reshape(-1)
     unit = _unit(weight)
     error = norm = 0.0
+    zeros = flat.numel() - int(torch.count_nonzero(flat))
     for at in range(0, flat.numel(), _DECODED):
         x = flat[at : at + _DECODED].double() / unit
         gap = decoded[at : at + _DECODED].double() / unit - x
         error += float(gap.square().sum())
         norm += float(x.square().sum())
-    return _in_squares(error, unit), _in_squares(norm, unit)
+    return _in_squares(error, unit), _in_squares(norm, unit), zeros
 
 
-def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float]:
+def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float, int]:
     """Return the sums, of tensors in host memory."""
     from palette_core._common.threads import map_threads  # numba loads slowly
     from palette_core.tensors._distortion_kernel import add_squares
@@ -70,7 +76,7 @@ def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float
         least -= round(math.log2(unit))
 
     def sums(stretch: slice) -> NDArray[np.float64]:
-        out = np.zeros(8)
+        out = np.zeros(9)
         x = raw[stretch]
         if x.dtype == np.uint16:
             x = _values(weight.dtype).take(x)
@@ -83,11 +89,12 @@ def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float
 
     count = weight.numel()
     stretches = [slice(at, min(count, at + _STRETCH)) for at in range(0, count, _STRETCH)]
-    error = norm = 0.0
+    error, norm, zeros = 0.0, 0.0, 0
     for out in map_threads(sums, stretches):
         error += float(out[:4].sum())
-        norm += float(out[4:].sum())
-    return _in_squares(error, unit), _in_squares(norm, unit)
+        norm += float(out[4:8].sum())
+        zeros += int(out[8])
+    return _in_squares(error, unit), _in_squares(norm, unit), zeros
 
 
 def _in_squares(total: float, unit: float) -> float:

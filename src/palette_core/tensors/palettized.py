@@ -208,6 +208,10 @@ class PalettizedTensor:
 
     def to(self, device: torch.device | str) -> PalettizedTensor:
         """Return the same tensor with every part on ``device``."""
+        device = torch.device(device)
+        parts = [part for part in vars(self).values() if isinstance(part, Tensor)]
+        if all(part.device == device for part in parts):
+            return self
         moved: PalettizedTensor = exchanged(lambda part: part.to(device), self)
         return moved
 
