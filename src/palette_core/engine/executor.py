@@ -125,7 +125,7 @@ def _in_this_process(
 ) -> Iterator[tuple[int, Clustered]]:
     """Cluster weights one by one, and those that threads may take side by side."""
     shared = dict.fromkeys(i for i in queue if _may_share(jobs[i], catalog))
-    if len(shared) < _FEWEST_TO_SHARE:
+    if len(shared) < _FEWEST_TO_SHARE or _threads() == 1:
         shared.clear()
     for i in queue:
         if i not in shared:
@@ -142,6 +142,12 @@ def _in_this_process(
     finally:
         # After an error or Ctrl-C what has begun ends, and the rest does not begin.
         pool.shutdown(cancel_futures=True)
+
+
+def _threads() -> int:
+    from palette_core._common.threads import thread_count  # numba loads slowly
+
+    return thread_count()
 
 
 def _may_share(job: Job, catalog: Catalog) -> bool:

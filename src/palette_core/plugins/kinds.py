@@ -163,7 +163,8 @@ KINDS: tuple[PluginKind[Any], ...] = (
 
 def kind_of(entry: PluginEntry) -> PluginKind[Any]:
     """Return the kind whose records ``entry`` is one of."""
-    return _kind_of_records(type(entry))
+    record: Any = type(entry)
+    return _kind_of_records(record)
 
 
 @lru_cache
