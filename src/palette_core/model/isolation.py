@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palette_core._common.undoing import undone
+from palette_core.model.contents import Contents, same
 from palette_core.model.hooked_weights import computed_once, is_replaceable
 from palette_core.model.states import is_lazy, plain_tensors
 from palette_core.model.walking import modules_of
@@ -174,58 +174,31 @@ def _version(tensor: Tensor) -> int | None:
 # --- attributes ---------------------------------------------------------------------------------
 
 
-_CONTAINERS = frozenset({list, dict, set, OrderedDict})  # hooks are in some of the last
-
-
 class _Attributes:
     """Attributes of modules that are no tensors: counters, flags, lists of what has been seen."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._saved = [
-            (vars(module), dict(vars(module)), *_containers(module), _built(module))
+            (vars(module), dict(vars(module)), Contents(module), _built(module))
             for module in modules
             if not isinstance(module, torch.jit.ScriptModule) and not _is_lazy(module)
         ]
 
     def restore(self) -> None:
-        for own, attributes, empty, containers, built in self._saved:
+        for own, attributes, contents, built in self._saved:
             if built != (own["_modules"].keys(), own["_parameters"].keys()):
                 continue  # it has built itself, and may say so anywhere
-            if not _same(own, attributes):
+            if not same(own, attributes):
                 own.update(attributes)
                 for name in own.keys() - attributes.keys():
                     del own[name]
-            for container in empty:
-                if container:
-                    container.clear()
-            for container, content in containers:
-                if not _same(container, content):
-                    _refill(container, content)
-
-
-def _containers(module: nn.Module) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    """Return the containers that are empty, as most are, and others with what they hold."""
-    found = [value for value in vars(module).values() if type(value) in _CONTAINERS]
-    return [each for each in found if not each], [(each, each.copy()) for each in found if each]
+            contents.put_back(where_unequal=True)
 
 
 def _built(module: nn.Module) -> tuple[set[str], set[str]]:
     return set(module._modules), set(module._parameters)
 
 
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    (container.extend if isinstance(container, list) else container.update)(content)
-
-
 def _is_lazy(module: nn.Module) -> bool:
     states = (*module._parameters.values(), *module._buffers.values())
     return any(state is not None and is_lazy(state) for state in states)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Return whether two containers hold the same objects, or at least equal ones."""
-    try:
-        return bool(a == b)  # what is identical is not compared
-    except Exception:
-        return False  # of tensors and arrays there is no telling

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, cast, final
 
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palette_core.errors import PlanError
-
-_REGISTRIES = (dict, OrderedDict, set, list)  # of parts and hooks, and a model's own
+from palette_core.model.contents import Contents
 
 
 def attach(module: nn.Module, name: str, parametrization: nn.Module) -> None:
@@ -115,7 +113,7 @@ class ModuleSnapshot:
                 found = {name: item for name, item in members if isinstance(item, property)}
                 self._properties.append((type(module), found))
         self._kept = [
-            (part, type(part), dict(vars(part)), _contents(part))
+            (part, type(part), dict(vars(part)), Contents(part))
             for part in parts.values()
             if not isinstance(part, torch.jit.ScriptModule)  # has nothing of these of its own
         ]
@@ -133,17 +131,11 @@ class ModuleSnapshot:
             for name, item in properties.items():
                 if vars(cls).get(name) is not item:
                     setattr(cls, name, item)
-        for module, cls, attributes, registries in self._kept:
+        for module, cls, attributes, contents in self._kept:
             module.__class__ = cls
             vars(module).clear()
             vars(module).update(attributes)
-            for registry, content in registries:
-                registry.clear()
-                (registry.extend if isinstance(registry, list) else registry.update)(content)
-
-
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(part, part.copy()) for part in vars(module).values() if type(part) in _REGISTRIES]
+            contents.put_back()
 
 
 def is_trained(module: nn.Module, name: str) -> bool:

@@ -20,7 +20,7 @@ _NO_TENSORS = frozenset({bool, int, float, str, type(None), tuple, list, dict, s
 
 def is_lazy(tensor: Tensor) -> bool:
     """Return whether a parameter or buffer has no shape yet."""
-    return torch.nn.parameter.is_lazy(tensor)
+    return type(tensor) not in _PLAIN and torch.nn.parameter.is_lazy(tensor)
 
 
 class State(NamedTuple):
@@ -58,7 +58,7 @@ def states_of(module: nn.Module) -> list[State]:
     parts = {part for name, _ in plain for part in made_of(module, name)}
     for kind, registry in (("parameter", module._parameters), ("buffer", module._buffers)):
         for name, tensor in registry.items():
-            if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor)):
+            if tensor is not None and not is_lazy(tensor):
                 found.append(State(module, name, tensor, "part" if name in parts else kind))
     for name in _parametrized(module):
         found.append(State(module, name, getattr(module, name), "parameter", is_computed=True))
@@ -74,7 +74,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
         tensor
         for registry in (module._parameters, module._buffers)
         for tensor in registry.values()
-        if tensor is not None and (type(tensor) in _PLAIN or not is_lazy(tensor))
+        if tensor is not None and not is_lazy(tensor)
     ]
     found += [getattr(module, name) for name in _parametrized(module)]
     return found + [tensor for _, tensor in plain_tensors(module)]

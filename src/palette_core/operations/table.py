@@ -140,6 +140,8 @@ class OperationTable:
         if op_type not in self._entries or weight.dim() == 0:
             return None
         (item,) = self._named[op_type]
+        if item.entry.factory is plain and not item.entry.argument_axes:
+            return _within(item.entry.channel_axis, weight.dim())
         call = bind(item.entry, func, args, kwargs)
         axis = self._operation(item).channel_axis(call, weight)
         if axis is not None:

@@ -55,7 +55,7 @@ def attach_palettes(
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
             item = PalettizedWeight(job.plan, result.palettized, _trainer(job.plan, catalog))
-            item.sensitivity, item.origin = job.sensitivity, origin
+            vars(item).update(sensitivity=job.sensitivity, origin=origin)
             for module, state in where:
                 replace_hook(module, state)
                 parametrization.attach(module, state, item)

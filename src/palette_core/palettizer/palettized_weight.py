@@ -288,6 +288,9 @@ class PalettizedWeight(PaletteModule):
 
 def _outside_inference(palettized: PalettizedTensor) -> PalettizedTensor:
     """Return parts that can be written to later: what inference mode has made cannot."""
+    parts = [part for part in vars(palettized).values() if isinstance(part, Tensor)]
+    if not any(part.is_inference() for part in parts):
+        return palettized
     with torch.inference_mode(mode=False):
         made: PalettizedTensor = exchanged(
             lambda part: part.clone() if part.is_inference() else part, palettized

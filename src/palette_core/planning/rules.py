@@ -157,6 +157,8 @@ class RuleBook:
         return ModuleRule(0, 0, ("global_config",), self.global_config, False, False)
 
     def _by_name(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
+        if not self._names:
+            return None
         order = _latest(self._patterns.last(name) for name in chain)
         if order is None:
             return None
@@ -166,6 +168,8 @@ class RuleBook:
         return ModuleRule(2, order, place, config, on_itself, key in module.names)
 
     def _by_type(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
+        if not self._type_entries:
+            return None
         order = _latest(self._type_orders.get(self._types.get(name, "")) for name in chain)
         if order is None:
             return None

@@ -38,21 +38,31 @@ class PaletteModule(nn.Module, ABC):
     lut_zero_point: Tensor | None
     scale: Tensor | None
     origin: Origin | None  # what made it, where that is known
+    form: CheckedForm
+    n_bits: int
+    axis: int
+    index_shape: list[int]
+    part_names: tuple[str, ...]
+    lut_dtype: torch.dtype | None
+    _float: torch.dtype
 
     def __init__(
         self, palettized: PalettizedTensor, form: CheckedForm, parts: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
-        self.origin = None
-        self.form = form
-        self.n_bits = palettized.n_bits
-        self.axis = palettized.axis
-        self.index_shape = list(palettized.indices.shape)
-        self.part_names = tuple(parts)
         # Quantized entries are kept as bytes: moving a model to half precision must not turn
         # 8-bit floats into 16-bit ones.
         quantized = palettized.lut_scale is not None
-        self.lut_dtype = palettized.lut.dtype if quantized else None
+        vars(self).update(  # nn.Module's setattr takes its time
+            origin=None,
+            form=form,
+            n_bits=palettized.n_bits,
+            axis=palettized.axis,
+            index_shape=list(palettized.indices.shape),
+            part_names=tuple(parts),
+            lut_dtype=palettized.lut.dtype if quantized else None,
+            _float=palettized.dtype,
+        )
         for name, part in parts.items():
             self.register_buffer(name, part)
         self.register_buffer(
@@ -62,7 +72,6 @@ class PaletteModule(nn.Module, ABC):
         self.register_buffer("lut_scale", palettized.lut_scale)
         self.register_buffer("lut_zero_point", None if zero is None else zero.view(torch.uint8))
         self.register_buffer("scale", palettized.scale)
-        self._float = palettized.dtype
 
     @property
     def weight_dtype(self) -> torch.dtype:

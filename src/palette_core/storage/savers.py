@@ -13,6 +13,7 @@ from typing import Any, final
 from torch import nn
 
 from palette_core.errors import StateError
+from palette_core.model.walking import modules_of
 from palette_core.storage.sites import palette_sites
 
 _SAVER = "save_pretrained"
@@ -24,8 +25,10 @@ def guard_savers(model: nn.Module) -> None:
     The guard goes with copies of the model, and lets everything through once the weights are plain
     parameters again.
     """
-    for module in model.modules():
-        if callable(getattr(module, _SAVER, None)) and not _is_guarded(module):
+    for module in modules_of(model):
+        # Without nn.Module's own getattr, which is slow where there is nothing.
+        saver = vars(module).get(_SAVER, getattr(type(module), _SAVER, None))
+        if callable(saver) and not _is_guarded(module):
             names = [name for site in palette_sites(module) for name in site.names]
             if names:
                 vars(module)[_SAVER] = _Guard(module, names, vars(module).get(_SAVER))
@@ -33,7 +36,7 @@ def guard_savers(model: nn.Module) -> None:
 
 def release_savers(model: nn.Module) -> None:
     """Give savers back as they were before `guard_savers`."""
-    for module in model.modules():
+    for module in modules_of(model):
         if _is_guarded(module):
             guard: _Guard = vars(module).pop(_SAVER)
             if guard.before is not None:

@@ -1,0 +1,41 @@
+"""What the containers among a module's attributes hold, to be put back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, final
+
+from torch import nn
+
+_CONTAINERS = frozenset({list, dict, set, OrderedDict})  # registries of parts and hooks among them
+
+
+@final
+class Contents:
+    """Contents of the lists, dictionaries and sets that are attributes of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        found = [value for value in vars(module).values() if type(value) in _CONTAINERS]
+        self._empty = [each for each in found if not each]  # most, and these need no copy
+        self._filled = [(each, each.copy()) for each in found if each]
+
+    def put_back(self, *, where_unequal: bool = False) -> None:
+        """Give every container back what it held.
+
+        Args:
+            where_unequal: leave alone those that hold equal objects.
+        """
+        for container in self._empty:
+            container.clear()
+        for container, content in self._filled:
+            if not (where_unequal and same(container, content)):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two containers hold the same objects, or at least equal ones."""
+    try:
+        return bool(a == b)  # what is identical is not compared
+    except Exception:
+        return False  # of tensors and arrays there is no telling
