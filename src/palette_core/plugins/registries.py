@@ -91,7 +91,8 @@ class Registry(Generic[EntryT]):
             DuplicatePluginError: two distributions claim the name.
             BlockedPluginError: it is blocked.
         """
-        found = self._by_name.get(name, ()) if isinstance(name, str) else ()
+        given: object = name
+        found = self._by_name.get(given, ()) if isinstance(given, str) else ()
         if found:
             return self.only(found, repr(name))
         if self.is_blocked(name):

@@ -1,0 +1,5 @@
+from palette_core.config.model import KMeansPalettizerConfig as KMeansPalettizerConfig
+from palette_core.config.module import ModuleKMeansPalettizerConfig as ModuleKMeansPalettizerConfig
+from palette_core.config.module import PATSchedule as PATSchedule
+from palette_core.config.op import OpKMeansPalettizerConfig as OpKMeansPalettizerConfig
+from palette_core.config.vectors import VectorKMeansConfig as VectorKMeansConfig

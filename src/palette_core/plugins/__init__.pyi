@@ -1,0 +1,43 @@
+from palette_core.config.granularity import (
+    PerGroupedChannelGranularity as PerGroupedChannelGranularity,
+)
+from palette_core.config.granularity import PerTensorGranularity as PerTensorGranularity
+from palette_core.config.spec import PalettizationSpec as PalettizationSpec
+from palette_core.config.spec import QuantizationScheme as QuantizationScheme
+from palette_core.config.spec import QuantizationSpec as QuantizationSpec
+from palette_core.config.vectors import VectorKMeansConfig as VectorKMeansConfig
+from palette_core.plugins.backends import Backend as Backend
+from palette_core.plugins.backends import ExportBackendEntry as ExportBackendEntry
+from palette_core.plugins.backends import ProgramWeight as ProgramWeight
+from palette_core.plugins.backends import Refusal as Refusal
+from palette_core.plugins.backends import TensorFacts as TensorFacts
+from palette_core.plugins.catalog import get_catalog as get_catalog
+from palette_core.plugins.clusterers import Clusterer as Clusterer
+from palette_core.plugins.clusterers import ClustererEntry as ClustererEntry
+from palette_core.plugins.clusterers import ClusterProblem as ClusterProblem
+from palette_core.plugins.commands import Command as Command
+from palette_core.plugins.commands import CommandEntry as CommandEntry
+from palette_core.plugins.entries import INTERFACE_VERSION as INTERFACE_VERSION
+from palette_core.plugins.entries import NoOptions as NoOptions
+from palette_core.plugins.entries import PluginEntry as PluginEntry
+from palette_core.plugins.granularities import Granularity as Granularity
+from palette_core.plugins.granularities import GranularityEntry as GranularityEntry
+from palette_core.plugins.lut_quantizers import LutQuantizer as LutQuantizer
+from palette_core.plugins.lut_quantizers import LutQuantizerEntry as LutQuantizerEntry
+from palette_core.plugins.markers import hookimpl as hookimpl
+from palette_core.plugins.metrics import Candidate as Candidate
+from palette_core.plugins.metrics import ModelOutputs as ModelOutputs
+from palette_core.plugins.metrics import SensitivityMetric as SensitivityMetric
+from palette_core.plugins.metrics import SensitivityMetricEntry as SensitivityMetricEntry
+from palette_core.plugins.operations import Consumption as Consumption
+from palette_core.plugins.operations import Operation as Operation
+from palette_core.plugins.operations import OperationCall as OperationCall
+from palette_core.plugins.operations import OperationEntry as OperationEntry
+from palette_core.plugins.options import validate_options as validate_options
+from palette_core.plugins.stored_forms import Part as Part
+from palette_core.plugins.stored_forms import StoredForm as StoredForm
+from palette_core.plugins.stored_forms import StoredFormEntry as StoredFormEntry
+from palette_core.plugins.training import TrainingStrategy as TrainingStrategy
+from palette_core.plugins.training import TrainingStrategyEntry as TrainingStrategyEntry
+from palette_core.plugins.training_problem import TrainingProblem as TrainingProblem
+from palette_core.tensors.moments import InputMoments as InputMoments

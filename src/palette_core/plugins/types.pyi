@@ -1,0 +1,19 @@
+from torch import Tensor as Tensor
+from torch import dtype as dtype
+from torch.nn import Module as Module
+
+from palette_core.config.spec import PalettizationSpec as PalettizationSpec
+from palette_core.config.spec import QuantizationSpec as QuantizationSpec
+from palette_core.config.vectors import VectorKMeansConfig as VectorKMeansConfig
+from palette_core.plugins.backends import Refusal as Refusal
+from palette_core.plugins.backends import TensorFacts as TensorFacts
+from palette_core.plugins.lut_quantizers import LutQuantizer as LutQuantizer
+from palette_core.plugins.training_problem import TrainingProblem as TrainingProblem
+from palette_core.tensors.codebook import Codebook as Codebook
+from palette_core.tensors.codebook import QuantizedLut as QuantizedLut
+from palette_core.tensors.input_views import InputView as InputView
+from palette_core.tensors.layout import BlockLayout as BlockLayout
+from palette_core.tensors.layout import Shape as Shape
+from palette_core.tensors.moments import InputMoments as InputMoments
+from palette_core.tensors.palettized import PalettizedTensor as PalettizedTensor
+from palette_core.tensors.stored import StoredTensor as StoredTensor
