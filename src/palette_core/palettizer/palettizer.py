@@ -96,14 +96,7 @@ class KMeansPalettizer:
         backend_options: Mapping[str, Any] | None = None,
         dynamic_shapes: Any = None,
     ) -> Plan:
-        """Trace the model and decide about every tensor, changing nothing.
-
-        Args:
-            example_inputs: see `prepare`.
-            on_incompatible: see `prepare`.
-            backend: refuse what this export backend cannot take.
-            backend_options: the options it would export with.
-            dynamic_shapes: those it would export with.
+        """Trace the model and decide about every tensor, changing nothing; arguments as `prepare`.
 
         Raises:
             TracingError: the model fails on the inputs.
@@ -143,25 +136,21 @@ class KMeansPalettizer:
         """Gather second moments of the layers' inputs before `prepare`, without any gradient.
 
         Data-aware algorithms choose palettes by them; `calibration_mode`, which takes gradients,
-        is another thing. Runs the model forward on every batch, in evaluation mode, and sums x xᵀ
-        of what each planned weight is multiplied with. Calling it again replaces what it found.
-        See the page on data-aware palettes for what each option costs.
+        is another thing. The model runs on every batch, in evaluation mode; x xᵀ of what each
+        planned weight is multiplied with is summed, in place of what an earlier call found.
 
         Args:
             batches: model inputs, each as the example inputs of `prepare`. No labels.
             sequential: take the moments stage by stage in `prepare`, from a model whose earlier
                 stages are palettized already. The batches are kept until then.
-            compensate: in sequential mode, let every weight aim at the outputs of the unchanged
-                model, so that it makes good for errors of its inputs too.
+            compensate: in sequential mode, let weights make good for errors of their inputs too.
             stages: names of the modules that are palettized one after the other; None takes the
                 elements of the model's outermost module lists, and layers outside of them.
-            held_out: batches by which each stage is judged: where plain k-means gives the stage
-                outputs nearer to the unchanged model's, it replaces the data-aware result.
+            held_out: batches by which each stage is judged: plain k-means replaces what is worse.
             loss: ``loss(output, batch)``, a scalar; its squared gradient with respect to a
                 layer's outputs then weighs the moments (GuidedQuant). Needs a backward pass.
             output_groups: groups of output channels with moments of their own, with ``loss``.
-            folder: an existing folder. Matrices are kept in a fresh folder inside it instead of
-                in memory, until `prepare` has used them or the palettizer is gone.
+            folder: an existing folder, to keep matrices in instead of in memory until `prepare`.
 
         Raises:
             StateError: the model is palettized already.
@@ -203,20 +192,17 @@ class KMeansPalettizer:
         """Palettize the model in place and return it.
 
         Every palettized weight then decodes through a parametrization; the dense originals stay
-        beside it until `finalize`. When anything fails, or the user interrupts, the model is as
-        it was before: its weights, buffers, flags and hooks. What ``forward`` itself does to
-        plain Python attributes in the one traced run stays.
+        beside it until `finalize`. When anything fails, or the user interrupts, weights, buffers,
+        flags and hooks are as before; what ``forward`` does to other objects in the one run stays.
 
         Args:
             example_inputs: a tuple or list of positional inputs, as in ``model(*example_inputs)``,
                 a dictionary of keyword inputs, or a lone tensor, which is the only input. What is
                 no tensor in them (None, flags, caches) is passed on. Run once, in evaluation mode.
-            sensitivity_path: a file of sensitivities for weighted clustering, as
-                `calibration_mode` and `save_sensitivities` write it: safetensors, or a
-                ``torch.save`` dictionary, with a tensor under the name of each palettized weight,
-                of its shape, finite and not negative.
-            num_workers: 1 clusters in this process, more in that many joblib workers. The
-                result is the same.
+            sensitivity_path: a file of sensitivities for weighted clustering, in either form that
+                `save_sensitivities` writes: for each palettized weight a tensor of its shape,
+                finite and not negative.
+            num_workers: 1 clusters in this process, more in that many joblib workers, alike.
             state_dict: of a model that was prepared with the same config, here or by coreai-opt
                 0.2 to 0.4: nothing is clustered, and its palettes, dense originals and all else
                 are taken over, or nothing where it does not fit exactly.
@@ -225,8 +211,7 @@ class KMeansPalettizer:
             backend: refuse, before the work, what this export backend cannot take.
             backend_options: the options it will export with.
             dynamic_shapes: those it will export with, see `export`.
-            trust_sensitivities: take sensitivities that were measured on other weights of the
-                same shapes, such as those of another precision.
+            trust_sensitivities: take those of other weights, such as of another precision.
             show_progress: None shows a bar on a terminal.
 
         Raises:
@@ -237,24 +222,19 @@ class KMeansPalettizer:
             PlanError: see `planning.make_plan`.
             WeightError: a weight to be palettized is NaN or infinite.
             SensitivityError: the file does not fit.
-            StateDictError: ``state_dict`` does not fit; the message names what is missing, one
-                too many, dense, or of another shape, dtype or number of bits.
+            StateDictError: ``state_dict`` does not fit; the message names all that is wrong.
             ClusteringError: an algorithm failed; the message names the tensor.
-            WorkerError: a worker process was killed, or work cannot be sent to one. After this,
-                any other failure, and Ctrl-C, the weights that are done need not be done again
-                when the same palettizer prepares the model again.
+            WorkerError: a worker process was killed, or work cannot be sent to one. After any
+                failure a second call of the same palettizer goes on with the weights not done.
             CalibrationError: the model failed on a calibration batch.
         """
         with torch_state_kept():
             executor = Executor(num_workers, self._catalog, show_progress, self._kept)
             life_cycle.check(Action.PREPARE, self._model, marks=False)
             plan = self.make_plan(
-                example_inputs,
-                on_incompatible=on_incompatible,
-                backend=backend,
-                backend_options=backend_options,
-                dynamic_shapes=dynamic_shapes,
-            )
+                example_inputs, on_incompatible=on_incompatible, backend=backend,
+                backend_options=backend_options, dynamic_shapes=dynamic_shapes,
+            )  # fmt: skip
             warn(*plan.warnings, stacklevel=2)
             if state_dict is None:
                 jobs, results = cluster_model(
@@ -295,19 +275,16 @@ class KMeansPalettizer:
         """Turn a prepared model's weights into packed indices and tables, in place.
 
         The dense originals are freed: ``parametrizations[...].original`` becomes a zero-size
-        placeholder. Outputs equal the prepared model's. Weights that still train dense, their
-        `PATSchedule` not having come, are clustered as they are now. ``"packed"`` is the form that
-        torch itself runs from n bits per weight; ``"torch"`` makes plain dense weights instead, as
-        `dequantize` does.
+        placeholder. Outputs equal the prepared model's. Weights that still train dense are
+        clustered as they are now. ``"packed"`` is the form that torch itself runs from n bits per
+        weight; ``"torch"`` makes plain dense weights instead, as `dequantize` does.
 
         Args:
             model: a prepared model; None is the palettizer's own.
             backend: an `ExportBackend`, or the name of a registered backend.
             mmap_dir: a folder in which to keep the packed weights, one file each, mapped into
-                memory: pages come when they are used, and go when memory is short. Existing
-                files of the same names are replaced; nothing changes when this fails. The files
-                must stay as long as the model; when one is missing or cut off, using the weight
-                raises `WeightFileError`. Copies of the model are held in memory.
+                memory; files of the same names are replaced. They must stay as long as the model:
+                using a weight without its file raises `WeightFileError`. Copies are in memory.
             backend_options: options of the backend, by name; see ``palette plugins``.
 
         Raises:
@@ -327,12 +304,8 @@ class KMeansPalettizer:
     def dequantize(self, model: nn.Module | None = None) -> nn.Module:
         """Make every palettized weight a plain dense one with the palette's values, in place.
 
-        The same as ``finalize(backend="torch")``, for finalized models too. No parametrization is
-        left, tied weights stay tied, and each takes gradients where it did; the model can be
-        prepared again.
-
-        Args:
-            model: a prepared or finalized model; None is the palettizer's own.
+        The same as ``finalize(backend="torch")``, for finalized models too. Tied weights stay
+        tied, and each takes gradients where it did; the model can be prepared again.
 
         Raises:
             StateError: the model is neither, or in training or calibration mode.
@@ -354,23 +327,19 @@ class KMeansPalettizer:
         """Finalize where that is still to be done, and write the backend's file.
 
         Args:
-            path: what to write.
+            path: what to write, and what is returned.
             example_inputs: inputs for backends that trace the model, as those of `prepare`.
             model: a prepared or finalized model; None is the palettizer's own.
-            backend: an `ExportBackend`, or the name of a registered backend.
+            backend: as for `finalize`, with its ``backend_options``.
             dynamic_shapes: as in ``torch.export.export``, for backends that take them.
-            backend_options: options of the backend, by name; see ``palette plugins``.
-
-        Returns:
-            The path written.
+            backend_options: see ``palette plugins``.
 
         Raises:
             StateError: the model is neither prepared nor finalized.
             BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
             PluginOptionsError: an option is unknown, or its value wrong.
             WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
-            OSError: the folder of ``path`` does not exist or cannot be written to, or the disk is
-                full. After any error the model, and what stood at ``path``, are as before.
+            OSError: ``path`` cannot be written. After any error the model and it are as before.
         """
         with torch_state_kept():
             model = self._chosen(model)
@@ -394,20 +363,17 @@ class KMeansPalettizer:
         computes with its dense weights, in the mode it is in. Run it on a batch and call
         ``step(output, target)`` of the object that the ``with`` statement gives; the squares of
         the gradients of ``loss_fn(output, target)`` add up to the sensitivities (SqueezeLLM,
-        https://arxiv.org/abs/2306.07629, section 4.1). On the way out palettes are found by
-        k-means weighted with them, and `report` tells the new figures. Everything else of the
-        model is as before: buffers, gradients, flags; after an exception the palettes too.
-
-        It takes the memory of one float32 tensor per palettized weight and of one gradient.
-        Frozen weights are measured like others.
+        https://arxiv.org/abs/2306.07629, section 4.1), which take a float32 tensor per palettized
+        weight. On the way out palettes are found by k-means weighted with them, and `report` tells
+        the new figures. All else of the model is as before; after an exception the palettes too.
 
         Args:
             model: a prepared model; None is the palettizer's own.
             loss_fn: takes output and target and returns a scalar tensor.
             sensitivity_path: a file to write the sensitivities to, see `save_sensitivities`.
             offload: keep the sums of squares in the memory of the CPU.
-            num_workers: as in `prepare`.
-            show_progress: as in `prepare`.
+            num_workers: as in `prepare`, and so ``show_progress``.
+            show_progress: None shows a bar on a terminal.
 
         Raises:
             StateError: the model is not prepared, this is nested, or there was no step.
@@ -458,10 +424,7 @@ class KMeansPalettizer:
         Inside, the model is in training mode and each weight is what its training strategy makes
         of it. Weights whose module config has a `PATSchedule` train dense until its step, and
         are clustered then. On exit training flags are as before, and every palette is what
-        training has come to: evaluation, `finalize` and checkpoints agree on it.
-
-        The count of steps is the model's: it goes on in a later stay, and after
-        ``load_state_dict``.
+        training has come to. The model keeps count of the steps, in its state dict too.
 
         Raises:
             StateError: the model is not prepared, or this is nested.
