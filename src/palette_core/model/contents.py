@@ -1,4 +1,4 @@
-"""What the containers among a module's attributes hold, to be put back."""
+"""Contents of the containers among a module's attributes, to be put back."""
 
 from __future__ import annotations
 

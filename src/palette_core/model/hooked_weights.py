@@ -19,9 +19,9 @@ from torch.nn.utils import prune
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils.hooks import RemovableHandle
 
+from palette_core._common.modules import modules_of
 from palette_core._common.undoing import undone
 from palette_core.model.parametrization import attach, parametrizations
-from palette_core.model.walking import modules_of
 
 
 @final

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from palette_core._common.modules import modules_of, plain_tensors
 from palette_core._common.undoing import undone
 from palette_core.model.contents import Contents, same
 from palette_core.model.hooked_weights import computed_once, is_replaceable
-from palette_core.model.states import is_lazy, plain_tensors
-from palette_core.model.walking import modules_of
+from palette_core.model.states import is_lazy
 
 
 @contextlib.contextmanager

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from palette_core._common.modules import plain_tensors
 from palette_core.model.hooked_weights import is_replaceable, made_of
 
 _PLAIN = (Tensor, nn.Parameter)
 # What tensor classes have that compute as torch does; bound methods, compared by equality.
 _ORDINARY = (Tensor.__torch_function__, nn.Parameter.__torch_function__)
-# What most attributes of a module are: to look these up is quicker than to ask for subclasses.
-_NO_TENSORS = frozenset({bool, int, float, str, type(None), tuple, list, dict, set, OrderedDict})
 
 
 def is_lazy(tensor: Tensor) -> bool:
@@ -66,27 +64,6 @@ def states_of(module: nn.Module) -> list[State]:
         kind = "parameter" if is_replaceable(module, name) else "constant"
         found.append(State(module, name, value, kind))
     return found
-
-
-def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Return the tensors of `states_of`, and nothing about them."""
-    found = [
-        tensor
-        for registry in (module._parameters, module._buffers)
-        for tensor in registry.values()
-        if tensor is not None and not is_lazy(tensor)
-    ]
-    found += [getattr(module, name) for name in _parametrized(module)]
-    return found + [tensor for _, tensor in plain_tensors(module)]
-
-
-def plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return the tensors that are attributes of a module like any other."""
-    return [
-        (name, value)
-        for name, value in vars(module).items()
-        if type(value) not in _NO_TENSORS and isinstance(value, Tensor)
-    ]
 
 
 def _module_obstacle(module: nn.Module) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from palette_core._common.modules import modules_of, named_modules
 from palette_core._common.pytrees import deep_copy, tensors
 from palette_core._common.rng import untouched_global_rng
 from palette_core._common.undoing import undone
@@ -25,9 +26,8 @@ from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import undisturbed
-from palette_core.model.states import State, is_parametrization, states_of, tensors_of
+from palette_core.model.states import State, is_parametrization, states_of
 from palette_core.model.views import StateStorages
-from palette_core.model.walking import modules_of, named_modules
 from palette_core.operations import COPIES, installed_operations, op_type_of
 
 # Most arguments that are no tensors.
@@ -183,8 +183,8 @@ class _Recorder(TorchFunctionMode):
 
     def _learn_states(self, module: nn.Module) -> None:
         if not isinstance(module, parametrize.ParametrizationList):
-            for tensor in tensors_of(module):
-                self._states[id(tensor)] = tensor
+            for state in states_of(module):
+                self._states[id(state.tensor)] = state.tensor
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         del args, output

@@ -12,8 +12,8 @@ from typing import Any, final
 
 from torch import nn
 
+from palette_core._common.modules import modules_of
 from palette_core.errors import StateError
-from palette_core.model.walking import modules_of
 from palette_core.storage.sites import palette_sites
 
 _SAVER = "save_pretrained"

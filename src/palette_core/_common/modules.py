@@ -1,8 +1,13 @@
-"""Walks through a model: quicker than torch's, where each level yields through all above it."""
+"""Modules of a model and their tensors, found more quickly than torch's own generators do."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+# What most attributes of a module are: to look these up is quicker than to ask for subclasses.
+_NO_TENSORS = frozenset({bool, int, float, str, type(None), tuple, list, dict, set, OrderedDict})
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -27,3 +32,12 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
             parts = [(prefix + key, part) for key, part in inside.items() if part is not None]
             left += reversed(parts)
     return found
+
+
+def plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the tensors that are attributes of a module like any other."""
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if type(value) not in _NO_TENSORS and isinstance(value, Tensor)
+    ]
