@@ -6,6 +6,11 @@ them, and uses the object it gets through one of the abstract classes here. Weig
 through a hook. Importing this package imports no torch, so that a module of hooks need not.
 """
 
+from importlib import import_module
+
 from palette_core._common.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
+
+# The interfaces, at once: every module of hooks needs some, and is to load nothing but itself.
+import_module("palette_core.plugins.kinds")
