@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from palettizer_models import mlp, weight_config
+from palettizer_models import weight_config
 from torch import Tensor, nn
 
 from palette_core import (
@@ -21,7 +21,7 @@ from palette_core import (
     load_checkpoint,
     read_checkpoint,
 )
-from palette_core.errors import BackendError, CheckpointError, PaletteWarning, PlanError
+from palette_core.errors import BackendError, CheckpointError, PlanError
 from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.storage import palette_sites
 from palette_core.storage.forms.registry import stored_form
@@ -40,6 +40,11 @@ SPECS: dict[str, dict[str, Any]] = {
     "uint8": {"lut_qspec": {"dtype": "uint8", "qscheme": "asymmetric"}},
     "e4m3": {"lut_qspec": {"dtype": "float8_e4m3fn"}, "granularity": ROWS},
     "8 bits": {"n_bits": 8},
+    "pairs": {"cluster_dim": 2},
+    "pairs in rows": {"cluster_dim": 2, "granularity": ROWS},
+    "fours in columns": {"cluster_dim": 4, "granularity": COLUMNS, "n_bits": 3},
+    "scaled pairs": {"cluster_dim": 2, "scale_block_size": 8, "granularity": ROWS},
+    "quantized pairs": {"cluster_dim": 2, "granularity": ROWS, "lut_qspec": {"dtype": "int8"}},
 }
 specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
@@ -58,6 +63,7 @@ def prepared(
     layer.weight.data = weight.clone()
     model = nn.Sequential(layer).eval()
     given = {"n_bits": 2, "sparsity_detection_threshold": 0.3, **spec}
+    given.setdefault("fast", given.get("cluster_dim", 1) == 1)
     palettizer = KMeansPalettizer(model, weight_config(**given))
     inputs = inputs.to(weight.dtype)
     if calibrated:
@@ -80,6 +86,13 @@ def best_error(values: np.ndarray, k: int) -> float:
             [[0], [np.min(best[:end] + cost[:end, end - 1]) for end in range(1, n + 1)]]
         )
     return float(best[-1])
+
+
+def _indices(weight: Tensor, plan: Any) -> int:
+    """Return how many indices there have to be: of each block, one for D nonzeros."""
+    axis = getattr(plan.spec.granularity, "axis", None)
+    blocks = [weight] if axis is None else weight.split(plan.spec.granularity.group_size, axis)
+    return sum(-(-int((block != 0).sum()) // plan.spec.cluster_dim) for block in blocks)
 
 
 class Plain(Backend):
@@ -118,7 +131,10 @@ def test_the_whole_trip(spec: dict[str, Any], dtype: torch.dtype, tmp_path: Path
     palettizer, model, palette = prepared(weight, **spec)
     decoded = model[0].weight.detach().clone()
     assert (decoded[weight == 0] == 0).all()
-    count, tables = int((weight != 0).sum()), palette.lut.numel() * palette.lut.element_size() * 8
+    count, tables = (
+        _indices(weight, palette.plan),
+        palette.lut.numel() * palette.lut.element_size() * 8,
+    )
     for part in (palette.lut_scale, palette.lut_zero_point, palette.scale):
         tables += 0 if part is None else part.numel() * part.element_size() * 8
     bits = count * palette.n_bits + weight.numel() + tables
@@ -262,10 +278,6 @@ def test_what_does_not_go_together_is_refused_by_name(register: Any) -> None:
         with pytest.raises(ValueError, match="sparsity_detection_threshold"):
             PalettizationSpec(sparsity_detection_threshold=wrong)
     assert PalettizationSpec(sparsity_detection_threshold="0.5").stored_forms[0] == "sparse"
-    with pytest.warns(PaletteWarning, match="sparse weights have an index for each nonzero"):
-        KMeansPalettizer(
-            mlp(), weight_config(cluster_dim=2, sparsity_detection_threshold=0.5, fast=False)
-        ).prepare((torch.ones(1, 8),))
     tensor = prepared(sparse_weight())[2].palettized()
     with pytest.raises(CheckpointError, match="no place for zeros that lie beside the table"):
         PackedWeight(tensor, stored_form("indices"))
@@ -286,7 +298,7 @@ def test_what_does_not_go_together_is_refused_by_name(register: Any) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["frozen", "ste", "dkm", "tables"])
-@pytest.mark.parametrize("name", ["rows", "channel scale", "int8"])
+@pytest.mark.parametrize("name", ["rows", "channel scale", "int8", "scaled pairs"])
 def test_zeros_stay_zero_in_training(strategy: str, name: str) -> None:
     weight = sparse_weight()
     weight[4:8] = 0
@@ -364,3 +376,108 @@ def test_nonzeros_come_back_to_their_places() -> None:
     assert torch.equal(found.put(found.take(points)), points)
     assert found.counts.tolist() == [(p != 0).sum() for p in points]
     assert sorted(b for blocks, _ in found.evenly() for b in blocks.tolist()) == [0, 1, 2, 3]
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [2, 4])
+@pytest.mark.parametrize("rows", [None, 4])
+def test_vectors_of_nonzeros_are_as_good_as_those_of_scikit_learn(
+    dim: int, rows: int | None
+) -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    weight = sparse_weight(0.5, shape=(16, 64))
+    inputs, grouped = torch.ones(1, 64), {} if rows is None else {"granularity": ROWS}
+    given = {"n_bits": 3, "cluster_dim": dim, "fast": False, **grouped}
+    decoded = prepared(weight, inputs, **given)[1][0].weight.detach()
+    assert torch.equal(decoded == 0, weight == 0)
+    best, found = 0.0, 0.0
+    for group in range(0, 16, rows or 16):
+        part, made = (w[group : group + (rows or 16)] for w in (weight, decoded))
+        listed, its = part[part != 0], made[part != 0]
+        whole = len(listed) // dim * dim
+        listed, its = (w[:whole].reshape(-1, dim).numpy() for w in (listed, its))
+        best += cluster.KMeans(8, n_init=20, random_state=0).fit(listed).inertia_
+        found += float(((listed - its) ** 2).sum())
+        assert len({tuple(row) for row in its}) <= 8
+    assert found <= 1.04 * best  # which knows nothing of the last vector
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("table", [None, {"dtype": "int8"}, {"dtype": "float8_e4m3fn"}])
+def test_nonzeros_that_cancel_out_are_not_made_zero(dtype: torch.dtype, table: Any) -> None:
+    weight = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).repeat(4, 8)
+    weight = weight.to(dtype)
+    weight[:, 4:8] = 0
+    _, model, _ = prepared(
+        weight, torch.ones(1, 16), n_bits=1, cluster_dim=2, sparsity_detection_threshold=0.1,
+        lut_qspec=table, fast=False,
+    )  # fmt: skip
+    assert torch.equal(model[0].weight == 0, weight == 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "form"),
+    [
+        ({}, "sparse"),  # pairs of all weights would lose zeros
+        ({"whole": True}, "indices"),  # one entry for zero, and half a bit for each weight
+        ({"whole": True, "stored_form": "sparse"}, "sparse"),
+        ({"whole": True, "n_bits": 8}, "sparse"),
+        ({"sparsity_detection_threshold": 0.9}, "plain"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
+def test_vectors_take_the_smallest_form_that_keeps_zeros(changes: Any, form: str) -> None:
+    spec = {"n_bits": 2, "cluster_dim": 2, "fast": False, **changes}
+    weight = sparse_weight(0.5, shape=(64, 32))
+    if spec.pop("whole", False):
+        weight[::2] = torch.where(weight[1::2] == 0, 0.0, weight[::2] + (weight[::2] == 0))
+    _, model, palette = prepared(weight, **spec)
+    assert palette.form.name == ("sparse" if form == "sparse" else "indices")
+    if form != "plain":
+        assert not model[0].weight[weight == 0].any()
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "lnq"])
+def test_vectors_of_nonzeros_are_weighed_where_errors_cannot_be_fed_back(algorithm: str) -> None:
+    weight = sparse_weight(shape=(16, 32))
+    inputs = torch.randn(256, 32, generator=torch.Generator().manual_seed(1))
+    inputs[:, ::4] *= 5
+    given = {"cluster_dim": 2, "n_bits": 3, "fast": False}
+    palettizer, model, _ = prepared(weight, inputs, True, algorithm=algorithm, **given)
+    decoded = model[0].weight.detach()
+    assert torch.equal(decoded == 0, weight == 0)
+    assert palettizer.report.tensors[0].algorithm == "kmeans_vector"
+    plain = prepared(weight, inputs, **given)[1][0].weight.detach()
+    loss = [float(((w - weight) @ inputs.T).square().sum()) for w in (decoded, plain)]
+    assert loss[0] < loss[1]
+
+
+def test_sensitivities_weigh_each_element_of_vectors_of_nonzeros() -> None:
+    weight = sparse_weight(0.5)
+    palettizer, model, palette = prepared(weight, n_bits=1, cluster_dim=2, fast=False)
+    with palettizer.calibration_mode(loss_fn=lambda out, _: (out * torch.arange(16)).sum()) as run:
+        run.step(model(X), None)
+    decoded = model[0].weight.detach()
+    assert torch.equal(decoded == 0, weight == 0)
+    values = palette.sensitivity.values
+    values = (values + 4 * values.mean())[weight != 0]
+    listed, its = weight[weight != 0], decoded[weight != 0]
+    whole = len(listed) // 2 * 2
+    listed, its, values = (w[:whole].reshape(-1, 2) for w in (listed, its, values))
+    for entry in its.unique(dim=0):
+        mine = (its == entry).all(1)
+        mean = (listed[mine] * values[mine]).sum(0) / values[mine].sum(0)
+        assert entry.tolist() == pytest.approx(mean.tolist(), rel=0.02, abs=0.01)
+
+
+def test_a_state_dict_gives_vectors_of_nonzeros_back() -> None:
+    weight = sparse_weight()
+    given = {"cluster_dim": 2, "fast": False, "granularity": ROWS}
+    _, model, palette = prepared(weight, **given)
+    fresh = nn.Sequential(nn.Linear(32, 16, bias=False)).eval()
+    config = weight_config(n_bits=2, sparsity_detection_threshold=0.3, **given)
+    KMeansPalettizer(fresh, config).prepare((X,), state_dict=model.state_dict())
+    assert torch.equal(fresh[0].weight, model[0].weight)
+    assert palette_sites(fresh)[0].palette.size_in_bits() == palette.size_in_bits()

@@ -23,7 +23,7 @@ from palette_core import (
     PerGroupedChannelGranularity,
     load_checkpoint,
 )
-from palette_core.errors import PaletteWarning
+from palette_core.errors import PlanError
 from palette_core.storage import PackedWeight, install_packed, palette_sites
 from palette_core.tensors import PalettizedTensor
 
@@ -291,8 +291,82 @@ def test_a_weight_without_nonzeros_is_zeros(tmp_path: Path) -> None:
     assert not support.run_file(path, x)[0].any()
 
 
-def test_vectors_stay_dense_and_planning_says_what_would_do() -> None:
+VECTORS: dict[str, dict[str, Any]] = {
+    "pairs": {},
+    "one bit": {"n_bits": 1},
+    "fours": {"cluster_dim": 4, "n_bits": 4},
+    "uneven rows": {"granularity": ROWS},
+    "scales": {"granularity": ROWS, "scale_block_size": 8},
+    "int8": {"granularity": ROWS, "lut_qspec": {"dtype": "int8"}},
+    "affine": {"granularity": ROWS, "lut_qspec": UINT8, "enable_per_channel_scale": True},
+    "e4m3": {"lut_qspec": {"dtype": "float8_e4m3fn"}},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_vectors_of_nonzeros_are_exact_and_no_table_gives_up_an_entry(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(32, 16, bias=False) for _ in VECTORS).to(dtype)
+    dense = []
+    for seed, layer in enumerate(model):
+        prune(layer.weight, seed)
+        with torch.no_grad():
+            layer.weight[12:] = 0.0  # a group of nothing
+        dense.append(layer.weight.detach().clone())
+    named = {
+        rf"layers\.{at}": rule(**{"cluster_dim": 2, **spec})
+        for at, spec in enumerate(VECTORS.values())
+    }
+    whole, x = SideBySide(model).eval(), torch.eye(32, dtype=dtype)
+    palettizer = KMeansPalettizer(whole, KMeansPalettizerConfig(module_name_configs=named))
+    palettizer.prepare((x,), backend="coreai")
+    path = palettizer.export(tmp_path / "m.aimodel", (x,), backend="coreai")
+    read = read_weights(path)
+    stored = {weight.name: weight for weight in stored_weights(path)}
+    got = None if dtype is torch.bfloat16 else support.run_file(path, x)
+    for at, before in enumerate(dense):
+        name = f"layers.{at}.weight"
+        after = whole.layers[at].weight
+        assert torch.equal(after == 0, before == 0), name
+        assert support.same_values(read[name], after), name
+        assert np.array_equal(stored[name].mask, before.float().numpy() != 0)
+        if got is not None:
+            assert np.array_equal(got[at].T.astype(np.float32), after.detach().float().numpy())
+    rows = stored["layers.3.weight"]
+    counts = [int((group != 0).sum()) for group in dense[3].split(4)]
+    assert len(rows.indices) == sum(-(-count // 2) for count in counts)
+    assert len(rows.lut) == sum(count > 0 for count in counts) == 3
+    assert "lut_to_sparse_with_bitmask" not in support.summary(path)[1]
+
+
+class SideBySide(nn.Module):
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Any:
+        return tuple(layer(x) for layer in self.layers)
+
+
+def test_rows_with_equally_many_pairs_take_one_look_up_and_no_step_more(tmp_path: Path) -> None:
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    apart = weight.reshape(16, 8, 4)
+    apart.scatter_(2, apart.abs().argsort(dim=2)[..., :2], 0.0)
+    palettizer, model, inputs = small(weight, granularity=ROWS, cluster_dim=2)
+    path = palettizer.export(tmp_path / "m.aimodel", inputs, backend="coreai")
+    operations = support.summary(path)[1]
+    assert operations["lut_to_dense"] == 1
+    assert not {"slice", "concat"} & set(operations)
+    (stored,) = stored_weights(path)
+    assert stored.lut.shape == (4, 4, 2)
+    assert len(stored.indices) == 128
+    assert support.same_values(stored.dense, model[0].weight)
+
+
+def test_vectors_in_groups_of_columns_are_refused_with_what_would_do() -> None:
     weight = torch.randn(16, 32)
     prune(weight, 1)
-    with pytest.warns(PaletteWarning, match="vectors one for several weights.*preserve_zero"):
-        small(weight, cluster_dim=2)
+    with pytest.raises(PlanError, match=r"parts of rows.*'cluster_dim': 1"):
+        small(weight, cluster_dim=2, granularity=COLUMNS)

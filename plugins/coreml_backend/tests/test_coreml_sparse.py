@@ -191,7 +191,9 @@ def prepared(
     with torch.no_grad():
         model[0].weight[torch.rand(16, 32) < 0.6] = 0.0
     made = PalettizationSpec(**{"n_bits": 2, "sparsity_detection_threshold": 0.3, **spec})
-    rules = ModuleKMeansPalettizerConfig(op_state_spec={"weight": made})
+    rules = ModuleKMeansPalettizerConfig(
+        op_state_spec={"weight": made}, enable_fast_kmeans_mode=made.cluster_dim == 1
+    )
     palettizer = KMeansPalettizer(model, KMeansPalettizerConfig(global_config=rules))
     x = (torch.ones(1, 32, dtype=dtype),)
     palettizer.prepare(x, backend="coreml", backend_options=options)
@@ -225,3 +227,20 @@ def test_targets_before_ios18_refuse_in_planning_and_say_what_would_do(tmp_path:
     assert operations(path)["constexpr_lut_to_sparse"] == 1
     assert not list(tmp_path.glob(".*"))
     assert torch.equal(loaded[0].weight, model[0].weight)
+
+
+def test_vectors_of_nonzeros_are_refused_in_planning_and_from_checkpoints(tmp_path: Path) -> None:
+    words = r"vectors of a sparse weight.*what works nearest to it: \{'cluster_dim': 1\}"
+    with pytest.raises(PlanError, match=words):
+        prepared({}, cluster_dim=2)
+    model = nn.Sequential(nn.Linear(4, 4, bias=False)).eval()
+    made = PalettizedTensor(
+        torch.zeros((2, 4), dtype=torch.uint8), torch.ones((1, 1, 2, 2)), 1, 0, torch.float32,
+        mask=torch.eye(4) > 0,
+    )  # fmt: skip
+    install_packed(model, ["0.weight"], PackedWeight(made))
+    palettizer, _, _ = prepared({})
+    with pytest.raises(BackendError, match=r"0\.weight has vectors of nonzeros"):
+        palettizer.export(
+            tmp_path / "m.mlpackage", (torch.ones(1, 4),), model=model, backend="coreml"
+        )

@@ -149,7 +149,8 @@ class PalettizationSpec(FrozenModel):
             keeps them beside the table: the table's ``2 ** n_bits`` entries all stand for nonzeros,
             and zeros take one bit. Where indices for all weights would be smaller, zeros are kept
             by an entry, as with ``preserve_zero``, but for 1 bit, or where ``stored_form`` is
-            ``sparse``. With ``cluster_dim`` 1 only.
+            ``sparse``. Vectors are of nonzeros that follow each other row by row, unless zeros come
+            in whole vectors and indices for all are smaller.
         stored_form: name of the registered form in which indices are stored in finalized models,
             checkpoints and programs; ``indices`` packs every index to ``n_bits``, ``sparse`` those
             of nonzeros where ``sparsity_detection_threshold`` finds enough zeros.

@@ -11,7 +11,7 @@ from torch import Tensor
 from palette_core.engine.fitted_scales import Scaled, better_of, fit_scales
 from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Clustered
-from palette_core.engine.sparsity import beside_zero, find_zeros, zeros_lost
+from palette_core.engine.sparsity import find_zeros, without_zeros, zeros_lost
 from palette_core.engine.task import Task
 from palette_core.errors import ClusteringError, PaletteError
 from palette_core.planning import TensorPlan
@@ -58,9 +58,16 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
         if moments is not None and moments.target is not None:
             aim = moments.target.to(weight.device, weight.dtype)
             check_finite(plan.name, aim)
-        mask, zeros_stay = find_zeros(plan.spec, weight)
+        mask, zeros_stay = find_zeros(plan.spec, weight, plan.layout)
         zeros = None
-        if zeros_stay:
+        if mask is not None and plan.spec.cluster_dim > 1:
+            aim = torch.where(mask, aim, 0.0)
+            if moments is not None:
+                # Vectors of nonzeros lie in no column, and errors are made up for by column.
+                importance, moments = plan.layout.merge(moments.importance()), None
+                plan = without_moments(plan, catalog)
+                item = catalog.clusterers.find(plan.algorithm)
+        elif zeros_stay:
             # Of the weight: an aim has values where the weight was pruned.
             zeros = zero_points(plan.name, plan.layout.split(weight))
         task = Task(plan, item, catalog, weight.dtype, mask)
@@ -70,8 +77,9 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
         else:
             codebook, scale = task.fit(aim, plan.layout, importance, moments, zeros), None
         if mask is not None:
-            codebook, kept = beside_zero(codebook, plan.spec.n_entries)
-            mask = plan.layout.merge(kept[..., None])
+            codebook, mask = without_zeros(
+                codebook, mask, plan.layout, plan.spec.n_entries, weight.dtype
+            )
         palettized = PalettizedTensor.from_codebook(
             codebook,
             plan.layout,

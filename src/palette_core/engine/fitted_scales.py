@@ -17,6 +17,7 @@ from torch import Tensor
 from palette_core.engine.sparsity import beside_zero
 from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.layout import BlockLayout, Shape
+from palette_core.tensors.nonzeros import merged
 from palette_core.tensors.scales import apply_scale, by_block, range_scale, stored_dtype
 
 _SAMPLE = 1 << 18  # scalars of each table by which tables and factors find each other
@@ -37,7 +38,8 @@ class Scaled:
         axis: of the output channels.
         extents: shape of the scale.
         by_channel: one factor per channel; these stay in the weight's dtype.
-        mask: the nonzeros, where tables have an entry for zero that no other weight takes.
+        mask: the nonzeros, where tables have an entry for zero that no other weight takes; of
+            vectors, where these are of the nonzeros.
     """
 
     weight: Tensor
@@ -70,7 +72,8 @@ class Scaled:
         """Return the entries in the place of the weight, not yet scaled."""
         table = replace(codebook, lut=codebook.lut.to(self.weight.dtype))
         # An algorithm of the CPU's leaves tables and codes there.
-        return self.layout.merge(table.decode()).to(self.weight.device)
+        points = table.decode().to(self.weight.device)
+        return merged(points, self.mask, self.layout)
 
     def improved(self, codebook: Codebook, scale: Tensor) -> Tensor:
         """Return better factors for the tables, and for the indices or those that they imply."""

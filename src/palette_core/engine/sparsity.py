@@ -16,7 +16,7 @@ from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nonzeros import Nonzeros
 from palette_core.tensors.palettized import PalettizedTensor
-from palette_core.tensors.zeros import in_order
+from palette_core.tensors.zeros import in_order, zeros_are_whole
 
 _EQUAL = 1.01  # sizes that are about the same: the error of tables of nonzeros is smaller
 _MANY = 0.25  # share of zeros that does not come about by itself
@@ -36,8 +36,11 @@ class Zeros(NamedTuple):
     stay: bool
 
 
-def find_zeros(spec: PalettizationSpec, weight: Tensor) -> Zeros:
-    """Decide about the zeros of a weight by their share, and by what would be smaller."""
+def find_zeros(spec: PalettizationSpec, weight: Tensor, layout: BlockLayout) -> Zeros:
+    """Decide about the zeros of a weight by their share, and by what would be smaller.
+
+    Vectors of all elements hold no zero beside another value: there, none but the nonzeros' do.
+    """
     least = spec.sparsity_detection_threshold
     if least is None:
         return Zeros(None, spec.preserve_zero)
@@ -48,8 +51,14 @@ def find_zeros(spec: PalettizationSpec, weight: Tensor) -> Zeros:
         return Zeros(None, spec.preserve_zero)
     asked = spec.stored_form == SPARSE_FORM
     # With 1 bit a zero in the table would leave one entry for everything else.
-    smaller = count * spec.n_bits + every <= _EQUAL * every * spec.n_bits or spec.n_bits == 1
-    return Zeros(mask if count and (asked or smaller) else None, stay=True)
+    n_bits = spec.n_bits / spec.cluster_dim  # of one element's share of an index
+    beside = (
+        asked
+        or n_bits * count + every <= _EQUAL * n_bits * every
+        or spec.n_bits == 1
+        or not zeros_are_whole(layout.split(mask))
+    )
+    return Zeros(mask if count and beside else None, stay=True)
 
 
 def zeros_lost(weight: Tensor, palettized: PalettizedTensor, zeros: int) -> float:
@@ -76,19 +85,21 @@ def fit_nonzeros(
 ) -> Codebook:
     """Cluster the nonzeros of every block, and give zero an entry of its own.
 
-    Blocks with equally many nonzeros are clustered at once.
+    Blocks with equally many nonzeros are clustered at once. Vectors are of the nonzeros alone, as
+    `Nonzeros` has them, and zero needs no entry.
 
     Args:
-        problem: of the whole weight, scalar points ``[B, N, 1]``.
+        problem: of the whole weight, scalar points ``[B, size, 1]`` whatever the layout.
         mask: bool, of the weight's shape: the nonzeros.
         layout: of the weight.
         fit: clusters.
 
     Returns:
-        The codebook of the whole weight, with an entry more than the problem asks for; of 256,
-        the nonzeros have 255.
+        The codebook of the whole weight. Of scalars, it has an entry more than the problem asks
+        for; of 256, the nonzeros have 255.
     """
-    entries = with_room(problem).n_entries - 1
+    scalar = layout.cluster_dim == 1
+    entries = with_room(problem).n_entries - 1 if scalar else problem.n_entries
     problem = replace(problem, n_entries=entries)
     nonzeros = Nonzeros.of(mask.to(problem.points.device), layout)
     points = nonzeros.take(problem.points)
@@ -106,32 +117,80 @@ def fit_nonzeros(
         parts.append((blocks, made))
     order = torch.cat([blocks for blocks, _ in parts]).argsort()
     lut = torch.cat([made.lut for _, made in parts])[order]
+    quantized = _joined([made.quantized for _, made in parts], order)
+    codes = nonzeros.put_codes(codes)
+    if not scalar:
+        return Codebook(lut, codes, quantized)
     lut = torch.cat([lut, lut.new_zeros((len(lut), 1, 1))], dim=1)
     nonzero = layout.split(mask.to(codes.device))[..., 0]
-    codes = torch.where(nonzero, nonzeros.put(codes), entries).to(torch.uint8)
-    quantized = _joined([made.quantized for _, made in parts], order)
+    codes = torch.where(nonzero, codes, entries).to(torch.uint8)
+    quantized = None if quantized is None else _and_zero(quantized)
     return in_order(Codebook(lut, codes, quantized))  # a search for scales wants it so
 
 
 def _joined(parts: list[QuantizedLut | None], order: Tensor) -> QuantizedLut | None:
-    """Put the quantized tables of all parts into the order of the blocks, and zero behind."""
+    """Put the quantized tables of all parts into the order of the blocks."""
     made = [part for part in parts if part is not None]
     if not made:
         return None
     # By bytes: not every device gathers 8-bit floats.
-    dtype = made[0].values.dtype
     values = torch.cat([part.values.view(torch.uint8) for part in made])[order]
     scale = torch.cat([part.scale for part in made])[order]
     points = [part.zero_point for part in made if part.zero_point is not None]
     point = torch.cat(points)[order] if points else None
+    return QuantizedLut(values.view(made[0].values.dtype), scale, point)
+
+
+def _and_zero(tables: QuantizedLut) -> QuantizedLut:
+    """Put an entry that is zero behind those of each table."""
+    values, point = tables.values.view(torch.uint8), tables.zero_point
     zero = torch.zeros_like(values[:, :1]) if point is None else point.view(torch.uint8)
-    values = torch.cat([values, zero.reshape(-1, 1, 1)], dim=1).view(dtype)
-    return QuantizedLut(values, scale, point)
+    values = torch.cat([values, zero.reshape(-1, 1, 1)], dim=1).view(tables.values.dtype)
+    return replace(tables, values=values)
 
 
 def with_room(problem: ClusterProblem) -> ClusterProblem:
     """Return the problem with one more entry in each table, for the zero; 256 stay 256."""
     return replace(problem, n_entries=min(problem.n_entries + 1, _MOST_ENTRIES))
+
+
+def without_zeros(
+    codebook: Codebook, mask: Tensor, layout: BlockLayout, n_entries: int, dtype: torch.dtype
+) -> tuple[Codebook, Tensor]:
+    """Return tables of ``n_entries`` that stand for nonzeros, and where the weight is none.
+
+    Entries of scalars that are zero leave their table, with what stands on them. Those of vectors
+    are moved off zero, by the least that their dtype or their bytes can tell.
+
+    Args:
+        codebook: as `fit_nonzeros` returns it.
+        mask: bool, of the weight's shape.
+        layout: of the tables.
+        n_entries: of each table.
+        dtype: of the weight.
+    """
+    if layout.cluster_dim > 1:
+        return _off_zero(codebook, dtype), mask
+    codebook, kept = beside_zero(codebook, n_entries)
+    return codebook, layout.merge(kept[..., None])
+
+
+def _off_zero(codebook: Codebook, dtype: torch.dtype) -> Codebook:
+    lut, quantized = codebook.lut.to(dtype), codebook.quantized
+    zero = lut == 0
+    if not bool(zero.any()):
+        return codebook
+    if quantized is None:
+        kind = torch.finfo(dtype)
+        least = lut.abs().amax(dim=(1, 2), keepdim=True) * kind.eps
+        least = least.clamp(min=kind.smallest_normal * kind.eps)
+        return replace(codebook, lut=torch.where(zero, least, lut))
+    values = quantized.values.view(torch.uint8)
+    most = 0xFF if quantized.values.dtype is torch.uint8 else 0x7F
+    beside = torch.where(values == most, values - 1, values + 1)
+    values = torch.where(zero, beside, values).view(quantized.values.dtype)
+    quantized = replace(quantized, values=values)
+    return replace(codebook, lut=quantized.dequantize(), quantized=quantized)
 
 
 def beside_zero(codebook: Codebook, n_entries: int) -> tuple[Codebook, Tensor]:

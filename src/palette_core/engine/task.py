@@ -68,10 +68,11 @@ class Task:
             moments = replace(moments, layout=layout, target=None)
             if scale is not None:
                 factors = layout.split(spread_scale(scale.float(), tuple(weight.shape)))
+        cut = layout if self.mask is None or moments is not None else layout.scalars
         problem = ClusterProblem(
-            points=layout.split(normal),
+            points=cut.split(normal),
             n_entries=plan.spec.n_entries,
-            importance=self._importance(importance, layout),
+            importance=None if importance is None else cut.split(importance.to(torch.float32)),
             moments=moments,
             lut_quantizer=self._quantizer() if quantized else None,
             seed=plan.seed,
@@ -81,7 +82,10 @@ class Task:
         if not entry.supports_cuda:
             problem = _on_host(problem)
         if self.mask is not None and moments is None:
-            return fit_nonzeros(problem, self.mask, layout, self._solve)
+            return fit_nonzeros(
+                problem, self.mask, layout, lambda part: self._solve(self._weighted(part))
+            )
+        problem = self._weighted(problem)
         if zeros is None:
             return self._solve(problem)
         if self.mask is not None:  # the moments are of the whole weight
@@ -126,13 +130,12 @@ class Task:
             reassign=not entry.needs_moments,
         )
 
-    def _importance(self, importance: Tensor | None, layout: BlockLayout) -> Tensor | None:
-        if importance is None:
-            return None
-        points = layout.split(importance.to(torch.float32))
-        if layout.cluster_dim > 1 and not self.item.entry.supports_vector_importance:
-            points = points.sum(-1, keepdim=True).expand_as(points)
-        return points
+    def _weighted(self, problem: ClusterProblem) -> ClusterProblem:
+        """Weigh vectors whole where the algorithm takes no weights of their elements."""
+        counts = problem.importance
+        if counts is None or counts.shape[-1] == 1 or self.item.entry.supports_vector_importance:
+            return problem
+        return replace(problem, importance=counts.sum(-1, keepdim=True).expand_as(counts))
 
     def _quantizer(self) -> LutQuantizer | None:
         spec = self.plan.spec

@@ -19,7 +19,7 @@ def nonzeros_alone(
     layout, scale = palettized.layout, palettized.scale
     if scale is not None:
         weight = divide_by_scale(weight, scale)
-    codes = layout.split_indices(palettized.indices)[..., None]
+    codes = nonzeros.take_codes(layout.split_indices(palettized.indices))
 
     def by_row(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.reshape(-1, 1, *part.shape[-2:])
@@ -27,7 +27,7 @@ def nonzeros_alone(
     lut = by_row(palettized.lut)
     assert lut is not None
     alone = PalettizedTensor(
-        nonzeros.take(codes)[..., 0],
+        codes,
         lut,
         palettized.n_bits,
         1,
@@ -35,15 +35,15 @@ def nonzeros_alone(
         by_row(palettized.lut_scale),
         by_row(palettized.lut_zero_point),
     )
-    return nonzeros.take(layout.split(weight))[..., 0], alone
+    return nonzeros.take(layout.scalars.split(weight)).flatten(1), alone
 
 
 def whole(made: Tensor, palettized: PalettizedTensor, nonzeros: Nonzeros) -> Tensor:
     """Return the weight whose nonzeros ``made`` ``[B, M]`` holds, for autograd to follow."""
-    weight = palettized.layout.merge(nonzeros.put(made[..., None]))
+    weight = palettized.layout.scalars.merge(nonzeros.put(made[..., None]))
     return weight if palettized.scale is None else apply_scale(weight, palettized.scale)
 
 
 def whole_indices(indices: Tensor, palettized: PalettizedTensor, nonzeros: Nonzeros) -> Tensor:
-    """Return the indices of the weight, of those of its nonzeros ``[B, M]``."""
-    return palettized.layout.merge_codes(nonzeros.put(indices))
+    """Return the indices of the weight, of those of its nonzeros ``[B, M / D]``."""
+    return palettized.layout.merge_codes(nonzeros.put_codes(indices))

@@ -21,6 +21,7 @@ from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.tensors.dtypes import dtype_name
+from palette_core.tensors.nonzeros import codes_in_use
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.scales import scale_shape
 
@@ -215,8 +216,12 @@ class _Reader:
             )
         if plan.spec.lut_qspec is None:
             self.demand("lut", lut.dtype, plan.dtype)
+        if mask is not None:
+            indices = layout.merge_codes(
+                layout.split_indices(indices) * codes_in_use(mask, layout)
+            ).contiguous()
         made = PalettizedTensor(
-            indices if mask is None else torch.where(mask, indices, 0),
+            indices,
             lut,
             plan.spec.n_bits,
             plan.axis,

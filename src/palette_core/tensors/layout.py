@@ -127,6 +127,13 @@ class BlockLayout:
         """One block of scalars: points in the order of the weight."""
         return self.cluster_dim == 1 and self.block == self.shape
 
+    @property
+    def scalars(self) -> BlockLayout:
+        """The layout of the same blocks, cut into single elements."""
+        if self.cluster_dim == 1:
+            return self
+        return BlockLayout(self.shape, self.block, 1, self.vector_axis)
+
     def _scalar(self) -> BlockLayout:
         if self.cluster_dim == 1:
             return self

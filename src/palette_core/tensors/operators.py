@@ -7,10 +7,12 @@ backends lower them to their runtime's own look-up.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 
+from palette_core.tensors.nonzeros import codes_in_use
 from palette_core.tensors.packing import unpack_indices
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import INDICES, StoredTensor, define_operator
@@ -36,13 +38,19 @@ def unpack_sparse(stored: StoredTensor) -> PalettizedTensor:
     Raises:
         ValueError: a part has not exactly the bytes that it takes.
     """
-    mask = unpack_indices(stored.parts["mask"], 1, stored.index_count)
-    mask = mask.to(torch.bool).reshape(stored.index_shape)
-    count = int(mask.sum())
+    mask = unpack_indices(stored.parts["mask"], 1, math.prod(stored.shape))
+    mask = mask.to(torch.bool).reshape(stored.shape)
     indices = torch.zeros(stored.index_shape, dtype=torch.uint8, device=mask.device)
-    indices[mask] = unpack_indices(stored.parts["nonzero_indices"], stored.n_bits, count)
-    found = stored.with_indices(indices)
-    return found if count == mask.numel() else replace(found, mask=mask)
+    found, packed = stored.with_indices(indices), stored.parts["nonzero_indices"]
+    if found.cluster_dim == 1:
+        count = int(mask.sum())
+        indices[mask] = unpack_indices(packed, stored.n_bits, count)
+        return found if count == mask.numel() else replace(found, mask=mask)
+    layout = found.layout
+    used = codes_in_use(mask, layout)
+    codes = layout.split_indices(indices).clone()
+    codes[used] = unpack_indices(packed, stored.n_bits, int(used.sum()))
+    return replace(found, indices=layout.merge_codes(codes).contiguous(), mask=mask)
 
 
 depalettize = define_operator(OP_NAME, INDICES, unpack)

@@ -13,6 +13,7 @@ from palette_core._common.pytrees import exchanged
 from palette_core.errors import IncompatibleShapeError
 from palette_core.tensors.codebook import Codebook, dequantize_lut, gather_entries
 from palette_core.tensors.layout import BlockLayout, Shape
+from palette_core.tensors.nonzeros import codes_in_use, merged
 from palette_core.tensors.packing import pack_indices
 from palette_core.tensors.scales import apply_scale, fits_shape
 
@@ -33,6 +34,8 @@ class PalettizedTensor:
             rank, its extents divide the weight's; in ``dtype`` or float16; or None.
         mask: bool, of the weight's shape: False where the weight is exactly zero, which no entry
             stands for then, and the index is of no account (and 0). None is True everywhere.
+            With a mask, vectors are D elements of a block that follow each other where it is True,
+            row by row: the first indices of each block stand for them, the others are 0.
     """
 
     indices: Tensor
@@ -163,7 +166,7 @@ class PalettizedTensor:
 
     def decode(self) -> Tensor:
         """Return the dense weight: LUT dequantized in float32, cast, gathered, scaled, masked."""
-        weight = self.layout.merge(self.codebook().decode())
+        weight = merged(self.codebook().decode(), self.mask, self.layout)
         if self.scale is not None:
             weight = apply_scale(weight, self.scale)
         return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
@@ -186,6 +189,15 @@ class PalettizedTensor:
         picked = gather_entries(table, self.layout.split_indices(self.indices))
         return self.layout.merge(picked).contiguous().view(self.lut.dtype)
 
+    def stored_indices(self) -> Tensor:
+        """Return the indices that stand for something, 1-D: row by row, or vectors by block."""
+        if self.mask is None:
+            return self.indices.reshape(-1)
+        if self.cluster_dim == 1:
+            return self.indices[self.mask]
+        layout = self.layout
+        return layout.split_indices(self.indices)[codes_in_use(self.mask, layout)]
+
     def packed_indices(self) -> Tensor:
         """Return the indices as a dense little-endian bit stream; see `packing`."""
         return pack_indices(self.indices, self.n_bits)
@@ -195,7 +207,8 @@ class PalettizedTensor:
         tables = (self.lut, self.lut_scale, self.lut_zero_point, self.scale)
         count, masked = self.indices.numel(), 0
         if self.mask is not None:
-            count, masked = int(self.mask.sum()), self.mask.numel()
+            count = int(codes_in_use(self.mask, self.layout).sum())
+            masked = self.mask.numel()
         return (
             count * self.n_bits
             + masked

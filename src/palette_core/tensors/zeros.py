@@ -32,6 +32,11 @@ def zero_points(name: str, points: Tensor) -> Tensor:
     return zero.all(-1)
 
 
+def zeros_are_whole(nonzero: Tensor) -> bool:
+    """Return whether points ``[B, N, D]`` are zero in all of their elements or in none."""
+    return nonzero.shape[-1] == 1 or bool((nonzero.any(-1) == nonzero.all(-1)).all())
+
+
 def fill_points(points: Tensor, zeros: Tensor) -> Tensor:
     """Return points ``[B, N, D]`` that are zero where ``zeros`` ``[B, N]`` bool says so."""
     return points.masked_fill(zeros[..., None], 0.0)

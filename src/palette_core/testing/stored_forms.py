@@ -16,6 +16,7 @@ from palette_core.plugins.checked.stored_forms import SHARED, CheckedForm
 from palette_core.plugins.kinds import STORED_FORM
 from palette_core.plugins.making import Made
 from palette_core.spec import PalettizationSpec
+from palette_core.tensors.nonzeros import codes_in_use
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
 from palette_core.testing._kit import Subject, check, demand, fail
@@ -52,6 +53,13 @@ def _weights(form: Any) -> Iterator[tuple[str, PalettizedTensor]]:
             made = _weight(n_bits, (7, 5), 1, "random")
             mask = made.indices % 2 == 0
             yield "zeros beside a table", replace(made, indices=made.indices * mask, mask=mask)
+        spec = PalettizationSpec(cluster_dim=2, sparsity_detection_threshold=0.5)
+        made = _weight(3, (8, 6), 2, "random")
+        facts = TensorFacts("w", made.shape, made.dtype, "linear", made.layout, spec)
+        if form.check_support(facts) is None:
+            mask = draw(8, 6, seed=1) > 0
+            used = codes_in_use(mask, made.layout).reshape(made.indices.shape)
+            yield "vectors of nonzeros", replace(made, indices=made.indices * used, mask=mask)
     made = _weight(4, (8, 6), 1, "random")
     lut = made.lut.mul(20).round().to(torch.int8)
     ones = torch.ones((1, 1, 1, 1))

@@ -97,6 +97,21 @@ def build_sparse(values: Value, bitmask: Value) -> Value:
     return dialect.build_sparse_with_bitmask(values, bitmask)
 
 
+def first_of(values: Value, count: int) -> Value:
+    """Return the first ``count`` of ``values`` ``[N]``."""
+    if count == shape_of(values)[0]:
+        return values
+    start, end, step = (dialect.constant(np.array([n], np.int32)) for n in (0, count, 1))
+    return dialect.slice_(values, start, end, step)
+
+
+def one_list(parts: Sequence[Value]) -> Value:
+    """Return lists of values one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return dialect.concat(dialect.constant(np.array(0, np.int32)), list(parts))
+
+
 def lut_to_sparse(indices: Value, lut: Value, axis: int) -> Value:
     """Return ``lut`` looked up by sparse ``indices``, sparse as they are."""
     along = dialect.constant(np.array(axis, np.int16))

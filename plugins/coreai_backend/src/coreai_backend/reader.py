@@ -7,10 +7,11 @@ palette_core, so that each can be judged by the other.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -59,6 +60,7 @@ class StoredWeight:
 
 
 _LOOK_UP = "coreai.lut_to_dense"
+_PART = re.compile(r"(\.\d+)?\.\w+$")
 _BUILD = "coreai.build_sparse_with_bitmask"
 _SCALE = "coreai.blockwise_shift_scale"
 _STEPS = (_SCALE, "coreai.cast")
@@ -116,7 +118,10 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def _is_sparse(op: ir.Operation) -> bool:
-    return any(user.name == _BUILD for user in ir.users(op.results[0]))
+    users = ir.users(op.results[0])
+    while users and users[0].name in ("coreai.slice", "coreai.concat"):
+        users = ir.users(users[0].results[0])
+    return any(user.name == _BUILD for user in users)
 
 
 def _dense(program: ir.Program, op: ir.Operation) -> _Named:
@@ -147,32 +152,75 @@ def _picked(program: ir.Program) -> Iterator[_Named]:
 def _sparse(program: ir.Program, op: ir.Operation) -> _Named:
     """Return a sparse weight, looked up before its values are put in their places, or after."""
     made = op.operands[0].owner
-    by_row = made.name == _BUILD
-    built = made if by_row else made.operands[0].owner
+    listed = made.name == _BUILD
+    built = made if listed else made.operands[0].owner
     first, bitmask = built.operands
-    given, lut, axis = (first.owner if by_row else made).operands
-    name, n_bits, indices = _integers(_constant(program, first if not by_row else given))
     masked, _, mask = _integers(_constant(program, bitmask))
     nonzero = mask.astype(bool)
-    root, steps = _steps(lut)
-    lut_name, *_ = stored = _constant(program, root)
-    table, scales = _array(stored), []
-    entries = table
-    for step in steps:
-        entries, more = _stepped(program, step, entries)
-        scales += more
-    along = int(_array(_constant(program, axis)).reshape(-1)[0])
-    if by_row:
-        values = looked_up(indices, entries, along)
+    if listed:
+        runs = [_listed(program, value) for value in _parts(first)]
+        n_bits, along = runs[0].n_bits, runs[0].axis
+        indices = np.concatenate([run.indices for run in runs])
+        table = np.concatenate([run.lut for run in runs])
+        values = np.concatenate([run.dense for run in runs])
+        parts = [name for run in runs for name in run.names]
+        parts[1:1] = [masked]
     else:
+        _, lut, axis = made.operands
+        name, n_bits, indices = _integers(_constant(program, first))
+        table, entries, names = _table(program, lut)
+        along = int(_array(_constant(program, axis)).reshape(-1)[0])
         mask[nonzero] = indices
         values = looked_up(mask, entries, along)[nonzero]
+        parts = [name, masked, *names]
     dense = np.zeros(nonzero.shape, values.dtype)
     dense[nonzero] = values
     dense, late = _scaled(program, op.results[0], dense)
-    parts = (name, masked, lut_name, *scales, *late)
-    names = [part.rpartition(".")[0] for part in parts]
+    # Tables may be spread over constants ``NAME.TABLE.lut``.
+    names = [_PART.sub("", part) for part in (*parts, *late)]
     return names, StoredWeight("", n_bits, indices, table, along, dense, nonzero)
+
+
+class _Run(NamedTuple):
+    """A look-up of vectors of nonzeros in tables that follow each other."""
+
+    names: list[str]
+    n_bits: int
+    indices: Array
+    lut: Array
+    axis: int
+    dense: Array
+
+
+def _parts(value: ir.Value) -> list[ir.Value]:
+    """Return the lists that a list of values is made of."""
+    return list(value.owner.operands)[1:] if value.owner.name == "coreai.concat" else [value]
+
+
+def _listed(program: ir.Program, value: ir.Value) -> _Run:
+    """Return what stands for a list of values: looked up, and perhaps cut short."""
+    count = ir.shape_of(value)[0]
+    made = value.owner
+    if made.name == "coreai.slice":
+        made = made.operands[0].owner
+    given, lut, axis = made.operands
+    name, n_bits, indices = _integers(_constant(program, given))
+    table, entries, names = _table(program, lut)
+    along = int(_array(_constant(program, axis)).reshape(-1)[0])
+    values = looked_up(indices, entries, along)[:count]
+    return _Run([name, *names], n_bits, indices, table, along, values)
+
+
+def _table(program: ir.Program, lut: ir.Value) -> tuple[Array, Array, list[str]]:
+    """Return tables as they are stored, what they stand for, and the names of their constants."""
+    root, steps = _steps(lut)
+    name, *_ = stored = _constant(program, root)
+    table, names = _array(stored), [name]
+    entries = table
+    for step in steps:
+        entries, more = _stepped(program, step, entries)
+        names += more
+    return table, entries, names
 
 
 def _steps(value: ir.Value) -> tuple[ir.Value, list[ir.Operation]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -40,10 +43,18 @@ def refusal(facts: TensorFacts) -> Refusal | None:
             f"Core AI's look-up tables are not stored in {dtype_name(spec.lut_qspec.dtype)}",
             spec.model_copy(update={"lut_qspec": None}),
         )
-    if facts.in_program and spec.sparsity_detection_threshold is not None:
+    return None if spec.sparsity_detection_threshold is None else _sparse_refusal(facts)
+
+
+def _sparse_refusal(facts: TensorFacts) -> Refusal | None:
+    spec, grid = facts.spec, facts.layout.grid
+    if facts.in_program:
         return Refusal(
             "sparse weights are not written into programs that exist", spec.stored_as("indices")
         )
+    if spec.cluster_dim > 1 and grid[0] != facts.layout.n_blocks:
+        scalar: dict[str, Any] = {"cluster_dim": 1, "algorithm": None, "algorithm_options": {}}
+        return Refusal(_no_grid(grid), spec.model_copy(update=scalar))
     return None
 
 
@@ -54,9 +65,20 @@ def check_stored(model: nn.Module) -> None:
         BackendError: naming the weight.
     """
     for site in palette_sites(model):
-        dtype = site.palette.palettized().dtype
+        palettized = site.palette.palettized()
+        dtype, grid = palettized.dtype, palettized.grid
         if dtype not in WEIGHT_DTYPES:
             raise BackendError(f"{site.name}: {_no_weights(dtype)}")
+        listed = palettized.mask is not None and palettized.cluster_dim > 1
+        if listed and grid[0] != math.prod(grid):
+            raise BackendError(f"{site.name}: {_no_grid(grid)}")
+
+
+def _no_grid(grid: tuple[int, ...]) -> str:
+    return (
+        "Core AI lists vectors of a sparse weight row by row, and tables of a grid "
+        f"{grid} stand for parts of rows: take groups of axis 0, or scalars"
+    )
 
 
 def _no_weights(dtype: torch.dtype) -> str:

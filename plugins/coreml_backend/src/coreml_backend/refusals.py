@@ -73,10 +73,13 @@ def check_stored(model: nn.Module, options: CoreMLOptions) -> None:
         exact = options.compute_precision == "float32"
         if dtype == torch.float16 and palettized.lut_scale is not None and exact:
             raise BackendError(f"{site.name}: {_COARSE}; {_ROUNDS}, or {_FLOATS}")
+        if palettized.mask is not None and palettized.cluster_dim > 1:
+            raise BackendError(f"{site.name} has vectors of nonzeros: {_SCALARS}")
         if table.is_floating_point and table.itemsize == 1:
             raise BackendError(f"{site.name}: Core ML has no tables of {dtype_name(table)}")
 
 
+_SCALARS = "Core ML has an index for every nonzero, not one for several"
 _COARSE = (
     "tables of 8-bit integers decode in float32, and Core ML would not round their entries to the "
     "weight's float16"
@@ -95,11 +98,11 @@ def _first_obstacle(
             _with(spec, lut_qspec=QuantizationSpec(dtype="int8")),
         )
     target, name = generation(options), options.deployment_target
-    if target < ct.target.iOS18 and spec.sparsity_detection_threshold is not None:
-        return (
-            f"sparse weights: {name} cannot store them; deployment_target iOS18 can",
-            spec.stored_as("indices"),
-        )
+    sparse = (
+        None if spec.sparsity_detection_threshold is None else _obstacle_to_zeros(spec, options)
+    )
+    if sparse is not None:
+        return sparse
     if target < ct.target.iOS18:
         return _obstacle_before_ios18(facts, spec, name)
     # Operations of a program that exists keep their precision.
@@ -109,6 +112,20 @@ def _first_obstacle(
         return f"{_COARSE}; {what}", _with(spec, lut_qspec=None)
     if target < ct.target.iOS26 and spec.is_scaled:
         return _obstacle_to_scales(facts, spec, options)
+    return None
+
+
+def _obstacle_to_zeros(
+    spec: PalettizationSpec, options: CoreMLOptions
+) -> tuple[str, PalettizationSpec] | None:
+    if generation(options) < ct.target.iOS18:
+        name = options.deployment_target
+        return (
+            f"sparse weights: {name} cannot store them; deployment_target iOS18 can",
+            spec.stored_as("indices"),
+        )
+    if spec.cluster_dim > 1:
+        return f"vectors of a sparse weight: {_SCALARS}", _with(spec, cluster_dim=1)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import final
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from palette_core.plugins import Part, Refusal, StoredForm, TensorFacts
 from palette_core.plugins.stored_forms import DENSE_FORM
+from palette_core.tensors.nonzeros import codes_in_use
 from palette_core.tensors.operators import SPARSE_OP_NAME, SPARSE_PARTS, unpack_sparse
-from palette_core.tensors.packing import pack_indices, packed_size, unpack_indices
+from palette_core.tensors.packing import pack_indices, packed_size
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
 
@@ -21,7 +23,9 @@ class SparseIndices(StoredForm):
     """Two parts, both 1-D uint8 bit streams; see `palette_core.tensors.packing`.
 
     ``nonzero_indices`` holds the indices of the nonzero weights in row-major order, ``mask`` one
-    bit for each weight. Tables have entries for nonzeros only: zero is beside them.
+    bit for each weight. Tables have entries for nonzeros only: zero is beside them. With entries of
+    D values, D nonzeros that follow each other in a block share an index, and those of one block
+    stand before those of the next; the last of a block may have values to spare.
     """
 
     parts = SPARSE_PARTS
@@ -30,11 +34,13 @@ class SparseIndices(StoredForm):
 
     def encode(self, tensor: PalettizedTensor) -> Mapping[str, Tensor]:
         """Pack the mask, and the indices that it keeps."""
-        mask = torch.ones_like(tensor.indices, dtype=torch.bool)
-        if tensor.mask is not None:
-            mask = tensor.mask
+        mask = tensor.mask
+        if mask is None and tensor.cluster_dim > 1:
+            raise ValueError("vectors of a weight without a mask are no vectors of its nonzeros")
+        if mask is None:
+            mask = torch.ones_like(tensor.indices, dtype=torch.bool)
         return {
-            "nonzero_indices": pack_indices(tensor.indices[mask], tensor.n_bits),
+            "nonzero_indices": pack_indices(tensor.stored_indices(), tensor.n_bits),
             "mask": pack_indices(mask.to(torch.uint8), 1),
         }
 
@@ -46,25 +52,23 @@ class SparseIndices(StoredForm):
         """Return the size of the mask; how many indices there are lies in it."""
         return {
             "nonzero_indices": Part(torch.uint8, (None,)),
-            "mask": Part(torch.uint8, (packed_size(stored.index_count, 1),)),
+            "mask": Part(torch.uint8, (packed_size(math.prod(stored.shape), 1),)),
         }
 
     def size_in_bits(self, stored: StoredTensor) -> int:
         """Bits of indices and mask, the last bytes not filled up."""
-        count = int(unpack_indices(stored.parts["mask"], 1, stored.index_count).sum())
-        return count * stored.n_bits + stored.index_count
+        return self.size_unencoded(unpack_sparse(stored))
 
     def size_unencoded(self, tensor: PalettizedTensor) -> int:
         """Bits of indices and mask, counted without packing them."""
-        every = tensor.indices.numel()
-        count = every if tensor.mask is None else int(tensor.mask.sum())
-        return count * tensor.n_bits + every
+        count = tensor.indices.numel()
+        if tensor.mask is not None:
+            count = int(codes_in_use(tensor.mask, tensor.layout).sum())
+        return count * tensor.n_bits + math.prod(tensor.shape)
 
     def check_support(self, facts: TensorFacts) -> Refusal | None:
-        """Refuse vectors: zeros come one by one."""
-        if facts.spec.cluster_dim == 1:
+        """Refuse vectors where zeros are not looked for: those are not of the nonzeros."""
+        spec = facts.spec
+        if spec.cluster_dim == 1 or spec.sparsity_detection_threshold is not None:
             return None
-        return Refusal(
-            "sparse weights have an index for each nonzero, and vectors one for several weights",
-            facts.spec.stored_as(DENSE_FORM),
-        )
+        return Refusal("vectors of nonzeros need a mask", spec.stored_as(DENSE_FORM))
