@@ -239,6 +239,7 @@ def test_versions_and_palettes_are_written_down(tmp_path):
         "grid": [4, 1],
         "lut_dtype": "int8",
         "channel_scale": False,
+        "sparse": False,
     }
     assert str(tmp_path) not in path.read_text()
 

@@ -142,6 +142,7 @@ def _inform(model: ov.Model, program: FlatProgram, stored: dict[str, str]) -> No
             "grid": list(weight.grid),
             "lut_dtype": str(weight.lut.dtype).removeprefix("torch."),
             "channel_scale": weight.scale is not None,
+            "sparse": weight.mask is not None,
         }
         for weight in program.weights
     }

@@ -23,5 +23,6 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             suffix=".xml",
             supports_mmap=True,
             beside=(".bin",),
+            stored_forms=("indices", "sparse"),
         )
     ]

@@ -1,7 +1,7 @@
 """Lowering of a palettized weight in an OpenVINO model.
 
 Indices are a constant of their own width, which has to be converted before it is used to gather.
-Three forms, each with the values of `PalettizedTensor.decode` in its order and its dtypes:
+Four forms, each with the values of `PalettizedTensor.decode` in its order and its dtypes:
 
 * tables of floats are looked up as they are; those of 8-bit floats are written as what their
   entries stand for, since the runtime does not fold look-ups behind such constants;
@@ -10,7 +10,8 @@ Three forms, each with the values of `PalettizedTensor.decode` in its order and 
   they are written as what their entries stand for; the runtime mistakes scales by input channel
   of a square weight for those by output channel;
 * where rows of a weight are gathered, rows of its *indices* are, and entries after: the weight is
-  never decoded whole. Entries are written as what they stand for.
+  never decoded whole. Entries are written as what they stand for;
+* sparse weights are listed, see `sparse`, whatever uses them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from openvino import opset16 as op
 from torch import Tensor
 
 from openvino_backend.nodes import TYPES, Constants, Output, integers, scalar
+from openvino_backend.sparse import sparse
 from openvino_backend.weights import Weight
 from palette_core.tensors import QuantizedLut
 
@@ -29,7 +31,10 @@ class Lowering:
 
     def __init__(self, weight: Weight, constants: Constants, *, exact_scales: bool) -> None:
         self._weight, self._constants, self._exact = weight, constants, exact_scales
-        self._indices = constants.indices(weight.packed, weight.index_shape, weight.n_bits)
+        shape = weight.index_shape
+        if weight.mask is not None:
+            shape = (int(weight.listed.sum()),)
+        self._indices = constants.indices(weight.packed, shape, weight.n_bits)
 
     def dense(self, *, scaled_late: bool) -> Output:
         """Return the whole weight.
@@ -39,6 +44,10 @@ class Lowering:
                 has one scale.
         """
         weight = self._weight
+        if weight.mask is not None:
+            return self._times_channels(
+                sparse(weight, self._indices, self._entries(), self._constants)
+            )
         by_row, integer = weight.grid[0] == weight.n_blocks, not weight.lut.dtype.is_floating_point
         if weight.lut_scale is None or not (scaled_late and by_row and integer):
             return self._times_channels(self._looked_up(self._entries()))
@@ -83,7 +92,7 @@ class Lowering:
 
     def rows_can_be_gathered(self) -> bool:
         """Return whether `rows` has a form for the weight."""
-        return len(self._weight.shape) == 2
+        return len(self._weight.shape) == 2 and self._weight.mask is None
 
     # --- steps ----------------------------------------------------------------------------------
 

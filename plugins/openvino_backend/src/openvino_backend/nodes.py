@@ -65,6 +65,10 @@ class Constants:
             array = _PACKERS[n_bits](codes)
         return self._constant(array, Shape(list(shape)), getattr(Type, f"u{n_bits}"))
 
+    def bits(self, mask: Tensor) -> Output:
+        """Return a constant of one bit for each of ``mask``, bool."""
+        return self._constant(np.packbits(mask.numpy()), Shape(list(mask.shape)), Type.u1)
+
     def _constant(self, array: Array, shape: Shape, kind: Type) -> Output:
         self._kept.append(array)
         return ov.op.Constant(ov.Tensor(array, shape, kind)).output(0)

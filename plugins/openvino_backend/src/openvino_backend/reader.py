@@ -184,6 +184,11 @@ def _gather(facts: dict[str, str], table: Array, at: Array, axis: Array) -> Arra
     return np.stack([part[index] for part, index in zip(table, at, strict=True)])
 
 
+def _cum_sum(facts: dict[str, str], value: Array, axis: Array) -> Array:
+    before = value if facts.get("exclusive") == "true" else 0
+    return np.cumsum(value, int(axis.reshape(-1)[0]), dtype=value.dtype) - before
+
+
 def _concat(facts: dict[str, str], *parts: Array) -> Array:
     return np.concatenate(parts, int(facts["axis"]))
 
@@ -196,6 +201,9 @@ _OPERATIONS: dict[str, Callable[..., Array]] = {
     "Reshape": lambda _, value, shape: value.reshape(shape.tolist()),
     "Transpose": lambda _, value, order: value.transpose(order.tolist()),
     "Unsqueeze": lambda _, value, axis: np.expand_dims(value, tuple(axis.reshape(-1).tolist())),
+    "CumSum": _cum_sum,
+    "Minimum": lambda _, a, b: np.minimum(a, b),
+    "Select": lambda _, where, a, b: np.where(where, a, b),
     "Add": lambda _, a, b: a + b,
     "Subtract": lambda _, a, b: a - b,
     "Multiply": lambda _, a, b: a * b,

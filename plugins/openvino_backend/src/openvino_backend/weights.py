@@ -12,9 +12,22 @@ from torch.export import ExportedProgram
 
 from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
-from palette_core.tensors import OP_NAME, named_arguments
+from palette_core.tensors import (
+    OP_NAME,
+    SPARSE_OP_NAME,
+    SPARSE_PARTS,
+    BlockLayout,
+    PalettizedTensor,
+    StoredTensor,
+    named_arguments,
+    pack_indices,
+    unpack_sparse,
+)
 
-_DEPALETTIZE = f"{OP_NAME.replace('::', '.')}.default"
+_PARTS = {
+    f"{name.replace('::', '.')}.default": parts
+    for name, parts in ((OP_NAME, ("indices",)), (SPARSE_OP_NAME, SPARSE_PARTS))
+}
 
 
 @dataclass(frozen=True)
@@ -24,8 +37,9 @@ class Weight:
     Attributes:
         name: qualified name of its first owner.
         nodes: where the program decodes it.
-        packed: 1-D uint8, a little-endian stream of ``n_bits``-bit indices.
-        index_shape: shape of the indices.
+        packed: 1-D uint8, a little-endian stream of ``n_bits``-bit indices: of a sparse weight,
+            those of its nonzeros, block by block.
+        index_shape: shape of the indices of all elements.
         n_bits: bits per index.
         axis: the axis along which the D values of an entry lie.
         dtype: of the decoded weight.
@@ -33,6 +47,7 @@ class Weight:
         lut_scale: ``[*grid]`` float32, or None.
         lut_zero_point: ``[*grid]`` in the dtype of ``lut``, or None.
         scale: factors that broadcast to the weight, or None.
+        mask: bool, of the weight's shape, where a sparse weight is not zero; None of others.
     """
 
     name: str
@@ -46,11 +61,20 @@ class Weight:
     lut_scale: Tensor | None = None
     lut_zero_point: Tensor | None = None
     scale: Tensor | None = None
+    mask: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Tables along each axis."""
         return tuple(self.lut.shape[:-2])
+
+    @property
+    def listed(self) -> Tensor:
+        """``[B]`` int64: how many indices the nonzeros of each block have, of a sparse weight."""
+        block = tuple(s // g for s, g in zip(self.shape, self.grid, strict=True))
+        assert self.mask is not None
+        inside = BlockLayout(self.shape, block).split(self.mask)[..., 0]
+        return (inside.sum(1) + self.dim - 1) // self.dim
 
     @property
     def n_blocks(self) -> int:
@@ -86,9 +110,10 @@ def weights_of(model: nn.Module, program: ExportedProgram) -> list[Weight]:
     places: dict[Any, list[fx.Node]] = {}
     parts: dict[Any, dict[str, Any]] = {}
     for node in program.graph.nodes:
-        if str(node.target) != _DEPALETTIZE:
+        form = _PARTS.get(str(node.target))
+        if form is None:
             continue
-        given = named_arguments(node.args, node.kwargs)
+        given = named_arguments(node.args, node.kwargs, form)
         tensors = {n: _held(node, a, targets, held) for n, a in given.items()}
         key = tuple(_identity(part) for part in tensors.values())
         places.setdefault(key, []).append(node)
@@ -97,8 +122,9 @@ def weights_of(model: nn.Module, program: ExportedProgram) -> list[Weight]:
 
 
 def _names(model: nn.Module) -> dict[Any, str]:
-    """Return the first name of each palettized weight by where its indices lie."""
-    return {_identity(site.palette.indices): site.name for site in palette_sites(model)}
+    """Return the first name of each palettized weight by where its first part lies."""
+    sites = ((site.name, site.palette.stored().parts) for site in palette_sites(model))
+    return {_identity(next(iter(parts.values()))): name for name, parts in sites}
 
 
 def _identity(part: Any) -> Any:
@@ -124,7 +150,8 @@ def _weight(
 ) -> Weight:
     lut, stored = parts["lut"].cpu(), parts.get("lut_dtype")
     scale, zero, channels = (parts.get(name) for name in ("lut_scale", "lut_zero_point", "scale"))
-    name = names.get(_identity(parts["indices"]), nodes[0].name)
+    form = next(form for form in _PARTS.values() if form[0] in parts)
+    name = names.get(_identity(parts[form[0]]), nodes[0].name)
     grid = lut.shape[:-2]
     if stored is not None:
         lut = lut.view(stored)
@@ -143,10 +170,15 @@ def _weight(
             f"{name} has scales per block of inputs, which are not written to OpenVINO's files "
             "yet; palettize it with a scale per channel"
         )
+    packed, mask = parts[form[0]].cpu().contiguous(), None
+    if form is SPARSE_PARTS:
+        held: dict[str, Any] = {n: _on_host(p) for n, p in parts.items()}
+        stored_so = StoredTensor({n: held.pop(n) for n in form}, **held)
+        packed, mask = _by_block(unpack_sparse(stored_so))
     return Weight(
         name,
         nodes,
-        parts["indices"].cpu().contiguous(),
+        packed,
         tuple(parts["index_shape"]),
         parts["n_bits"],
         parts["axis"],
@@ -155,4 +187,19 @@ def _weight(
         None if scale is None else scale.cpu().reshape(grid).contiguous(),
         None if zero is None else zero.cpu().reshape(grid).contiguous(),
         None if channels is None else channels.cpu().contiguous(),
+        mask,
     )
+
+
+def _by_block(weight: PalettizedTensor) -> tuple[Tensor, Tensor | None]:
+    """Return packed indices, block by block where there is a mask, and the mask."""
+    if weight.mask is None:
+        return weight.packed_indices(), None
+    codes, layout = weight.stored_indices(), weight.layout
+    if weight.cluster_dim == 1:
+        codes = layout.split_indices(weight.indices)[layout.split(weight.mask)[..., 0]]
+    return pack_indices(codes, weight.n_bits), weight.mask
+
+
+def _on_host(part: Any) -> Any:
+    return part.cpu() if isinstance(part, Tensor) else part
