@@ -20,6 +20,7 @@ from palette_core.tensors.nearest import pieces as pieces
 from palette_core.tensors.nearest import squared_distances as squared_distances
 from palette_core.tensors.nearest import straight_through as straight_through
 from palette_core.tensors.nearest import sums_by_code as sums_by_code
+from palette_core.tensors.nonzeros import turns_of as turns_of
 from palette_core.tensors.operators import OP_NAME as OP_NAME
 from palette_core.tensors.operators import SPARSE_OP_NAME as SPARSE_OP_NAME
 from palette_core.tensors.operators import SPARSE_PARTS as SPARSE_PARTS

@@ -97,6 +97,26 @@ def codes_in_use(mask: Tensor, layout: BlockLayout) -> Tensor:
     return vectors * layout.cluster_dim < inside.sum(1, keepdim=True)
 
 
+def turns_of(mask: Tensor, layout: BlockLayout) -> Tensor:
+    """Return which of the listed values of the nonzeros each element of a weight takes.
+
+    Values are listed block by block, D for each index that a block has. Traceable, for backends.
+
+    Args:
+        mask: bool, of the weight's shape.
+        layout: of the weight.
+
+    Returns:
+        int64 of the weight's shape; of no account, and in range, where the mask is False.
+    """
+    inside, dim = layout.scalars.split(mask)[..., 0], layout.cluster_dim
+    counts = inside.sum(1, keepdim=True)
+    listed = (counts + dim - 1) // dim * dim
+    first = listed.cumsum(0) - listed
+    turn = (first + inside.cumsum(1) - 1).clamp(min=0)
+    return layout.scalars.merge(turn[..., None])
+
+
 def merged(points: Tensor, mask: Tensor | None, layout: BlockLayout) -> Tensor:
     """Return the weight of looked-up points ``[B, N, D]``.
 

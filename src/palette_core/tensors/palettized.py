@@ -189,11 +189,16 @@ class PalettizedTensor:
         picked = gather_entries(table, self.layout.split_indices(self.indices))
         return self.layout.merge(picked).contiguous().view(self.lut.dtype)
 
-    def stored_indices(self) -> Tensor:
-        """Return the indices that stand for something, 1-D: row by row, or vectors by block."""
+    def stored_indices(self, *, by_block: bool = False) -> Tensor:
+        """Return the indices that stand for something, 1-D.
+
+        Args:
+            by_block: one block after the other, in the order of `turns_of`. Otherwise indices of
+                scalars come row by row, whatever the blocks.
+        """
         if self.mask is None:
             return self.indices.reshape(-1)
-        if self.cluster_dim == 1:
+        if self.cluster_dim == 1 and not by_block:
             return self.indices[self.mask]
         layout = self.layout
         return layout.split_indices(self.indices)[codes_in_use(self.mask, layout)]

@@ -41,14 +41,16 @@ def read_weights(path) -> dict[str, np.ndarray]:
     graph = model.graph
     users = {name: node for node in graph.node for name in node.input}
     makers = {name: node for node in graph.node for name in node.output}
-    ends = {}
+    ends, held_names = {}, {held.name for held in graph.initializer}
     for held in graph.initializer:
         if STATE in held.name and held.name.endswith(".indices"):
             prefix, _, state = held.name.partition(STATE)
             palette = held.name.removesuffix("indices")
             value, done = held.name, ""
-            # Up to the Reshape that follows the Gather, and a factor for each channel.
-            while not done.endswith("Reshape") or "Gather" not in done:
+            # Up to the Where of a sparse weight, or the Reshape that follows the Gather, and a
+            # factor for each channel.
+            end = "Where" if f"{palette}mask" in held_names else "Reshape"
+            while not done.endswith(end) or "Gather" not in done:
                 done += users[value].op_type
                 value = users[value].output[0]
             for way in (["Mul"], ["Reshape", "Mul", "Reshape"]):  # per channel, per block

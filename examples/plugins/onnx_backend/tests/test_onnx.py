@@ -43,7 +43,7 @@ class Net(nn.Module):
         return self.head(self.linear(x))
 
 
-def palettizer_of(dtype=torch.float32, **spec):
+def palettizer_of(dtype=torch.float32, net=None, **spec):
     every = PalettizationSpec.model_validate(spec)
     config = KMeansPalettizerConfig(
         global_config=ModuleKMeansPalettizerConfig(
@@ -52,8 +52,8 @@ def palettizer_of(dtype=torch.float32, **spec):
             enable_fast_kmeans_mode=False,
         )
     )
-    palettizer = KMeansPalettizer(Net().to(dtype).eval(), config)
-    palettizer.prepare(IDS)
+    palettizer = KMeansPalettizer((net or Net()).to(dtype).eval(), config)
+    palettizer.prepare(IDS, backend="onnx" if net is not None else None)
     return palettizer
 
 
@@ -91,6 +91,47 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path, spec):
     # Nothing of the size of a weight is stored in a wider type; biases and tables are smaller.
     wide = [i for i in file.graph.initializer if np.prod(i.dims) > 128 and i.name not in stored]
     assert not wide
+
+
+COLUMNS = {**ROWS, "axis": 1}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"n_bits": 1},
+        {"n_bits": 3, "granularity": ROWS, "lut_qspec": {"dtype": "int8"}},
+        {"n_bits": 4, "granularity": COLUMNS, "enable_per_channel_scale": True},
+        {"n_bits": 2, "cluster_dim": 2},
+        {"n_bits": 6, "cluster_dim": 4, "granularity": COLUMNS, "scale_block_size": 4},
+    ],
+    ids=["1-bit", "3-bit-rows-int8", "4-bit-columns-scaled", "pairs", "fours-columns-blocks"],
+)
+def test_sparse_weights_are_exact_and_store_their_nonzeros_alone(tmp_path, spec):
+    net = Net().eval()
+    with torch.no_grad():
+        for weight in (net.embed.weight, net.conv.weight, net.linear.weight):
+            weight[torch.rand(weight.shape) < 0.6] = 0.0
+            weight[4:8] = 0.0
+    before = {f"{name}.weight": part.weight.detach().clone() for name, part in net.named_children()}
+    palettizer = palettizer_of(net=net, sparsity_detection_threshold=0.3, **spec)
+    model = palettizer.finalize(backend="onnx")
+    path = palettizer.export(tmp_path / "net.onnx", IDS, backend="onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(run(path, *IDS), model(*IDS).numpy(), rtol=0, atol=1e-5)
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    read = read_weights(path)
+    assert len(read) == 3
+    stored = {held.name: held for held in file.graph.initializer}
+    for name, weight in read.items():
+        assert np.array_equal(weight == 0, before[name].numpy() == 0)
+        assert np.array_equal(weight, model.get_submodule(name.rpartition(".")[0]).weight.numpy())
+        (listed,) = (n for n in stored if n.startswith(name[:5]) and n.endswith(".indices"))
+        mask = stored[listed.removesuffix("indices") + "mask"]
+        assert len(mask.raw_data) == -(-weight.size // 8)
+        most = -(-np.count_nonzero(weight) // spec.get("cluster_dim", 1)) + 8
+        assert np.prod(stored[listed].dims) <= most
 
 
 SCALED = {"n_bits": 4, "granularity": ROWS, "lut_qspec": {"dtype": "uint8"}}

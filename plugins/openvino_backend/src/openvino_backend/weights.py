@@ -195,10 +195,7 @@ def _by_block(weight: PalettizedTensor) -> tuple[Tensor, Tensor | None]:
     """Return packed indices, block by block where there is a mask, and the mask."""
     if weight.mask is None:
         return weight.packed_indices(), None
-    codes, layout = weight.stored_indices(), weight.layout
-    if weight.cluster_dim == 1:
-        codes = layout.split_indices(weight.indices)[layout.split(weight.mask)[..., 0]]
-    return pack_indices(codes, weight.n_bits), weight.mask
+    return pack_indices(weight.stored_indices(by_block=True), weight.n_bits), weight.mask
 
 
 def _on_host(part: Any) -> Any:

@@ -1,7 +1,7 @@
 """From a finalized model to an ``.onnx`` file."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
 from palette_core.storage import palette_sites
-from palette_core.tensors import PalettizedTensor, apply_scale
+from palette_core.tensors import PalettizedTensor, apply_scale, pack_indices, turns_of
 
 
 @final
@@ -30,17 +30,12 @@ class OnnxBackend(Backend):
         return model
 
     def export(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[Any] | Mapping[str, Any] | None,
-        path: Path,
-        dynamic_shapes: Any = None,
+        self, model: nn.Module, example_inputs: Any, path: Path, dynamic_shapes: Any = None
     ) -> Path:
         """Convert a copy of the model, in evaluation mode.
 
         Raises:
-            BackendError: no example inputs, a weight that was cast to bfloat16, or ``torch.onnx``
-                does not take the model.
+            BackendError: no example inputs, a bfloat16 weight, or ``torch.onnx`` fails.
         """
         if example_inputs is None:
             raise BackendError("backend 'onnx' traces the model and needs example_inputs")
@@ -52,11 +47,9 @@ class OnnxBackend(Backend):
         how: Any = {"opset_version": opset, "dynamo": True, "optimize": False, "verbose": False}
         how |= {"kwargs": named, "dynamic_shapes": dynamic_shapes}
         try:
-            program = torch.onnx.export(prepared, args, **how)
-        # torch.onnx raises whatever its parts raise.
-        except Exception as error:
+            program: Any = torch.onnx.export(prepared, args, **how)
+        except Exception as error:  # whatever its parts raise
             raise BackendError(f"torch.onnx cannot convert the model: {error}") from error
-        assert program is not None
         _narrow(program.model, n_bits)
         program.save(str(path))
         return path
@@ -91,40 +84,46 @@ def _narrow(model: onnx_ir.Model, n_bits: Mapping[str, int]) -> None:
 class LookUp(nn.Module):
     """Stands where the packed weight was, and gathers entries by unpacked indices.
 
-    The tables of all B blocks are one table of B·K rows; block b begins at row b·K.
+    The tables of all B blocks are one table of B·K rows; block b begins at row b·K. A sparse weight
+    has the indices of its nonzeros, block by block, and a mask of one bit for each element.
     """
-
-    indices: Tensor
-    first: Tensor
-    lut: Tensor
-    lut_scale: Tensor | None
-    lut_zero: Tensor | None
-    scale: Tensor | None
 
     def __init__(self, weight: PalettizedTensor) -> None:
         super().__init__()
-        grid, count, self.dim = weight.grid, weight.layout.n_blocks, weight.cluster_dim
-        self.n_bits, self.axis, self.dtype = weight.n_bits, weight.axis, weight.dtype
-        self.shape, self.index_shape = weight.shape, weight.indices.shape
-        # Axes of the grid and inside a block, in turn.
-        self.cut = [n for s, g in zip(self.index_shape, grid, strict=True) for n in (g, s // g)]
-        first = torch.arange(count, dtype=torch.int32) * weight.lut.shape[-2]
-        self.register_buffer("indices", weight.indices.contiguous())
-        self.register_buffer("first", first.reshape([n for g in grid for n in (g, 1)]))
-        self.register_buffer("lut", weight.lut.reshape(count, -1))
-        self.register_buffer("scale", weight.scale)
-        for name, part in (("lut_scale", weight.lut_scale), ("lut_zero", weight.lut_zero_point)):
-            self.register_buffer(name, None if part is None else part.reshape(-1, 1))
+        self.n_bits, self.dtype, self.layout = weight.n_bits, weight.dtype, weight.layout
+        indices = weight.indices if weight.mask is None else weight.stored_indices(by_block=True)
+        first = torch.arange(self.layout.n_blocks, dtype=torch.int32) * weight.lut.shape[-2]
+        self.indices = nn.Buffer(indices.contiguous())
+        self.mask = None if (m := weight.mask) is None else nn.Buffer(pack_indices(m.byte(), 1))
+        self.first = nn.Buffer(first.reshape([n for g in weight.grid for n in (g, 1)]))
+        self.powers = nn.Buffer(2 ** torch.arange(8, dtype=torch.int32))
+        self.lut = nn.Buffer(weight.lut.reshape(len(first), -1))
+        parts = (weight.lut_scale, weight.lut_zero_point, weight.scale)
+        self.lut_scale, self.lut_zero, self.scale = [
+            p if p is None else nn.Buffer(p) for p in parts
+        ]
 
     def forward(self, placeholder: Tensor) -> Tensor:
         """Return the weight; what stands for the dense one is not read."""
-        lut = self.lut
+        shape, dim = self.layout.shape, self.layout.cluster_dim
+        lut: Tensor = self.lut
         if self.lut_zero is not None:
-            lut = lut.float() - self.lut_zero.float()
+            lut = lut.float() - self.lut_zero.float().reshape(-1, 1)
         if self.lut_scale is not None:  # not DequantizeLinear, which onnxruntime does not fold
-            lut = lut.float() * self.lut_scale
-        rows = self.indices.to(torch.int32).reshape(self.cut) + self.first
-        table = lut.to(self.dtype).reshape(-1, self.dim)
-        weight = nn.functional.embedding(rows.reshape(self.index_shape), table)  # Gather
-        weight = weight.movedim(-1, self.axis + 1).reshape(self.shape)
+            lut = lut.float() * self.lut_scale.reshape(-1, 1)
+        table = lut.to(self.dtype).reshape(-1, dim)
+        if self.mask is None:
+            weight = nn.functional.embedding(self.rows(self.indices), table)  # Gather
+            weight = weight.movedim(-1, self.layout.vector_axis + 1).reshape(shape)
+        else:
+            bits = (self.mask.to(torch.int32)[:, None] // self.powers).remainder(self.powers[1])
+            mask = bits.reshape(-1)[: torch.Size(shape).numel()].reshape(shape) > 0
+            turns = turns_of(mask, self.layout)
+            at = self.rows(self.indices.to(torch.int32).take(turns // dim)) * dim + turns % dim
+            weight = torch.where(mask, table.reshape(-1).take(at), 0.0)
         return weight if self.scale is None else apply_scale(weight, self.scale)
+
+    def rows(self, codes: Tensor) -> Tensor:
+        """Return rows of the table; cut into axes of the grid and inside a block, in turn."""
+        cut = [n for s, g in zip(codes.shape, self.layout.grid, strict=True) for n in (g, s // g)]
+        return (codes.to(torch.int32).reshape(cut) + self.first).reshape(codes.shape)

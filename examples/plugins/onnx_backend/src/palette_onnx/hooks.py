@@ -1,5 +1,7 @@
 """Registers the backend; the exporter is imported when something is exported."""
 
+from functools import partial
+
 from palette_core.plugins import Backend, ExportBackendEntry, NoOptions, hookimpl
 
 
@@ -12,6 +14,6 @@ def _make(options: NoOptions) -> Backend:
 @hookimpl
 def palette_core_export_backends() -> list[ExportBackendEntry]:
     """ONNX."""
-    text = "ONNX: indices and look-up tables, read by Gather"
-    kind = ExportBackendEntry
-    return [kind(name="onnx", summary=text, interface=1, factory=_make, suffix=".onnx")]
+    text, forms = "ONNX: indices and look-up tables, read by Gather", ("indices", "sparse")
+    kind = partial(ExportBackendEntry, interface=1, factory=_make, stored_forms=forms)
+    return [kind(name="onnx", summary=text, suffix=".onnx")]
