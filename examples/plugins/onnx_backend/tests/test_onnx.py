@@ -107,6 +107,7 @@ COLUMNS = {**ROWS, "axis": 1}
     ],
     ids=["1-bit", "3-bit-rows-int8", "4-bit-columns-scaled", "pairs", "fours-columns-blocks"],
 )
+@pytest.mark.filterwarnings("ignore:conv.weight .* stays dense")
 def test_sparse_weights_are_exact_and_store_their_nonzeros_alone(tmp_path, spec):
     net = Net().eval()
     with torch.no_grad():
@@ -122,7 +123,7 @@ def test_sparse_weights_are_exact_and_store_their_nonzeros_alone(tmp_path, spec)
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
     read = read_weights(path)
-    assert len(read) == 3
+    assert len(read) == (2 if "scale_block_size" in spec else 3)  # kernels have no blocks of four
     stored = {held.name: held for held in file.graph.initializer}
     for name, weight in read.items():
         assert np.array_equal(weight == 0, before[name].numpy() == 0)
