@@ -1,23 +1,5 @@
 """Rules for one weight: the specs and granularities, as the reference groups them."""
 
-from palette_core.config.spec import (
-    Granularity,
-    PalettizationGranularity,
-    PalettizationSpec,
-    PerGroupedChannelGranularity,
-    PerTensorGranularity,
-    QuantizationScheme,
-    QuantizationSpec,
-    default_weight_palettization_spec,
-)
+from palette_core._common.lazy import lazy_names
 
-__all__ = [
-    "Granularity",
-    "PalettizationGranularity",
-    "PalettizationSpec",
-    "PerGroupedChannelGranularity",
-    "PerTensorGranularity",
-    "QuantizationScheme",
-    "QuantizationSpec",
-    "default_weight_palettization_spec",
-]
+__getattr__, __dir__, __all__ = lazy_names(__name__)
