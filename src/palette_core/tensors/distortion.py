@@ -119,17 +119,17 @@ class _Place:
     """
 
     def __init__(self, palettized: PalettizedTensor) -> None:
-        layout = palettized.layout
-        axis = layout.vector_axis
-        self.dim = layout.cluster_dim
+        self.dim = palettized.cluster_dim
         scale = palettized.scale
         nothing = np.zeros(1, np.int64)
         self.outer_scale = self.along_scale = self.inner_scale = nothing
-        if layout.n_blocks == layout.cluster_dim == 1 and scale is None:
+        if math.prod(palettized.grid) == self.dim == 1 and scale is None:
             # One LUT for all: a single row.
             self.outer = self.along = self.inner = nothing
-            self.width = math.prod(layout.shape)
+            self.width = palettized.indices.numel()
             return
+        layout = palettized.layout
+        axis = layout.vector_axis
         if layout.cluster_dim == 1 and scale is None:
             axis = 0  # whichever is the same; this one has the longest rows
         per_table = math.prod(palettized.lut.shape[-2:])

@@ -68,17 +68,19 @@ class PalettizedTensor:
     @property
     def shape(self) -> Shape:
         """Shape of the decoded weight."""
-        return tuple(
-            s * self.cluster_dim if i == self.axis else s for i, s in enumerate(self.indices.shape)
-        )
+        shape = list(self.indices.shape)
+        if 0 <= self.axis < len(shape):
+            shape[self.axis] *= self.cluster_dim
+        return tuple(shape)
 
     @property
     def layout(self) -> BlockLayout:
         """The layout that shape, grid and vector axis imply."""
-        if any(s % g for s, g in zip(self.shape, self.grid, strict=True)):
-            raise IncompatibleShapeError(f"a grid of {self.grid} does not divide {self.shape}")
-        block = tuple(s // g for s, g in zip(self.shape, self.grid, strict=True))
-        return BlockLayout(self.shape, block, self.cluster_dim, self.axis)
+        shape, grid = self.shape, self.grid
+        if any(s % g for s, g in zip(shape, grid, strict=True)):
+            raise IncompatibleShapeError(f"a grid of {grid} does not divide {shape}")
+        block = tuple(s // g for s, g in zip(shape, grid, strict=True))
+        return BlockLayout(shape, block, self.cluster_dim, self.axis)
 
     def check(self) -> None:
         """Check that the parts fit each other, and that tables and scales are finite.
