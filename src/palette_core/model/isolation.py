@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -179,14 +179,14 @@ class _Attributes:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._saved = [
-            (vars(module), dict(vars(module)), Contents(module), _built(module))
+            (vars(module), dict(vars(module)), Contents(module), _built(vars(module)))
             for module in modules
             if not isinstance(module, torch.jit.ScriptModule) and not _is_lazy(module)
         ]
 
     def restore(self) -> None:
         for own, attributes, contents, built in self._saved:
-            if built != (own["_modules"].keys(), own["_parameters"].keys()):
+            if built != _built(own):
                 continue  # it has built itself, and may say so anywhere
             if not same(own, attributes):
                 own.update(attributes)
@@ -195,8 +195,8 @@ class _Attributes:
             contents.put_back(where_unequal=True)
 
 
-def _built(module: nn.Module) -> tuple[set[str], set[str]]:
-    return set(module._modules), set(module._parameters)
+def _built(own: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(own["_modules"]), tuple(own["_parameters"])
 
 
 def _is_lazy(module: nn.Module) -> bool:

@@ -52,6 +52,9 @@ def states_of(module: nn.Module) -> list[State]:
     """Return a module's own tensors that have a shape."""
     found: list[State] = []
     plain = plain_tensors(module)
+    registries = module._parameters, module._buffers
+    if not (plain or any(registries) or "parametrizations" in module._modules):
+        return found  # as most modules
     # What known hooks compute others from: masked weights, masks, norms.
     parts = {part for name, _ in plain for part in made_of(module, name)}
     for kind, registry in (("parameter", module._parameters), ("buffer", module._buffers)):

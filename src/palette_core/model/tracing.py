@@ -183,8 +183,7 @@ class _Recorder(TorchFunctionMode):
 
     def _learn_states(self, module: nn.Module) -> None:
         if not isinstance(module, parametrize.ParametrizationList):
-            for state in states_of(module):
-                self._states[id(state.tensor)] = state.tensor
+            self._states.update((id(state.tensor), state.tensor) for state in states_of(module))
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         del args, output

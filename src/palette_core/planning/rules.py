@@ -113,6 +113,7 @@ class RuleBook:
             canonical_type_name(key): order for order, key in enumerate(config.module_type_configs)
         }
         self._type_entries = list(config.module_type_configs.items())
+        self._rest = ModuleRule(0, 0, ("global_config",), self.global_config, False, False)
         self._op_rules: dict[tuple[str, ...], _OpRules] = {}
         self._rules: dict[str, ModuleRule] = {}
         self.used: set[str] = set()
@@ -150,15 +151,12 @@ class RuleBook:
         return Decision(None, "", reason="no rule names it")
 
     def _find_rule(self, module: ModuleRecord) -> ModuleRule:
+        if not self._names and not self._type_entries:
+            return self._rest
         chain = {prefix: None for name in module.names for prefix in prefixes(name)}
-        found = self._by_name(module, chain) or self._by_type(module, chain)
-        if found is not None:
-            return found
-        return ModuleRule(0, 0, ("global_config",), self.global_config, False, False)
+        return self._by_name(module, chain) or self._by_type(module, chain) or self._rest
 
     def _by_name(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
-        if not self._names:
-            return None
         order = _latest(self._patterns.last(name) for name in chain)
         if order is None:
             return None
@@ -168,8 +166,6 @@ class RuleBook:
         return ModuleRule(2, order, place, config, on_itself, key in module.names)
 
     def _by_type(self, module: ModuleRecord, chain: Iterable[str]) -> ModuleRule | None:
-        if not self._type_entries:
-            return None
         order = _latest(self._type_orders.get(self._types.get(name, "")) for name in chain)
         if order is None:
             return None
