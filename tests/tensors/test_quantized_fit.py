@@ -10,6 +10,7 @@ from palette_core.builtins.lut_quantizers.integer import IntegerLutQuantizer
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem, LutQuantizer
 from palette_core.spec import QuantizationSpec
+from palette_core.tensors.assignment.cpu import nearest_scalars
 from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.quantized_fit import quantize_codebook
 
@@ -144,3 +145,26 @@ def test_a_quantizer_that_returns_something_else_is_named():
     floating = KMeansVector().fit(ClusterProblem(points, 4))
     with pytest.raises(ClusteringError, match="WrongShape returned values"):
         quantize_codebook(points, None, floating, WrongShape())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-40, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_scalars_go_to_the_first_of_the_nearest_entries(dtype, size):
+    generator = torch.Generator().manual_seed(0)
+    for blocks, count, entries in ((1, 5000, 256), (3, 513, 16), (7, 2, 4), (2, 40, 1)):
+        points = (size * torch.randn(blocks, count, generator=generator).double()).to(dtype)
+        points.clamp_(torch.finfo(dtype).min, torch.finfo(dtype).max)
+        lut = (size * torch.randn(blocks, entries, generator=generator).double()).float()
+        lut[:, -1] = lut[:, 0]  # equal entries
+        exact = points.double()
+        # Points on the entries, and half way between neighbours where floats can be.
+        middle = lut.double().sort(dim=1).values
+        middle = ((middle[:, 1:] + middle[:, :-1]) / 2).to(dtype).double()
+        some = torch.cat([lut.to(dtype).double(), middle], dim=1)[:, :count]
+        exact[:, : some.shape[1]] = some.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+        found = nearest_scalars(exact.to(dtype)[..., None], lut[..., None])
+        gap = (exact[:, :, None] - lut.double()[:, None]).abs()
+        its = gap.gather(2, found.long()[..., None])[..., 0]
+        # Differences are rounded: between two entries either may come out nearer.
+        assert bool((its <= gap.amin(dim=2) * (1 + 1e-14)).all())
+        assert bool((found < max(1, entries - 1)).all())

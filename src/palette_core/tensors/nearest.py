@@ -41,6 +41,26 @@ def assign(points: Tensor, entries: Tensor) -> Tensor:
 
 def _nearest_scalars(points: Tensor, entries: Tensor, wide: torch.dtype) -> Tensor:
     """Return codes ``[B, N]`` of points ``[B, N]`` by the middles between sorted entries."""
+    bounds, order = bounds_of(entries, wide)
+    codes = torch.empty(points.shape, dtype=torch.uint8, device=points.device)
+    for block, piece in pieces(*points.shape):
+        x = points[block, piece].to(wide).contiguous()
+        place = torch.searchsorted(bounds[block], x)
+        codes[block, piece] = order[block].gather(1, place)
+    return codes
+
+
+def bounds_of(entries: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return up to where each entry is the nearest one to values of a dtype.
+
+    Args:
+        entries: ``[B, K]`` floating.
+        wide: float32 or float64.
+
+    Returns:
+        ``[B, K - 1]`` in that dtype, ascending, and ``[B, K]`` uint8: the entry of a value is the
+        one at the number of bounds below it.
+    """
     ordered, order = entries.double().sort(dim=1, stable=True)
     middle = (ordered[:, 1:] + ordered[:, :-1]) / 2
     bounds = middle.to(wide)
@@ -49,13 +69,7 @@ def _nearest_scalars(points: Tensor, entries: Tensor, wide: torch.dtype) -> Tens
     bounds = torch.where(bounds.double() > middle, down, bounds).contiguous()
     # Among equal entries the first: it is the last that begins at or below a bound.
     first = (ordered[:, :, None] == ordered[:, None, :]).to(torch.uint8).argmax(dim=2)
-    order = order.gather(1, first).to(torch.uint8)
-    codes = torch.empty(points.shape, dtype=torch.uint8, device=points.device)
-    for block, piece in pieces(*points.shape):
-        x = points[block, piece].to(wide).contiguous()
-        place = torch.searchsorted(bounds[block], x)
-        codes[block, piece] = order[block].gather(1, place)
-    return codes
+    return bounds, order.gather(1, first).to(torch.uint8)
 
 
 def squared_distances(points: Tensor, entries: Tensor, weights: Tensor | None = None) -> Tensor:

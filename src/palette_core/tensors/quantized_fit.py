@@ -25,6 +25,7 @@ _LEAST_GAIN = 1e-6  # of the cost of every block: with less, refinement ends
 _WIDE = tuple(0.5 + 0.04 * i for i in range(21))
 _NEARBY = (0.98, 0.99, 1.0, 1.01, 1.02)
 _REFITS = 2
+_TOGETHER = 1 << 17  # entries of several scales that are looked at in one go
 
 
 class Quantizer(Protocol):
@@ -85,7 +86,12 @@ def _nearest(
 ) -> Tensor:
     entries = _decoded(best, points.dtype)
     if points.shape[2] == 1:
-        return assign(points, entries.to(torch.promote_types(points.dtype, torch.float32)))
+        entries = entries.to(torch.promote_types(points.dtype, torch.float32))
+        if points.device.type != "cpu":
+            return assign(points, entries)
+        from palette_core.tensors.assignment.cpu import nearest_scalars  # numba loads slowly
+
+        return nearest_scalars(points, entries)
     return assign_and_sum(points, metric(importance), entries, codes).codes
 
 
@@ -148,8 +154,11 @@ def _made_before(target: Tensor, known: list[_Known], quantizer: Quantizer) -> Q
     for tables, quantized in known:
         most = tables.abs().amax(dim=(1, 2), keepdim=True)
         same = ((target - tables).abs() <= _SAME * most).flatten(1).all(dim=1) & unknown
-        made = choose_tables(same, quantized, made)
-        unknown &= ~same
+        if bool(same.any()):
+            made = choose_tables(same, quantized, made)
+            unknown &= ~same
+    if bool(unknown.all()):
+        return _quantize(quantizer, target)
     if not bool(unknown.any()):
         return made
     return put_rows(made, unknown, _quantize(quantizer, target[unknown]))
@@ -164,20 +173,23 @@ def _weighted_fit(
     """
     fit = torch.full(means.shape[:1], torch.inf, dtype=means.dtype, device=means.device)
     out = means
-    for stretch in stretches:
-        scale = best.scale.double() * stretch
+    together = max(1, _TOGETHER // means.numel())
+    for at in range(0, len(stretches), together):
+        some = torch.tensor(stretches[at : at + together], dtype=means.dtype, device=means.device)
+        scale = best.scale.double() * some[:, None, None, None]
         for _ in range(_REFITS):
             levels = _levels(means, scale, best)
-            square = (mass * levels.square()).flatten(1).sum(dim=1)
-            refit = (mass * means * levels).flatten(1).sum(dim=1) / torch.where(
+            square = (mass * levels.square()).flatten(2).sum(dim=2)
+            refit = (mass * means * levels).flatten(2).sum(dim=2) / torch.where(
                 square > 0, square, 1.0
             )
-            scale = torch.where(refit > 0, refit, scale[:, 0, 0])[:, None, None]
+            scale = torch.where(refit > 0, refit, scale[..., 0, 0])[..., None, None]
         target = levels * scale
-        error = (mass * (means - target).square()).flatten(1).sum(dim=1)
-        nearer = error < fit
-        fit = torch.where(nearer, error, fit)
-        out = torch.where(nearer[:, None, None], target, out)
+        errors = (mass * (means - target).square()).flatten(2).sum(dim=2)
+        for error, made in zip(errors, target, strict=True):
+            nearer = error < fit
+            fit = torch.where(nearer, error, fit)
+            out = torch.where(nearer[:, None, None], made, out)
     return out
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inner_kernel, kernel
+from palette_core._common.kernels import inlined, inner_kernel, kernel
 
 STRIDE = 32  # sorted points summed up together
+_CELLS = 2048  # of the range of the bounds, each with the bounds below it counted
+_PART = 512  # points whose cells are worked out together, so that the compiler can vectorise
 
 
 @kernel
@@ -97,3 +99,51 @@ def _segment(x: Any, w: Any, strides: Any, begin: Any, end: Any, entry: Any) -> 
             cost += weight * gap * gap
             i += 1
     return mass, moment, cost
+
+
+@kernel
+def count_bounds(x: Any, bounds: Any, order: Any, out: Any) -> None:
+    """Give every point the entry between whose bounds it lies.
+
+    A point's cell says how many bounds lie in lower cells; from there on they are compared.
+
+    Args:
+        x: ``[B, N]`` float32 or float64, not NaN, in any order.
+        bounds: ``[B, K]`` of that dtype, ascending, the last of each row infinite.
+        order: ``[B, K]`` uint8, which entry has so many bounds below it.
+        out: ``[B, N]`` uint8, overwritten.
+    """
+    size = min(_CELLS, max(2, x.shape[1]))
+    base, at = np.empty(size, np.uint8), np.empty(_PART, np.int32)
+    for b in range(x.shape[0]):
+        limits = bounds[b]
+        last = max(0, limits.size - 2)
+        low, width = limits[0], limits[last] - limits[0]
+        per_unit = (size - 1) / width if width > 0.0 else width
+        _cells_of(limits[: last + 1], low, per_unit, size - 1, at)
+        k = 0
+        for c in range(size):
+            while k <= last and at[k] < c:
+                k += 1
+            base[c] = k
+        for first in range(0, x.shape[1], _PART):
+            part, codes = x[b, first : first + _PART], out[b, first : first + _PART]
+            _cells_of(part, low, per_unit, size - 1, at)
+            for i in range(part.size):
+                code = np.int64(base[at[i]])
+                while part[i] > limits[code]:
+                    code += 1
+                codes[i] = order[b, code]
+
+
+@inlined
+def _cells_of(x: Any, low: Any, per_unit: Any, top: int, out: Any) -> None:
+    """Write the cell of each value: equal ones from ``low`` up, the ends hold what lies outside.
+
+    The map is monotone: no arithmetic on it rounds x past a larger one.
+    """
+    for i in range(x.size):
+        t = (x[i] - low) * per_unit
+        t = t if t > 0.0 else 0.0 * low  # also what is no number, of infinities
+        t = t if t < top else np.float64(top)
+        out[i] = np.int32(t)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from palette_core._common.threads import map_threads, thread_count
+from palette_core._common.threads import map_threads, parts_of, thread_count
 from palette_core.tensors.assignment import kernels
+from palette_core.tensors.assignment._scalar_kernel import count_bounds
 from palette_core.tensors.assignment._small_kernel import assign_small
 from palette_core.tensors.assignment.blocks import Block, Workers
+from palette_core.tensors.nearest import bounds_of
 
 Floats = NDArray[Any]
+
+_PART = 1 << 20  # points of one block that a thread takes at a time
 
 
 def pass_over(
@@ -72,6 +79,32 @@ def pass_over_small(
     return codes, sums, mass, cost
 
 
+def nearest_scalars(points: Tensor, entries: Tensor) -> Tensor:
+    """Return what `nearest.assign` does, in a fraction of its time.
+
+    Args:
+        points: ``[B, N, 1]`` floating.
+        entries: ``[B, K, 1]`` floating.
+    """
+    wide = torch.promote_types(torch.promote_types(points.dtype, entries.dtype), torch.float32)
+    bounds, order = bounds_of(entries[..., 0], wide)
+    limits = torch.nn.functional.pad(bounds, (0, 1), value=math.inf).numpy()
+    x, codes = points[..., 0].detach().to(wide).contiguous().numpy(), order.numpy()
+    out = np.empty(x.shape, np.uint8)
+    blocks, count = x.shape
+
+    def part(at: tuple[slice, slice]) -> None:
+        rows, columns = at
+        count_bounds(x[rows, columns], limits[rows], codes[rows], out[rows, columns])
+
+    if blocks > 1:
+        share = -(-blocks // thread_count())
+        map_threads(part, [(rows, slice(None)) for rows in parts_of(blocks, share)])
+    else:
+        map_threads(part, [(slice(None), columns) for columns in parts_of(count, _PART)])
+    return torch.from_numpy(out)
+
+
 def _kinds(points: Floats, importance: Floats | None) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
     """Yield weights of each kind, and the blocks that have it."""
     every = np.arange(len(points))
@@ -106,7 +139,8 @@ class Pass:
         self.mass = np.empty((block.chunks, entries, dim))
         self.worst = np.empty((block.chunks, 2))
         self.totals = np.empty(block.chunks)
-        self.order = np.tile(np.arange(entries, dtype=np.uint8), (entries, 1))
+        self.order = np.empty((entries, entries), np.uint8)
+        self.order[:] = np.arange(entries)
         self.gaps = np.empty((entries, entries))
         self.drift = np.zeros(entries)
         self.lower = np.zeros(count, dtype=np.float32)

@@ -208,8 +208,7 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
             next_drift = max(next_drift, drift[k])
     costs = np.empty(count)
     out = np.empty(2)
-    worst[0] = -1.0
-    worst[1] = lo
+    highest, at = -1.0, lo
     total = 0.0
     for i in range(lo, hi):
         k = np.int64(codes[i])  # type: ignore[assignment]  # numba has one kind of int
@@ -243,9 +242,9 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
             lower[i] = out[1] * _SHRINK
             codes[i] = k
         if width == 0:
+            mass[k, 0] += 1.0
             for d in range(dim):
                 sums[k, d] += points[i, d]
-                mass[k, d] += 1.0
         else:
             if not elementwise:
                 low *= weights[i, 0]
@@ -254,9 +253,12 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
                 sums[k, d] += w * points[i, d]
                 mass[k, d] += w
         total += low
-        if low > worst[0]:
-            worst[0] = low
-            worst[1] = i
+        if low > highest:
+            highest, at = low, i
+    worst[0], worst[1] = highest, at
+    if width == 0:
+        for k in range(count):
+            mass[k] = mass[k, 0]
     return total
 
 
