@@ -1,4 +1,4 @@
-"""The command that palettizes a program that exists, in the place of a model."""
+"""The commands about a program that exists, in the place of a model."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ def check_options(path: str, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if value:
             raise FactoryError(f"{name} is about a model, and {path} is a program; leave it out")
+
+
+def plan(
+    path: Path,
+    config: KMeansPalettizerConfig,
+    backend: str | None,
+    options: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Show what would be palettized, as for a model; what cannot be stored is refused."""
+    made = plan_program(path, config, backend=backend, backend_options=options)
+    show.plan(made, as_json=as_json)
 
 
 def palettize(

@@ -52,14 +52,22 @@ def plan(
     dynamic: Dynamic = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which tensor gets which spec, and the rule that decided. Changes nothing."""
+    """Show which tensor gets which spec, and the rule that decided. Changes nothing.
+
+    In the place of FACTORY stands the path of a program that exists, as for palettize.
+    """
     from palette_core import KMeansPalettizer
+    from palette_core.cli import programs
     from palette_core.cli.exporting import dynamic_shapes, read_dynamic, read_options
     from palette_core.cli.factories import load_factory
     from palette_core.reporting import console as show
 
     settings = load_config(config)
     options, axes = read_options(option or ()), read_dynamic(dynamic or ())
+    if programs.is_program(factory):
+        programs.check_options(factory, {"--input": inputs, "--dynamic": dynamic})
+        programs.plan(Path(factory), settings, backend, options, as_json=as_json)
+        return
     if (options or axes) and backend is None:
         flag = "--option" if options else "--dynamic"
         raise typer.BadParameter(f"{flag} is for the export backend; name it with --backend")
