@@ -158,6 +158,10 @@ def _with_scales(
         exact = _unscaled(task, what, zeros)
         if what.error(*exact) == 0:
             return exact
+    elif what.by_channel and task.mask is None:
+        exact = _recovered(task, what, zeros)
+        if exact is not None and what.error(*exact) == 0:
+            return exact
     if moments is not None:
         return _with_moments(task, what, moments, zeros)
     if plan.spec.scale_fit == "range":
@@ -175,10 +179,25 @@ def _with_scales(
 
 def _unscaled(task: Task, what: Scaled, zeros: Tensor | None) -> tuple[Codebook, Tensor]:
     """Take a weight as it is: of factors other than 1 its blocks would have more values."""
-    plain = replace(task, plan=without_moments(task.plan, task.catalog))
-    plain = replace(plain, item=task.catalog.clusterers.find(plain.plan.algorithm))
     ones = what.stored(torch.ones(what.extents, device=what.weight.device))
-    return plain.fit(what.weight, what.layout, None, None, zeros, ones), ones
+    return _plain(task).fit(what.weight, what.layout, None, None, zeros, ones), ones
+
+
+def _recovered(task: Task, what: Scaled, zeros: Tensor | None) -> tuple[Codebook, Tensor] | None:
+    """Take entries and factors of a weight that is their products, or None."""
+    from palette_core.tensors.recovered_scales import recovered_scale
+
+    found = recovered_scale(what.weight, what.layout, what.axis, task.plan.spec.n_entries)
+    if found is None:
+        return None
+    unit, scale = found
+    return _plain(task).fit(unit, what.layout, None, None, zeros), scale
+
+
+def _plain(task: Task) -> Task:
+    """Return the task for an algorithm that needs no moments."""
+    plain = replace(task, plan=without_moments(task.plan, task.catalog))
+    return replace(plain, item=task.catalog.clusterers.find(plain.plan.algorithm))
 
 
 def _with_moments(

@@ -57,7 +57,7 @@ def _proposals(entries: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
 
     size = entries.abs().flatten(1).sort(dim=1, descending=True).values
     ladder = _ladder(stored)
-    low, high = _rounding(size)
+    low, high = rounding_ends(size)
     ends = exact_scales(low.cpu().numpy(), high.cpu().numpy(), ladder.numpy())
     scale = torch.from_numpy(ends).mean(dim=1).float().double()
     middle = (ladder[1:] + ladder[:-1]) / 2
@@ -78,7 +78,7 @@ def _ladder(stored: torch.dtype) -> Tensor:
     return codes[codes.isfinite() & (codes > 0)].sort().values
 
 
-def _rounding(size: Tensor) -> tuple[Tensor, Tensor]:
+def rounding_ends(size: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ends of what rounds to each magnitude, float64; zeros for zero."""
     bits = size.contiguous().view(_SIGNED[size.element_size()])
     wide = size.double()

@@ -1,0 +1,274 @@
+"""Scales of a weight that is entries times one factor per channel, in every bit.
+
+A weight that came out of a palette with channel scales holds products that were rounded. Divided by
+any factors but the palette's own (or these times a power of two) its channels hold entries that
+differ in their last bits, and no table takes them exactly. Products of two channels and two entries
+bound the ratios of these entries, and all channels together bound them so narrowly that for hardly
+any value of one entry the others are floats as well: all mantissas of it are tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palette_core.tensors.exact_tables import rounding_ends
+from palette_core.tensors.layout import BlockLayout
+
+_MANTISSA = {torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
+_ROOM = 1 << 24  # products of entries and channels in one problem
+_CHUNK = 1 << 19  # mantissas looked at together
+_MOST_VECTORS = 64  # entries of several values that are compared with each other
+_SAME = 8.0  # roundings by which ratios of the same entries may differ
+
+
+def recovered_scale(
+    weight: Tensor, layout: BlockLayout, axis: int, n_entries: int
+) -> tuple[Tensor, Tensor] | None:
+    """Find entries and channel scales whose products are a weight in every bit.
+
+    Args:
+        weight: float32, float16 or bfloat16; not all are found: float16 and bfloat16 weights may
+            leave several ways to match the channels' values.
+        layout: of the tables.
+        axis: of the output channels.
+        n_entries: what a table holds.
+
+    Returns:
+        a weight whose blocks hold at most so many distinct points, and the scale, one factor for
+        each channel, both in the weight's dtype; or None.
+    """
+    bits = _MANTISSA.get(weight.dtype)
+    if bits is None or (layout.cluster_dim > 1 and n_entries > _MOST_VECTORS):
+        return None
+    corner = weight[tuple(slice(0, extent) for extent in layout.block)].select(axis, 0)
+    if _unique(corner).numel() > n_entries * layout.cluster_dim:
+        return None  # as nearly every weight that is no palette's
+    rows = torch.arange(weight.shape[axis], device="cpu")
+    shape = [-1 if at == axis else 1 for at in range(weight.dim())]
+    channel = layout.split(rows.reshape(shape).expand(weight.shape))
+    points = layout.split(weight.detach().cpu())
+    matched = _matched(points, channel, n_entries, 2.0 ** -(bits + 1))
+    if matched is None:
+        return None
+    # Blocks that share channels share a gauge; so do the values of vectors within a channel.
+    crossing = layout.cluster_dim > 1 and layout.vector_axis == axis
+    unit, scale = points.clone(), torch.zeros(len(rows), dtype=weight.dtype)
+    part = rows // layout.block[axis] * layout.cluster_dim
+    part = part + (rows % layout.cluster_dim if crossing else 0)
+    its = part[channel]
+    dims = torch.arange(layout.cluster_dim)
+    blocks = torch.arange(len(points))[:, None, None]
+    entry = (blocks * n_entries + matched[..., None]) * layout.cluster_dim + dims
+    for one in _unique(its):
+        at = its == one
+        found = _solved(points[at], channel[at], entry[at], bits)
+        if found is None:
+            return None
+        unit[at], (channels, factors) = found
+        scale[channels] = factors
+    unit_weight = layout.merge(unit)
+    scale = scale.reshape(shape)
+    if not torch.equal(unit_weight * scale, weight.detach().cpu()):
+        return None
+    return unit_weight.to(weight.device), scale.to(weight.device)
+
+
+def _unique(values: Tensor, **options: Any) -> Any:
+    return values.unique(**options)  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class _Table:
+    """Entries of a block as they are met, float64 up to one factor (for each value of vectors)."""
+
+    most: int
+    near: float
+    entries: list[Tensor] = field(default_factory=list)
+
+    def match(self, values: Tensor, *, alone: bool) -> Tensor | None:
+        """Return which entries distinct values ``[m, D]`` are, new ones included; or None.
+
+        Args:
+            values: of channels that share their factors.
+            alone: each of the D values has a factor of its own.
+        """
+        if not bool(values.any()):
+            zeros = [k for k, entry in enumerate(self.entries) if not bool(entry.any())]
+            return self._added(values, torch.tensor(zeros[:1] or [-1]))
+        if not self.entries:
+            size = values.abs().amax(dim=0) if alone else values.abs().max().expand(values.shape[1])
+            return self._added(values / torch.where(size > 0, size, 1.0), None)
+        known = torch.stack(self.entries)
+        order = values.abs().amin(dim=1).argsort(descending=True)
+        best: tuple[int, Tensor, Tensor] | None = None
+        for j in order[: max(4, self.most // 8)]:
+            found = self._aligned(values, known, values[j], alone)
+            if found is not None and (best is None or found[0] > best[0]):
+                best = found
+            if best is not None and best[0] >= len(values):
+                break
+        if best is None or (best[0] < 2 and len(values) > 1):
+            return None
+        return self._added(values / best[1], best[2])
+
+    def _aligned(
+        self, values: Tensor, known: Tensor, of: Tensor, alone: bool
+    ) -> tuple[int, Tensor, Tensor] | None:
+        """Return the most values that are entries when ``of`` is one: how many, by what, which."""
+        if not alone:
+            at = of.abs().argmax()
+            of, over = of[at : at + 1], known[:, at : at + 1]
+        else:
+            over = known
+        factors = of / torch.where(over == 0, torch.inf, over)
+        usable = (factors > 0).all(dim=1)
+        if not bool(usable.any()):
+            return None
+        factors = factors[usable]
+        units = values / factors[:, None]  # [k, m, D]
+        if values.shape[1] == 1:
+            ordered, order = known[:, 0].sort()
+            right = torch.searchsorted(ordered, units[..., 0]).clamp(max=len(known) - 1)
+            left = (right - 1).clamp(min=0)
+            nearer = (units[..., 0] - ordered[left]).abs() < (units[..., 0] - ordered[right]).abs()
+            which = order[torch.where(nearer, left, right)]
+        else:
+            gap = (units[:, :, None] - known).abs().amax(dim=-1)
+            which = gap.argmin(dim=2)
+        hit = ((units - known[which]).abs() <= self.near * known[which].abs()).all(dim=2)
+        counts = hit.sum(dim=1)
+        at = counts.argmax()
+        return int(counts[at]), factors[at], torch.where(hit[at], which[at], -1)
+
+    def _added(self, units: Tensor, which: Tensor | None) -> Tensor | None:
+        which = torch.full((len(units),), -1) if which is None else which.clone()
+        for j in (which < 0).nonzero()[:, 0].tolist():
+            if len(self.entries) == self.most:
+                return None
+            which[j] = len(self.entries)
+            self.entries.append(units[j])
+        return which
+
+
+def _matched(points: Tensor, channel: Tensor, n_entries: int, rounding: float) -> Tensor | None:
+    """Return the entry ``[B, N]`` of each point, by the ratios of values within channels."""
+    alone = channel.shape[2] > 1 and bool((channel[0, 0] != channel[0, 0, 0]).any())
+    out = torch.zeros(points.shape[:2], dtype=torch.int64)
+    for b in range(len(points)):
+        table = _Table(n_entries, _SAME * rounding)
+        groups = []
+        for first, at in _rows(channel[b, :, 0]):
+            values, inverse = _unique(points[b, at].double(), dim=0, return_inverse=True)
+            if len(values) > n_entries:
+                return None
+            groups.append((len(values), first, at, values, inverse))
+        for _, _, at, values, inverse in sorted(groups, key=lambda group: (-group[0], group[1])):
+            which = table.match(values, alone=alone)
+            if which is None:
+                return None
+            out[b, at] = which[inverse]
+    return out
+
+
+def _rows(channel: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each channel of ``[N]`` with the places where it is."""
+    ordered, places = channel.sort(stable=True)
+    values, counts = _unique(ordered, return_counts=True)
+    yield from zip(values.tolist(), torch.split(places, counts.tolist()), strict=True)
+
+
+_Solved = tuple[Tensor, tuple[Tensor, Tensor]]
+
+
+def _solved(points: Tensor, channel: Tensor, entry: Tensor, bits: int) -> _Solved | None:
+    """Return the entry of each point, and channels with their factors, where products are exact."""
+    channels, o = _unique(channel, return_inverse=True)
+    entries, e = _unique(entry, return_inverse=True)
+    if len(channels) * len(entries) > _ROOM:
+        return None
+    values = torch.full((len(channels), len(entries)), math.nan, dtype=points.dtype)
+    values[o, e] = points
+    sign = values.nan_to_num(0.0).sign().double()
+    sign, present = sign.sum(dim=0).sign(), (values != 0) & ~values.isnan()
+    used = present.any(dim=0)
+    if not bool(used.any()):
+        return points, (channels, torch.ones(len(channels), dtype=points.dtype))
+    size = values.abs().masked_fill(~present, 1.0)[:, used]
+    zero = torch.zeros(len(entries), dtype=points.dtype)
+    for tables in _tables(size, present[:, used], bits):
+        found = _exact(size, present[:, used], tables)
+        if found is not None:
+            zero[used] = found[0]
+            return (zero * sign.to(zero.dtype))[e], (channels, found[1])
+    return None
+
+
+def _tables(size: Tensor, present: Tensor, bits: int) -> Iterator[Tensor]:
+    """Yield magnitudes of entries ``[T, E]`` with which products of all channels may be right.
+
+    Args:
+        size: ``[O, E]`` magnitudes of products.
+        present: ``[O, E]`` bool, which of them there are.
+        bits: of a mantissa.
+    """
+    low, high = rounding_ends(size)
+    root = int(present.sum(dim=0).argmax())
+    both = present & present[:, root : root + 1]
+    if not bool(both.any(dim=0).all()):
+        return
+    least = (low / high[:, root, None]).masked_fill(~both, 0.0).amax(dim=0)
+    most = (high / low[:, root, None]).masked_fill(~both, math.inf).amin(dim=0)
+    least[root] = most[root] = 1.0
+    if bool((least > most).any()):
+        return
+    middle, half = (least + most) / 2, (most - least) / 2
+    order = (half / middle).argsort()
+    for begin in range(0, 1 << bits, _CHUNK):
+        end = min(1 << bits, begin + _CHUNK)
+        first = 1.0 + torch.arange(begin, end, dtype=torch.float64) / (1 << bits)
+        for at in order:
+            near = first * middle[at]
+            gap = (near.to(size.dtype).double() - near).abs()
+            first = first[gap <= first * half[at] + near * 2.0**-50]
+        if len(first):
+            yield (first[:, None] * middle).to(size.dtype)
+
+
+def _exact(size: Tensor, present: Tensor, tables: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the first of tables ``[T, E]`` whose products are right, and factors ``[O]``."""
+    low, high = rounding_ends(size)
+    # Channels of many entries first: they tell the most.
+    for o in present.sum(dim=1).argsort(descending=True).tolist():
+        which = present[o]
+        ends = low[o, which], high[o, which]
+        right, _ = _factors(size[o, which], *ends, tables[:, which])
+        tables = tables[right]
+        if not len(tables):
+            return None
+    factors = []
+    for o, which in enumerate(present):
+        ends = low[o, which], high[o, which]
+        factors.append(_factors(size[o, which], *ends, tables[:1, which])[1])
+    return tables[0], torch.cat(factors)
+
+
+def _factors(size: Tensor, low: Tensor, high: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for which tables ``[T, E]`` a channel's products are right, ``[T]``, and by what."""
+    if not len(size):
+        return torch.ones(len(tables), dtype=torch.bool), tables.new_ones(len(tables))
+    wide = tables.double()
+    middle = ((low / wide).amax(dim=1) + (high / wide).amin(dim=1)) / 2
+    out = middle.to(tables.dtype)
+    right = torch.zeros(len(tables), dtype=torch.bool)
+    far = torch.tensor(math.inf, dtype=tables.dtype)
+    for factor in (out, torch.nextafter(out, far), torch.nextafter(out, -far)):
+        now = (tables * factor[:, None] == size).all(dim=1) & ~right
+        out = torch.where(now, factor, out)
+        right |= now
+    return right, out
