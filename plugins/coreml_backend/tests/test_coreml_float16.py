@@ -46,6 +46,26 @@ def test_weights_of_any_size_are_kept(size, spec, tmp_path) -> None:
     assert lost.max() < 2**-10
 
 
+@pytest.mark.parametrize("target", ["iOS18", "iOS26"])
+@pytest.mark.parametrize("threshold", [None, 0.2], ids=["dense", "sparse"])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1.7e-5, 1e-7])
+def test_small_weights_of_float16_models_with_8_bit_tables_are_kept(
+    size, threshold, target, tmp_path
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64, bias=False)
+    layer.weight.data.normal_().mul_(torch.rand(64, 64) > 0.4).mul_(size)
+    model = nn.Sequential(layer, nn.ReLU()).half().eval()
+    spec = PalettizationSpec(n_bits=4, lut_qspec=INT8, sparsity_detection_threshold=threshold)
+    x = torch.randn(2, 64).half()
+    path = export(model, x, spec, tmp_path / "m.mlpackage", deployment_target=target)
+    stored = coreml_backend.read_weights(path)["0.weight"].astype(np.float64)
+    wanted = layer.weight.detach().double().numpy()
+    assert np.linalg.norm(stored - wanted) < 2**-10 * np.linalg.norm(wanted)
+    if size < 1:
+        assert np.array_equal(stored, wanted)
+
+
 def test_one_weight_beyond_float16(tmp_path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)).eval()

@@ -25,7 +25,7 @@ from coremltools.converters.mil.mil import Var
 from coremltools.converters.mil.mil.block import curr_block
 
 from coreml_backend.constants import digest, emit
-from coreml_backend.precision import fits_float16
+from coreml_backend.precision import fits_float16, with_float_tables
 from coreml_backend.slicing import ranges, take
 from palette_core.errors import BackendError
 from palette_core.tensors import (
@@ -108,7 +108,7 @@ def _lower(context: Any, node: Any, form: tuple[str, ...], decode: Decode) -> No
         if part is not None and part.val is None:
             raise BackendError(f"{node.name}: {name} is computed by the model, not a constant")
     values = {name: None if var is None else var.val for name, var in parts.items()}
-    palettized = _palettized(node.name, values, form, decode)
+    palettized = with_float_tables(_palettized(node.name, values, form, decode))
     name = _torch_name(str(given[form[0]]))
     users = _users(context, node.name)
     cut = [user for user in users if _cut(context, user, palettized, name)]

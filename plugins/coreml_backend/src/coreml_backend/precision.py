@@ -42,8 +42,6 @@ def fits_float16(palettized: PalettizedTensor) -> bool:
         palettized: as it is to be stored by the conversion at hand.
     """
     p = palettized
-    if p.dtype == torch.float16:
-        return True
     if p.mask is None and not is_current_opset_version_compatible_with(ct.target.iOS26):
         p = fold_scale(p)
     wanted, read = p.decode().double(), _in_float16(p).double()
@@ -54,6 +52,19 @@ def fits_float16(palettized: PalettizedTensor) -> bool:
     size = wanted.square().sum(axes).sqrt()
     counts = size >= _NEGLIGIBLE * size.max()
     return bool((lost <= _LOSS * size)[counts].all())
+
+
+def with_float_tables(palettized: PalettizedTensor) -> PalettizedTensor:
+    """Return a float16 weight whose tables are read as they are meant to be.
+
+    The scale of a table of 8-bit integers is small where the weights are, and float16 keeps few
+    digits of it, or none. Such a table is stored as what its entries decode to, in float16.
+    """
+    p = palettized
+    if p.dtype != torch.float16 or p.lut_scale is None or fits_float16(p):
+        return p
+    lut = p.codebook().lut.reshape(p.lut.shape)
+    return replace(p, lut=lut, lut_scale=None, lut_zero_point=None)
 
 
 def _in_float16(p: PalettizedTensor) -> Tensor:
