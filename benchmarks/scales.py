@@ -2,8 +2,8 @@
 
     python benchmarks/scales.py [--size 1024] [--bits 4] [--repeat 3]
 
-The seconds of each row are those of ``prepare``, the fastest of several runs, and their ratio to
-the row without scales, all in one run.
+The seconds of each row are processor time in ``prepare``, the least of several runs taken in
+turn with those of other rows, and their ratio to the row without scales.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ def main() -> None:
     measured(weight[:64, :128], options.bits, ROWS["blocks of 64"])  # compiles
     first = None
     print(f"{'':<22}{'error':>9}{'bits':>8}{'seconds':>10}{'ratio':>8}")
-    for name, fields in ROWS.items():
-        runs = [measured(weight, options.bits, fields) for _ in range(options.repeat)]
-        error, bits, _ = runs[0]
-        seconds = min(run[2] for run in runs)
+    runs = [
+        {name: measured(weight, options.bits, fields) for name, fields in ROWS.items()}
+        for _ in range(options.repeat)
+    ]
+    for name in ROWS:
+        error, bits, _ = runs[0][name]
+        seconds = min(run[name][2] for run in runs)
         first = seconds if first is None else first
         print(f"{name:<22}{error:>9.4f}{bits:>8.2f}{seconds:>10.3f}{seconds / first:>8.1f}")
 
@@ -64,9 +67,9 @@ def measured(
         global_config=ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
     )
     model = nn.Sequential(layer)
-    start = time.perf_counter()
+    start = time.process_time()
     KMeansPalettizer(model, config).prepare((torch.zeros(1, weight.shape[1]),))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     gap = model[0].weight.detach() - weight
     return float(gap.norm() / weight.norm()), bits_per_weight(model), seconds
 

@@ -173,7 +173,7 @@ def _with_scales(
             # What stands for a block of zeros does not matter: it must not pull an entry.
             counts = spread_scale((scale != 0).float(), tuple(weight.shape))
         return task.fit(weight, plan.layout, counts, None, zeros, scale), scale
-    found = fit_scales(what, cluster)
+    found = fit_scales(what, cluster, by_entries=zeros is None and task.mask is None)
     return found if exact is None else better_of(what, found, exact)
 
 
@@ -224,7 +224,7 @@ def _with_moments(
     damping = damping_of(task.item, plan.algorithm_options, plan.name)
     if damping is None:
         damping = laid_out.damping()
-    best = fit(fit_scales(weighted, cluster)[1])
+    best = fit(fit_scales(weighted, cluster, by_entries=what.mask is None)[1])
     before = best[0].objective_before
     error = _output_error(what, laid_out, best, damping)
     for _ in range(_OUTPUT_ROUNDS):

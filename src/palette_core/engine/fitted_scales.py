@@ -3,24 +3,30 @@
 With tables and indices as they are, the best factor of a block x with entries d is
 Σ a x d / Σ a d²; with factors as they are, tables and indices are those of x / s, an error of
 which counts a s². Each step lowers Σ a (x − s d)². Where scalars lie in host memory, several
-stretches of each factor are tried as well, with the indices that they imply.
+stretches of each factor are tried as well, with the indices that they imply; where no weight is
+bound to an entry, `scalar_scales` does that in fewer passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from palette_core.engine.scalar_scales import fit_scalar_scales
 from palette_core.engine.sparsity import beside_zero
 from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.layout import BlockLayout, Shape
 from palette_core.tensors.nonzeros import merged
 from palette_core.tensors.scales import apply_scale, by_block, range_scale, stored_dtype
 
-_SAMPLE = 1 << 18  # scalars of each table by which tables and factors find each other
+if TYPE_CHECKING:
+    from palette_core.tensors.scale_search import FactorBlocks
+
+_SAMPLE = 1 << 16  # scalars of each table by which tables and factors find each other
 _ROUNDS = 12
 _ROUNDS_OF_VECTORS = 2  # each takes far longer
 _LEAST_GAIN = 3e-4  # of the error: with less, a round was the last
@@ -75,20 +81,26 @@ class Scaled:
         points = table.decode().to(self.weight.device)
         return merged(points, self.mask, self.layout)
 
+    def blocks(self) -> FactorBlocks | None:
+        """Return scalars in host memory, cut into the blocks of factors, or None."""
+        if self.layout.cluster_dim > 1 or self.weight.device.type != "cpu":
+            return None
+        from palette_core.tensors.scale_search import FactorBlocks  # numba loads slowly
+
+        importance = self.importance
+        if self.mask is not None:
+            importance = self.mask if importance is None else self.mask * importance
+        return FactorBlocks.of(self.weight, importance, self.layout, self.axis, self.extents)
+
     def improved(self, codebook: Codebook, scale: Tensor) -> Tensor:
         """Return better factors for the tables, and for the indices or those that they imply."""
-        found = None
-        if self.layout.cluster_dim == 1 and self.weight.device.type == "cpu":
-            from palette_core.tensors.scale_search import searched  # numba loads slowly
-
-            importance, lut = self.importance, codebook.lut
-            if self.mask is not None:
-                lut = beside_zero(codebook, lut.shape[1] - 1)[0].lut
-                importance = self.mask if importance is None else self.mask * importance
-            found = searched(self.weight, importance, lut, self.layout, self.axis, scale)
-        if found is None:
-            found = self._least_squares(self.unit(codebook), scale)
-        return self.stored(found)
+        blocks = self.blocks()
+        if blocks is None:
+            return self.stored(self._least_squares(self.unit(codebook), scale))
+        lut = codebook.lut
+        if self.mask is not None:
+            lut = beside_zero(codebook, lut.shape[1] - 1)[0].lut
+        return self.stored(blocks.search(lut, scale))
 
     def _least_squares(self, unit: Tensor, scale: Tensor) -> Tensor:
         wide = unit.double()
@@ -130,7 +142,7 @@ class Scaled:
 Cluster = Callable[[Scaled, Tensor, bool], Codebook]
 
 
-def fit_scales(what: Scaled, cluster: Cluster) -> tuple[Codebook, Tensor]:
+def fit_scales(what: Scaled, cluster: Cluster, *, by_entries: bool) -> tuple[Codebook, Tensor]:
     """Return tables, indices and scales that were fitted to each other.
 
     The error is never above that of scales from the ranges of blocks; of weights so large that
@@ -141,7 +153,12 @@ def fit_scales(what: Scaled, cluster: Cluster) -> tuple[Codebook, Tensor]:
         what: the weight.
         cluster: makes tables and indices for a weight divided by a scale; the last argument says
             whether they are to be as they will be stored.
+        by_entries: every weight may take the entry nearest to it.
     """
+    narrow = what.weight.dtype.itemsize <= 4  # blocks hold float32
+    blocks = what.blocks() if by_entries and narrow else None
+    if blocks is not None:
+        return fit_scalar_scales(what, cluster, blocks)
     some = what.sample()
     if some is None:
         return _in_turn(what, cluster, final=True)
