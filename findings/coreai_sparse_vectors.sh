@@ -55,7 +55,6 @@ def run(lower):
             return np.array(next(iter(outputs.values())).numpy()).astype(int)
 
     return asyncio.run(go())
-
 def bits(values):
     kind = ir.RankedTensorType.get(list(values.shape), ir.IntegerType.get_unsigned(1))
     packed = np.packbits(values.reshape(-1), bitorder="little")
