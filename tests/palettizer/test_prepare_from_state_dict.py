@@ -406,6 +406,26 @@ def test_vectors_and_sparse_weights_of_the_reference():
     assert torch.equal(model[0].weight, torch.where(original != 0, weight, 0.0))
 
 
+def test_pairs_of_nonzeros_of_the_reference_are_taken_over_where_none_has_a_zero():
+    spec = {"cluster_dim": 2, "sparsity_detection_threshold": 0.3, "granularity": GROUPS["rows"]}
+    original = torch.where(torch.arange(8) % 4 < 2, 1.0, 0.0) * torch.rand(8, 8).add(1)
+    parts, _ = theirs("0.4", "rows", TWO)
+    parts["centroids"] = torch.randn(2, 4, 2)
+    parts["indices"] = torch.arange(16, dtype=torch.uint8) % 4
+    model = linear(whole(parts, original), **spec)
+    found = [(parts["centroids"][at // 8, at % 4]) for at in range(16)]
+    assert torch.equal(model[0].weight[original != 0], torch.cat(found))
+    assert not model[0].weight[original == 0].any()
+    for zeros in (1, 2):  # an odd one, and fewer than in other rows
+        pruned = original.clone()
+        pruned[0, :zeros] = 0
+        with pytest.raises(StateDictError, match="zeros and other values are mixed"):
+            linear(whole(parts, pruned), **spec)
+    parts["indices"] = parts["indices"][:15]
+    with pytest.raises(StateDictError, match=r"indices is \[15\], expected \[16\]"):
+        linear(whole(parts, original), **spec)
+
+
 def test_what_of_the_reference_cannot_be_taken_over_is_refused():
     parts, _ = theirs("0.4", "", ONE, scale=torch.ones(8, 1))
     states = whole(parts, torch.randn(8, 8))

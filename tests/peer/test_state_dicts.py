@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +81,32 @@ def test_a_model_that_it_has_prepared_is_prepared_here(name: str, kind: str) -> 
     palettizer.prepare(inputs, state_dict=other.state_dict())
     assert torch.equal(mine[0].weight, other[0].weight)
     assert torch.allclose(mine(*inputs), other(*inputs), atol=1e-6)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("even", [True, False])
+def test_its_pairs_of_nonzeros_are_taken_over_where_none_has_a_zero(even: bool) -> None:
+    ours, theirs = both()
+    spec = {"sparsity_detection_threshold": 0.3, "granularity": (0, 4), "cluster_dim": 2}
+    layer = nn.Linear(16, 8, bias=False)
+    with torch.no_grad():
+        apart = layer.weight.reshape(8, 4, 4)
+        apart.scatter_(2, apart.abs().argsort(dim=2)[..., :2], 0.0)
+        if not even:
+            layer.weight[0, layer.weight[0].abs().argmax()] = 0.0
+    mine, other = (nn.Sequential(copy.deepcopy(layer)) for _ in range(2))
+    inputs = (torch.ones(1, 16),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.KMeansPalettizer(other, config(theirs, **spec)).prepare(inputs)
+    palettizer = ours.KMeansPalettizer(mine, config(ours, **spec))
+    if not even:
+        with pytest.raises(RuntimeError, match="zeros and other values are mixed"):
+            palettizer.prepare(inputs, state_dict=other.state_dict())
+        return
+    palettizer.prepare(inputs, state_dict=other.state_dict())
+    assert torch.equal(mine[0].weight, other[0].weight)
+    assert torch.equal(mine[0].weight == 0, layer.weight == 0)
 
 
 @pytest.mark.peer

@@ -206,9 +206,9 @@ class _Reader:
         self.demand("lut", tuple(lut.shape), layout.lut_shape(plan.spec.n_entries))
         indices = self.take("indices")
         self.demand("indices", indices.dtype, torch.uint8)
-        shape = list(plan.shape)
-        shape[plan.axis] //= plan.spec.cluster_dim
-        self.demand("indices", list(indices.shape), shape)
+        if _FOREIGN in self.parts and mask is not None and plan.spec.cluster_dim > 1:
+            indices = self.listed(indices, mask)
+        self.demand("indices", list(indices.shape), list(layout.index_shape))
         if indices.numel() and int(indices.max()) >= plan.spec.n_entries:
             raise UnfitError(
                 f"{self.prefix}indices go up to {int(indices.max())}, and a table of "
@@ -284,6 +284,25 @@ class _Reader:
         table = self.take("quantized_lut")
         self.demand("quantized_lut", table.dtype, made.dtype)
         return self.on_grid("quantized_lut", table)
+
+    def listed(self, indices: Tensor, mask: Tensor) -> Tensor:
+        """Return indices of all points, of a list of those of the nonzeros, vector by vector.
+
+        The reference drops nonzeros that make no whole vector, and stores zeros where a group has
+        fewer nonzeros than another; nothing tells afterwards which, nor are these zeros then.
+        """
+        layout = self.plan.layout
+        counts = layout.scalars.split(mask)[..., 0].sum(1)
+        if bool((counts != counts[0]).any()) or int(counts[0]) % layout.cluster_dim:
+            raise UnfitError(
+                f"{self.prefix}indices are of vectors in which zeros and other values are mixed, "
+                "as groups have unevenly many nonzeros; such palettes cannot be taken over"
+            )
+        used = codes_in_use(mask, layout)
+        self.demand("indices", list(indices.shape), [int(used.sum())])
+        codes = torch.zeros_like(used, dtype=torch.uint8)
+        codes[used] = indices
+        return layout.merge_codes(codes).contiguous()
 
     def row_scale(self) -> Tensor:
         """Return the scale of every row, which is along the first axis whatever the operation."""
