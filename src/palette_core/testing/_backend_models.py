@@ -72,6 +72,9 @@ def known_specs(
             granularity=rows,
             lut_qspec=QuantizationSpec(),
         ),
+        "sparse_pairs": PalettizationSpec(
+            n_bits=3, cluster_dim=2, sparsity_detection_threshold=_ZEROS, granularity=rows
+        ),
         "sparse_conv": PalettizationSpec(
             n_bits=1, sparsity_detection_threshold=_ZEROS, enable_per_channel_scale=True
         ),
