@@ -22,6 +22,9 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
     for name, record in records.items():
         n, axis, shape = record["n_bits"], record["axis"], record["index_shape"]
         mask = np.ones(shape, bool)
+        if f"{name}.mask" in stored and stored[f"{name}.lut"].shape[-1] > 1:
+            weights[name] = _vectors_of_nonzeros(name, stored, record)
+            continue
         if f"{name}.mask" in stored:
             stream = np.unpackbits(stored[f"{name}.mask"].numpy(), bitorder="little")
             mask = stream[: mask.size].reshape(shape).astype(bool)
@@ -49,6 +52,27 @@ def read_checkpoint_weights(path: Path) -> dict[str, np.ndarray]:
         wide = mask.repeat(weight.shape[axis] // shape[axis], axis)
         weights[name] = np.where(wide, weight, 0).astype(np.float32)
     return weights
+
+
+def _vectors_of_nonzeros(name, stored, record) -> np.ndarray:
+    """Decode tables of rows whose entries stand for nonzeros that follow each other."""
+    n, axis, lut = record["n_bits"], record["axis"], stored[f"{name}.lut"].float().numpy()
+    tables, dim = lut.shape[0], lut.shape[-1]
+    assert lut.shape[:-2] == (tables, *[1] * (lut.ndim - 3))
+    assert f"{name}.lut_scale" not in stored
+    assert f"{name}.scale" not in stored
+    shape = [s * dim if a == axis else s for a, s in enumerate(record["index_shape"])]
+    stream = np.unpackbits(stored[f"{name}.mask"].numpy(), bitorder="little")
+    mask = stream[: np.prod(shape)].reshape(tables, -1).astype(bool)
+    stream = np.unpackbits(stored[f"{name}.nonzero_indices"].numpy(), bitorder="little")
+    weight, at = np.zeros(mask.shape, np.float32), 0
+    for table, (inside, row) in enumerate(zip(mask, weight, strict=True)):
+        for first in range(0, inside.sum(), dim):
+            index = int((stream[at : at + n].astype(int) << np.arange(n)).sum())
+            at += n
+            places = np.flatnonzero(inside)[first : first + dim]
+            row[places] = lut.reshape(tables, -1, dim)[table, index][: len(places)]
+    return weight.reshape(shape)
 
 
 def read_state_dict(path):
