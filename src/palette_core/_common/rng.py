@@ -17,8 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 def untouched_global_rng() -> Iterator[None]:
     """Restore the global random states on exit, those of CUDA devices in use included."""
     python, numpy = random.getstate(), np.random.get_state()
-    cuda = torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if cuda else ()
+    devices = range(torch.cuda.device_count()) if _cuda_in_use() else ()
     try:
         with torch.random.fork_rng(devices=devices):
             yield
@@ -42,6 +41,24 @@ def set_global_rng(states: tuple[Any, ...]) -> None:
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
     with _disable_current_modes():
         torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+
+
+def all_rng() -> tuple[object, ...]:
+    """Return what `global_rng` does, and the states of CUDA devices in use."""
+    states = torch.cuda.get_rng_state_all() if _cuda_in_use() else ()
+    return (global_rng(), *(state.numpy().tobytes() for state in states))
+
+
+def set_all_rng(states: tuple[Any, ...]) -> None:
+    """Put back what `all_rng` has returned."""
+    usual, *cuda = states
+    set_global_rng(usual)
+    for device, state in enumerate(cuda):
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8), device)
+
+
+def _cuda_in_use() -> bool:
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def derive_seed(seed: int, name: str) -> int:

@@ -12,8 +12,9 @@ from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.statistics.activations import Feeder, compensated
-from palette_core.statistics.activations.feeding import Inputs
-from palette_core.statistics.activations.structure import Step
+from palette_core.statistics.activations.pausing import Differs
+from palette_core.statistics.activations.structure import Step, Structure
+from palette_core.statistics.activations.threads import NoThreadError
 
 
 def walk_through(
@@ -66,11 +67,12 @@ class _Walk:
         self._executor = executor
         self._advance = advance
         self._results: dict[str, Clustered] = {}
+        self._counted: set[str] = set()
 
     def at_once(self) -> dict[str, Clustered]:
         """Cluster with the moments of the unchanged model."""
         judge = bool(self._feeder.calibration.held_out)
-        structure = self._feeder.look(held_out_only=True) if judge else None
+        structure = self._feeder.look() if judge else None
         known = self._feeder.findings.moments
         self._cluster([replace(job, moments=known.get(name)) for name, job in self._jobs.items()])
         for stage, steps in _by_stage(() if structure is None else structure.steps):
@@ -83,19 +85,22 @@ class _Walk:
 
     def sequentially(self) -> dict[str, Clustered]:
         """Cluster stage after stage, each fed by those before it as they have become."""
-        calibration = self._feeder.calibration
-        compensate, judge = calibration.compensate, bool(calibration.held_out)
-        structure = self._feeder.look()
+        try:
+            return self._in_stages(self._feeder.start())
+        except (Differs, NoThreadError):
+            self._results.clear()
+            return self._in_stages(self._feeder.start_over())
+
+    def _in_stages(self, structure: Structure) -> dict[str, Clustered]:
+        judge = bool(self._feeder.calibration.held_out)
         for stage, steps in _by_stage(structure.steps):
             names = _names(steps)
-            before = self._feeder.inputs_before(stage, names) if compensate else None
+            self._feeder.enter(stage, names)
             for step in steps:
-                self._step(step, before)
-            if judge:
-                self._judge(stage, names, alone=False)
-            self._feeder.finish(stage)
-            if stage is not None:
-                self._feeder.keep_outputs(stage)
+                self._step(step)
+            changed = judge and self._judge(stage, names, alone=False)
+            self._feeder.leave(stage, changed=changed)
+        self._feeder.complete()
         rest = [job for name, job in self._jobs.items() if name not in structure.calls]
         for job in rest:
             if self._needs(job):
@@ -103,11 +108,11 @@ class _Walk:
         self._cluster(rest)
         return self._results
 
-    def _step(self, step: Step, before: Inputs | None) -> None:
+    def _step(self, step: Step) -> None:
         """Cluster the weights of a step with the moments of the model as it is by now."""
         jobs = [self._jobs[name] for name in step.names]
         wanted = [job.plan for job in jobs if self._needs(job)]
-        moments, cross = self._feeder.moments(step, wanted, before)
+        moments, cross = self._feeder.moments(step, wanted)
         ready = []
         for job in jobs:
             own, gap = moments.get(job.plan.name), cross(job.plan.name)
@@ -118,8 +123,12 @@ class _Walk:
             ready.append(replace(job, moments=own))
         self._cluster(ready)
 
-    def _judge(self, stage: str | None, names: Sequence[str], *, alone: bool) -> None:
-        """Put plain k-means in the place of data-aware results that serve held-out batches less."""
+    def _judge(self, stage: str | None, names: Sequence[str], *, alone: bool) -> bool:
+        """Put plain k-means in the place of data-aware results that serve held-out batches less.
+
+        Returns:
+            whether it has.
+        """
         catalog = self._executor.catalog
         jobs = [
             replace(job, plan=without_moments(job.plan, catalog), moments=None)
@@ -127,7 +136,7 @@ class _Walk:
             if self._needs(job)
         ]
         if not jobs:
-            return
+            return False
         results = self._executor.run(jobs)
         plain = {job.plan.name: r for job, r in zip(jobs, results, strict=True)}
         with_plain = {name: r.palettized.decode() for name, r in plain.items()}
@@ -136,15 +145,22 @@ class _Walk:
         if error_plain < error_aware:
             self._results |= plain
             self._feeder.decoded |= with_plain
+        return error_plain < error_aware
 
     def _needs(self, job: Job) -> bool:
         return job.plan.name in self._damping
 
     def _cluster(self, jobs: Sequence[Job]) -> None:
-        results = self._executor.run(jobs, self._advance)
+        results = self._executor.run(jobs, self._count)
         for job, result in zip(jobs, results, strict=True):
             self._results[job.plan.name] = result
             self._feeder.decoded[job.plan.name] = result.palettized.decode().to(job.weight.device)
+
+    def _count(self, name: str, amount: int) -> None:
+        """Count a weight as done, once, also where all begins anew."""
+        if name not in self._counted:
+            self._counted.add(name)
+            self._advance(name, amount)
 
 
 def _by_stage(steps: Iterable[Step]) -> Iterator[tuple[str | None, list[Step]]]:

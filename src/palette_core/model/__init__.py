@@ -1,10 +1,12 @@
 """Find which operation consumes which tensor of a model, by running it once."""
 
 from palette_core.model.inputs import ExampleInputs, as_inputs, call_arguments
-from palette_core.model.isolation import restored_state, undisturbed
+from palette_core.model.isolation import Baseline, Change, restored_state, undisturbed
 from palette_core.model.tracing import trace
 
 __all__ = [
+    "Baseline",
+    "Change",
     "ExampleInputs",
     "as_inputs",
     "call_arguments",

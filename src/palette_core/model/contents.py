@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, final
 
 from torch import nn
 
-_CONTAINERS = frozenset({list, dict, set, OrderedDict})  # registries of parts and hooks among them
+CONTAINERS = frozenset({list, dict, set, OrderedDict})  # registries of parts and hooks among them
 
 
 @final
@@ -15,7 +17,7 @@ class Contents:
     """Contents of the lists, dictionaries and sets that are attributes of a module."""
 
     def __init__(self, module: nn.Module) -> None:
-        found = [value for value in vars(module).values() if type(value) in _CONTAINERS]
+        found = [value for value in vars(module).values() if type(value) in CONTAINERS]
         self._empty = [each for each in found if not each]  # most, and these need no copy
         self._filled = [(each, each.copy()) for each in found if each]
 
@@ -29,8 +31,19 @@ class Contents:
             container.clear()
         for container, content in self._filled:
             if not (where_unequal and same(container, content)):
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(content)
+                refill(container, content)
+
+    def changes(self) -> list[Callable[[], object]]:
+        """Return what makes the containers that hold something else as they are now."""
+        changed = [each for each in self._empty if each]
+        changed += [each for each, content in self._filled if not same(each, content)]
+        return [functools.partial(refill, each, each.copy()) for each in changed]
+
+
+def refill(container: Any, content: Any) -> None:
+    """Give a list, dictionary or set what it is to hold."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,13 +14,17 @@ from torch.nn.utils import parametrize
 
 from palette_core._common.modules import modules_of, plain_tensors
 from palette_core._common.undoing import undone
-from palette_core.model.contents import Contents, same
+from palette_core.model.contents import Contents, refill, same
+from palette_core.model.deeper import Deeper
 from palette_core.model.hooked_weights import computed_once, is_replaceable
 from palette_core.model.states import is_lazy
 
+Change = Callable[[], object]
+"""Makes one thing of a model as a run had made it."""
+
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
+def undisturbed(model: nn.Module) -> Iterator[Baseline]:
     """Run a model in evaluation mode, as it is written, and leave it as it was.
 
     Weights that are computed are computed once. For what comes back see `restored_state`.
@@ -77,8 +82,38 @@ def restored_values(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]
         yield values.restore
 
 
+class Baseline:
+    """Buffers and plain attributes of modules as they were; calling it puts them back."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = modules = list(modules)
+        self._values, self._attributes = _Values(modules, constants=True), _Attributes(modules)
+        self._deeper: Deeper | None = None
+
+    def __call__(self) -> None:
+        """Put everything back."""
+        self._attributes.restore()
+        self._values.restore()
+
+    def taken(self) -> list[Change]:
+        """Put everything back, and return what was different, for a run that will go on.
+
+        Writes through ``.data`` are not found here.
+        """
+        return [*self._attributes.taken(), *self._values.taken()]
+
+    def is_written_deeper(self) -> bool:
+        """Return whether runs change what `taken` does not find, since the first time of asking.
+
+        That is in objects that modules hold, or through ``.data``.
+        """
+        if self._deeper is None:
+            self._deeper = Deeper(self._modules)
+        return self._deeper.is_written() or self._values.are_written_unseen
+
+
 @contextlib.contextmanager
-def restored_state(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]]:
+def restored_state(modules: Iterable[nn.Module]) -> Iterator[Baseline]:
     """Undo what runs do to ``modules``: to their buffers, and to plain attributes as well.
 
     A module to which a run adds modules or parameters, or lazy ones of which get their shapes,
@@ -87,15 +122,9 @@ def restored_state(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]]
     Yields:
         what puts everything back at once, for the next of several runs to find it.
     """
-    modules = list(modules)
-    values, attributes = _Values(modules, constants=True), _Attributes(modules)
-
-    def restore() -> None:
-        attributes.restore()
-        values.restore()
-
-    with undone([restore], lambda item: item()):
-        yield restore
+    baseline = Baseline(modules)
+    with undone([baseline], lambda item: item()):
+        yield baseline
 
 
 # --- tensors ------------------------------------------------------------------------------------
@@ -112,9 +141,30 @@ class _Values:
             for states, name, tensor in _changeable(module, constants)
         ]
 
+    @property
+    def are_written_unseen(self) -> bool:
+        """Whether values were put back whose versions did not tell that they had changed."""
+        return any(value is not None and value.is_written_unseen for _, _, value in self._saved)
+
     def restore(self) -> None:
         for states, name, value in self._saved:
             states[name] = None if value is None else value.restored()
+
+    def taken(self) -> Iterator[Change]:
+        """Put back what has been exchanged or written to, and yield what makes it so again."""
+        for states, name, value in self._saved:
+            now = states.get(name)
+            if value is None:
+                if now is not None:
+                    states[name] = None
+                    yield functools.partial(states.__setitem__, name, now)
+            elif now is not value.tensor:
+                states[name] = value.restored()
+                yield functools.partial(states.__setitem__, name, now)
+            elif value.is_written():
+                written = value.tensor.detach().clone()
+                value.restored()
+                yield functools.partial(value.write, written)
 
 
 def _changeable(
@@ -142,27 +192,37 @@ class TensorValue:
     """Value of a tensor, to be put back into it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
+        self.tensor = tensor
         self._copy = tensor.detach().clone()
         self._is_leaf = tensor.is_leaf
         self._version = _version(tensor)
+        self.is_written_unseen = False
         # Writes through .data leave the version as it is, so values count too, where they compare.
         plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
         self._compares = plain and tensor.layout is torch.strided and not tensor.is_meta
 
+    def is_written(self) -> bool:
+        """Return whether its version says that it was written to."""
+        return self._version is not None and self.tensor._version != self._version
+
+    def write(self, value: Tensor) -> None:
+        """Give the tensor another value."""
+        with torch.inference_mode() if self.tensor.is_inference() else torch.no_grad():
+            self.tensor.copy_(value)
+
     def restored(self) -> Tensor:
         """Return the tensor, with the value put back where it has changed."""
-        tensor = self._tensor
+        tensor = self.tensor
         if self._is_leaf and not tensor.is_leaf and not tensor._is_view():
             tensor.detach_()  # a run with gradients has written to it
         if not self._is_as_before():
-            with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
-                tensor.copy_(self._copy)
+            self.is_written_unseen = self.is_written_unseen or not self.is_written()
+            self.write(self._copy)
             self._version = _version(tensor)
         return tensor
 
     def _is_as_before(self) -> bool:
-        tensor, version = self._tensor, self._version
+        tensor, version = self.tensor, self._version
         written = version is not None and tensor._version != version
         return not written and (not self._compares or torch.equal(tensor, self._copy))
 
@@ -193,6 +253,17 @@ class _Attributes:
                 for name in own.keys() - attributes.keys():
                     del own[name]
             contents.put_back(where_unequal=True)
+
+    def taken(self) -> list[Change]:
+        """Put everything back, and return what makes it as it is now."""
+        found: list[Change] = []
+        for own, attributes, contents, _ in self._saved:
+            found += contents.changes()
+            if not same(own, attributes):
+                found.append(functools.partial(refill, own, own.copy()))
+        if found:
+            self.restore()
+        return found
 
 
 def _built(own: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -11,6 +11,7 @@ from palette_core.tensors.input_views import Contraction as Contraction
 from palette_core.tensors.input_views import Features as Features
 from palette_core.tensors.input_views import InputView as InputView
 from palette_core.tensors.input_views import Lookup as Lookup
+from palette_core.tensors.input_views import PartialSums as PartialSums
 from palette_core.tensors.layout import BlockLayout as BlockLayout
 from palette_core.tensors.layout import Shape as Shape
 from palette_core.tensors.moments import InputMoments as InputMoments

@@ -6,12 +6,28 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 _CHUNK = 1 << 22  # values of unfolded input held at once
+
+
+class PartialSums(ABC):
+    """Sums of x xᵀ over some vectors, in a form in which more are added at little cost."""
+
+    @abstractmethod
+    def plus(self, other: Self) -> Self:
+        """Return the sum of both; ``self`` is used up, ``other`` stays as it is."""
+
+    @abstractmethod
+    def copy(self) -> Self:
+        """Return sums that `plus` may use up."""
+
+    @abstractmethod
+    def matrices(self) -> tuple[Tensor, Tensor | None]:
+        """Return Σ x xᵀ and Σ (x of the gap) xᵀ, ``[G, C, C]`` float64, the latter if known."""
 
 
 class InputView(ABC):
@@ -45,6 +61,13 @@ class InputView(ABC):
         Returns:
             Σ x xᵀ and Σ (x of the gap) xᵀ, ``[G, C, C]`` float64, and the number of vectors.
         """
+        del raw, gap
+        return None
+
+    def partial(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
+    ) -> tuple[PartialSums, int] | None:
+        """Return the same as `products`, where it is made faster for many calls at once."""
         del raw, gap
         return None
 
@@ -185,6 +208,12 @@ class ThroughView(InputView):
     ) -> tuple[Tensor, Tensor | None, int] | None:
         """Return those of the view."""
         return self.inner.products(raw, gap)
+
+    def partial(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
+    ) -> tuple[PartialSums, int] | None:
+        """Return those of the view."""
+        return self.inner.partial(raw, gap) if self.index is None else None
 
     def groups(self) -> int:
         """Return ``n_groups``."""

@@ -1,6 +1,7 @@
 """Sums over windows against what the convolutions make of unit weights, in float64."""
 
 import copy
+import types
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from palette_core.builtins.operations import windows
+from palette_core.builtins.operations import _window_correlations, windows
 from palette_core.operations import installed_operations
 from palette_core.statistics.activations import accumulate
+from palette_core.tensors import BlockLayout, PartialSums
 
 
 def modules():
@@ -89,9 +91,18 @@ def vectors(module, x, what):
     return torch.stack(made)
 
 
+def multiplied(what, weights, before):
+    """Sums and count, also where they come in a form of the view's own."""
+    sums, count = accumulate._multiply(what, weights, before)
+    return *(sums.matrices() if isinstance(sums, PartialSums) else sums), count
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize(("module", "x"), CASES, ids=IDS)
-def test_sums_are_those_of_what_unit_weights_give(module, x, monkeypatch):
+def test_sums_are_those_of_what_unit_weights_give(module, x, overlaps, monkeypatch):
+    monkeypatch.setattr(windows, "_MANY", 1 if overlaps else 1 << 20)
+    monkeypatch.setattr(windows, "_WORTH", 0.0)
     what = consumed(module, x)
     earlier = consumed(module, x + torch.randn_like(x))
     now, before = vectors(module, x, what), vectors(module, earlier.raw[0], what)
@@ -102,20 +113,50 @@ def test_sums_are_those_of_what_unit_weights_give(module, x, monkeypatch):
     for held in (1 << 20, 100):  # all samples at once, or one by one
         monkeypatch.setattr(windows, "_PADDED", held)
         monkeypatch.setattr(windows, "_CHUNK", held)
-        total, cross, count = accumulate._multiply(what, None, earlier.raw)
+        total, cross, count = multiplied(what, None, earlier.raw)
         assert count == now.shape[1]
         torch.testing.assert_close(total, now.mT @ now, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(cross, (before - now).mT @ now, rtol=1e-5, atol=1e-4)
-        alone, none, _ = accumulate._multiply(what, None, None)
+        alone, none, _ = multiplied(what, None, None)
         assert torch.equal(alone, total)
         assert none is None
+
+
+@pytest.mark.parametrize("edges", [1, 1 << 23], ids=["often", "at the end"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv1d(32, 2, 9, padding=4),
+        nn.Conv1d(64, 2, 4, dilation=2, groups=2),
+        nn.Conv2d(32, 2, (3, 5), padding=1),
+    ],
+    ids=["1-D", "dilated in groups", "2-D"],
+)
+def test_wide_convolutions_share_what_overlaps_over_inputs_of_all_sizes(module, edges, monkeypatch):
+    monkeypatch.setattr(_window_correlations, "_EDGES", edges)
+    shape = tuple(module.weight.shape)
+    plan = types.SimpleNamespace(name="w", layout=BlockLayout(shape, shape))
+    sums, truth, cross = accumulate.Accumulator(), 0.0, 0.0
+    rank, count = len(module.kernel_size), 0
+    for length in (60, 45, 60):
+        x, before = (torch.randn(2, module.in_channels, *[length] * rank) for _ in range(2))
+        what = consumed(module, x)
+        sums.add("w", what, None, (before,))
+        assert what.view.partial(what.raw, None) is not None
+        now = torch.cat([piece.double() for _, piece in what.view.vectors(what.raw)], 2)
+        then = torch.cat([piece.double() for _, piece in what.view.vectors((before,))], 2)
+        truth, cross = truth + now @ now.mT, cross + (then - now) @ now.mT
+        count += now.shape[2]
+    found = sums.result(plan).hessian.double()
+    torch.testing.assert_close(found, truth / count, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums.cross("w"), cross / count, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_depthwise_in_other_dtypes(dtype):
     module, x = nn.Conv2d(4, 4, 3, groups=4).to(dtype), torch.randn(2, 4, 8, 8).to(dtype)
     what = consumed(module, x)
-    total, _, _ = accumulate._multiply(what, None, None)
+    total, _, _ = multiplied(what, None, None)
     rows = F.unfold(x.double(), 3).reshape(2, 4, 9, -1).permute(1, 2, 0, 3).flatten(2)
     torch.testing.assert_close(total, rows @ rows.mT, rtol=1e-5, atol=1e-5)
 
@@ -129,7 +170,7 @@ def test_wide_inputs_use_symmetry_and_weights_count(columns, weighted):
     )
     (what,) = linear
     weights = torch.rand(2, len(x)) if weighted else None
-    total, _, count = accumulate._multiply(what, weights, None)
+    total, _, count = multiplied(what, weights, None)
     rows = x.double()
     if weighted:
         truth = torch.stack([(rows * w[:, None].double()).T @ rows for w in weights])
@@ -144,7 +185,7 @@ def test_weights_of_windows_are_in_the_order_of_outputs():
     module, x = nn.Conv2d(3, 5, 3, stride=2, padding=1), torch.randn(4, 3, 9, 7)
     what = consumed(module, x)
     weights = torch.rand(2, what.view.outputs(module(x)).shape[0])
-    total, _, _ = accumulate._multiply(what, weights, None)
+    total, _, _ = multiplied(what, weights, None)
     rows = F.unfold(x.double(), 3, padding=1, stride=2).movedim(1, 2).flatten(0, 1)
     truth = torch.stack([(rows * w[:, None].double()).T @ rows for w in weights])
     torch.testing.assert_close(total, truth, rtol=1e-5, atol=1e-4)
@@ -159,7 +200,7 @@ def test_the_number_of_threads_changes_nothing(threads):
     try:
         for count in (threads, 1):
             torch.set_num_threads(count)
-            made.append(accumulate._multiply(what, None, None)[0])
+            made.append(multiplied(what, None, None)[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*made)

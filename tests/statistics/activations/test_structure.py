@@ -120,7 +120,7 @@ def test_structure_is_of_all_batches():
     model, given = Experts().eval(), batches()
     plans = list(KMeansPalettizer(model, CONFIG).make_plan(given[1]))
     runner = Runner(model, plans, given, find_stages(model, plans))
-    found = find_structure(runner, range(2), keep=True)
+    found = find_structure(runner, range(2), keep=range(2))
     names = ("stem", "experts.0", "experts.1", "out")
     assert [step.stage for step in found.steps] == list(names)
     wanted = dict.fromkeys((f"{n}.weight" for n in names), 1)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palette_core.tensors import InputView
+from palette_core.tensors import InputView, PartialSums
 
 _CHUNK = 1 << 22  # values of unfolded input held at once
 _PADDED = 1 << 20  # values of padded input held at once
+_MANY, _WORTH = 32, 1.9  # channels, and gain, from which on overlaps are made use of
 MOST_COORDINATES = 64  # of windows that are multiplied by the kernel for small ones
 
 
@@ -80,6 +81,41 @@ class Windows(InputView):
                 cross += window_products(self._padded(other.cpu()), padded, *shape)
             count += padded.shape[0] * math.prod(self._places(padded))
         return self._turned(total), None if cross is None else self._turned(cross), count
+
+    def partial(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
+    ) -> tuple[PartialSums, int] | None:
+        """Multiply what overlapping windows share once, where there are many channels."""
+        x = self._batched(raw[0])
+        if self.stuffing or not self._overlaps(x):
+            return None
+        from palette_core.builtins.operations._window_correlations import Shape, WindowSums
+
+        shape = Shape(self.n_groups, self.kernel, self.stride, self.dilation)
+        step = max(1, _CHUNK // max(1, x[0].numel()))
+        others: Iterable[Tensor | None] = itertools.repeat(None)
+        if gap is not None:
+            others = torch.split(self._batched(gap[0]), step)
+        sums, count = None, 0
+        for piece, other in zip(torch.split(x, step), others, strict=False):
+            padded = self._padded(piece.cpu())
+            beside = None if other is None else self._padded(other.cpu())
+            count += padded.shape[0] * math.prod(self._places(padded))
+            more = WindowSums(shape, padded, beside)
+            sums = more if sums is None else sums.plus(more)
+        return None if sums is None else (sums, count)
+
+    def _overlaps(self, x: Tensor) -> bool:
+        """Return whether windows of an input share so much that it pays to multiply it once."""
+        every = zip(self.kernel, self.stride, self.dilation, x.shape[2:], self.padding, strict=True)
+        gain = 1.0  # products of whole windows by products of what is apart
+        for k, s, d, size, around in every:
+            places = [divmod(i * d, s) for i in range(k)]
+            pairs = itertools.product(places, repeat=2)
+            kinds = {(p, q, b - a) for (a, p), (b, q) in pairs}
+            n = max(1, (size + sum(around) - d * (k - 1) - 1) // s + 1)
+            gain *= k * k / len(kinds) * n / (n + places[-1][0])
+        return self.channels >= _MANY and gain >= _WORTH
 
     def _batched(self, x: Tensor) -> Tensor:
         return x[None] if x.dim() == len(self.kernel) + 1 else x

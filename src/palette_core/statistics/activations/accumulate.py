@@ -13,7 +13,7 @@ from torch import Tensor
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Consumption
 from palette_core.statistics.activations.matrix_files import MatrixFiles
-from palette_core.tensors.input_views import InputView
+from palette_core.tensors.input_views import InputView, PartialSums
 from palette_core.tensors.moments import InputMoments
 
 _REMEMBERED = 4  # latest products: layers that share an input follow each other
@@ -22,8 +22,9 @@ _REMEMBERED = 4  # latest products: layers that share an input follow each other
 @dataclass
 class _Sum:
     view: InputView
-    total: Tensor
-    cross: Tensor | None
+    total: Tensor | None = None
+    cross: Tensor | None = None
+    partial: PartialSums | None = None  # which is yet to be added to both
     vectors: int = 0
     history: list[tuple[int, int | None]] = field(default_factory=list)
 
@@ -41,8 +42,7 @@ class _Product:
     view: InputView
     weights: Tensor | None
     before: tuple[Tensor, ...] | None
-    total: Tensor
-    cross: Tensor | None
+    sums: tuple[Tensor, Tensor | None] | PartialSums
     count: int
     serial: int
 
@@ -98,20 +98,27 @@ class Accumulator:
                 vector t counted that often in it.
             before: the input in the unchanged model; then Σ (x_before − x) xᵀ is summed too.
         """
-        product = self._product(what, weights, before)
-        key = (name, what.view)
-        if key not in self._sums:
-            self._sums[key] = _Sum(what.view, self._zeros(product.total, what.view), None)
-        sums = self._sums[key]
+        with torch.autocast("cpu", enabled=False):  # the model may have it on around the call
+            product = self._product(what, weights, before)
+        sums = self._sums.setdefault((name, what.view), _Sum(what.view))
         only = what.view.only()
-        sums.total = self._plus(sums.total, product.total, only)
-        if product.cross is not None:
-            # What has no input in the unchanged model has not changed, as far as is known.
-            cross = sums.cross
-            cross = self._zeros(product.cross, what.view) if cross is None else cross
-            sums.cross = self._plus(cross, product.cross, only)
+        if isinstance(product.sums, PartialSums):
+            more = product.sums
+            sums.partial = more.copy() if sums.partial is None else sums.partial.plus(more)
+        else:
+            self._add_matrices(sums, *product.sums, only)
         sums.vectors += product.count
         sums.history.append((product.serial, only))
+
+    def _add_matrices(
+        self, sums: _Sum, total: Tensor, cross: Tensor | None, only: int | None
+    ) -> None:
+        known = self._zeros(total, sums.view) if sums.total is None else sums.total
+        sums.total = self._plus(known, total, only)
+        if cross is not None:
+            # What has no input in the unchanged model has not changed, as far as is known.
+            known = self._zeros(cross, sums.view) if sums.cross is None else sums.cross
+            sums.cross = self._plus(known, cross, only)
 
     def _product(
         self, what: Consumption, weights: Tensor | None, before: tuple[Tensor, ...] | None
@@ -120,9 +127,9 @@ class Accumulator:
             if known.is_of(what, weights, before):
                 return known
         versions = tuple(x._version for x in what.raw)
-        total, cross, count = _multiply(what, weights, before)
+        made, count = _multiply(what, weights, before)
         product = _Product(
-            what.raw, versions, what.view, weights, before, total, cross, count, next(self._serial)
+            what.raw, versions, what.view, weights, before, made, count, next(self._serial)
         )
         self._latest = [product, *self._latest[: _REMEMBERED - 1]]
         return product
@@ -161,7 +168,11 @@ class Accumulator:
     def _best(self, name: str) -> _Sum | None:
         """Return the sums of the way in which a weight is used mostly; whole matrices first."""
         found = [sums for (owner, _), sums in self._sums.items() if owner == name]
-        return max(found, key=lambda s: (not s.view.is_diagonal, s.count), default=None)
+        best = max(found, key=lambda s: (not s.view.is_diagonal, s.count), default=None)
+        if best is not None and best.partial is not None:
+            self._add_matrices(best, *best.partial.matrices(), None)
+            best.partial = None
+        return best
 
     def _hessian(self, sums: _Sum) -> Tensor:
         for other in self._sums.values():
@@ -171,6 +182,7 @@ class Accumulator:
                     return shared
         found = self._made.get(id(sums))
         if found is None:
+            assert sums.total is not None
             found = self._files.zeros(tuple(sums.total.shape), np.float32)
             found.copy_(sums.total / max(1, sums.count))
             self._made[id(sums)] = found
@@ -183,19 +195,23 @@ _WIDE = 384  # coordinates from which on symmetry saves more than smaller produc
 
 def _multiply(
     what: Consumption, weights: Tensor | None, before: tuple[Tensor, ...] | None
-) -> tuple[Tensor, Tensor | None, int]:
+) -> tuple[tuple[Tensor, Tensor | None] | PartialSums, int]:
     """Return Σ x xᵀ (or Σ x), Σ (x_before − x) xᵀ, and how many vectors there were."""
     view = what.view
     if view.is_diagonal:
-        return _count(view, what.raw)
+        counts = _count(view, what.raw)
+        return (counts, None), int(counts.sum())
     gap = None
     if before is not None:
         pairs = zip(before, what.raw, strict=True)
         gap = tuple(b.detach().float() - x.detach().float() for b, x in pairs)
     if weights is None:
+        partial = view.partial(what.raw, gap)
+        if partial is not None:
+            return partial
         made = view.products(what.raw, gap)
         if made is not None:
-            return made
+            return made[:2], made[2]
     total: Tensor | None = None
     cross: Tensor | None = None
     at = count = 0
@@ -222,15 +238,14 @@ def _multiply(
         at += x.shape[2]
         count += x.shape[0] * x.shape[2]
     if total is None:
-        return torch.zeros(1, 1, dtype=torch.float64), None, 0
+        return (torch.zeros(1, 1, dtype=torch.float64), None), 0
     # Of all matrices together; experts get different numbers of vectors.
-    return total, cross, -(-count // n_groups)
+    return (total, cross), -(-count // n_groups)
 
 
-def _count(view: InputView, raw: tuple[Tensor, ...]) -> tuple[Tensor, None, int]:
+def _count(view: InputView, raw: tuple[Tensor, ...]) -> Tensor:
     """Return Σ x of one-hot vectors as ``[1, C]``."""
-    counts = torch.cat([x.cpu().double() for _, x in view.vectors(raw)], dim=2).sum(dim=2)
-    return counts, None, int(counts.sum())
+    return torch.cat([x.cpu().double() for _, x in view.vectors(raw)], dim=2).sum(dim=2)
 
 
 def _squares(x: Tensor) -> Tensor:

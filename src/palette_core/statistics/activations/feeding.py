@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-from palette_core._common.pytrees import deep_copy, floating
+from palette_core._common.pytrees import floating
+from palette_core._common.rng import untouched_global_rng
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator
-from palette_core.statistics.activations.collect import CallKey, moments_of
+from palette_core.statistics.activations.collect import moments_of
 from palette_core.statistics.activations.comparing import distance, why_nothing
 from palette_core.statistics.activations.options import Findings, InputCalibration
-from palette_core.statistics.activations.runs import Runner, Stop
+from palette_core.statistics.activations.pausing import Pausing, Scout
+from palette_core.statistics.activations.restarting import Copies, Replays, Restarting
+from palette_core.statistics.activations.runs import Runner
+from palette_core.statistics.activations.sources import Given, InputSource
 from palette_core.statistics.activations.stages import find_stages
 from palette_core.statistics.activations.structure import Step, Structure, find_structure
 from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.moments import InputMoments
-
-Inputs = Mapping[CallKey, tuple[Tensor, ...]]
-"""What weights are multiplied with, by call."""
 
 
 class Feeder:
@@ -58,26 +60,93 @@ class Feeder:
         batches = (*calibration.batches, *calibration.held_out)
         stages = find_stages(model, plans, calibration.stages)
         self._runner = Runner(model, plans, batches, stages, self._n)
-        self._structure = Structure((), {}, frozenset(), {}, {})
-        # Outputs of finished stages by batch: of the unchanged model, and as it is by now.
-        self._first: list[dict[str, Any]] = [{} for _ in batches]
-        self._now: list[dict[str, Any]] = [{} for _ in batches]
+        self._stay = contextlib.ExitStack()
+        self._use(Structure((), {}, frozenset(), {}, {}, {}), range(0))
+        self._source: InputSource | None = None
 
     def __enter__(self) -> Self:
-        self._runner.__enter__()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(untouched_global_rng())
+            stack.enter_context(self._runner)
+            stack.callback(self.close)
+            self._stay = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._runner.__exit__(*exc)
+        self._stay.close()
 
-    def look(self, *, held_out_only: bool = False) -> Structure:
-        """Run the unchanged model on all batches, and return what it does.
+    def close(self) -> None:
+        """Let go of all inputs; may be called at any time."""
+        if self._source is not None:
+            self._source.close()
+        self._source = None
+
+    def _use(self, structure: Structure, batches: range) -> None:
+        self._structure = structure
+        self._replays = Replays(self._runner, structure, batches, self.decoded)
+
+    # --- structure ------------------------------------------------------------------------------
+
+    def look(self) -> Structure:
+        """Run the unchanged model on all held-out batches, and return what it does.
+
+        Raises:
+            CalibrationError: it fails on one, or gives nothing to judge by.
+        """
+        self._use(self._look(self._held_out), self._held_out)
+        return self._structure
+
+    def start(self) -> Structure:
+        """Begin to give inputs from runs that wait, as far as the first batch can be trusted.
+
+        Runs the unchanged model on that batch, and on all that are held out; on all batches where
+        runs cannot wait.
 
         Raises:
             CalibrationError: it fails on one, or gives nothing to judge by on a held-out one.
         """
-        batches = range(self._n if held_out_only else 0, len(self._runner.batches))
-        keep = self.calibration.compensate or bool(self.calibration.held_out)
+        compensate = self.calibration.compensate
+        scout = Scout(self._runner, Copies() if compensate else None)
+        self._runner.hides()  # from now on
+        structure = self._look([0, *self._held_out], scout.see)
+        known = compensate or not self._weights  # how many inputs the unchanged model has
+        if not known or not scout.may_wait(structure, self._n):
+            return self.start_over()
+        self._use(structure, self._held_out)
+        self._source = Pausing(
+            self._runner,
+            structure,
+            scout,
+            self.decoded,
+            range(self._n),
+            compensate=compensate,
+        )
+        return structure
+
+    def start_over(self) -> Structure:
+        """Forget what has become of weights, and give inputs from runs that start over.
+
+        Raises:
+            CalibrationError: see `start`.
+        """
+        self.close()
+        self.decoded.clear()
+        self.missing = dict(self.findings.missing)
+        every = range(len(self._runner.batches))
+        self._use(self._look(every), every)
+        self._source = Restarting(
+            self._runner,
+            self._structure,
+            self._replays,
+            self.decoded,
+            range(self._n),
+            compensate=self.calibration.compensate,
+        )
+        return self._structure
+
+    def _look(
+        self, batches: Sequence[int], on_seen: Callable[[int, Seen], None] | None = None
+    ) -> Structure:
         wordless: list[str] = []
 
         def check(batch: int, output: Any) -> None:
@@ -90,50 +159,39 @@ class Feeder:
                 if floating(output):
                     raise CalibrationError(wordless[0])
 
-        self._structure = find_structure(self._runner, batches, keep=keep, check=check)
+        over = on_seen is None and self.calibration.compensate
+        structure = find_structure(
+            self._runner,
+            batches,
+            keep=batches if over else self._held_out,
+            answers=on_seen is None or bool(self._held_out),
+            check=check,
+            on_seen=on_seen,
+        )
         # Stages may be judged by what they return themselves.
-        if wordless and any(step.stage is None for step in self._structure.steps):
+        if wordless and any(step.stage is None for step in structure.steps):
             raise CalibrationError(wordless[0])
-        return self._structure
+        return structure
+
+    @property
+    def _held_out(self) -> range:
+        return range(self._n, len(self._runner.batches))
 
     # --- moments --------------------------------------------------------------------------------
 
-    def inputs_before(self, stage: str | None, names: Sequence[str]) -> Inputs:
-        """Return what the unchanged model multiplies some weights of a stage with."""
-        found: dict[CallKey, tuple[Tensor, ...]] = {}
-        for batch in range(self._n):
-            copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-            def copy(x: Tensor, copies: dict[Any, Any] = copies) -> Tensor:
-                key = (id(x), x._version)
-                if key not in copies:
-                    copies[key] = (x, x.detach().clone())
-                return copies[key][1]  # type: ignore[no-any-return]
-
-            def see(
-                seen: Seen, batch: int = batch, copy: Callable[[Tensor], Tensor] = copy
-            ) -> None:
-                if seen.what is not None:
-                    key = (seen.name, batch, seen.call)
-                    found[key] = tuple(copy(x) for x in seen.what.raw)
-
-            self._runner.run(
-                batch,
-                self._structure.until(names, see),
-                answers=self._first[batch],
-                keep=_stop_after(stage),
-            )
-        return found
+    def enter(self, stage: str | None, names: Sequence[str]) -> None:
+        """Prepare for a stage, or for a step outside of stages; see `InputSource`."""
+        assert self._source is not None
+        self._source.enter(stage, names)
 
     def moments(
-        self, step: Step, wanted: Sequence[TensorPlan], before: Inputs | None
+        self, step: Step, wanted: Sequence[TensorPlan]
     ) -> tuple[dict[str, InputMoments], Callable[[str], Tensor | None]]:
         """Return moments of the weights of a step in the model as it is by now.
 
         Args:
             step: the weights.
             wanted: plans of those whose moments are needed.
-            before: inputs in the unchanged model, to compensate for what has changed; or None.
 
         Returns:
             usable moments by name; and what gives the sums of `Accumulator.cross` by name.
@@ -141,52 +199,60 @@ class Feeder:
         sums = Accumulator(self.calibration.folder)
         reasons: dict[str, str] = {}
         names = {plan.name for plan in wanted}
+        latest = 0
 
-        for batch in range(self._n) if wanted else ():
+        def see(given: Given) -> None:
+            nonlocal latest
+            if given.batch != latest:
+                sums.forget_inputs()
+                latest = given.batch
+            if given.what is None:
+                reasons[given.name] = f"the inputs of {given.op_type!r} are not understood"
+            elif given.name in names:
+                # Experts are called in the order in which their inputs come.
+                is_one = given.what.view.only() is not None
+                earlier = given.before
+                if earlier is not None and (is_one or not _alike(earlier, given.what.raw)):
+                    earlier = None
+                sums.add(given.name, given.what, self._counts(given), earlier)
 
-            def see(seen: Seen, batch: int = batch) -> None:
-                key = (seen.name, batch, seen.call)
-                if seen.what is None:
-                    reasons[seen.name] = f"the inputs of {seen.op_type!r} are not understood"
-                elif seen.name in names:
-                    earlier = None if before is None else before.get(key)
-                    # Experts are called in the order in which their inputs come.
-                    is_one = seen.what.view.only() is not None
-                    if earlier is not None and (is_one or not _alike(earlier, seen.what.raw)):
-                        earlier = None
-                    # Palettized stages before it may send it other inputs, or more of them.
-                    shapes = tuple(x.shape for x in seen.what.raw)
-                    counts = None
-                    if self._structure.shapes.get(key) == shapes:
-                        counts = self._weights.get(key)
-                    sums.add(seen.name, seen.what, counts, earlier)
-
-            self._runner.run(
-                batch,
-                self._structure.until(step.names, see),
-                weights=self.decoded,
-                answers=self._now[batch],
-                keep=_stop_after(step.stage),
-            )
-            sums.forget_inputs()
+        assert self._source is not None
+        self._source.feed(step, see)
         found, missing = moments_of(wanted, sums, reasons)
         self.missing |= missing
         return found, sums.cross
 
-    # --- outputs --------------------------------------------------------------------------------
+    def _counts(self, given: Given) -> Tensor | None:
+        """Return how much input vectors count, where they are as many as in the unchanged model.
 
-    def keep_outputs(self, stage: str) -> None:
-        """Run a palettized stage on every batch, and let it answer from memory from now on."""
-        for batch, known in enumerate(self._now):
-            ran, output = self._output(stage, batch, known, self.decoded)
-            if ran:
-                known[stage] = output
+        Palettized stages before it may send a weight other inputs, or more of them.
+        """
+        counts = self._weights.get((given.name, given.batch, given.call))
+        if counts is None or given.what is None or not self.decoded:
+            return counts
+        usual = self._structure.shapes.get((given.name, given.batch, given.call))
+        if usual is None and given.before is not None:
+            usual = tuple(x.shape for x in given.before)
+        return counts if usual == tuple(x.shape for x in given.what.raw) else None
+
+    def leave(self, stage: str | None, *, changed: bool) -> None:
+        """Note that a stage is settled; see `InputSource`."""
+        assert self._source is not None
+        self.finish(stage)
+        if stage is not None:
+            self._replays.keep(stage)
+        self._source.leave(stage, changed=changed)
+
+    def complete(self) -> None:
+        """Note that there is no further stage; see `InputSource`."""
+        assert self._source is not None
+        self._source.complete()
+
+    # --- outputs --------------------------------------------------------------------------------
 
     def finish(self, stage: str | None) -> None:
         """Let a stage of the unchanged model answer from memory from now on."""
-        for batch, outputs in self._structure.outputs.items():
-            if stage is not None and stage in outputs:
-                self._first[batch][stage] = outputs[stage]
+        self._replays.finish(stage)
 
     def errors(
         self,
@@ -206,11 +272,11 @@ class Feeder:
             CalibrationError: there is nothing to judge by.
         """
         totals = [0.0] * len(weights)
-        answers = self._first if alone else self._now
+        known = self._replays.first if alone else self._replays.now
         rest = {} if alone else self.decoded
         changed = [{**rest, **mine} for mine in weights]
-        for batch in range(self._n, len(self._runner.batches)):
-            for i, error in enumerate(self._errors(stage, batch, answers[batch], changed)):
+        for batch in self._held_out:
+            for i, error in enumerate(self._errors(stage, batch, known[batch], changed)):
                 totals[i] += error
         return totals
 
@@ -221,8 +287,9 @@ class Feeder:
         answers: Mapping[str, Any],
         weights: Sequence[Mapping[str, Tensor]],
     ) -> list[float]:
-        ran, truth = self._output(stage, batch, self._first[batch], {})
-        others = [self._output(stage, batch, answers, changed) for changed in weights]
+        output = self._replays.output
+        ran, truth = output(stage, batch, self._replays.first[batch], {})
+        others = [output(stage, batch, answers, changed) for changed in weights]
         if any(also != ran for also, _ in others):
             # Its weights decide whether it runs: only the model's own outputs can be compared.
             return self._errors(None, batch, answers, weights)
@@ -233,31 +300,6 @@ class Feeder:
                 f"the unchanged one returns on it {why}"
             )
         return [distance(truth, other) for _, other in others]
-
-    def _output(
-        self, stage: str | None, batch: int, answers: Mapping[str, Any], weights: Mapping[str, Any]
-    ) -> tuple[bool, Any]:
-        """Return what a stage returns; where it is None, or does not run, what the model does."""
-        kept: list[Any] = []
-
-        def keep(name: str, output: Any) -> None:
-            if name == stage:
-                kept.append(deep_copy(output))
-                raise Stop
-
-        whole = self._runner.run(
-            batch, weights=weights, answers=answers, keep=None if stage is None else keep
-        )
-        return (True, kept[0]) if kept else (False, whole)
-
-
-def _stop_after(stage: str | None) -> Callable[[str, Any], None] | None:
-    def stop(name: str, output: Any) -> None:
-        del output
-        if name == stage:
-            raise Stop
-
-    return None if stage is None else stop
 
 
 def _alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:

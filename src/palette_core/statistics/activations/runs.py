@@ -20,6 +20,8 @@ from palette_core._common.pytrees import deep_copy
 from palette_core._common.rng import untouched_global_rng
 from palette_core.errors import CalibrationError, OperationError
 from palette_core.model import (
+    Baseline,
+    Change,
     ExampleInputs,
     call_arguments,
     undisturbed,
@@ -58,7 +60,7 @@ class Runner:
         self._depth = 0
         self._stay = contextlib.ExitStack()
         self._own: dict[int, tuple[str, Tensor]] = {}
-        self._restore: Callable[[], None] = _do_nothing
+        self._restore: Baseline | None = None
 
     def __enter__(self) -> Self:
         if self._depth == 0:
@@ -72,7 +74,7 @@ class Runner:
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._own, self._restore = {}, _do_nothing
+            self._own, self._restore = {}, None
             self._stay.close()
 
     def label(self, batch: int) -> str:
@@ -108,6 +110,7 @@ class Runner:
         keep: Callable[[str, Any], None] | None = None,
         on_written: Callable[[str], None] | None = None,
         on_output: OnOutput | None = None,
+        on_any: Callable[[], None] | None = None,
         gradients: bool = False,
     ) -> Any:
         """Run one batch and return the output, or None where a callback raised `Stop`.
@@ -115,12 +118,13 @@ class Runner:
         Args:
             batch: number of the batch.
             on_seen: called before every operation that consumes a watched weight.
-            weights: what to use in place of weights, by name of their plans.
+            weights: what to use in place of weights, by name of their plans; may grow.
             answers: outputs of stages that are not to be run.
             keep: called with the output of every stage that was run.
             on_written: called with the name of every stage that has written to what it was given,
                 or to buffers and attributes outside of it.
             on_output: may exchange the output of an operation that consumes a watched weight.
+            on_any: called before every operation.
             gradients: record a graph; what the model has in its buffers then belongs to it, and
                 stays there until `put_back`.
 
@@ -137,7 +141,8 @@ class Runner:
             recording,
             self._stages(answers or {}, keep, on_written),
         ):
-            watch = Watch(self._own, weights or {}, on_seen, on_output)
+            instead = {} if weights is None else weights
+            watch = Watch(self._own, instead, on_seen, on_output, on_any)
             try:
                 with watch:
                     return self.model(*args, **kwargs)
@@ -159,14 +164,23 @@ class Runner:
 
     def put_back(self) -> None:
         """Put back what a run with gradients has done to the model."""
-        self._restore()
+        if self._restore is not None:
+            self._restore()
+
+    def taken(self) -> list[Change]:
+        """Put back what a run has done to the model so far, and return it; see `Baseline`."""
+        return [] if self._restore is None else self._restore.taken()
+
+    def hides(self) -> bool:
+        """Return whether the run has changed what `taken` does not reach; see `Baseline`."""
+        return self._restore is not None and self._restore.is_written_deeper()
 
     @contextlib.contextmanager
     def _as_before(self) -> Iterator[None]:
         try:
             yield
         finally:
-            self._restore()
+            self.put_back()
 
     def _watched(self) -> dict[int, tuple[str, Tensor]]:
         """Return the watched weights as operations receive them."""
@@ -188,6 +202,8 @@ class Runner:
         changed: list[tuple[nn.Module, Any]] = []
         try:
             for name, module in self.stages.items():
+                if name not in answers and keep is None and on_written is None:
+                    continue
                 forward = module.forward
                 if name in answers:
                     forward = _answering(answers[name])
@@ -195,9 +211,8 @@ class Runner:
                     forward = _checking(name, forward, on_written, self._beside(module))
                 if name not in answers and keep is not None:
                     forward = _keeping(name, forward, keep)
-                if forward is not module.forward:
-                    changed.append((module, vars(module).get("forward", _ABSENT)))
-                    object.__setattr__(module, "forward", forward)
+                changed.append((module, vars(module).get("forward", _ABSENT)))
+                object.__setattr__(module, "forward", forward)
             yield
         finally:
             for module, before in reversed(changed):
@@ -212,10 +227,6 @@ class Runner:
 
 
 _ABSENT = object()
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _answering(answer: Any) -> Callable[..., Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from palette_core.statistics.activations.collect import CallKey
 from palette_core.statistics.activations.runs import Runner, Stop
 from palette_core.statistics.activations.stages import stage_of
 from palette_core.statistics.activations.watch import Seen
+from palette_core.tensors.input_views import InputView
 
 _Item = TypeVar("_Item", bound=Hashable)
 _Inputs = tuple[int, ...]  # identities of what an operation got
@@ -38,6 +40,7 @@ class Structure:
             but return floating tensors, in what can be copied.
         outputs: by batch what each of these returns, where that was asked for.
         shapes: by call, of what weights are multiplied with.
+        views: how that is seen as vectors, at the first call of a weight where it is understood.
     """
 
     steps: tuple[Step, ...]
@@ -45,6 +48,7 @@ class Structure:
     once: frozenset[str]
     outputs: Mapping[int, Mapping[str, Any]]
     shapes: Mapping[CallKey, tuple[torch.Size, ...]]
+    views: Mapping[str, InputView]
 
     def until(self, names: Sequence[str], see: Callable[[Seen], None]) -> Callable[[Seen], None]:
         """Return a callback for some weights that ends the run after the last of their calls.
@@ -75,6 +79,7 @@ class _Run:
     runs: dict[str, int] = field(default_factory=dict)
     doing_more: set[str] = field(default_factory=set)
     shapes: dict[tuple[str, int], tuple[torch.Size, ...]] = field(default_factory=dict)
+    views: dict[str, InputView] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,16 +87,20 @@ def find_structure(
     runner: Runner,
     batches: Iterable[int],
     *,
-    keep: bool,
+    keep: Collection[int],
+    answers: bool = True,
     check: Callable[[int, Any], None] | None = None,
+    on_seen: Callable[[int, Seen], None] | None = None,
 ) -> Structure:
     """Run the unchanged model on some of its batches, and return what it does.
 
     Args:
         runner: model, weights, stages and batches.
         batches: numbers of the batches.
-        keep: remember what stages return.
+        keep: numbers of the batches of which to remember what stages return.
+        answers: find out which stages may answer from memory; else all that run once are said to.
         check: gets the number of each batch and what the model returned.
+        on_seen: gets the number of each batch and what it uses, as it does.
 
     Raises:
         CalibrationError: the model failed.
@@ -99,7 +108,8 @@ def find_structure(
     found: dict[int, _Run] = {}
     for batch in batches:
         found[batch] = run = _Run()
-        result = _record(runner, batch, run, keep=keep)
+        also = None if on_seen is None else functools.partial(on_seen, batch)
+        result = _record(runner, batch, run, also, keep=batch in keep, answers=answers)
         if check is not None:
             check(batch, result)
     runs = list(found.values())
@@ -115,10 +125,19 @@ def find_structure(
         once,
         {b: {n: o for n, o in run.outputs.items() if n in once} for b, run in found.items()},
         {(n, b, c): shapes for b, run in found.items() for (n, c), shapes in run.shapes.items()},
+        {name: view for run in reversed(runs) for name, view in run.views.items()},
     )
 
 
-def _record(runner: Runner, batch: int, run: _Run, *, keep: bool) -> Any:
+def _record(
+    runner: Runner,
+    batch: int,
+    run: _Run,
+    also: Callable[[Seen], None] | None,
+    *,
+    keep: bool,
+    answers: bool,
+) -> Any:
     held: list[tuple[Tensor, ...]] = []  # so that identities are not given to others
 
     def see(seen: Seen) -> None:
@@ -127,9 +146,15 @@ def _record(runner: Runner, batch: int, run: _Run, *, keep: bool) -> Any:
         held.append(raw)
         run.shapes[seen.name, seen.call] = tuple(x.shape for x in raw)
         run.first.setdefault(seen.name, tuple(id(x) for x in raw))
+        if seen.what is not None:
+            run.views.setdefault(seen.name, seen.what.view)
+        if also is not None:
+            also(seen)
 
     def returned(name: str, output: Any) -> None:
         run.runs[name] = run.runs.get(name, 0) + 1
+        if not answers:
+            return
         try:
             answer = deep_copy(output)
         except TypeError:
@@ -140,7 +165,8 @@ def _record(runner: Runner, batch: int, run: _Run, *, keep: bool) -> Any:
         if keep:
             run.outputs[name] = answer
 
-    return runner.run(batch, see, keep=returned, on_written=run.doing_more.add)
+    written = run.doing_more.add if answers else None
+    return runner.run(batch, see, keep=returned, on_written=written)
 
 
 def _steps(runner: Runner, runs: Sequence[_Run], once: frozenset[str]) -> list[Step]:

@@ -54,59 +54,88 @@ class Watch(TorchFunctionMode):
         weights: Mapping[str, Tensor],
         on_seen: OnSeen | None,
         on_output: OnOutput | None,
+        on_any: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self._own = own
         self._weights = weights
         self._on_seen = on_seen
         self._on_output = on_output
+        self._on_any = on_any
         self._calls: dict[str, int] = {}
-        values = [(name, weights.get(name, tensor)) for name, tensor in own.values()]
-        self._by_value = {id(value): name for name, value in values}
-        self._storages = StateStorages({id(value): value for _, value in values})
+        self._values: dict[int, Tensor] = {}
+        self._by_value: dict[int, str] = {}
+        self._storages = StateStorages(self._values)
+        self._learn()
+
+    def _learn(self) -> None:
+        """Learn what stands for weights: while a run waits, there may come more."""
+        for name, tensor in self._own.values():
+            value = self._weights.get(name, tensor)
+            self._values[id(value)] = value
+            self._by_value[id(value)] = name
+        self._n_known = len(self._weights)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
         kwargs = kwargs or {}
+        if self._on_any is not None:
+            self._on_any()
         op_type = op_type_of(func)
         if op_type is None:
             return func(*args, **kwargs)
         names = list(dict.fromkeys(self._names((args, tuple(kwargs.values())))))
         if not names:
             return func(*args, **kwargs)
-        seen = []
+        seen: list[Seen] = []
         if self._on_seen is not None or self._on_output is not None:
-            try:
-                seen = self._describe(op_type, func, args, kwargs, names)
-            except OperationError:
-                # Where the call is wrong, the operation's own complaint says it better.
-                func(*self._exchange(args), **self._exchange(kwargs))
-                raise
-        if self._on_seen is not None:
-            for item in seen:
-                try:
-                    self._on_seen(item)
-                except Exception as error:
-                    # Where the inputs do not fit, the operation's own complaint says it better.
-                    func(*self._exchange(args), **self._exchange(kwargs))
-                    raise NotTaken(item, error) from error
+            calls = [self._calls.get(name, 0) for name in names]
+            self._calls |= {name: call + 1 for name, call in zip(names, calls, strict=True)}
+            for place in range(len(names)):
+                # Composites use several weights, and later ones see what earlier ones have become.
+                if not seen or self._n_known != len(self._weights):
+                    seen = self._seen(op_type, func, args, kwargs, names, calls)
+                if self._on_seen is not None:
+                    self._show(seen[place], func, args, kwargs)
         out = func(*self._exchange(args), **self._exchange(kwargs))
         if self._on_output is not None:
             for item in seen:
                 out = self._on_output(item, out)
         return out
 
-    def _describe(
-        self, op_type: str, func: Any, args: Any, kwargs: Any, names: list[str]
+    def _show(self, item: Seen, func: Any, args: Any, kwargs: Any) -> None:
+        assert self._on_seen is not None
+        try:
+            self._on_seen(item)
+        except Exception as error:
+            # Where the inputs do not fit, the operation's own complaint says it better.
+            func(*self._exchange(args), **self._exchange(kwargs))
+            raise NotTaken(item, error) from error
+
+    def _seen(
+        self, op_type: str, func: Any, args: Any, kwargs: Any, names: list[str], calls: list[int]
     ) -> list[Seen]:
+        if self._n_known != len(self._weights):
+            self._learn()
+        try:
+            found = self._describe(op_type, func, args, kwargs)
+        except OperationError:
+            # Where the call is wrong, the operation's own complaint says it better.
+            func(*self._exchange(args), **self._exchange(kwargs))
+            raise
+        return [
+            Seen(name, call, found.get(name), op_type)
+            for name, call in zip(names, calls, strict=True)
+        ]
+
+    def _describe(self, op_type: str, func: Any, args: Any, kwargs: Any) -> dict[str, Consumption]:
         # The composites among them see the exchanged weights.
         exchanged = self._exchange(args), self._exchange(kwargs)
-        own = {id(self._weights.get(name, t)): name for name, t in self._own.values()}
         found: dict[str, Consumption] = {}
         for what in installed_operations().consumptions(op_type, func, *exchanged):
-            name = own.get(id(what.weight))
+            name = self._by_value.get(id(what.weight))
             if name is not None:
                 found.setdefault(name, what)
                 continue
@@ -114,12 +143,7 @@ class Watch(TorchFunctionMode):
             through = None if weight is None else through_view(what, weight)
             if through is not None:
                 found.setdefault(name, through)
-        seen = []
-        for name in names:
-            call = self._calls.get(name, 0)
-            self._calls[name] = call + 1
-            seen.append(Seen(name, call, found.get(name), op_type))
-        return seen
+        return found
 
     def _behind(self, tensor: Tensor) -> tuple[str, Tensor | None]:
         """Return name and value of the weight that a tensor is a view of, or None for the value."""
