@@ -1,4 +1,4 @@
-"""What hangs in a model deeper than anything that is put back after a run."""
+"""Objects that hang in a model deeper than anything that is put back after a run."""
 
 from __future__ import annotations
 

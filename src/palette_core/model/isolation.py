@@ -143,7 +143,7 @@ class _Values:
 
     @property
     def are_written_unseen(self) -> bool:
-        """Whether values were put back whose versions did not tell that they had changed."""
+        """True once values were put back whose versions did not tell that they had changed."""
         return any(value is not None and value.is_written_unseen for _, _, value in self._saved)
 
     def restore(self) -> None:

@@ -30,7 +30,7 @@ class Differs(BaseException):
 
 @dataclass
 class Scout:
-    """What is learned from the first batch beside its structure.
+    """Findings about the first batch beside its structure.
 
     Attributes:
         copies: take copies of inputs.

@@ -1,4 +1,4 @@
-"""Where the inputs of weights come from while stage after stage becomes palettes."""
+"""Sources of the inputs of weights while stage after stage becomes palettes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from palette_core.statistics.activations.structure import Step
 
 @dataclass(frozen=True)
 class Given:
-    """What one call multiplies a weight with.
+    """Inputs that one call multiplies a weight with.
 
     Attributes:
         name: of the weight.
