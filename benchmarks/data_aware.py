@@ -1,0 +1,212 @@
+"""Two builds of palette_core side by side: ``lnq`` in sequence, in processor time.
+
+    python benchmarks/data_aware.py CHECKOUT PYTHON [--only NAME …] [--pairs 3] [--threads 1]
+
+CHECKOUT holds the sources of the other build, PYTHON is the interpreter of an environment with its
+libraries and plug-ins. Each run is a process of its own and the two builds take turns. Told are
+the medians of seconds of processor time, of resident memory beyond the model, how often the
+model's blocks ran for each batch, and by how much the sum of objectives differs. Beside them stand
+two floors: the time of two passes over the batches, and that of one product of its inputs for each
+weight that is fed by others. The real models need what ``accuracy/tasks.py`` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Task = tuple[nn.Module, list[tuple[Any, ...]]]
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.norm(self.conv(x)))
+
+
+class _Layer(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(size, size) for _ in range(4))
+        self.up, self.down = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
+        self.first, self.second = nn.LayerNorm(size), nn.LayerNorm(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [p(x).unflatten(-1, (8, -1)).transpose(1, 2) for p in (self.q, self.k, self.v)]
+        mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        x = self.first(x + self.o(mixed))
+        return self.second(x + self.down(nn.functional.gelu(self.up(x))))
+
+
+def stages() -> Task:
+    """57 small convolution stages."""
+    images = [(torch.randn(4, 16, 24, 24),) for _ in range(6)]
+    return nn.Sequential(*(_Residual(16) for _ in range(57))), images
+
+
+def bert() -> Task:
+    """Eight layers of an encoder."""
+    return nn.Sequential(*(_Layer(256) for _ in range(8))), [
+        (torch.randn(4, 64, 256),) for _ in range(8)
+    ]
+
+
+def wide() -> Task:
+    """Six 1-D convolutions of 128 channels, 15 wide."""
+    parts = [p for _ in range(6) for p in (nn.Conv1d(128, 128, 15, padding=7), nn.ReLU())]
+    return nn.Sequential(*parts), [(torch.randn(4, 128, 1000),) for _ in range(8)]
+
+
+def real(name: str) -> Callable[[], Task]:
+    """Return what makes the task of that name of the accuracy benchmark."""
+
+    def make() -> Task:
+        sys.path.append(str(Path(__file__).parent / "accuracy"))
+        import tasks
+
+        task = tasks.TASKS[name](0)
+        return task.model, list(task.batches)
+
+    return make
+
+
+CASES: dict[str, Callable[[], Task]] = {
+    "stages": stages,
+    "bert": bert,
+    "wide": wide,
+    **{name: real(name) for name in ("minilm", "effnet", "whisper", "smollm2")},
+}
+
+
+def run(name: str) -> dict[str, float]:
+    """Palettize one case with the build that is installed here."""
+    from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model, batches = CASES[name]()
+    spec = {
+        "n_bits": 3,
+        "algorithm": "lnq",
+        "granularity": {"type": "per_grouped_channel", "axis": 0, "group_size": 16},
+    }
+    config = KMeansPalettizerConfig.from_dict(
+        {"kmeans_palettization_config": {"global_config": {"op_state_spec": {"weight": spec}}}}
+    )
+    palettizer = KMeansPalettizer(model.eval(), config)
+    products = _seconds(lambda: _products(model, batches))
+    with torch.no_grad():
+        passes = 2 * _seconds(lambda: [model(*batch) for batch in batches])
+    ran = [0]
+    blocks = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    palettizer.calibrate(batches, sequential=True)
+    seconds = _seconds(lambda: palettizer.prepare(batches[0], show_progress=False))
+    assert palettizer.report is not None
+    return {
+        "seconds": seconds,
+        "passes": passes,
+        "products": products,
+        "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "runs": ran[0] / len(blocks) / len(batches),
+        "objective": sum(row.objective_after or 0.0 for row in palettizer.report.tensors),
+    }
+
+
+def _products(model: nn.Module, batches: list[tuple[Any, ...]]) -> None:
+    """Multiply the input of each linear layer and convolution with itself, as it is, once."""
+
+    def multiply(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        rows = args[0].movedim(axis, 0).flatten(1)
+        rows @ rows.T
+
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    hooks = [m.register_forward_pre_hook(multiply) for m in model.modules() if type(m) in kinds]
+    with torch.no_grad():
+        for batch in batches:
+            model(*batch)
+    for hook in hooks:
+        hook.remove()
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def measured(python: str, sources: Path, name: str, threads: int) -> dict[str, float]:
+    """Run a case in a process of its own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(sources), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+    }
+    command = [python, __file__, "--run", name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkout", type=Path, nargs="?")
+    parser.add_argument("python", nargs="?", default=sys.executable)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=["stages", "bert", "wide"])
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--run", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(run(options.run)))
+        return
+    if options.checkout is None:
+        parser.error("CHECKOUT is missing: the sources of the build to compare with")
+    builds = {
+        "other": (options.python, options.checkout / "src"),
+        "this": (sys.executable, Path(__file__).parents[1] / "src"),
+    }
+    print(
+        f"{'case':<10}{'other s':>9}{'this s':>9}{'ratio':>7}{'2 passes':>10}{'products':>10}"
+        f"{'other MB':>10}{'this MB':>9}{'runs':>12}{'objective':>11}"
+    )
+    for name in options.only:
+        found: dict[str, list[dict[str, float]]] = {build: [] for build in builds}
+        for _ in range(options.pairs):
+            for build, (python, sources) in builds.items():
+                found[build].append(measured(python, sources, name, options.threads))
+        other, this = (
+            {k: statistics.median(r[k] for r in f) for k in f[0]} for f in found.values()
+        )
+        print(
+            f"{name:<10}{other['seconds']:>9.2f}{this['seconds']:>9.2f}"
+            f"{other['seconds'] / this['seconds']:>7.2f}{this['passes']:>10.2f}"
+            f"{this['products']:>10.2f}{other['megabytes']:>10.0f}{this['megabytes']:>9.0f}"
+            f"{other['runs']:>6.1f}{this['runs']:>6.1f}"
+            f"{this['objective'] / other['objective'] - 1:>+11.2%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
