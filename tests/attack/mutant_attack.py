@@ -142,6 +142,10 @@ SPECS: tuple[dict[str, Any], ...] = (
         **{"n_bits": 2, "sparsity_detection_threshold": 0.3, "stored_form": "sparse"},
         **{"lut_qspec": {"dtype": "int8"}, "scale_block_size": 2},
     },
+    {
+        **{"n_bits": 2, "sparsity_detection_threshold": 0.3, "stored_form": "sparse"},
+        **{"cluster_dim": 2},
+    },
 )
 INPUTS = (torch.ones(2, 8),)
 
