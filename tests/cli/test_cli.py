@@ -181,6 +181,31 @@ def test_plan_names_the_rule_that_decided(palette):
     assert "module_name_configs['2'].op_state_spec['weight']" in out
 
 
+def test_plan_advises_block_scales_where_data_are_none(palette, tmp_path):
+    (tmp_path / "wide.py").write_text(
+        "import torch\n"
+        "def load():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(64, 32)), (torch.zeros(1, 64),)\n"
+    )
+    said = {}
+    for name, spec in {
+        "plain": "n_bits: 4",
+        "scaled": "n_bits: 4, scale_block_size: 64",
+        "channels": "n_bits: 4, enable_per_channel_scale: true",
+        "aware": "n_bits: 4, algorithm: gptq",
+        "wide": "n_bits: 8",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(
+            "kmeans_palettization_config: {global_config: {op_state_spec: "
+            f"{{weight: {{{spec}}}}}}}}}\n"
+        )
+        code, said[name], _ = palette("plan", "wide.py:load", "-c", f"{name}.yaml")
+        assert code == 0
+    assert [name for name, out in said.items() if "no data? For 1 of these" in out] == ["plain"]
+    # Columns are narrow here: only what fits is looked for.
+    assert {name for name, out in said.items() if "scale /" in out} == {"scaled", "channels"}
+
+
 def test_palettize_writes_a_packed_checkpoint_and_reports_it(palette, tmp_path):
     wanted = ("palettize", "fac.py:load", "-c", "c.yaml", "-o", "out/m.safetensors")
     code, _, err = palette(*wanted)

@@ -21,6 +21,7 @@ from palette_core.errors import printable
 from palette_core.planning import Coverage, Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
+from palette_core.reporting import advice
 from palette_core.storage.forms.registry import DEFAULT_FORM
 
 # Piped output has no width of its own; wide enough that names are not folded.
@@ -180,7 +181,7 @@ def plan(value: Plan, *, as_json: bool) -> None:
             row["op_type"] or "",
             str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
             *([" or ".join(row["stored_forms"])] if form else []),
-            row["granularity"],
+            advice.granularity(row),
             str(row["luts"]),
             row["algorithm"],
             row["rule"],
@@ -194,6 +195,8 @@ def plan(value: Plan, *, as_json: bool) -> None:
         console.print(rest)
     for note in value.notes:
         console.print(f"[yellow]note:[/] {escape(printable(note))}")
+    if said := advice.where_no_data(value):
+        console.print(said, markup=False, highlight=False)
     coverage(value.coverage, advise=True)
 
 
