@@ -136,7 +136,7 @@ def search_scales(
 
 
 @kernel
-def find_limits(tables: Any, low: Any, per_unit: Any, limits: Any, below: Any) -> None:
+def find_limits(tables: Any, low: Any, per_unit: Any, limits: Any, below: Any, first: Any) -> None:
     """Write up to where each entry is the nearest, and how many limits lie in lower cells.
 
     Args:
@@ -145,11 +145,15 @@ def find_limits(tables: Any, low: Any, per_unit: Any, limits: Any, below: Any) -
         per_unit: from `make_cells`.
         limits: ``[B, K]`` float32 out: between an entry and the next; the last is infinite.
         below: ``[B, CELLS]`` uint8 out.
+        first: ``[B, K]`` uint8 out, the first of the entries that are equal to each.
     """
     count = tables.shape[1]
     for b in range(tables.shape[0]):
         below[b] = 0
+        first[b, 0] = 0
         for k in range(count - 1):
+            same = tables[b, k] == tables[b, k + 1]
+            first[b, k + 1] = first[b, k] if same else np.uint8(k + 1)
             middle = (np.float64(tables[b, k]) + np.float64(tables[b, k + 1])) * 0.5
             limit = np.float32(middle)
             if limit > middle:
@@ -178,6 +182,7 @@ def settle(
     per_unit: Any,
     below: Any,
     limits: Any,
+    first: Any,
     tables: Any,
     scale: Any,
     codes: Any,
@@ -195,6 +200,7 @@ def settle(
         per_unit: from `make_cells`.
         below: from `find_limits`.
         limits: from `find_limits`.
+        first: from `find_limits`.
         tables: ``[B, K]`` float32 ascending.
         scale: ``[R, C / size]`` float32; by 1 is divided where it is 0.
         codes: ``[R, C]`` uint8 out.
@@ -209,18 +215,19 @@ def settle(
             by = one if factor == 0.0 else factor
             b = table_of_row[r] + table_of_block[p]
             part, own = x[r, p * size : (p + 1) * size], weights[r, p * size : (p + 1) * size]
-            first, per = low[b], per_unit[b]
+            start, per = low[b], per_unit[b]
             ends, base, table, out = limits[b], below[b], tables[b], codes[r, p * size :]
+            own_first = first[b]
             for j in range(size):
                 unit[j] = part[j] / by
-                at[j] = _cell(unit[j], first, per)
+                at[j] = _cell(unit[j], start, per)
             wide = np.float64(factor)
             e0 = e1 = 0.0
             for j in range(np.uint64(size)):
                 code = np.uint64(base[np.uint64(at[j])])
                 while unit[j] > ends[code]:
                     code += np.uint64(1)
-                out[j] = np.uint8(code)
+                out[j] = own_first[code]
                 gap = np.float64(part[j]) - wide * np.float64(table[code])
                 gap *= gap * (np.float64(own[j]) if own.size > 0 else 1.0)
                 if j & np.uint64(1):

@@ -130,7 +130,8 @@ class FactorBlocks:
         cells = _Cells.of(lut)
         tables = cells.tables
         limits, below = np.empty_like(tables), np.empty((len(tables), CELLS), np.uint8)
-        find_limits(tables, cells.low, cells.per_unit, limits, below)
+        first = np.empty(tables.shape, np.uint8)
+        find_limits(tables, cells.low, cells.per_unit, limits, below, first)
         factors = _rows(scale, self.axis)
         codes = np.empty(self.x.shape, np.uint8)
 
@@ -138,7 +139,8 @@ class FactorBlocks:
             sums = np.zeros((*tables.shape, 2) if means else (0, 0, 2))
             error = settle(
                 self.x[part], self.weights[part], self.size, self.by_row[part], self.by_block,
-                cells.low, cells.per_unit, below, limits, tables, factors[part], codes[part], sums,
+                cells.low, cells.per_unit, below, limits, first, tables, factors[part], codes[part],
+                sums,
             )  # fmt: skip
             return error, sums
 
@@ -147,6 +149,7 @@ class FactorBlocks:
             total = np.sum([sums for _, sums in found], axis=0)
             used = total[..., 1] > 0
             tables = np.where(used, total[..., 0] / np.where(used, total[..., 1], 1.0), tables)
+            tables = np.take_along_axis(tables, first.astype(np.int64), 1)  # ascending as before
         merged = self._put_back(codes, self.layout.shape)
         return Settled(
             self.layout.split(merged)[..., 0].contiguous(),
