@@ -47,6 +47,7 @@ def palettized(weight, **spec):
         {"n_bits": 3, "granularity": COLUMNS},
         {"n_bits": 4, "cluster_dim": 2},
         {"n_bits": 4, "lut_qspec": INT8},
+        {"n_bits": 3, "cluster_dim": 2, "lut_qspec": INT8},
         {"n_bits": 4, "lut_qspec": QuantizationSpec(dtype="uint8", qscheme="asymmetric")},
     ],
     ids=str,

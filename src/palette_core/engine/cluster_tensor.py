@@ -184,14 +184,17 @@ def _unscaled(task: Task, what: Scaled, zeros: Tensor | None) -> tuple[Codebook,
 
 
 def _recovered(task: Task, what: Scaled, zeros: Tensor | None) -> tuple[Codebook, Tensor] | None:
-    """Take entries and factors of a weight that is their products, or None."""
-    from palette_core.tensors.recovered_scales import recovered_scale
+    """Take entries and factors of a weight that is their products; None where it is not."""
+    from palette_core.tensors.recovered_scales import recovered_scales
 
-    found = recovered_scale(what.weight, what.layout, what.axis, task.plan.spec.n_entries)
-    if found is None:
-        return None
-    unit, scale = found
-    return _plain(task).fit(unit, what.layout, None, None, zeros), scale
+    plain, entries = _plain(task), task.plan.spec.n_entries
+    best = None
+    for unit, scale in recovered_scales(what.weight, what.layout, what.axis, entries):
+        made = plain.fit(unit, what.layout, None, None, zeros), scale
+        best = made if best is None else better_of(what, best, made)
+        if what.error(*best) == 0:
+            break
+    return best
 
 
 def _plain(task: Task) -> Task:

@@ -9,6 +9,7 @@ any value of one entry the others are floats as well: all mantissas of it are tr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,31 @@ _ROOM = 1 << 24  # products of entries and channels in one problem
 _CHUNK = 1 << 19  # mantissas looked at together
 _MOST_VECTORS = 64  # entries of several values that are compared with each other
 _SAME = 8.0  # roundings by which ratios of the same entries may differ
+
+
+def recovered_scales(
+    weight: Tensor, layout: BlockLayout, axis: int, n_entries: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what `recovered_scale` finds, and what else is as good.
+
+    The values of vectors across channels are known but for a power of two each. Tables of floats
+    hold any of them; one scale for the levels of all values fits where these are near each other.
+    """
+    found = recovered_scale(weight, layout, axis, n_entries)
+    if found is None:
+        return
+    yield found
+    unit, scale = found
+    dim = layout.cluster_dim
+    if layout.vector_axis != axis:
+        return
+    shape = [-1 if at == axis else 1 for at in range(weight.dim())]
+    for powers in itertools.product((0, 1, -1), repeat=dim - 1):
+        factor = torch.tensor([1.0, *(2.0**power for power in powers)], dtype=weight.dtype)
+        factor = factor.repeat(weight.shape[axis] // dim).reshape(shape).to(weight.device)
+        near = unit * factor, scale / factor
+        if any(powers) and torch.equal(near[0] * near[1], weight):
+            yield near
 
 
 def recovered_scale(
@@ -204,8 +230,10 @@ def _solved(points: Tensor, channel: Tensor, entry: Tensor, bits: int) -> _Solve
     for tables in _tables(size, present[:, used], bits):
         found = _exact(size, present[:, used], tables)
         if found is not None:
-            zero[used] = found[0]
-            return (zero * sign.to(zero.dtype))[e], (channels, found[1])
+            table, factors = found
+            power = 2.0 ** math.floor(math.log2(float(table.max())))
+            zero[used] = table / power
+            return (zero * sign.to(zero.dtype))[e], (channels, factors * power)
     return None
 
 
