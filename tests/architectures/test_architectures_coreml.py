@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from all_of_them import tried
 from page import is_as_written
 from record import Architecture
-from trip import distance, n_weights, travel
+from trip import distance, travel
 
 ct = pytest.importorskip("coremltools")
 pytest.importorskip("coreml_backend")
@@ -18,6 +20,8 @@ OPTIONS = {"compute_precision": "float32"}
 def test_outputs_are_those_of_the_finalized_model(architecture: Architecture, tmp_path) -> None:
     from mil_evaluator import run_package
 
+    from coreml_backend.reading import METADATA_KEY
+
     arrived = travel(architecture, "coreml", tmp_path, **OPTIONS)
     if isinstance(arrived, str):
         assert is_as_written(architecture.name, "coreml", f"refused: {arrived.partition(';')[0]}")
@@ -27,11 +31,8 @@ def test_outputs_are_those_of_the_finalized_model(architecture: Architecture, tm
     )
     found = run_package(path, [tensor.numpy() for tensor in arrived.given])
     assert distance(list(found.values()), arrived.wanted) <= 1e-4
-    (block,) = (
-        block
-        for function in ct.utils.load_spec(str(path)).mlProgram.functions.values()
-        for block in function.block_specializations.values()
-    )
-    decoded = sum(operation.type == "constexpr_lut_to_dense" for operation in block.operations)
-    assert decoded == n_weights(arrived.model)
+    metadata = ct.utils.load_spec(str(path)).description.metadata.userDefined
+    stored = [name for names in json.loads(metadata[METADATA_KEY]).values() for name in names]
+    assert len(stored) == len(set(stored)), "a weight, or a part of one, is stored twice"
+    assert {name.partition("[")[0] for name in stored} == set(arrived.read)
     assert is_as_written(architecture.name, "coreml", "right")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from page import is_as_written
 from real import REAL, RealModel
-from trip import Arrived, distance, n_weights, tensors
+from trip import Arrived, distance, n_weights, tensors, weights_read
 
 from palette_core import KMeansPalettizer, load_checkpoint
 from palette_core.errors import PaletteWarning
@@ -45,7 +45,9 @@ def arrived(real: RealModel, tmp_path_factory) -> Iterator[Arrived]:
         wanted, packed = tensors(fresh(**inputs)), tensors(model(**inputs))
     for one, other in zip(wanted, packed, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-    yield Arrived(fresh, dict(inputs), wanted, KMeansPalettizer(fresh))
+    yield Arrived(
+        fresh, dict(inputs), wanted, weights_read(fresh, dict(inputs)), KMeansPalettizer(fresh)
+    )
     path.unlink()
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from record import Architecture
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from palette_core import KMeansPalettizer, load_checkpoint
 from palette_core.errors import BackendError, PaletteWarning, PlanError
-from palette_core.storage import palette_sites
+from palette_core.storage import PackedWeight, palette_sites
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class Arrived:
         model: as it was loaded.
         inputs: to export and to run it with.
         wanted: what it computes, in torch.
+        read: names of the palettized weights that this takes, tied ones once; a head that a model
+            has and does not use is in no file.
         palettizer: to export it with.
     """
 
     model: nn.Module
     inputs: dict[str, Any]
     wanted: list[Tensor]
+    read: dict[str, PackedWeight]
     palettizer: KMeansPalettizer
 
     @property
@@ -63,7 +67,31 @@ def travel(architecture: Architecture, backend: str, folder: Path, **options: An
     assert wanted
     for one, other in zip(wanted, packed, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-    return Arrived(fresh, inputs, wanted, KMeansPalettizer(fresh))
+    return Arrived(fresh, inputs, wanted, weights_read(fresh, inputs), KMeansPalettizer(fresh))
+
+
+def weights_read(model: nn.Module, inputs: dict[str, Any]) -> dict[str, PackedWeight]:
+    """Return the palettes that are decoded in a run, by the name of their weight."""
+
+    class Indices(TorchDispatchMode):
+        """Collects where the indices lie that are decoded."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: set[int] = set()
+
+        def __torch_dispatch__(self, op: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if op.namespace == "palette_core":
+                self.found |= {leaf.data_ptr() for leaf in tensors((args, kwargs))}
+            return op(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Indices() as seen:
+        model(**inputs)
+    return {
+        site.name: site.palette
+        for site in palette_sites(model)
+        if site.palette.indices.data_ptr() in seen.found
+    }
 
 
 def distance(got: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> float:

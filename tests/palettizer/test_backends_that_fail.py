@@ -207,3 +207,15 @@ def test_weights_that_still_train_dense_do_so_after_a_failure(register) -> None:
     assert_same(state(model), before)
     assert not all(site.palette.is_enabled for site in palette_sites(model))
     assert state_of(palettizer.finalize(backend="packed")) is State.FINALIZED
+
+
+def test_a_model_that_is_offloaded_is_refused_by_the_name_of_a_weight(register, tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    inputs = (torch.ones(1, 64),)
+    register(backend())
+    palettizer = KMeansPalettizer(model)
+    palettizer.prepare(inputs)
+    palettizer.finalize(backend="packed")[1].to("meta")
+    with pytest.raises(BackendError, match=r"export 1\.weight and 1 more: on the meta device"):
+        palettizer.export(tmp_path / "m.safetensors", inputs, backend="wrong")
+    assert list(tmp_path.iterdir()) == []

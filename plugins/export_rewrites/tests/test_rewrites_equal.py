@@ -27,8 +27,11 @@ X, Y, ROWS = normal(3, 4), normal(3, 4).flip(0), torch.tensor([2, 0, 0])
 ODD = torch.tensor([1.0, float("nan"), -0.0, 0.0])
 WHOLE = torch.tensor([-7, -1, 0, 5])
 VOLUME = normal(1, 4, 5, 6, 4)
+MANY = normal(2, 1, 3, 2, 2, 2)
 # Operations that models reach only through others, and arguments that no program has.
 CALLS: list[Call] = [
+    (aten.index_select.default, (X > 0, 0, torch.tensor([1, 0, 1])), {}),
+    (aten.reciprocal.default, (torch.tensor([1, -2, 0, 7]),), {}),
     (aten.fmin.default, (ODD, ODD.flip(0)), {}),
     (aten.fmax.default, (ODD, ODD.flip(0)), {}),
     (aten.copysign.Scalar, (X, -1.0), {}),
@@ -56,6 +59,8 @@ CALLS: list[Call] = [
     (aten.index_fill.int_Scalar, (X, 0, ROWS, 7), {}),
     (aten.index_put.default, (X, [ROWS, None], torch.tensor(3.0)), {}),
     (aten.constant_pad_nd.default, (X, [-1, 2, 1, -1], 3.0), {}),
+    (aten.constant_pad_nd.default, (X > 0, [-1, 2, 1, -1], 3.0), {}),
+    (aten.constant_pad_nd.default, (X > 0, [1, 2]), {}),
     (aten.clamp.Tensor, (X, None, Y), {}),
     (aten.log_sigmoid_forward.default, (X * 50,), {}),
     (aten.ge.Tensor, (ODD, ODD.flip(0)), {}),
@@ -136,6 +141,14 @@ CALLS: list[Call] = [
     (aten.transpose.int, (normal(2, 1, 3, 2, 2, 2), 1, -2), {}),
     (aten.expand.default, (normal(3, 2, 1, 2, 1, 2), [3, -1, 4, 2, 2, 2]), {}),
     (aten.expand.default, (normal(2, 1, 2), [2, 2, 2, 2, 3, 2]), {}),
+    (aten.unbind.int, (MANY, 2), {}),
+    (aten.select.int, (MANY, -2, -1), {}),
+    (aten.amax.default, (MANY, [1, 2, -1], True), {}),
+    (aten.amin.default, (MANY, [0]), {}),
+    (aten.sum.dim_IntList, (MANY, [-1, 3]), {}),
+    (aten.mean.dim, (MANY, [4], True), {}),
+    (aten.max.dim, (MANY, -1, True), {}),
+    (aten.min.dim, (MANY, 2), {}),
     (aten.cumsum.default, (X, -2), {}),
     (
         aten.scaled_dot_product_attention.default,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from types import FunctionType, ModuleType
+from enum import Enum
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -117,6 +119,7 @@ def _items(leaf: Any) -> Iterator[Any]:
             yield getattr(leaf, field.name, None)
 
 
+_CALLED = (FunctionType, MethodType, partial)
 _CLOSED = (nn.Module, type, ModuleType, FunctionType)  # no values of a run
 
 
@@ -141,6 +144,28 @@ def parts_of(leaf: Any) -> Iterator[Any]:
         slots = vars(cls).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             yield getattr(leaf, name, None)
+
+
+_SCALARS = (bool, int, float, complex, str, bytes, type(None), Enum)
+_PLAIN = (*_SCALARS, torch.dtype, torch.device, torch.Size, nn.Module, type, ModuleType)
+
+
+def is_closed(value: Any) -> bool:
+    """Return whether tensors may be in a value where nothing finds them: in a function, a set."""
+    return _has_closed(value, {})
+
+
+def _has_closed(value: Any, seen: dict[int, Any]) -> bool:
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, (Tensor, *_PLAIN)) or id(leaf) in seen:
+            continue
+        seen[id(leaf)] = leaf
+        has_parts = isinstance(leaf, Mapping) or hasattr(leaf, "__dict__")
+        if not (has_parts or hasattr(leaf, "__slots__")) or isinstance(leaf, _CALLED):
+            return True
+        if any(_has_closed(part, seen) for part in parts_of(leaf)):
+            return True
+    return False
 
 
 def _is_floating(tensor: Tensor) -> bool:

@@ -172,6 +172,8 @@ def export(
     if path.suffix != target.entry.suffix:
         raise BackendError(f"backend {target.name!r} writes {target.entry.suffix}, got {path}")
     life_cycle.check(Action.EXPORT, model)
+    if not target.is_ours:
+        _refuse_offloaded(model, target)
     target.backend.check_place(path)
     # Whatever fails, the model is as before, and so is what stands at the path.
     before = _snapshot(model, target)
@@ -184,6 +186,27 @@ def export(
             _write(model, target, fresh, example_inputs, dynamic_shapes)
         _refuse_undeclared(target, fresh)
     return path
+
+
+def _refuse_offloaded(model: nn.Module, target: Target) -> None:
+    """Refuse a model with tensors on the meta device, which have no values that a file could hold.
+
+    Raises:
+        BackendError: naming the first of them, a palettized weight by its own name.
+    """
+    packed = {
+        id(part): site.name for site in palette_sites(model) for part in site.palette.buffers()
+    }
+    tensors = [*model.named_buffers(), *model.named_parameters()]
+    names = (packed.get(id(t), name) for name, t in tensors if t.is_meta and t.numel())
+    lacking = list(dict.fromkeys(names))
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise BackendError(
+            f"backend {target.name!r} cannot export {lacking[0]}{more}: on the meta device they "
+            "hold no values. They are offloaded, and fetched by hooks for the time of a call, or "
+            "were never loaded; load the model whole, without offloading (device_map=None)"
+        )
 
 
 def _refuse_unfit(model: nn.Module, target: Target) -> None:

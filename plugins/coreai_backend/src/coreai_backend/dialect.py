@@ -41,6 +41,7 @@ _PARTLY = (
     aten.convolution.default,
     aten.index_put.default,
     aten.linalg_vector_norm.default,
+    aten.reciprocal.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
 )

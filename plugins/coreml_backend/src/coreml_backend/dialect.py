@@ -33,6 +33,8 @@ _REWRITTEN = (
     aten.add.Scalar,
     aten.add.Tensor,
     aten.adaptive_max_pool2d.default,
+    aten.amax.default,
+    aten.amin.default,
     aten.argmax.default,
     aten.asinh.default,
     aten.avg_pool2d.default,
@@ -49,11 +51,15 @@ _REWRITTEN = (
     aten.full_like.default,
     aten.gelu.default,
     aten.index_put.default,
+    aten.index_select.default,
     aten.linalg_vector_norm.default,
     aten.matmul.default,
+    aten.max.dim,
     aten.max_pool2d.default,
     aten.max_pool2d_with_indices.default,
     aten.max_pool3d_with_indices.default,
+    aten.mean.dim,
+    aten.min.dim,
     aten.mv.default,
     aten.new_full.default,
     aten.new_zeros.default,
@@ -67,13 +73,16 @@ _REWRITTEN = (
     aten.scatter_add.default,
     aten.scatter.value,
     aten.searchsorted.Tensor,
+    aten.select.int,
     aten.softplus.default,
     aten.std.correction,
     aten.sub.Scalar,
     aten.sub.Tensor,
+    aten.sum.dim_IntList,
     aten.transpose.int,
     aten.tril.default,
     aten.triu.default,
+    aten.unbind.int,
     aten.upsample_bilinear2d.vec,
     aten.upsample_nearest2d.vec,
     aten._upsample_bilinear2d_aa.default,
@@ -146,15 +155,21 @@ def check_operations(program: ExportedProgram) -> None:
 
 
 def _too_deep(program: ExportedProgram) -> dict[str, int]:
-    """Return operations on too many dimensions; coremltools folds those between two views."""
-    return {
-        f"{node.target} ({module_of(node)})": node.meta["val"].dim()
-        for node in program.graph.nodes
-        if node.op == "call_function"
-        and isinstance(node.meta.get("val"), Tensor)
-        and node.meta["val"].dim() > _RANK
-        and node.target not in _VIEWS
-    }
+    """Return operations that make or read too many dimensions.
+
+    coremltools folds what lies between two views.
+    """
+    found = {}
+    for node in program.graph.nodes:
+        ranks = [
+            value.dim()
+            for read in (node, *(n for n in node.all_input_nodes if n.op == "call_function"))
+            if isinstance(value := read.meta.get("val"), Tensor)
+        ]
+        if node.op != "placeholder" and node.target not in _VIEWS and max(ranks, default=0) > _RANK:
+            name = f"{node.target} ({module_of(node)})" if node.op != "output" else "the output"
+            found[name] = max(ranks)
+    return found
 
 
 def takes_node(node: fx.Node) -> bool:

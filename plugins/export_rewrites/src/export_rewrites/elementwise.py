@@ -140,9 +140,13 @@ def copysign(a: Tensor, b: Any) -> Any:
     return torch.where((b < 0) | ((b == 0) & (torch.reciprocal(b) < 0)), -size, size)
 
 
-@rewrites(aten.reciprocal.default, why="coremltools 9.0 adds 1e-4 to what it divides by")
+@rewrites(
+    aten.reciprocal.default,
+    why="coremltools 9.0 adds 1e-4 to what it divides by; coreai-torch 0.4.3 takes no integers",
+)
 def reciprocal(a: Tensor) -> Any:
     """1 / a."""
+    a = a if a.is_floating_point() else a.to(torch.float32)
     return torch.div(like(1.0, a), a)
 
 

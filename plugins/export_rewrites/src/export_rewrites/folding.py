@@ -24,7 +24,7 @@ def fold_constants(program: ExportedProgram, unwanted: Callable[[fx.Node], bool]
         program: changed in place.
         unwanted: whether the converter lacks what a node does.
     """
-    held = _held(program)
+    held = held_constants(program)
     fixed: dict[fx.Node, bool] = {}  # whether something unwanted is in what a node is made of
     for node in program.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
@@ -51,7 +51,7 @@ def _wanted(node: fx.Node, fixed: Mapping[fx.Node, bool]) -> bool:
     return node.op == "call_function" or value.dim() == 0
 
 
-def _held(program: ExportedProgram) -> Mapping[str, Tensor]:
+def held_constants(program: ExportedProgram) -> Mapping[str, Tensor]:
     """Return constant tensors by the name of their placeholder; not what the model writes to."""
     signature = program.graph_signature
     mutated = set(signature.buffers_to_mutate.values())
@@ -85,6 +85,21 @@ def _value(node: fx.Node, values: dict[fx.Node, Any], held: Mapping[str, Tensor]
 
 def _replace(program: ExportedProgram, node: fx.Node, value: Tensor) -> None:
     """Let users of a node read a stored tensor."""
+    meta = node.meta["val"]
+    if not value.dim() and value.is_floating_point():
+        # As one factor of many it does not decide what is computed in.
+        value, meta = value.float(), meta.float()
+    node.replace_all_uses_with(add_constant(program, value, meta))
+
+
+def add_constant(program: ExportedProgram, value: Tensor, like: Tensor) -> fx.Node:
+    """Store a tensor in a program, and return the node that reads it.
+
+    Args:
+        program: changed in place.
+        value: copied only where it is not contiguous.
+        like: a fake tensor of its shape and dtype.
+    """
     target = f"{_PREFIX}_{len(program.constants)}"
     specs = program.graph_signature.input_specs
     inputs = [i for i, spec in enumerate(specs) if spec.kind is InputKind.USER_INPUT]
@@ -92,14 +107,10 @@ def _replace(program: ExportedProgram, node: fx.Node, value: Tensor) -> None:
     placeholders = program.graph.find_nodes(op="placeholder")
     before = placeholders[at] if at < len(placeholders) else next(iter(program.graph.nodes))
     with program.graph.inserting_before(before):
-        new = program.graph.placeholder(f"c_{target}")
-    meta = node.meta["val"]
-    if not value.dim() and value.is_floating_point():
-        # As one factor of many it does not decide what is computed in.
-        value, meta = value.float(), meta.float()
-    new.meta = {"val": meta}
+        new: fx.Node = program.graph.placeholder(f"c_{target}")
+    new.meta = {"val": like}
     specs.insert(
         at, InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(new.name), target, persistent=None)
     )
     program.constants[target] = value.contiguous()
-    node.replace_all_uses_with(new)
+    return new

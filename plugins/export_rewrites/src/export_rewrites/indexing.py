@@ -54,6 +54,14 @@ def as_strided(
     return a.reshape(-1).index_select(0, at.reshape(-1)).reshape(list(size))
 
 
+@rewrites(aten.index_select.default, why="coremltools 9.0 picks no booleans")
+def index_select(a: Tensor, dim: int, index: Tensor) -> Any:
+    """Of integers."""
+    if a.dtype is not torch.bool:
+        return NotImplemented
+    return a.to(torch.int32).index_select(dim, index) != 0
+
+
 def _below(a: Tensor, diagonal: int) -> Tensor:
     """Return ``[rows, columns]``: how far right of a diagonal elements are."""
     rows, columns = a.shape[-2:]
@@ -72,9 +80,18 @@ def tril(a: Tensor, diagonal: int = 0) -> Any:
     return torch.where(_below(a, diagonal) <= 0, a, aten.full.default([], 0, dtype=a.dtype))
 
 
-@rewrites(aten.constant_pad_nd.default, why="coremltools 9.0 takes no negative padding")
+@rewrites(
+    aten.constant_pad_nd.default,
+    why="coremltools 9.0 takes no negative padding, and makes floats of booleans",
+)
 def constant_pad_nd(a: Tensor, pad: Sequence[int], value: Any = 0) -> Any:
-    """Cut where padding is negative."""
+    """Cut where padding is negative; of integers."""
+    if a.dtype is torch.bool:
+        whole = a.to(torch.int32)
+        cut = constant_pad_nd(whole, pad, int(bool(value)))
+        if cut is NotImplemented:
+            cut = aten.constant_pad_nd.default(whole, pad, int(bool(value)))
+        return cut != 0
     if not static(a) or all(side >= 0 for side in pad):
         return NotImplemented
     for i in range(len(pad) // 2):

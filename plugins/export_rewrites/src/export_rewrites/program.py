@@ -16,6 +16,7 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from export_rewrites._registry import known_rewrites
+from export_rewrites.complex_numbers import write_out_complex
 from export_rewrites.folding import fold_constants
 from export_rewrites.tracing import summary
 from palette_core.errors import BackendError
@@ -81,6 +82,7 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
     _fill_defaults(graph)
     _drop_constant_inputs(program)
     fold_constants(program, lambda node: _untaken(node, dialect))
+    write_out_complex(program)
     _rename_words(program)
     _join_views(graph)
     graph.eliminate_dead_code()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from palette_core._common.pytrees import deep_copy, floating
+from palette_core._common.pytrees import deep_copy, floating, is_closed
 from palette_core.statistics.activations.collect import CallKey
 from palette_core.statistics.activations.runs import Runner, Stop
 from palette_core.statistics.activations.stages import stage_of
@@ -36,8 +36,9 @@ class Structure:
     Attributes:
         steps: all weights that are used, in an order in which every batch uses them.
         calls: how often a weight is used in a run; None where that depends on the batch.
-        once: stages that may answer from memory: they run at most once in a run, and do nothing
-            but return floating tensors, in what can be copied.
+        once: stages that may answer from memory, and are judged by what they return: they run at
+            most once in a run, and do nothing but return floating tensors, in what can be copied
+            and looked into. Weights of the others are judged by the model's outputs.
         outputs: by batch what each of these returns, where that was asked for.
         shapes: by call, of what weights are multiplied with.
         views: how that is seen as vectors, at the first call of a weight where it is understood.
@@ -160,7 +161,7 @@ def _record(
         except TypeError:
             run.doing_more.add(name)
             return
-        if not floating(answer):
+        if not floating(answer) or is_closed(answer):
             run.doing_more.add(name)
         if keep:
             run.outputs[name] = answer

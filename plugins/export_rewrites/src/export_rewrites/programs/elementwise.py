@@ -138,6 +138,11 @@ ELEMENTWISE: list[Program] = [
             "polar to complex and back": lambda x: torch.view_as_real(
                 torch.view_as_complex(x.reshape(2, 8, 2)) * torch.polar(x.new_ones(8), x[0, :8])
             ),
+            "complex numbers by a fixed one": lambda x: torch.view_as_real(
+                torch.view_as_complex(x.reshape(2, 8, 2)) / (0.5 - 2j)
+            ),
+            "Fourier transform": lambda x: torch.fft.fftn(x, dim=(0, 1)).real,
+            "Fourier transform and back": lambda x: torch.fft.irfft(torch.fft.rfft(x) * 0.5, n=16),
         },
         _X,
     ),

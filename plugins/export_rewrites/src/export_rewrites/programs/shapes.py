@@ -34,6 +34,9 @@ SHAPES: list[Program] = [
             "split, sizes": lambda x: x.split([1, 3], 1)[1],
             "chunk": lambda x: x.chunk(3, -1)[2],
             "unbind": lambda x: x.unbind(1)[2],
+            "unbind of six axes": lambda x: x.reshape(2, 2, 2, 1, 3, 2).unbind(1)[1],
+            "max of six axes": lambda x: x.reshape(2, 2, 2, 1, 3, 2).max(2)[0],
+            "booleans, padded": lambda x: ~F.pad(x > 0, (1, 2)),
             "tensor_split": lambda x: x.tensor_split(4, -1)[0],
             "slice": lambda x: x[:, 1:3, ::2],
             "slice from the end": lambda x: x[..., -3:],
@@ -105,6 +108,7 @@ SHAPES: list[Program] = [
     *calls(
         {
             "index_select": lambda m, i: m.index_select(0, i),
+            "index_select of booleans": lambda m, i: ~(m > 0).index_select(0, i),
             "index_add": lambda m, i: m.index_add(0, i, m[:4]),
             "index_copy": lambda m, i: m.index_copy(0, i[1:2], m[:1] * 2),
             "index_fill": lambda m, i: m.index_fill(1, i, 0.5),
