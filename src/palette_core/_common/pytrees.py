@@ -146,8 +146,8 @@ def parts_of(leaf: Any) -> Iterator[Any]:
             yield getattr(leaf, name, None)
 
 
-_SCALARS = (bool, int, float, complex, str, bytes, type(None), Enum)
-_PLAIN = (*_SCALARS, torch.dtype, torch.device, torch.Size, nn.Module, type, ModuleType)
+_NO_TENSORS = (bool, int, float, complex, str, bytes, type(None), Enum)
+_PLAIN = (*_NO_TENSORS, torch.dtype, torch.device, torch.Size, nn.Module, type, ModuleType)
 
 
 def is_closed(value: Any) -> bool:
