@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palette_core._common.arenas import shared_arena
 from palette_core._common.rng import all_rng, set_all_rng
 from palette_core._common.undoing import undone
 from palette_core.model import Change
@@ -105,6 +107,8 @@ class Pausing:
         self._decoded, self._batches, self._compensate = decoded, batches, compensate
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
+        self._stay = contextlib.ExitStack()
+        self._stay.enter_context(shared_arena())
         self._now = [self._run(batch, decoded, strict=not compensate) for batch in batches]
         self._before: list[_Run] = []
         if compensate:  # the first batch has run: it was the scout
@@ -174,6 +178,7 @@ class Pausing:
         """End all runs."""
         self._scout.inputs.clear()
         _close([*self._now, *self._before])
+        self._stay.close()
 
 
 class _Run:
