@@ -113,7 +113,7 @@ def turns_of(mask: Tensor, layout: BlockLayout) -> Tensor:
     counts = inside.sum(1, keepdim=True)
     listed = (counts + dim - 1) // dim * dim
     first = listed.cumsum(0) - listed
-    turn = (first + inside.cumsum(1) - 1).clamp(min=0)
+    turn = torch.where(inside, first + inside.cumsum(1) - 1, 0)
     return layout.scalars.merge(turn[..., None])
 
 

@@ -76,7 +76,7 @@ def _narrow(model: onnx_ir.Model, n_bits: Mapping[str, int]) -> None:
             value.dtype = onnx_ir.DataType.UINT2 if bits <= 2 else onnx_ir.DataType.UINT4
             value.const_value = onnx_ir.Tensor(codes.astype(value.dtype.numpy()), name=name)
     for node in model.graph.all_nodes():
-        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # 1.3 kB of local paths
+        node.metadata_props.clear()  # up to 2 kB, local paths included
     model.ir_version = 13 if model.opset_imports[""] >= 25 else model.ir_version
 
 
