@@ -46,6 +46,7 @@ def known_specs(
         "block_scales_of_groups": PalettizationSpec(
             n_bits=2, scale_block_size=32, granularity=rows, lut_qspec=QuantizationSpec()
         ),
+        "block_scales_across_tables": PalettizationSpec(scale_block_size=32, granularity=columns),
         "int8_table": PalettizationSpec(lut_qspec=QuantizationSpec()),
         "uint8_tables": PalettizationSpec(
             n_bits=3,
