@@ -14,6 +14,7 @@ the same of a weight. *scales of 8 bits* are shares of one float per channel;
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import math
 import warnings
@@ -31,6 +32,8 @@ from palette_core import (
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
 )
+from palette_core.errors import IncompatibleShapeError
+from palette_core.tensors.scales import scale_shape
 
 CB4 = (-3.5, -2.5, -1.875, -1.375, -1.0, -0.625, -0.3125, 0.0,
        0.28125, 0.5625, 0.875, 1.125, 1.5, 2.0, 2.5, 3.5)  # fmt: skip
@@ -90,9 +93,12 @@ def _palettized(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def block_of(weight: Tensor, wanted: int) -> int:
-    """Return the largest size of blocks that cuts the inputs evenly, up to what is wanted."""
-    inputs = weight[0].numel()
-    return max(n for n in range(1, min(wanted, inputs) + 1) if inputs % n == 0)
+    """Return the largest size of blocks that are a regular grid, up to what is wanted; or 1."""
+    for size in range(min(wanted, weight[0].numel()), 1, -1):
+        with contextlib.suppress(IncompatibleShapeError):
+            scale_shape(tuple(weight.shape), 0, size)
+            return size
+    return 1
 
 
 def rows_of_blocks(weight: Tensor, wanted: int) -> Tensor:
