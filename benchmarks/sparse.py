@@ -50,9 +50,6 @@ SUFFIXES = {
 
 
 def main() -> None:
-    # A script beside this one has the name of OpenVINO's library.
-    here = Path(__file__).parent
-    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--backends", nargs="*", choices=list(SUFFIXES), default=["packed"])

@@ -1,6 +1,6 @@
 """OpenVINO files beside NNCF's: size, memory, time of the first answer, and of batches.
 
-    python benchmarks/openvino.py [--rows 4096] [--model FACTORY] [--rounds N] [--only WORD]
+    python benchmarks/openvino_files.py [--rows 4096] [--model FACTORY] [--rounds N] [--only WORD]
 
 Needs openvino; NNCF's forms take part where nncf is installed (``pip install nncf``, 3.4 here).
 The subject is a square linear layer, or the model of a ``file.py:callable`` and its example inputs.
@@ -24,15 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# The folder of this script comes first on the path, and the script has the library's name.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor, nn
 
-import numpy as np  # noqa: E402
-import openvino as ov  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import palette_core as pc  # noqa: E402
+import palette_core as pc
 
 Write = Callable[[Path], None]
 BATCHES = (1, 64)
