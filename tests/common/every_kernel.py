@@ -90,6 +90,20 @@ def moments() -> None:
     )
 
 
+def products() -> None:
+    from palette_core.tensors import products
+
+    layer = nn.Linear(256, 128)
+    config = KMeansPalettizerConfig.presets.w4()
+    palettizer = KMeansPalettizer(layer, config)
+    palettizer.prepare((torch.randn(1, 256),))
+    final = palettizer.finalize(backend="packed")
+    (stored,) = (m.stored() for m in final.modules() if hasattr(m, "stored"))
+    for count in (1, 2 * products._FEW):
+        final(torch.randn(count, 256))
+    products.decode(stored)
+
+
 if __name__ == "__main__":
     from palette_core._common.kernels import are_kept
 
@@ -99,6 +113,7 @@ if __name__ == "__main__":
     tables()
     vectors()
     moments()
+    products()
     kernels = every_kernel()
     idle = [name for name, kernel in kernels.items() if not kernel.signatures]
     print(are_kept(), len(kernels) > 50, *idle)

@@ -22,7 +22,7 @@ from palette_core import (
 )
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
 from palette_core.storage.sites import palette_sites
-from palette_core.tensors.palettized import PalettizedTensor
+from palette_core.tensors import products
 
 RECURRENT: dict[str, Callable[[], nn.Module]] = {
     "LSTM": lambda: nn.LSTM(6, 4),
@@ -104,8 +104,8 @@ def test_decodes_each_weight_once_in_a_call(kind: str, monkeypatch: pytest.Monke
     palettizer, model, _ = prepared(kind)
     final = palettizer.finalize(backend="packed")
     calls: list[int] = []
-    decode = PalettizedTensor.decode
-    monkeypatch.setattr(PalettizedTensor, "decode", lambda self: calls.append(1) or decode(self))
+    decode = products.decode
+    monkeypatch.setattr(products, "decode", lambda stored: calls.append(1) or decode(stored))
     final(*inputs_of(model))
     assert len(calls) == sum(len(site.names) for site in palette_sites(final))
 

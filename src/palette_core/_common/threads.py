@@ -6,6 +6,9 @@ survives a fork nor takes calls from several threads, and compile far more slowl
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +39,40 @@ def map_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return [function(item) for item in items]
     with pool_of(workers) as pool:
         return list(pool.map(function, items))
+
+
+def spread(function: Callable[[T], object], items: Sequence[T]) -> None:
+    """Call ``function`` for each item, on threads that stay; the caller works along.
+
+    For work of less than a millisecond, which threads of its own would take longer to start.
+    Callers on several threads do not wait for each other.
+    """
+    workers = min(thread_count(), len(items))
+    left = iter(items)
+
+    def work() -> None:
+        for item in left:  # each is handed to one thread
+            function(item)
+
+    helpers = []
+    if workers > 1 and not on_a_thread():
+        with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+            helpers = [_staying().submit(work) for _ in range(workers - 1)]
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+
+@functools.cache
+def _staying() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(int(getattr(config, "NUMBA_NUM_THREADS", 1)), initializer=_mark)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_staying.cache_clear)  # threads do not come along
 
 
 def pool_of(tasks: int) -> ThreadPoolExecutor:

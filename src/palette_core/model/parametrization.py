@@ -178,6 +178,8 @@ def _adopt_class(cls: type, recurrent: bool) -> None:
         if blocked in vars(cls):
             delattr(cls, blocked)
     cls.__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
+    for name, member in _computing_members(cls.__bases__[0]).items():
+        setattr(cls, name, member)
     if recurrent:
         for name, member in _recurrent_members(cls.__bases__[0]).items():
             setattr(cls, name, member)
@@ -207,6 +209,35 @@ def _weight_property(name: str) -> property:
         module.parametrizations[name].right_inverse(value)
 
     return property(read, write)
+
+
+# --- layers that a parametrization may compute ---------------------------------------------------
+
+_COMPUTED = (nn.Linear.forward, nn.Embedding.forward)
+
+
+def _computing_members(base: Any) -> dict[str, Any]:
+    """Return a forward that asks the parametrization of the weight for the layer's output first.
+
+    Args:
+        base: the layer's own class, whose forward reads the weight.
+    """
+    plain = base.forward
+    if plain not in _COMPUTED:
+        return {}
+
+    @functools.wraps(plain)
+    def forward(module: nn.Module, input: Tensor) -> Tensor:
+        chain = parametrizations(module)._modules.get("weight")
+        if chain is not None and len(chain._modules) == 1:
+            ask = getattr(chain._modules["0"], "layer_output", None)
+            output: Tensor | None = None if ask is None else ask(module, input)
+            if output is not None:
+                return output
+        computed: Tensor = plain(module, input)
+        return computed
+
+    return {"forward": forward}
 
 
 # --- recurrent layers ---------------------------------------------------------------------------

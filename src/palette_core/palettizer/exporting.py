@@ -49,7 +49,7 @@ class ExportBackend(StrEnum, metaclass=_WithFormerNames):
     Members equal their names. ``MIL``, ``MLIR`` and ``_TORCH``, also called by their values, are
     what they became, with a DeprecationWarning.
 
-    ``Packed`` keeps n bits per weight in a torch model that decodes whenever it runs; ``Torch``
+    ``Packed`` keeps n bits per weight in a torch model that runs from them; ``Torch``
     makes plain dense weights of the palettes' values, as large and as fast as before.
     """
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from palette_core.plugins.checked.stored_forms import CheckedForm
+from palette_core.storage.computing import layer_output
 from palette_core.storage.forms.registry import (
     DEFAULT_FORM,
     form_for,
@@ -244,6 +245,10 @@ class PackedWeight(PaletteModule):
         if self._file is not None and not torch.compiler.is_compiling():
             self._file.check()
         return self.form.torch_operator(*self.stored().arguments())
+
+    def layer_output(self, layer: nn.Module, given: Tensor) -> Tensor | None:
+        """Return what a layer computes with the weight, or None: it is to use the dense one."""
+        return layer_output(self, layer, given)
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows in brackets."""

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from palette_core.tensors.nonzeros import codes_in_use
 from palette_core.tensors.packing import unpack_indices
@@ -53,5 +54,12 @@ def unpack_sparse(stored: StoredTensor) -> PalettizedTensor:
     return replace(found, indices=layout.merge_codes(codes).contiguous(), mask=mask)
 
 
-depalettize = define_operator(OP_NAME, INDICES, unpack)
+def _dense(stored: StoredTensor) -> Tensor:
+    from palette_core.tensors import products  # imports numba
+
+    decoded = products.decode(stored)
+    return unpack(stored).decode() if decoded is None else decoded
+
+
+depalettize = define_operator(OP_NAME, INDICES, unpack, dense=_dense)
 depalettize_sparse = define_operator(SPARSE_OP_NAME, SPARSE_PARTS, unpack_sparse)

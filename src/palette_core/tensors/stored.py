@@ -136,6 +136,7 @@ def define_operator(
     parts: Sequence[str],
     decode: Callable[[StoredTensor], PalettizedTensor],
     shape: Callable[[StoredTensor], Shape] = lambda stored: stored.shape,
+    dense: Callable[[StoredTensor], Tensor] | None = None,
 ) -> Callable[..., Tensor]:
     """Register the torch operator that stands for a weight in a stored form, and return it.
 
@@ -147,16 +148,18 @@ def define_operator(
         parts: of the form, in the order of the arguments.
         decode: unpacks.
         shape: of the weight, told without decoding; tensors have shapes and dtypes only.
+        dense: returns the dense weight; by default that of ``decode``.
     """
 
     def run(*arguments: Any, **named: Any) -> Tensor:
-        return decode(StoredTensor.from_arguments(arguments, named, parts)).decode()
+        stored = StoredTensor.from_arguments(arguments, named, parts)
+        return decode(stored).decode() if dense is None else dense(stored)
 
     def fake(*arguments: Any, **named: Any) -> Tensor:
         stored = StoredTensor.from_arguments(arguments, named, parts)
         return stored.lut.new_empty(shape(stored), dtype=stored.dtype)
 
-    run.__signature__ = _signature(parts)  # type: ignore[attr-defined]
+    run.__signature__ = operator_signature(parts)  # type: ignore[attr-defined]
     operator = torch.library.custom_op(name, run, mutates_args=())
     operator.register_fake(fake)
     _DEFINED[name] = tuple(parts)
@@ -188,13 +191,23 @@ def define_once(
     return namespace, own
 
 
-def _signature(parts: Sequence[str]) -> inspect.Signature:
+def operator_signature(
+    parts: Sequence[str], *before: inspect.Parameter, after: Sequence[inspect.Parameter] = ()
+) -> inspect.Signature:
+    """Return the signature of an operator that takes a stored form's arguments.
+
+    Args:
+        parts: of the form.
+        before: parameters ahead of them.
+        after: parameters behind them.
+    """
     types: dict[str, Any] = get_type_hints(StoredTensor)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shared = StoredTensor._fields[1:]
     defaults = StoredTensor._field_defaults
     return inspect.Signature(
         [
+            *before,
             *(inspect.Parameter(name, kind, annotation=Tensor) for name in parts),
             *(
                 inspect.Parameter(
@@ -205,6 +218,7 @@ def _signature(parts: Sequence[str]) -> inspect.Signature:
                 )
                 for name in shared
             ),
+            *after,
         ],
         return_annotation=Tensor,
     )
