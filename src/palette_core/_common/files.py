@@ -191,6 +191,15 @@ def _sync(fresh: Path) -> None:
         _sync_entry(fresh)
 
 
+def sync_file(path: Path) -> None:
+    """Have a file written to the disk, so that a full one is noticed now.
+
+    Raises:
+        OSError: the disk is full, or it cannot be written for another reason.
+    """
+    _sync_entry(path)
+
+
 def _sync_entry(path: Path) -> None:
     if path.is_dir() and os.name == "nt":  # pragma: no cover - has no descriptors of folders
         return

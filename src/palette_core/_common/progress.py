@@ -7,26 +7,51 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 Advance = Callable[[str, int], None]
 
 
+class _Rate(ProgressColumn):
+    """Amounts in millions, and how many a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        done, total = task.completed / 1e6, (task.total or 0) / 1e6
+        rate = "" if task.speed is None else f", {task.speed / 1e6:,.1f} M/s"
+        return Text(f"{done:,.1f}/{total:,.1f} M {self._unit}{rate}")
+
+
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, *, show: bool | None = None) -> Iterator[Advance]:
+def progress_bar(
+    title: str, total: int, *, show: bool | None = None, unit: str = ""
+) -> Iterator[Advance]:
     """Yield ``advance(what, amount)``; the bar goes to stderr.
 
     Args:
         title: shown in front.
         total: the amount at which the work is done.
         show: None shows the bar only on a terminal.
+        unit: of amounts that are large; how many a second are done is shown then.
     """
     console = Console(stderr=True)
     show = sys.stderr.isatty() if show is None else show
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        _Rate(unit) if unit else MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[what]}"),
         console=console,

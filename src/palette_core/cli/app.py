@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from palette_core.cli.added import CommandsWithAdded
 from palette_core.cli.advice import how_to_install
-from palette_core.cli.commands import looking, measuring, starting, writing
+from palette_core.cli.commands import looking, measuring, starting, streaming, writing
 from palette_core.cli.interrupts import ends_like_an_interrupt
 from palette_core.errors import MissingBackendError, PaletteError, printable
 from palette_core.plugins.blocking import VARIABLE, BlockList
@@ -42,6 +42,7 @@ app.command("new-plugin")(starting.new_plugin)
 app.command()(looking.validate)
 app.command()(looking.plan)
 app.command()(writing.palettize)
+app.command("palettize-checkpoint")(streaming.palettize_checkpoint)
 app.command()(writing.export)
 app.command()(measuring.calibrate)
 app.command()(measuring.allocate)

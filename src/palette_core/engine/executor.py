@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import as_completed
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
 
 from palette_core._common.progress import Advance
 from palette_core._common.rng import untouched_global_rng
@@ -13,7 +18,13 @@ from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
 from palette_core.engine.kept import Kept
 from palette_core.engine.results import Clustered
-from palette_core.engine.workers import are_there, in_workers, starts_processes
+from palette_core.engine.workers import (
+    are_there,
+    called_in_workers,
+    in_workers,
+    starts_processes,
+)
+from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog, get_catalog
 
 # Starting a worker process means importing torch: about two seconds, in which one core clusters
@@ -22,6 +33,18 @@ _WORTH_A_WORKER = 1 << 25
 # Larger weights come one after the other, each worked on by all threads; smaller ones side by side.
 _ALONE = 1 << 21
 _FEWEST_TO_SHARE = 2
+
+
+class HasPlan(Protocol):
+    """Anything with the plan of a weight."""
+
+    @property
+    def plan(self) -> TensorPlan:
+        """The plan."""
+
+
+T = TypeVar("T")
+ItemT = TypeVar("ItemT", bound=HasPlan)
 
 
 def _nobody(name: str, count: float) -> None:
@@ -89,6 +112,24 @@ class Executor:
             self._keep(ordered, finished)
         return [finished[i] for i in range(len(ordered))]
 
+    def each(self, function: Callable[[ItemT], T], items: Iterable[ItemT]) -> Iterator[T]:
+        """Call a function for the weight of every item; yields what it returns, in any order.
+
+        Items are taken as they are needed, a few ahead, so that there may be any number of them.
+
+        Args:
+            function: of a module, where there are workers; it clusters.
+            items: what to call it with, each with the plan of a weight on the CPU.
+
+        Raises:
+            PaletteError: the first failure.
+        """
+        if self.num_workers == 1 or not (starts_processes() or are_there()):
+            yield from _each_in_this_process(function, items, self.catalog)
+            return
+        plans: list[TensorPlan] = []
+        yield from called_in_workers(function, _noted(items, plans), self.num_workers, plans)
+
     def _cluster(self, jobs: list[Job], queue: list[int]) -> Iterable[tuple[int, Clustered]]:
         if self.num_workers == 1 or not _worth_workers([jobs[i] for i in queue]):
             return _in_this_process(jobs, queue, self.catalog)
@@ -150,10 +191,48 @@ def _threads() -> int:
     return thread_count()
 
 
+def _noted(items: Iterable[ItemT], plans: list[TensorPlan]) -> Iterator[tuple[ItemT]]:
+    for item in items:
+        plans.append(item.plan)
+        yield (item,)
+
+
+def _each_in_this_process(
+    function: Callable[[ItemT], T], items: Iterable[ItemT], catalog: Catalog
+) -> Iterator[T]:
+    """Call for large weights one by one, and side by side for small ones that stand together."""
+    from palette_core._common.threads import pool_of  # numba loads slowly
+
+    ahead = 2 * torch.get_num_threads()
+    pool = pool_of(ahead)
+    running: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            if _is_small(item.plan) and _threads_may_share(item.plan, catalog):
+                running.append(pool.submit(function, item))
+                if len(running) >= ahead:
+                    yield running.popleft().result()
+                continue
+            while running:
+                yield running.popleft().result()
+            yield function(item)
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_small(plan: TensorPlan) -> bool:
+    return math.prod(plan.shape) <= _ALONE
+
+
 def _may_share(job: Job, catalog: Catalog) -> bool:
-    plan = job.plan
-    if job.weight.numel() > _ALONE or job.weight.device.type != "cpu":
-        return False
+    is_small = _is_small(job.plan) and job.weight.device.type == "cpu"
+    return is_small and _threads_may_share(job.plan, catalog)
+
+
+def _threads_may_share(plan: TensorPlan, catalog: Catalog) -> bool:
+    """Return whether a weight may be clustered beside others, by plug-ins in several threads."""
     if (
         plan.lut_quantizer is not None
         and not catalog.lut_quantizers.get(plan.lut_quantizer).thread_safe

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
 from palette_core.planning import Coverage, Plan, SkippedTensor, TensorPlan
 from palette_core.storage.forms.registry import DEFAULT_FORM, form_for, stored_bits
@@ -80,6 +80,19 @@ class TensorReport:
     stored_form: str = DEFAULT_FORM
     zeros_lost: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; an infinite ratio becomes None."""
+        row = asdict(self)
+        row["snr_db"] = self.snr_db if math.isfinite(self.snr_db) else None
+        return row
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make one of what `to_dict` returns; other values are left out."""
+        row = {field.name: values[field.name] for field in fields(cls)}
+        snr = math.inf if row["snr_db"] is None else row["snr_db"]
+        return cls(**{**row, "shape": tuple(row["shape"]), "snr_db": snr})
+
 
 @dataclass(frozen=True)
 class Report:
@@ -110,28 +123,25 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; an infinite ratio becomes None."""
-        rows = []
-        for tensor in self.tensors:
-            row = asdict(tensor)
-            row["snr_db"] = tensor.snr_db if math.isfinite(tensor.snr_db) else None
-            rows.append(row)
+        rows = [tensor.to_dict() for tensor in self.tensors]
         skipped = [asdict(s) for s in self.skipped]
         return {"tensors": rows, "skipped": skipped, "coverage": self.coverage.to_dict()}
 
 
 def make_report(plan: Plan, results: Sequence[Clustered]) -> Report:
     """Combine a plan with its results, in the plan's order."""
-    rows = tuple(_tensor_report(p, r) for p, r in zip(plan, results, strict=True))
+    rows = tuple(tensor_report(p, r) for p, r in zip(plan, results, strict=True))
     return Report(rows, plan.skipped, plan.coverage)
 
 
 def updated_report(report: Report, results: Iterable[tuple[TensorPlan, Clustered]]) -> Report:
     """Put new rows in the place of old ones of the same names."""
-    rows = {row.name: row for row in (_tensor_report(p, r) for p, r in results)}
+    rows = {row.name: row for row in (tensor_report(p, r) for p, r in results)}
     return replace(report, tensors=tuple(rows.get(row.name, row) for row in report.tensors))
 
 
-def _tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
+def tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
+    """Return the row of one weight."""
     vectors = plan.vector_kmeans_config
     return TensorReport(
         name=plan.name,

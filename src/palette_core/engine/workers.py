@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import joblib
 import numpy as np
@@ -23,6 +23,8 @@ from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors.moments import InputMoments
 from palette_core.tensors.sensitivities import Sensitivity
+
+T = TypeVar("T")
 
 _ALONE = "num_workers=1 clusters in this process"
 _RETRY = "what is finished is kept by the palettizer, so that preparing again takes up from there"
@@ -66,7 +68,7 @@ def in_workers(
     """
     shared: dict[int, np.ndarray[Any, Any]] = {}
     calls = (
-        joblib.delayed(_work)(
+        (
             i,
             jobs[i].plan,
             *_to_numpy(jobs[i].weight),
@@ -75,17 +77,42 @@ def in_workers(
         )
         for i in queue
     )
+    plans = [jobs[i].plan for i in queue]
+    for index, result in called_in_workers(_work, calls, num_workers, plans):
+        device = jobs[index].weight.device
+        yield index, replace(result, palettized=result.palettized.to(device))
+
+
+def called_in_workers(
+    function: Callable[..., T],
+    calls: Iterable[Sequence[Any]],
+    num_workers: int,
+    plans: Sequence[TensorPlan],
+) -> Iterator[T]:
+    """Call a function in workers, and yield what it returns in the order it is done.
+
+    Args:
+        function: of a module.
+        calls: its arguments; taken from there as workers become free.
+        num_workers: how many work at a time.
+        plans: of all weights that the calls are about.
+
+    Raises:
+        PaletteError: the first failure.
+        WorkerError: a worker was killed or cannot be reached, or a call cannot be sent to one.
+        OSError: as the function raises it.
+    """
     try:
         parallel = joblib.Parallel(n_jobs=num_workers, return_as="generator_unordered")
-        for index, result in parallel(calls):
-            device = jobs[index].weight.device
-            yield index, replace(result, palettized=result.palettized.to(device))
+        yield from parallel(joblib.delayed(function)(*arguments) for arguments in calls)
     except (PaletteError, MemoryError, torch.OutOfMemoryError):
         raise
     except BaseException as error:  # each backend has exceptions of its own
         if not isinstance(error, Exception) and not _named(error, "CancelledError"):
             raise
-        _explain(error, [jobs[i].plan for i in queue])
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of files; those of lost connections have no number
+        _explain(error, plans)
 
 
 def _explain(error: BaseException, plans: Sequence[TensorPlan]) -> NoReturn:

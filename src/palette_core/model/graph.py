@@ -56,6 +56,7 @@ class TensorRecord:
         view_axis: its output-channel axis by the first operation that received a view of it, such
             as its transpose or one of its experts; None where none did.
         view_op: that operation.
+        unused: why no operation is known to take it, where that is known.
     """
 
     owners: tuple[Owner, ...]
@@ -67,6 +68,7 @@ class TensorRecord:
     obstacle: str | None = None
     view_axis: int | None = None
     view_op: str | None = None
+    unused: str | None = None
 
     @property
     def name(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.jobs import Job
+from palette_core.engine.origins import origin_of, source_of
 from palette_core.engine.results import Clustered
 from palette_core.model import parametrization
 from palette_core.model.hooked_weights import replace_hook
@@ -18,17 +18,8 @@ from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.checked.training import make_strategy
-from palette_core.plugins.kinds import (
-    CLUSTERER,
-    GRANULARITY,
-    LUT_QUANTIZER,
-    STORED_FORM,
-    TRAINING_STRATEGY,
-    PluginKind,
-)
-from palette_core.plugins.options import without_secrets
 from palette_core.storage.forms.registry import form_for
-from palette_core.storage.origins import Origin, Source
+from palette_core.storage.origins import Origin
 from palette_core.storage.savers import guard_savers
 
 
@@ -50,7 +41,12 @@ def attach_palettes(
     """
     origins: Sequence[Origin | None] = [None] * len(jobs)
     if config is not None:
-        origins = _origins(config, jobs, results, catalog)
+        made = [
+            (job.plan, result.algorithm, form_for(result.palettized, job.plan.spec.stored_form))
+            for job, result in zip(jobs, results, strict=True)
+        ]
+        source = source_of(config, made, catalog)
+        origins = [origin_of(plan, algorithm, source) for plan, algorithm, _ in made]
     places = [[(model.get_submodule(o.module), o.state) for o in job.plan.owners] for job in jobs]
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
@@ -78,43 +74,3 @@ def _trainer(plan: TensorPlan, catalog: Catalog) -> Trainer:
         spec.preserve_zero or (False if spec.sparsity_detection_threshold is None else None),
         make_lut_quantizer(catalog, plan.lut_quantizer, spec.lut_qspec, plan.name),
     )
-
-
-# --- where they come from -----------------------------------------------------------------------
-
-
-def _origins(
-    config: KMeansPalettizerConfig,
-    jobs: Sequence[Job],
-    results: Sequence[Clustered],
-    catalog: Catalog,
-) -> list[Origin]:
-    """Return what made each result, of the configuration and the plug-ins that took part."""
-    used: dict[str, str] = {}
-    pairs = zip(jobs, results, strict=True)
-    for kind, name in dict.fromkeys(each for pair in pairs for each in _named(*pair)):
-        registry = catalog[kind]
-        # A granularity may be the user's own, registered by nobody; see `check_names`.
-        if kind is not GRANULARITY or name in registry.names():
-            used[f"{kind.slug}:{name}"] = str(registry.find(name).distribution)
-    entries = (item.entry for registry in catalog.registries() for item in registry)
-    told = without_secrets(config.to_dict(), entries)
-    source = Source(told, dict(sorted(used.items())))
-    return [
-        Origin(_algorithm(job, result), job.plan.seed, source)
-        for job, result in zip(jobs, results, strict=True)
-    ]
-
-
-def _algorithm(job: Job, result: Clustered) -> str:
-    return result.algorithm or job.plan.algorithm
-
-
-def _named(job: Job, result: Clustered) -> Iterable[tuple[PluginKind[Any], str]]:
-    spec, quantizer = job.plan.spec, job.plan.lut_quantizer
-    yield CLUSTERER, _algorithm(job, result)
-    yield GRANULARITY, spec.granularity.type
-    yield TRAINING_STRATEGY, spec.training_strategy
-    yield STORED_FORM, form_for(result.palettized, spec.stored_form)
-    if quantizer is not None:
-        yield LUT_QUANTIZER, quantizer

@@ -70,12 +70,16 @@ def why_unused(
         operations: what is known of operations.
     """
     chosen = by_choice or _is_explicit(key)
-    covered = tensor.kind == "parameter" and any(
-        _is_covered(name, key, operations) for name in module_types
+    covered = (
+        tensor.unused is None
+        and tensor.kind == "parameter"
+        and any(_is_covered(name, key, operations) for name in module_types)
     )
     asked = len(tensor.shape) > 1 and (chosen or covered or tensor.obstacle is not None)
     if tensor.obstacle is not None:
         return asked, tensor.obstacle
+    if tensor.unused is not None:
+        return asked, f"{tensor.unused}; module_state_spec palettizes it all the same"
     if tensor.reached:
         return asked, (
             "no operation received the tensor itself (something computed from it, or nothing); "

@@ -1,8 +1,10 @@
 from palette_core._common.bounded_json import read_json as read_json
 from palette_core.storage.bits import bits_per_weight as bits_per_weight
+from palette_core.storage.checkpoint_folders import FolderReader as FolderReader
+from palette_core.storage.checkpoint_folders import open_checkpoint as open_checkpoint
+from palette_core.storage.checkpoint_folders import read_checkpoint as read_checkpoint
 from palette_core.storage.checkpoint_reading import Checkpoint as Checkpoint
 from palette_core.storage.checkpoint_reading import CheckpointReader as CheckpointReader
-from palette_core.storage.checkpoint_reading import read_checkpoint as read_checkpoint
 from palette_core.storage.checkpoint_verifying import Verification as Verification
 from palette_core.storage.checkpoint_verifying import verify_checkpoint as verify_checkpoint
 from palette_core.storage.checkpoint_writing import write_checkpoint as write_checkpoint

@@ -58,14 +58,22 @@ def metadata_of(
     """
     for name, value in values.items():
         _check_value(name, value)
-    header = {
+    header = header_of(records, aliases, origins)
+    if values:
+        header["values"] = dict(values)
+    return {METADATA_KEY: sealed(header, tensors)}
+
+
+def header_of(
+    records: Mapping[str, Any], aliases: Mapping[str, str], origins: Mapping[str, Origin]
+) -> dict[str, Any]:
+    """Return the header of a file without values of modules, to be sealed."""
+    return {
         "version": FORMAT_VERSION,
         "palettized": dict(records),
         "aliases": dict(aliases),
         "origin": as_json(origins),
-        **({"values": dict(values)} if values else {}),
     }
-    return {METADATA_KEY: sealed(header, tensors)}
 
 
 def _check_value(name: str, value: Any) -> None:

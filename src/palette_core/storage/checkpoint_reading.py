@@ -60,29 +60,6 @@ class Checkpoint:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a packed checkpoint, without a model.
-
-    Every tensor is checked against its checksum. A file of an older version has none, which is
-    warned of.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: not a packed checkpoint, truncated, damaged, or of another version; or
-            a weight's stored form is not installed, or is blocked.
-    """
-    with CheckpointReader(path) as file:
-        return Checkpoint(
-            {name: file.palettized(name) for name in file.palettized_names},
-            {name: file.dense(name) for name in file.dense_names},
-            file.aliases,
-            file.version,
-            {name: file.form(name).name for name in file.palettized_names},
-            file.origins,
-            file.values,
-        )
-
-
 @final
 class CheckpointReader:
     """A packed checkpoint, opened: names and shapes at once, each tensor when it is asked for.
@@ -94,6 +71,8 @@ class CheckpointReader:
         path: of the file.
 
     Attributes:
+        path: of the file.
+        stored_names: what the file holds, parts of palettized weights one by one.
         palettized_names: the palettized weights, by the names of their first owners.
         dense_names: all other tensors, sorted.
         aliases: further names of tied tensors: alias to first name.
@@ -108,7 +87,7 @@ class CheckpointReader:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = path = Path(path)
+        self.path = path = Path(path)
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder, expected a packed checkpoint")
         if not path.is_file():
@@ -116,7 +95,7 @@ class CheckpointReader:
         try:
             self._file: Any = safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
             header = read_header(path, self._file.metadata() or {})
-            self._keys = frozenset(self._file.keys())
+            self._keys = self.stored_names = frozenset(self._file.keys())
         except SafetensorError as error:
             self._unreadable(error)
         self._records = header.palettized
@@ -141,9 +120,9 @@ class CheckpointReader:
         names = {*self.palettized_names, *self.dense_names}
         for alias, first in self.aliases.items():
             if alias in names:
-                raise damaged(self._path, f"alias {alias} has the name of a tensor of its own")
+                raise damaged(self.path, f"alias {alias} has the name of a tensor of its own")
             if first not in names:
-                raise damaged(self._path, f"alias {alias} is of {first}, which is not there")
+                raise damaged(self.path, f"alias {alias} is of {first}, which is not there")
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +146,7 @@ class CheckpointReader:
             try:
                 return self.form(name).shape(self._stored(name, check=False))
             except IndexError:
-                raise CheckpointError(f"{self._path}: {name}.lut has no shape of tables") from None
+                raise CheckpointError(f"{self.path}: {name}.lut has no shape of tables") from None
         self._check_dense(name)
         self._check_present([name])
         return tuple(self._file.get_slice(name).get_shape())
@@ -196,7 +175,7 @@ class CheckpointReader:
             if int(tensor.indices.max()) >> tensor.n_bits:
                 raise ValueError(f"an index is {int(tensor.indices.max())}")
         except ValueError as error:
-            raise CheckpointError(f"{self._path}: {name}: {error}") from None
+            raise CheckpointError(f"{self.path}: {name}: {error}") from None
         return tensor
 
     def stored(self, name: str) -> StoredTensor:
@@ -209,7 +188,7 @@ class CheckpointReader:
         return self._stored(name)
 
     def _stored(self, name: str, *, check: bool = True) -> StoredTensor:
-        form, path = self.form(name), self._path
+        form, path = self.form(name), self.path
         tables = [f"{name}.{table}" for table in TABLES]
         written = [key for key in tables if key in (self._checksums or ())]
         needed = [f"{name}.{part}" for part in (*form.parts, "lut")]
@@ -242,7 +221,7 @@ class CheckpointReader:
     def _check_present(self, keys: Iterable[str]) -> None:
         lacking = [key for key in keys if key not in self._keys]
         if lacking:
-            raise CheckpointError(f"{self._path} lacks {' and '.join(lacking)}")
+            raise CheckpointError(f"{self.path} lacks {' and '.join(lacking)}")
 
     def _tensor(self, key: str, *, check: bool = True) -> Tensor:
         self._check_present([key])
@@ -253,7 +232,7 @@ class CheckpointReader:
         if check and self._checksums is not None:
             problem = difference(key, found, self._checksums)
             if problem:
-                raise CheckpointError(f"{self._path}: {problem}")
+                raise CheckpointError(f"{self.path}: {problem}")
         return found
 
     def form(self, name: str) -> CheckedForm:
@@ -268,13 +247,13 @@ class CheckpointReader:
         record = self._records[name]
         form = record.get("form", DEFAULT_FORM) if isinstance(record, dict) else DEFAULT_FORM
         if not isinstance(form, str):
-            raise damaged(self._path, f"record of {name}: form {form!r}")
+            raise damaged(self.path, f"record of {name}: form {form!r}")
         try:
             made = self._forms[name] = stored_form(form)
         except (UnknownPluginError, BlockedPluginError) as error:
-            raise CheckpointError(f"{self._path}: {name} needs another plug-in: {error}") from None
+            raise CheckpointError(f"{self.path}: {name} needs another plug-in: {error}") from None
         return made
 
     def _unreadable(self, error: SafetensorError) -> NoReturn:
-        text = f"{self._path} is damaged or no safetensors file: {error}"
+        text = f"{self.path} is damaged or no safetensors file: {error}"
         raise CheckpointError(text) from error

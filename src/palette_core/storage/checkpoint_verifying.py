@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palette_core.errors import CheckpointError, PaletteWarning
+from palette_core.storage.checkpoint_folders import FolderReader, open_checkpoint
 from palette_core.storage.checkpoint_reading import CheckpointReader
 
 
@@ -32,7 +33,7 @@ class Verification:
 
 
 def verify_checkpoint(path: str | Path) -> Verification:
-    """Read every tensor of a packed checkpoint, one after the other, and check it.
+    """Read every tensor of a packed checkpoint, a file or a folder, one by one, and check it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,14 +42,14 @@ def verify_checkpoint(path: str | Path) -> Verification:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PaletteWarning)  # of no checksums, which is told here
-        reader = CheckpointReader(path)
+        reader = open_checkpoint(path)
     with reader as file:
         problems = {name: _problem(file, name) for name in file.palettized_names}
         problems |= {name: _problem(file, name) for name in file.dense_names}
         return Verification(file.version, file.has_checksums, problems)
 
 
-def _problem(file: CheckpointReader, name: str) -> str:
+def _problem(file: CheckpointReader | FolderReader, name: str) -> str:
     try:
         if name in file.palettized_names:
             file.palettized(name)

@@ -80,6 +80,20 @@ def write_stored(
     values: Mapping[str, Any],
 ) -> Path:
     """Write weights that are in a stored form already; see `write_checkpoint`."""
+    host, metadata = host_content(stored, dense, aliases, origins, values)
+    with atomic_path(path) as temporary:
+        save_file(host, temporary, metadata=metadata)
+    return path
+
+
+def host_content(
+    stored: Mapping[str, tuple[CheckedForm, StoredTensor]],
+    dense: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    origins: Mapping[str, Origin],
+    values: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the CPU tensors and the metadata of a file; see `write_checkpoint`."""
     tensors: dict[str, Tensor] = {}
     records: dict[str, Any] = {}
     for name, (form, weight) in stored.items():
@@ -105,10 +119,7 @@ def write_stored(
         if alias in records or alias in dense:
             raise CheckpointError(f"alias {alias} has the name of a tensor of its own")
     host = _on_host(tensors | dict(dense))
-    metadata = metadata_of(records, aliases, host, origins, values)
-    with atomic_path(path) as temporary:
-        save_file(host, temporary, metadata=metadata)
-    return path
+    return host, metadata_of(records, aliases, host, origins, values)
 
 
 def _usable(key: str, table: Tensor) -> Tensor:

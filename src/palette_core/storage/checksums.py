@@ -33,8 +33,12 @@ def checksum(tensor: Tensor) -> str:
 
 def sealed(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Return JSON of a header, with checksums of CPU tensors and of the text itself."""
-    sums = {key: checksum(tensor) for key, tensor in tensors.items()}
-    text = json.dumps({**header, CHECKSUMS: sums}, separators=(",", ":"))
+    return sealed_with(header, {key: checksum(tensor) for key, tensor in tensors.items()})
+
+
+def sealed_with(header: Mapping[str, Any], sums: Mapping[str, str]) -> str:
+    """Return JSON of a header, with checksums of tensors, by key, and of the text itself."""
+    text = json.dumps({**header, CHECKSUMS: dict(sums)}, separators=(",", ":"))
     return text[:-1] + _END.format(_crc32(text.encode()))
 
 

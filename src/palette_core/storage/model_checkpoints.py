@@ -12,10 +12,8 @@ from palette_core._common.torch_state import torch_state_kept
 from palette_core._common.wrapped import packs_away, parts_of
 from palette_core.config.names import type_name
 from palette_core.errors import CheckpointError, StateError
-from palette_core.storage.checkpoint_reading import (
-    Checkpoint,
-    read_checkpoint,
-)
+from palette_core.storage.checkpoint_folders import read_checkpoint
+from palette_core.storage.checkpoint_reading import Checkpoint
 from palette_core.storage.checkpoint_writing import write_stored
 from palette_core.storage.fitting import OwnStates, chain_prefix, with_memory
 from palette_core.storage.forms.registry import stored_form
@@ -51,7 +49,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
-    """Load a packed checkpoint into a dense model of the same architecture, in place.
+    """Load a packed checkpoint, a file or a folder, into a dense model of the same architecture.
 
     The weights become packed ones, as after ``finalize(backend="packed")``, also where pruning or
     weight normalisation computes them; the rest is copied. Tensors on the meta device get memory

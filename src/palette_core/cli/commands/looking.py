@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -82,25 +83,48 @@ def plan(
 
 
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="Packed checkpoint (.safetensors).")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Packed checkpoint: a .safetensors file, or a folder.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a packed checkpoint holds, and where it comes from."""
     from palette_core.reporting import checkpoints as show
-    from palette_core.storage.model_checkpoints import read_checkpoint
+    from palette_core.storage import open_checkpoint
 
-    show.contents(checkpoint, read_checkpoint(checkpoint), as_json=as_json)
+    with open_checkpoint(checkpoint) as reader:
+        show.contents(checkpoint, reader, as_json=as_json)
 
 
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="Packed checkpoint (.safetensors).")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Packed checkpoint: a .safetensors file, or a folder; or, before OUT, the dense "
+            "checkpoint that it was made of."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="Folder that palettize-checkpoint wrote, to be decoded and compared."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare every tensor of a packed checkpoint with its checksum; exit code 1 if one is off."""
     from palette_core.reporting import checkpoints as show
     from palette_core.storage.checkpoint_verifying import verify_checkpoint
+    from palette_core.streaming.verifying import check_files, compare_checkpoints
+    from palette_core.streaming.workplace import MANIFEST
 
+    if out is not None:
+        compared = compare_checkpoints(checkpoint, out)
+        show.comparison(out, compared, as_json=as_json)
+        if not compared.passed:
+            raise typer.Exit(1)
+        return
     found = verify_checkpoint(checkpoint)
+    if (checkpoint / MANIFEST).is_file():
+        found = replace(found, problems={**found.problems, **check_files(checkpoint)})
     show.verification(checkpoint, found, as_json=as_json)
     if not found.passed:
         raise typer.Exit(1)

@@ -1,0 +1,56 @@
+"""The command that palettizes a checkpoint without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from palette_core.cli.commands.parameters import AsJson, ConfigFile, Workers, load_config
+
+
+def palettize_checkpoint(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC", help="Folder of safetensors files, their index, or the one file."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write, new or empty.")
+    ] = None,
+    config: ConfigFile = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what was decided about each tensor, and stop.")
+    ] = False,
+    num_workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Palettize a checkpoint of any size without its model, tensor by tensor.
+
+    Killed or failed, the same command goes on from where it was.
+    """
+    from palette_core.reporting import checkpoints as told
+    from palette_core.reporting import console as show
+    from palette_core.streaming import palettize_checkpoint as run
+    from palette_core.streaming import plan_checkpoint
+
+    settings = load_config(config)
+    if plan:
+        told.checkpoint_plan(plan_checkpoint(source, settings), as_json=as_json)
+        return
+    if output is None:
+        raise typer.BadParameter("--output names the folder to write; or ask for --plan")
+    report = run(source, settings, output, num_workers=num_workers)
+    before = sum(row.dense_bytes for row in report.tensors)
+    after = sum(row.palettized_bytes for row in report.tensors)
+    bits = report.bits_per_palettized_weight
+    if as_json:
+        totals: dict[str, Any] = {"dense_bytes": before, "palettized_bytes": after}
+        totals |= {"bits_per_palettized_weight": bits, "folder": str(output)}
+        show.print_json({**report.to_dict(), "totals": totals})
+        return
+    show.report(report)
+    text = f"{show.size(before)} to {show.size(after)}, {bits:.3f} bits per palettized weight"
+    show.totals({"palettized": text, "folder": str(output)})

@@ -1,0 +1,6 @@
+"""Checkpoints of any size, palettized tensor by tensor, without a model or its memory."""
+
+from palette_core.streaming.palettize import palettize_checkpoint
+from palette_core.streaming.planning import CheckpointPlan, plan_checkpoint
+
+__all__ = ["CheckpointPlan", "palettize_checkpoint", "plan_checkpoint"]
