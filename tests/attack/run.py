@@ -12,6 +12,7 @@ import sys
 import time
 
 import file_attack
+import folder_attack
 import hostile_attack
 import interrupt_attack
 import mutant_attack
@@ -24,6 +25,8 @@ ATTACKS = {
     "kills": (file_attack.kills, 1_000),
     "full-disks": (file_attack.full_disks, 1_000),
     "mutants": (mutant_attack.attack, 20_000),
+    "checkpoint-folders": (folder_attack.mutants, 4_000),
+    "checkpoint-kills": (folder_attack.kills, 300),
     "folders": (worker_attack.shared_folders, 650),
     "plug-ins": (hostile_attack.attack, 200),
     "workers": (worker_attack.workers_that_fail, 100),

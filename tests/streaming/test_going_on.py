@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -67,32 +61,6 @@ def test_what_is_finished_is_not_done_again(
     palettize_checkpoint(tmp_path / "src", CONFIG, tmp_path / "out")
     assert len(seen) == 6 - count
     assert content(tmp_path / "out") == whole
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-def test_kills_at_any_time_leave_what_the_same_command_goes_on_from(tmp_path: Path) -> None:
-    whole = reference(tmp_path)
-    code = (
-        "import sys; from checkpoint_folders import CONFIG; import palette_core as p;"
-        "from palette_core.streaming import palettize; from pathlib import Path;"
-        "import palette_core.engine.cluster_tensor, numba;"
-        "Path(sys.argv[3]).touch(); p.palettize_checkpoint(sys.argv[1], CONFIG, sys.argv[2])"
-    )
-    made, kills = random.Random(0), 0
-    path = os.pathsep.join(sys.path)
-    for number in range(4):
-        out, ready = tmp_path / f"out{number}", tmp_path / f"ready{number}"
-        run = [sys.executable, "-c", code, tmp_path / "src", out, ready]
-        process = subprocess.Popen(run, env={**os.environ, "PYTHONPATH": path})
-        while not ready.exists():
-            time.sleep(0.001)
-        time.sleep(made.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        palettize_checkpoint(tmp_path / "src", CONFIG, out)
-        assert content(out) == whole
-    assert kills
 
 
 def test_a_finished_folder_is_left_as_it_is(

@@ -39,6 +39,7 @@ def write_beside(
     Raises:
         OSError: a file cannot be read or written.
     """
+    told = {shard: told[shard] for shard in names}  # in whatever order they were finished
     checksums = {names[shard]: item["file_crc32"] for shard, item in told.items()}
     weights = INDEX if len(names) > 1 else next(iter(names.values()))
     if len(names) > 1:
