@@ -1,4 +1,4 @@
-"""Where results come from, for files to tell: the configuration and the plug-ins that took part."""
+"""Origins of results, for files: the configuration and the plug-ins that took part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from palette_core.plugins.kinds import (
     PluginKind,
 )
 from palette_core.plugins.options import without_secrets
-from palette_core.storage.origins import Origin, Source
+from palette_core.storage.origins import Source
 
 Made = tuple[TensorPlan, str, str]
 """A plan, the algorithm that ran (empty for the plan's own), and the stored form."""
@@ -39,11 +39,6 @@ def told(config: KMeansPalettizerConfig, catalog: Catalog) -> dict[str, Any]:
     entries = (item.entry for registry in catalog.registries() for item in registry)
     plain: dict[str, Any] = without_secrets(config.to_dict(), entries)
     return plain
-
-
-def origin_of(plan: TensorPlan, algorithm: str, source: Source) -> Origin:
-    """Return the origin of one palette; an empty ``algorithm`` is that of the plan."""
-    return Origin(algorithm or plan.algorithm, plan.seed, source)
 
 
 def _named(plan: TensorPlan, algorithm: str, form: str) -> Iterable[tuple[PluginKind[Any], str]]:

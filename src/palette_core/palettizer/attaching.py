@@ -8,7 +8,7 @@ from torch import nn
 
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.jobs import Job
-from palette_core.engine.origins import origin_of, source_of
+from palette_core.engine.origins import source_of
 from palette_core.engine.results import Clustered
 from palette_core.model import parametrization
 from palette_core.model.hooked_weights import replace_hook
@@ -46,7 +46,7 @@ def attach_palettes(
             for job, result in zip(jobs, results, strict=True)
         ]
         source = source_of(config, made, catalog)
-        origins = [origin_of(plan, algorithm, source) for plan, algorithm, _ in made]
+        origins = [Origin(name or plan.algorithm, plan.seed, source) for plan, name, _ in made]
     places = [[(model.get_submodule(o.module), o.state) for o in job.plan.owners] for job in jobs]
     with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):

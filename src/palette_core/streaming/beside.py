@@ -1,4 +1,4 @@
-"""What lies beside the weights of a palettized checkpoint: index, configuration, tokenizer."""
+"""Files beside the weights of a palettized checkpoint: index, configuration, tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is about, kept beside its work, so that only the same run goes on from there."""
+"""Identity of a run, kept beside its work, so that only the same run goes on from there."""
 
 from __future__ import annotations
 

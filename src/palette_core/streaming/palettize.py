@@ -123,7 +123,7 @@ def _report(planned: CheckpointPlan, manifest: Sealed, seconds: Mapping[str, flo
 
 @dataclass
 class _Run:
-    """What is to be done for one checkpoint, shard by shard."""
+    """Work of one checkpoint, shard by shard."""
 
     source: SourceCheckpoint
     planned: CheckpointPlan

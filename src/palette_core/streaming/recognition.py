@@ -1,4 +1,4 @@
-"""What a tensor of a checkpoint is, by rules that are data: ``rules.yaml`` beside this file."""
+"""Operation of a checkpoint's tensor, by rules that are data: ``rules.yaml`` beside this file."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from palette_core._common.files import sync_file
 from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.origins import origin_of, source_of
+from palette_core.engine.origins import source_of
 from palette_core.plugins.catalog import get_catalog
 from palette_core.storage.checkpoint_header import METADATA_KEY, header_of
 from palette_core.storage.checksums import sealed_with
+from palette_core.storage.origins import Origin
 from palette_core.storage.tensor_spans import Streamed, TensorFile, file_checksum, write_spans
 from palette_core.streaming.parts import Part, Task, read_part
 
@@ -82,7 +83,7 @@ def _header(
     ]
     source = source_of(config, made, get_catalog())
     origins = {
-        task.span.name: origin_of(plan, algorithm, source)
+        task.span.name: Origin(algorithm or plan.algorithm, plan.seed, source)
         for task, (plan, algorithm, _) in zip(tasks, made, strict=True)
     }
     return header_of({name: part.record for name, part in parts.items()}, {}, origins)
