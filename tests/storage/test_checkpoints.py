@@ -279,7 +279,7 @@ def test_foreign_files(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "torch.pt")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="no packed checkpoint in .*: neither"):
+    with pytest.raises(FileNotFoundError, match=r"no packed checkpoint in .*: neither"):
         read_checkpoint(tmp_path)
 
 
