@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 import palette_core
-from palette_core import KMeansPalettizer, load_checkpoint, save_checkpoint
+from palette_core import KMeansPalettizer, KMeansPalettizerConfig, load_checkpoint, save_checkpoint
 from palette_core.palettizer.life_cycle import state_of
 
 _WATCHED = os.path.dirname(palette_core.__file__)
@@ -79,6 +80,8 @@ def _interrupt(name: str, at: int, outcome: Outcome, case: str) -> None:
     if not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
         problem = "gradients are left off"
+    if threading.active_count() > 1:
+        problem = "a thread is left"
     if problem:
         outcome.broken.append(f"{case}, {name} at line {at} ({place}): {problem}")
 
@@ -122,6 +125,19 @@ def _dense(seed: int = 1) -> Subject:
     return Subject(model, KMeansPalettizer(model, None))
 
 
+def _fed() -> Subject:
+    config = {"op_state_spec": {"weight": {"n_bits": 2, "algorithm": "gptq"}}}
+    model = _dense().model
+    palettizer = KMeansPalettizer(
+        model,
+        KMeansPalettizerConfig.from_dict(
+            {"kmeans_palettization_config": {"global_config": config}}
+        ),
+    )
+    palettizer.calibrate([torch.randn(9, 8) for _ in range(3)], sequential=True)
+    return Subject(model, palettizer)
+
+
 def _prepared(seed: int = 0) -> Subject:
     subject = _dense(seed)
     subject.palettizer.prepare(_INPUTS, show_progress=False)
@@ -147,6 +163,7 @@ _FILE = save_checkpoint(_finalized().model, _FOLDER / "saved.safetensors")
 CALLS: dict[str, tuple[Callable[[], Subject], Callable[[Subject], object]]] = {
     "load_checkpoint": (_dense, lambda s: load_checkpoint(_FILE, s.model)),
     "prepare": (_dense, lambda s: s.palettizer.prepare(_INPUTS, show_progress=False)),
+    "prepare with inputs": (_fed, lambda s: s.palettizer.prepare(_INPUTS, show_progress=False)),
     "make_plan": (_dense, lambda s: s.palettizer.make_plan(_INPUTS)),
     "finalize": (_prepared, lambda s: s.palettizer.finalize(backend="packed")),
     "finalize to files": (

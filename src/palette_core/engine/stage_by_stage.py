@@ -12,9 +12,8 @@ from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
 from palette_core.statistics.activations import Feeder, compensated
-from palette_core.statistics.activations.pausing import Differs
 from palette_core.statistics.activations.structure import Step, Structure
-from palette_core.statistics.activations.threads import NoThreadError
+from palette_core.statistics.activations.threads import CannotWait
 
 
 def walk_through(
@@ -87,7 +86,7 @@ class _Walk:
         """Cluster stage after stage, each fed by those before it as they have become."""
         try:
             return self._in_stages(self._feeder.start())
-        except (Differs, NoThreadError):
+        except CannotWait:
             self._results.clear()
             return self._in_stages(self._feeder.start_over())
 

@@ -217,6 +217,27 @@ class Hiding(Block):
         return x + self.shelf.x
 
 
+class Sharing(Block):
+    """Keeps what it computes in its class."""
+
+    latest = None
+
+    def forward(self, x):
+        type(self).latest = x
+        return super().forward(x) + self.latest
+
+
+_KNOWN = {}
+
+
+class Publishing(Block):
+    """Keeps what it computes in a variable of its file."""
+
+    def forward(self, x):
+        _KNOWN["x"] = x
+        return super().forward(x) + _KNOWN["x"]
+
+
 class Counting(Block):
     """Counts in a buffer whose version does not tell."""
 
@@ -236,7 +257,7 @@ class Reusing(Block):
         return super().forward(super().forward(x))
 
 
-@pytest.mark.parametrize("block", [Hiding, Counting, Reusing])
+@pytest.mark.parametrize("block", [Hiding, Sharing, Publishing, Counting, Reusing])
 def test_other_models_get_their_inputs_from_runs_that_start_over(block, monkeypatch):
     calls, real = [], feeding.Feeder.start_over
     monkeypatch.setattr(feeding.Feeder, "start_over", lambda s: (calls.append(1), real(s))[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palette_core._common.arenas import shared_arena
 from palette_core._common.rng import all_rng, set_all_rng
 from palette_core._common.undoing import undone
 from palette_core.model import Change
@@ -19,15 +17,10 @@ from palette_core.statistics.activations.runs import Runner
 from palette_core.statistics.activations.sources import Given
 from palette_core.statistics.activations.stages import stage_of
 from palette_core.statistics.activations.structure import Step, Structure
-from palette_core.statistics.activations.threads import Waiting, can_wait
+from palette_core.statistics.activations.threads import CannotWait, Waiting, can_wait, settings
 from palette_core.statistics.activations.watch import Seen
 
 _MOST_REUSED = 2  # weights that are used more than once: each of them costs runs of its own
-_MOST_RUNS = 4096
-
-
-class Differs(BaseException):
-    """Raised where a batch uses other weights, or in another order, than the first one did."""
 
 
 @dataclass
@@ -56,9 +49,8 @@ class Scout:
     def may_wait(self, structure: Structure, n: int) -> bool:
         """Return whether the model's runs can be interrupted, as far as the first batch says."""
         return (
-            can_wait()
+            can_wait(2 * n)
             and not (self.hides or self.runner.hides())
-            and 2 * n <= _MOST_RUNS
             and _reused(structure, self.runner) is not None
         )
 
@@ -107,8 +99,6 @@ class Pausing:
         self._decoded, self._batches, self._compensate = decoded, batches, compensate
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
-        self._stay = contextlib.ExitStack()
-        self._stay.enter_context(shared_arena())
         self._now = [self._run(batch, decoded, strict=not compensate) for batch in batches]
         self._before: list[_Run] = []
         if compensate:  # the first batch has run: it was the scout
@@ -169,7 +159,7 @@ class Pausing:
         """Let the runs of the unchanged model end, as they may have more to show.
 
         Raises:
-            Differs: they have.
+            CannotWait: they have.
         """
         for run in self._before if self._compensate else self._now:
             run.advance(None)
@@ -178,7 +168,6 @@ class Pausing:
         """End all runs."""
         self._scout.inputs.clear()
         _close([*self._now, *self._before])
-        self._stay.close()
 
 
 class _Run:
@@ -220,15 +209,20 @@ class _Run:
         return self._at
 
     def _resume(self) -> None:
-        usual = all_rng()
+        usual, set_so = all_rng(), settings()
         for change in self._changes:
             change()
         if self._random is not None:
             set_all_rng(self._random)
         self._at, self._changes, self._random = None, [], None
-        self._waiting.resume()
+        try:
+            self._waiting.resume()
+        except Exception as error:  # perhaps for the thread alone: runs that start over will tell
+            raise CannotWait from error
         if self._waiting.ended:
             return
+        if settings() != set_so:
+            raise CannotWait
         self._changes = self._runner.taken()
         now = all_rng()
         if now != usual:
@@ -241,17 +235,21 @@ class _Run:
         def see(seen: Seen) -> None:
             if seen.name not in self._done:
                 if self._known is not None and seen.name not in self._known:
-                    raise Differs
+                    raise CannotWait
                 self._at = seen
                 waiting.wait()
             elif self._known is not None and self._is_new(seen):
-                raise Differs
+                raise CannotWait
 
         self._runner.run(self._batch, see, weights=self._weights, on_any=waiting.check)
 
     def _is_new(self, seen: Seen) -> bool:
         """Return whether a use of a weight that is done has not been fed to it."""
         return seen.name not in self._met or (seen.call > 0 and seen.name not in self._reused)
+
+    def end(self) -> None:
+        """Tell it to end."""
+        self._waiting.end()
 
     def close(self) -> None:
         """End it."""
@@ -260,5 +258,6 @@ class _Run:
 
 
 def _close(runs: Sequence[_Run]) -> None:
-    with undone(list(runs), _Run.close):
+    # All are told before any is waited for: one may wait for what another holds.
+    with undone(list(runs), _Run.close), undone(list(runs), _Run.end):
         pass

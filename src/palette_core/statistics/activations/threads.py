@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,9 +18,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from palette_core.statistics.activations.runs import Stop
 
+_PATIENCE = 10.0  # seconds in which nothing is computed
+_MOST_WAITING = 512  # each of them takes two to three megabytes
+_MOST_THREADS = 1024  # those that OpenMP starts for each of them included: past its limit it aborts
 
-class NoThreadError(Exception):
-    """Raised where the system starts no more threads."""
+
+class CannotWait(BaseException):
+    """Raised where runs cannot take turns: these have to be run one after the other."""
 
 
 class Waiting:
@@ -37,6 +44,8 @@ class Waiting:
         self._context = contextvars.copy_context()
         self._thread: threading.Thread | None = None
         self._go, self._idle = threading.Event(), threading.Event()
+        # Of our own: an interrupted join lets a thread be thought dead (Python 3.11).
+        self._begun, self._left = threading.Event(), threading.Event()
         self._ending = False
         self._failure: BaseException | None = None
         self.ended = False
@@ -48,7 +57,7 @@ class Waiting:
 
         Raises:
             BaseException: what the call has raised.
-            NoThreadError: the system starts no more threads.
+            CannotWait: the system starts no more threads, or the call waits for another one.
         """
         self._idle.clear()
         if self._thread is None:
@@ -59,7 +68,7 @@ class Waiting:
                 self._thread.start()
             except RuntimeError as error:
                 self._thread, self.ended = None, True
-                raise NoThreadError from error
+                raise CannotWait from error
         else:
             self._go.set()
         self._wait()
@@ -68,30 +77,33 @@ class Waiting:
             raise failure
 
     def _wait(self) -> None:
-        """Wait for it; on Ctrl-C, until it has noticed."""
-        interrupted: BaseException | None = None
-        while not self._idle.is_set():
-            try:
-                self._idle.wait()
-            except BaseException as error:
-                interrupted = error
-                self._ending = True
-        if interrupted is not None:
-            self._failure = None
-            raise interrupted
+        """Wait for it, but not where it waits itself for what another one holds, such as a lock."""
+        try:
+            spent = time.process_time()
+            while not self._idle.wait(_PATIENCE):
+                before, spent = spent, time.process_time()
+                if spent - before < _PATIENCE / 100:
+                    raise CannotWait
+        except BaseException:
+            self._ending = True
+            raise
+
+    def end(self) -> None:
+        """Tell it to end; what it raises then is of no interest."""
+        self._ending = self.ended = True
+        self._go.set()
 
     def close(self) -> None:
-        """End it where it is; what it raises then is of no interest."""
-        self._ending = self.ended = True
-        if self._thread is None:
-            return
+        """End it; where it may wait for another one, tell that to `end` first."""
+        self.end()
         interrupted: BaseException | None = None
-        while self._thread.is_alive():
+        while self._begun.is_set() and not self._left.is_set():
             try:
-                self._go.set()
-                self._thread.join()
+                self._left.wait()
             except BaseException as error:  # Ctrl-C: the model is still being used
                 interrupted = error
+        if self._thread is not None and self._begun.is_set():
+            self._thread.join()
         if interrupted is not None:
             raise interrupted
 
@@ -115,7 +127,9 @@ class Waiting:
             raise Stop
 
     def _run(self) -> None:
+        self._begun.set()
         try:
+            self.check()
             with self._surroundings():
                 self._call(self)
         except Stop:
@@ -125,11 +139,36 @@ class Waiting:
         finally:
             self.ended = True
             self._idle.set()
+            self._left.set()
 
 
-def can_wait() -> bool:
-    """Return whether another thread can be made to run as this one does."""
-    return not _get_current_dispatch_mode_stack()  # those may hold on to their thread
+def can_wait(calls: int) -> bool:
+    """Return whether that many calls may wait at once, each running as this thread does."""
+    return (
+        not _get_current_dispatch_mode_stack()  # those may hold on to their thread
+        and calls <= _MOST_WAITING
+        and calls * torch.get_num_threads() <= _MOST_THREADS
+    )
+
+
+def settings() -> tuple[object, ...]:
+    """Return what is set for the whole process, and would be mixed up by calls that take turns."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return (
+        id(warnings.filters),
+        warnings.showwarning,
+        sys.stdout,
+        sys.stderr,
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_anomaly_enabled(),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),  # type: ignore[no-untyped-call]
+        (cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),  # type: ignore[no-untyped-call]
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        torch.backends.mkldnn.enabled,
+    )
 
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
