@@ -103,6 +103,7 @@ def multiplied(what, weights, before):
 def test_sums_are_those_of_what_unit_weights_give(module, x, overlaps, monkeypatch):
     monkeypatch.setattr(windows, "_MANY", 1 if overlaps else 1 << 20)
     monkeypatch.setattr(windows, "_WORTH", 0.0)
+    monkeypatch.setattr(_window_correlations, "_MOST_BESIDE", float("inf"))
     what = consumed(module, x)
     earlier = consumed(module, x + torch.randn_like(x))
     now, before = vectors(module, x, what), vectors(module, earlier.raw[0], what)
@@ -150,6 +151,24 @@ def test_wide_convolutions_share_what_overlaps_over_inputs_of_all_sizes(module, 
     found = sums.result(plan).hessian.double()
     torch.testing.assert_close(found, truth / count, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums.cross("w"), cross / count, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("large", [30.0, 1e3, 1e4])
+def test_edges_that_outweigh_the_rest_hide_nothing(large):
+    module, x = nn.Conv1d(32, 2, 5, padding=2), torch.randn(2, 32, 120)
+    x[..., 0] *= large  # as the first token of a sequence may be
+    for before in (None, (torch.zeros_like(x),), (x + F.one_hot(torch.tensor(119)),)):
+        what = consumed(module, x)
+        total, cross, _ = multiplied(what, None, before)
+        now = vectors(module, x, what)
+        scale = now.square().sum(1).sqrt()
+        torch.testing.assert_close(
+            total / (scale[:, :, None] * scale[:, None]),
+            now.mT @ now / (scale[:, :, None] * scale[:, None]),
+            rtol=0,
+            atol=2e-5,
+        )
+        assert (cross is None) == (before is None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -22,6 +22,7 @@ from palette_core.tensors import PartialSums
 
 _TALL = 4096  # places in one float32 product
 _EDGES = 1 << 23  # values at edges held until they are multiplied
+_MOST_BESIDE = 16.0  # of squares: what is taken away again, by what is left
 
 Place = tuple[int, ...]
 Pair = tuple[int, int]
@@ -53,6 +54,26 @@ class Shape:
     def furthest(self) -> Place:
         """Return the last place of any element, along each axis."""
         return tuple(map(max, zip(*(place for _, place in self.elements()), strict=True)))
+
+
+def is_spread(shape: Shape, x: Tensor) -> bool:
+    """Return whether every element of the windows meets a fair share of what is in its channel.
+
+    Where the edges of an input hold nearly all, float32 loses the rest when they are put right.
+
+    Args:
+        shape: of the convolution.
+        x: ``[N, channels, spatial…]``, padded.
+    """
+    squares = x.float().square().sum(dim=0)
+    most = squares.flatten(1).sum(dim=1) / (_MOST_BESIDE * math.prod(shape.stride))
+    counts = shape.counts(x.shape[2:])
+    for at in itertools.product(*(range(k) for k in shape.kernel)):
+        every = zip(at, counts, shape.stride, shape.dilation, strict=True)
+        met = [slice(i * d, i * d + (n - 1) * s + 1, s) for i, n, s, d in every]
+        if not bool((squares[(slice(None), *met)].flatten(1).sum(dim=1) >= most).all()):
+            return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,11 @@ class Windows(InputView):
         x = self._batched(raw[0])
         if self.stuffing or not self._overlaps(x):
             return None
-        from palette_core.builtins.operations._window_correlations import Shape, WindowSums
+        from palette_core.builtins.operations._window_correlations import (
+            Shape,
+            WindowSums,
+            is_spread,
+        )
 
         shape = Shape(self.n_groups, self.kernel, self.stride, self.dilation)
         step = max(1, _CHUNK // max(1, x[0].numel()))
@@ -100,6 +104,8 @@ class Windows(InputView):
         for piece, other in zip(torch.split(x, step), others, strict=False):
             padded = self._padded(piece.cpu())
             beside = None if other is None else self._padded(other.cpu())
+            if not is_spread(shape, padded) or not (beside is None or is_spread(shape, beside)):
+                return None
             count += padded.shape[0] * math.prod(self._places(padded))
             more = WindowSums(shape, padded, beside)
             sums = more if sums is None else sums.plus(more)
