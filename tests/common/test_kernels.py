@@ -70,6 +70,27 @@ def test_a_folder_of_the_users_keeps_them(tmp_path: Path) -> None:
     assert "compiling" not in said
 
 
+PRODUCTS = """
+import numpy as np
+from palette_core.tensors._product_kernel import decode_rows
+found = []
+for n_bits in (1, 2):
+    out, sizes = np.zeros(8, np.float32), np.array([8, 1, 1, 0, 1, 1, 1, 1, 0])
+    tables = np.arange(1 << n_bits, dtype=np.float32)
+    packed, none = np.full(n_bits, 0b01010101, np.uint8), np.zeros(0, np.float32)
+    decode_rows(n_bits)(packed, tables, none, np.arange(1), sizes, out, 0, 1)
+    found += [int(out.sum()), sum(decode_rows(n_bits).stats.cache_hits.values())]
+print(*found)
+"""
+
+
+@pytest.mark.slow
+@folders_can_be_chosen
+def test_kernels_that_close_over_others_are_kept(tmp_path: Path) -> None:
+    assert ran(tmp_path, PRODUCTS)[0] == ["4", "0", "8", "0"]
+    assert ran(tmp_path, PRODUCTS)[0] == ["4", "1", "8", "1"]
+
+
 @pytest.mark.slow
 @folders_can_be_chosen
 def test_damaged_files_are_named_and_done_without(tmp_path: Path) -> None:

@@ -212,6 +212,28 @@ def test_gradients_of_tables_are_refused() -> None:
         operators.palettized_linear(torch.randn(1, 512), *learnt.arguments())
 
 
+def altered(**changed: object) -> StoredTensor:
+    return Case(4, 16).stored(2)[0]._replace(**changed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        altered(lut=torch.zeros(1, 1, 3, 1)),
+        altered(lut=torch.zeros(3, 1, 4, 1)),
+        altered(lut=torch.zeros(1, 4, 1)),
+        altered(n_bits=0),
+        altered(axis=-1),
+        altered(scale=torch.zeros(3, 1)),
+        altered(scale=torch.zeros(4)),
+        altered(parts={"indices": torch.zeros(4, dtype=torch.int32)}),
+        altered(lut_scale=torch.zeros(2, 1, 1, 1)),
+    ],
+)
+def test_kernels_are_told_of_nothing_that_does_not_fit(stored: StoredTensor) -> None:
+    assert products.decode(stored) is None
+
+
 @pytest.mark.parametrize(
     "stored",
     [

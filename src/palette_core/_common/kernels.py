@@ -7,6 +7,7 @@ modules that hold kernels do.
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,11 @@ def short_kernel(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function as a part of each one that calls it, rather than by itself as well."""
     return _compile(function, {"inline": "always"})
+
+
+def may_compile() -> bool:
+    """Return whether kernels are compiled: NUMBA_DISABLE_JIT leaves them plain Python."""
+    return not getattr(numba.config, "DISABLE_JIT", 0)
 
 
 def is_compiled(function: Any) -> bool:
@@ -109,6 +115,17 @@ class _Cache(FunctionCache):
         except Exception as error:
             self._leave(self._cache_file._index_path, "cannot be written", error)
 
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """Return what tells the kept versions of a kernel apart.
+
+        Kernels that it closes over count by what they are made of: numba pickles them, with a
+        number of their own that differs in every process, so that nothing kept is ever found.
+        """
+        if not any(hasattr(value, "py_func") for value in _closed_over(self._py_func)):
+            return super()._index_key(sig, codegen)  # type: ignore[no-untyped-call]
+        made_of = repr(_made_of(self._py_func)).encode()
+        return (sig, codegen.magic_tuple(), hashlib.sha256(made_of).hexdigest())
+
     def _damaged(self, sig: Any, target_context: Any) -> str:
         file: Any = self._cache_file
         key: Any = self._index_key
@@ -127,6 +144,19 @@ class _Cache(FunctionCache):
             file=sys.stderr,
             flush=True,
         )
+
+
+def _closed_over(function: Any) -> list[Any]:
+    return [cell.cell_contents for cell in function.__closure__ or ()]
+
+
+def _made_of(function: Any) -> tuple[Any, ...]:
+    """Return a kernel's name, code and what it closes over: numbers, and other kernels."""
+    inner = [
+        _made_of(value.py_func) if hasattr(value, "py_func") else value
+        for value in _closed_over(function)
+    ]
+    return function.__module__, function.__qualname__, function.__code__.co_code, *inner
 
 
 class _Announcer(event.Listener):

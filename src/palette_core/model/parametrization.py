@@ -230,14 +230,23 @@ def _computing_members(base: Any) -> dict[str, Any]:
     def forward(module: nn.Module, input: Tensor) -> Tensor:
         chain = parametrizations(module)._modules.get("weight")
         if chain is not None and len(chain._modules) == 1:
-            ask = getattr(chain._modules["0"], "layer_output", None)
-            output: Tensor | None = None if ask is None else ask(module, input)
-            if output is not None:
-                return output
+            only = chain._modules["0"]
+            ask = getattr(only, "layer_output", None)
+            if ask is not None and not _is_hooked(chain) and not _is_hooked(only):
+                output: Tensor | None = ask(module, input)
+                if output is not None:
+                    return output
         computed: Tensor = plain(module, input)
         return computed
 
     return {"forward": forward}
+
+
+def _is_hooked(module: Any) -> bool:
+    """Return whether somebody sees, or changes, what a module returns."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    more = (module._backward_pre_hooks, module._backward_hooks)
+    return any(len(own) > 0 for own in (*hooks, *more))
 
 
 # --- recurrent layers ---------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def layer_output(packed: PackedWeight, layer: nn.Module, given: Tensor) -> Tenso
     if isinstance(layer, nn.Embedding):
         return None if layer.max_norm is not None else _embedded(stored, given, compiled)
     bias: Any = layer.bias
-    return _multiplied(stored, given, bias, compiled) if given.dtype is stored.dtype else None
+    return _multiplied(stored, given, bias, compiled) if _match(stored, given, bias) else None
 
 
 def _embedded(stored: StoredTensor, given: Tensor, compiled: bool) -> Tensor | None:
@@ -54,11 +54,19 @@ def _embedded(stored: StoredTensor, given: Tensor, compiled: bool) -> Tensor | N
     return operators.embedded_rows(given, stored)
 
 
-def _multiplied(
-    stored: StoredTensor, given: Tensor, bias: Tensor | None, compiled: bool
-) -> Tensor | None:
-    if given.dim() == 0 or given.shape[-1] != stored.shape[-1]:
-        return None
+def _match(stored: StoredTensor, given: Tensor, bias: Tensor | None) -> bool:
+    """Return whether input and bias suit the weight; of others torch says what is wrong."""
+    if given.dtype is not stored.dtype or given.dim() == 0 or given.shape[-1] != stored.shape[-1]:
+        return False
+    return bias is None or (
+        bias.dtype is stored.dtype
+        and bias.device.type == "cpu"
+        and bias.dim() == 1
+        and bias.shape[0] == stored.shape[0]
+    )
+
+
+def _multiplied(stored: StoredTensor, given: Tensor, bias: Tensor | None, compiled: bool) -> Tensor:
     recorded = torch.is_grad_enabled() and (
         given.requires_grad or (bias is not None and bias.requires_grad)
     )
@@ -68,11 +76,13 @@ def _multiplied(
     return operators.linear_product(given, stored, bias)
 
 
-def _may_compute(packed: PackedWeight, given: Tensor) -> bool:
+def _may_compute(packed: PackedWeight, given: Any) -> bool:
     """Return whether a layer's operation is nobody's business but ours."""
+    if not isinstance(given, Tensor) or given.is_nested:  # proxies of torch.fx are no tensors
+        return False
     if given.device.type != "cpu" or packed.lut.device.type != "cpu":
         return False
-    if torch.is_autocast_enabled("cpu"):
+    if _is_transformed() or _takes_gradients(packed):
         return False
     if torch.compiler.is_compiling():
         return packed.traced_as is None and not torch.compiler.is_exporting()
@@ -81,6 +91,20 @@ def _may_compute(packed: PackedWeight, given: Tensor) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and _C._len_torch_dispatch_stack() == 0
         and _C._len_torch_function_stack() == 0
-        and _C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0  # type: ignore[no-untyped-call]
     )
+
+
+def _is_transformed() -> bool:
+    """Return whether torch makes other operations of those that are called; also in a graph."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        or _C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _takes_gradients(packed: PackedWeight) -> bool:
+    """Return whether somebody trains the tables or factors."""
+    tables = (packed.lut, packed.lut_scale, packed.scale)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from palette_core._common.kernels import may_compile
 from palette_core._common.threads import spread
 from palette_core.tensors._product_kernel import decode_rows, multiply_rows
 from palette_core.tensors.codebook import dequantize_lut
@@ -41,19 +42,31 @@ tables along a row; rows that share factors, factors along a row (none without a
 
 @functools.lru_cache(maxsize=256)
 def _sizes(
-    index_shape: Shape, axis: int, lut_shape: Shape, dtype: torch.dtype, scale: Shape | None
+    index_shape: Shape,
+    axis: int,
+    lut_shape: Shape,
+    n_bits: int,
+    dtype: torch.dtype,
+    scale: Shape | None,
 ) -> Sizes | None:
-    """Return what kernels are told, or None of a weight that they do not take."""
-    grid, dim = lut_shape[:-2], lut_shape[-1]
+    """Return what kernels are told, or None of a weight that they do not take.
+
+    They check nothing: what does not fit would have them read memory of others.
+    """
     rank = len(index_shape)
-    if dtype not in _DTYPES or rank < 2 or axis > 1 or 0 in (*index_shape, *lut_shape):
+    factors = (1,) * rank if scale is None else scale
+    if dtype not in _DTYPES or axis not in (0, 1) or n_bits not in range(1, 9) or rank < 2:
         return None
-    factors = scale or (1,) * rank
+    if len(lut_shape) != rank + 2 or len(factors) != rank or lut_shape[-2] != 1 << n_bits:
+        return None
+    if min(*index_shape, *lut_shape, *factors) < 1:
+        return None
+    grid, dim = lut_shape[:-2], lut_shape[-1]
     if math.prod(grid[2:]) * math.prod(factors[2:]) > 1:
         return None
     rows = index_shape[0] * (dim if axis == 0 else 1)
     segments = math.lcm(grid[1], factors[1])
-    if index_shape[1] % segments:
+    if index_shape[0] % grid[0] or rows % factors[0] or index_shape[1] % segments:
         return None
     per_row, inner = math.prod(index_shape[1:]), math.prod(index_shape[2:])
     return np.array(
@@ -69,12 +82,12 @@ def _sizes(
 class Packed:
     """A packed weight as the kernels read it: flat arrays that share its memory where they can."""
 
-    def __init__(self, stored: StoredTensor, sizes: Sizes) -> None:
+    def __init__(self, stored: StoredTensor, entries: Tensor, sizes: Sizes) -> None:
         self.n_bits, self.dtype, self.sizes = stored.n_bits, stored.dtype, sizes
         self.rows = stored.shape[0]
         self.columns = math.prod(stored.shape[1:])
         self.indices = _flat(stored.parts["indices"])
-        self.luts, self.factors = _flat(_entries(stored)), _NOTHING
+        self.luts, self.factors = _flat(entries), _NOTHING
         if stored.scale is not None:
             self.factors = _flat(stored.scale.to(torch.float32))
 
@@ -82,6 +95,8 @@ class Packed:
     def of(cls, stored: StoredTensor) -> Packed | None:
         """Return a weight as the kernels read it, or None where they do not take it."""
         scale, lut, indices = stored.scale, stored.lut, stored.parts["indices"]
+        if not may_compile() or indices.dtype is not torch.uint8:
+            return None
         if scale is not None and not (
             scale.dtype is stored.dtype or (scale.dtype, stored.dtype) == _WIDENED
         ):
@@ -95,10 +110,14 @@ class Packed:
             tuple(stored.index_shape),
             stored.axis,
             tuple(lut.shape),
+            stored.n_bits,
             stored.dtype,
             None if scale is None else tuple(scale.shape),
         )
-        return None if sizes is None else cls(stored, sizes)
+        if sizes is None:
+            return None
+        entries = _entries(stored)
+        return cls(stored, entries, sizes) if entries.shape == lut.shape else None
 
     def decode(self, rows: Tensor | None, out: Tensor) -> Tensor:
         """Decode rows in place.
@@ -128,12 +147,12 @@ def decode(stored: StoredTensor) -> Tensor | None:
     packed = Packed.of(stored)
     if packed is None:
         return None
-    out = torch.empty((packed.rows, packed.columns), dtype=stored.dtype)
+    out = _room(packed.rows, packed.columns, stored.dtype)
     if stored.dtype is torch.float32:
         return packed.decode(None, out).view(stored.shape)
-    numbers = torch.arange(packed.rows)
+    numbers = _count(packed.rows)
     for part in packed.tiles():
-        tile = torch.empty((part.stop - part.start, packed.columns))
+        tile = _room(part.stop - part.start, packed.columns)
         out[part] = packed.decode(numbers[part], tile)
     return out.view(stored.shape)
 
@@ -146,8 +165,14 @@ def linear(x: Tensor, stored: StoredTensor, bias: Tensor | None) -> Tensor | Non
         stored: of ``[out, in]``.
         bias: ``[out]``, or None.
     """
-    packed = Packed.of(stored) if _is_plain(x) else None
+    if not (_is_plain(x) and (bias is None or _is_plain(bias))):
+        return None
+    packed = Packed.of(stored)
     if packed is None or x.numel() == 0 or len(stored.index_shape) != 2:
+        return None
+    if x.dtype is not stored.dtype or x.shape[-1:] != (packed.columns,):
+        return None  # torch says what is wrong
+    if bias is not None and (bias.dtype is not stored.dtype or bias.shape != (packed.rows,)):
         return None
     given = None if bias is None else bias.detach()
     count, size = x.numel() // packed.columns, packed.rows * packed.columns
@@ -155,7 +180,7 @@ def linear(x: Tensor, stored: StoredTensor, bias: Tensor | None) -> Tensor | Non
     exact = stored.scale is None or stored.dtype is torch.float32
     few = count <= _FEW and size > _SMALL and exact
     if not few and len(packed.tiles()) == 1:
-        weight = packed.decode(None, torch.empty((packed.rows, packed.columns)))
+        weight = packed.decode(None, _room(packed.rows, packed.columns))
         return torch.nn.functional.linear(x, weight.to(stored.dtype), given)
     out = (_few if few else _many)(x.reshape(-1, packed.columns), packed, given)
     return out.view(*x.shape[:-1], packed.rows)
@@ -170,7 +195,7 @@ def embedding(indices: Tensor, stored: StoredTensor) -> Tensor | None:
     low, high = torch.aminmax(numbers)
     if int(low) < 0 or int(high) >= packed.rows:
         return None  # torch says what is wrong
-    out = packed.decode(numbers, torch.empty((len(numbers), packed.columns)))
+    out = packed.decode(numbers, _room(len(numbers), packed.columns))
     return out.to(stored.dtype).view(*indices.shape, packed.columns)
 
 
@@ -179,7 +204,7 @@ def _few(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     x = x.to(torch.float32)
     if dim > 1 and not across:
         x = x.reshape(-1, per_row, dim).transpose(1, 2)
-    out = torch.empty((len(x), packed.rows))
+    out = _room(len(x), packed.rows)
     target, kernel = out.numpy(), multiply_rows(packed.n_bits)
     given = (packed.indices, packed.luts, packed.factors, _flat(x), packed.sizes, target)
     _by_parts(lambda a, b: kernel(*given, a, b), packed.rows, packed.columns * len(x))
@@ -189,9 +214,9 @@ def _few(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
 
 
 def _many(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
-    numbers, tiles = torch.arange(packed.rows), packed.tiles()
-    out = torch.empty((len(x), packed.rows), dtype=packed.dtype)
-    room = torch.empty((tiles[0].stop, packed.columns))
+    numbers, tiles = _count(packed.rows), packed.tiles()
+    out = _room(len(x), packed.rows, packed.dtype)
+    room = _room(tiles[0].stop, packed.columns)
     for part in tiles:
         tile = packed.decode(numbers[part], room[: part.stop - part.start]).to(packed.dtype)
         own = None if bias is None else bias[part]
@@ -210,11 +235,18 @@ def _by_parts(run: Callable[[int, int], Any], rows: int, work: int) -> None:
 
 
 def _entries(stored: StoredTensor) -> Tensor:
-    if stored.lut_scale is None:
-        return stored.lut.to(torch.float32)
     typed = stored.typed()
     entries = dequantize_lut(typed.lut, typed.lut_scale, typed.lut_zero_point)
     return entries.to(stored.dtype).to(torch.float32)
+
+
+def _room(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return memory for values, whatever dtype and device torch's defaults are set to."""
+    return torch.empty((rows, columns), dtype=dtype, device="cpu")
+
+
+def _count(stop: int) -> Tensor:
+    return torch.arange(stop, dtype=torch.int64, device="cpu")
 
 
 def _flat(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -228,5 +260,6 @@ def _is_plain(tensor: Tensor) -> bool:
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.device.type == "cpu"
         and tensor.layout is torch.strided
+        and not tensor.is_nested
         and not tensor.is_neg()
     )
