@@ -248,7 +248,7 @@ class _Run:
         return seen.name not in self._met or (seen.call > 0 and seen.name not in self._reused)
 
     def end(self) -> None:
-        """Tell it to end."""
+        """Have it end."""
         self._waiting.end()
 
     def close(self) -> None:

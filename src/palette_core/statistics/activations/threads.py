@@ -89,7 +89,7 @@ class Waiting:
             raise
 
     def end(self) -> None:
-        """Tell it to end; what it raises then is of no interest."""
+        """Have it end; what it raises then is of no interest."""
         self._ending = self.ended = True
         self._go.set()
 
