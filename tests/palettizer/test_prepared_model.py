@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from palette_core import KMeansPalettizer, PerGroupedChannelGranularity
+from palette_core.errors import PaletteWarning
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.storage.sites import palette_sites
 from palette_core.tensors.palettized import PalettizedTensor
@@ -363,6 +364,7 @@ def used_state(program: torch.export.ExportedProgram) -> set[str]:
 def exported(model: nn.Module, inputs: tuple[object, ...]) -> torch.export.ExportedProgram:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+        warnings.filterwarnings("ignore", "a prepared model is being exported")
         return torch.export.export(model, inputs)
 
 
@@ -387,6 +389,30 @@ def test_export_of_every_kind_of_layer() -> None:
     torch.testing.assert_close(prepared.module()(*EVERYTHING_INPUTS), expected)
     final = exported(palettizer.finalize(backend="packed"), EVERYTHING_INPUTS)
     torch.testing.assert_close(final.module()(*EVERYTHING_INPUTS), expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("record", [torch.export.export, torch.jit.trace])
+def test_a_prepared_model_that_is_exported_by_hand_says_so_once(record) -> None:
+    palettizer, model = prepared_mlp()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", PaletteWarning)
+        record(model, MLP_INPUTS)
+    (told,) = [each for each in caught if each.category is PaletteWarning]
+    assert "KMeansPalettizer(model).export(path, example_inputs, backend=...)" in str(told.message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PaletteWarning)
+        torch.compile(model, backend="eager")(*MLP_INPUTS)
+        record(palettizer.finalize(backend="packed"), MLP_INPUTS)
+
+
+def test_a_model_whose_palettes_are_switched_off_is_exported_without_a_word() -> None:
+    _, model = prepared_mlp()
+    for site in palette_sites(model, PalettizedWeight):
+        site.palette.enable(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PaletteWarning)
+        torch.export.export(model, MLP_INPUTS)
 
 
 def test_a_prepared_model_compiles_without_breaks() -> None:

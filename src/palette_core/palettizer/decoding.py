@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from palette_core._common.warned import warn
 from palette_core.storage.packed_weight import PaletteModule
 
 Versions = tuple[tuple[Tensor, int], ...]
@@ -30,6 +31,24 @@ def is_recorded(tensor: Tensor) -> bool:
     return (
         type(tensor) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
+
+
+def warn_of_dense_program() -> None:
+    """Warn if `torch.export` or `torch.jit.trace` records a prepared model.
+
+    Exports of palette_core finalize first, so that none of them comes here. The sentence names no
+    weight, for Python to show it once.
+    """
+    if torch.compiler.is_dynamo_compiling():  # it can record no warning
+        return
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        warn(
+            "a prepared model is being exported or traced: converters make dense weights of what "
+            "it decodes, and the file is as large as without palettes. Call "
+            "KMeansPalettizer(model).export(path, example_inputs, backend=...), or finalize(...) "
+            "and convert what that returns",
+            stacklevel=1,
+        )
 
 
 @final

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from palette_core._common.pytrees import exchanged
-from palette_core.palettizer.decoding import KeptWeight, Versions, is_recorded, same, versions
+from palette_core.palettizer.decoding import (
+    KeptWeight,
+    Versions,
+    is_recorded,
+    same,
+    versions,
+    warn_of_dense_program,
+)
 from palette_core.palettizer.nonzero_training import nonzeros_alone, whole, whole_indices
 from palette_core.palettizer.trainer import Trainer
 from palette_core.planning import TensorPlan
@@ -145,6 +152,8 @@ class PalettizedWeight(PaletteModule):
         if not self._on:
             return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
         recorded = is_recorded(self.indices)
+        if recorded:
+            warn_of_dense_program()
         if self.training:
             if torch.is_grad_enabled() and not self._has_learned:
                 self._set_learned(True)
