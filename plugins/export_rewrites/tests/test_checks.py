@@ -34,6 +34,11 @@ def sentences(function, x: Tensor) -> list[str]:
     ("function", "x", "said"),
     [
         (lambda x: x.double() * 2, torch.ones(2), [r"aten\..*\(in '1'\): .*float64 in float32"]),
+        (
+            lambda x: x * torch.cos(torch.arange(2.0, dtype=torch.float64)),
+            torch.ones(2),
+            [r"aten\.cos\.default \(in '1'\): .*float64 in float32"],
+        ),
         (lambda x: x * 2, torch.ones(2, dtype=torch.float64), ["input or weight 'input'"]),
         (lambda x: x + x, BYTES, [r"aten\.add\.Tensor \(in '1'\): .* does not wrap uint8"]),
         (lambda x: (x * 100).to(torch.int8).int(), torch.tensor([3]), ["does not wrap int8"]),

@@ -312,3 +312,13 @@ def test_modules_that_torch_has_quantized_are_told_from_what_else_fails() -> Non
         )
     with pytest.raises(BackendError, match=r"torch has quantized.*palettize the float model"):
         trace(model, (X,), backend="coreai")
+
+
+def test_the_module_that_torch_export_fails_in_is_named() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(Branches()), nn.ReLU())
+    with pytest.raises(BackendError, match=r"cannot take Sequential with .* \(in '1\.0'\): "):
+        trace(model, (X,), backend="coreml")

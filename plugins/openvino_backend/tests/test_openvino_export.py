@@ -502,6 +502,25 @@ class Special(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+class Positions(nn.Module):
+    """Writes rows and columns of a table, as BEiT does for its positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = torch.zeros(5, 5, dtype=torch.int64)
+        table[1:, 1:] = torch.arange(16).reshape(4, 4)
+        table[0, 0:] = 16
+        table[0:, 0] = 17
+        return x[table]
+
+
+def test_what_the_converter_fails_at_is_named_in_planning():
+    model = nn.Sequential(nn.Linear(8, 8), Positions()).eval()
+    with pytest.raises(
+        PlanError, match=r"cannot convert aten\.select_scatter\.default \(in '1'\): "
+    ):
+        KMeansPalettizer(model).make_plan((torch.randn(18, 8),), backend="openvino")
+
+
 def test_operations_that_do_not_convert_are_named_in_planning(tmp_path):
     palettizer = KMeansPalettizer(Lacking().eval(), support.config(PalettizationSpec(n_bits=2)))
     with pytest.raises(PlanError, match=r"special_bessel_j0\.default \(in 'special'\)"):

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from export_rewrites.program import module_of
+from export_rewrites.program import module_in, module_of
 
 _NARROW = (torch.int8, torch.uint8, torch.int16)
 # What moves numbers, and computes none.
@@ -109,6 +109,9 @@ def _moves(node: fx.Node) -> bool:
 
 
 def _name(node: fx.Node) -> str:
+    if "folded" in node.meta:
+        operation, stack = node.meta["folded"]
+        return f"{operation} ({module_in(stack)})"
     if node.op == "placeholder":
         return f"input or weight {node.name!r}"
     return f"{node.target} ({module_of(node)})"

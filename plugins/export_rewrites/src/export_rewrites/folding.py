@@ -89,7 +89,9 @@ def _replace(program: ExportedProgram, node: fx.Node, value: Tensor) -> None:
     if not value.dim() and value.is_floating_point():
         # As one factor of many it does not decide what is computed in.
         value, meta = value.float(), meta.float()
-    node.replace_all_uses_with(add_constant(program, value, meta))
+    made = add_constant(program, value, meta)
+    made.meta["folded"] = (str(node.target), node.meta.get("nn_module_stack"))
+    node.replace_all_uses_with(made)
 
 
 def add_constant(program: ExportedProgram, value: Tensor, like: Tensor) -> fx.Node:

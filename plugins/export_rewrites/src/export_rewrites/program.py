@@ -287,9 +287,13 @@ def copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 def module_of(node: fx.Node) -> str:
     """Return the name of the module in whose forward a node came about, in words."""
-    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    return module_in(node.meta.get("nn_module_stack"))
+
+
+def module_in(stack: Mapping[str, Any] | None) -> str:
+    """Return the name of the innermost module of a node's ``nn_module_stack``, in words."""
     # transformers walks slices of module lists, which torch writes as if they were modules.
-    names = [re.sub(r"slice\([^)]*\)\.", "", name) for name, _ in stack.values()]
+    names = [re.sub(r"slice\([^)]*\)\.", "", name) for name, _ in (stack or {}).values()]
     return f"in {names[-1]!r}" if names and names[-1] else "in the root module"
 
 

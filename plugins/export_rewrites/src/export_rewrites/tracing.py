@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -47,9 +48,22 @@ def trace(
             )
     except Exception as error:
         raise BackendError(
-            f"torch.export cannot take {type(model).__name__} with these inputs: "
+            f"torch.export cannot take {type(model).__name__} with these inputs"
+            f"{_failing_module(model, error)}: "
             f"{_advice(error) or summary(error) + _BY_ITSELF}"
         ) from error
+
+
+def _failing_module(model: nn.Module, error: Exception) -> str:
+    """Return, in words, the innermost module in whose forward an error came up; else nothing."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, cause, seen = "", cast("BaseException | None", error), set[int]()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            found = names.get(id(frame.f_locals.get("self"))) or found
+        cause = cause.__cause__ or cause.__context__
+    return f" (in {found!r})" if found else ""
 
 
 _BY_ITSELF = (

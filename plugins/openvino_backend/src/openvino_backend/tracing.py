@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +13,12 @@ from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from export_rewrites import left_over, rewritten, summary, trace
+from export_rewrites import left_over, module_of, rewritten, summary, trace
 from openvino_backend.dialect import check_operations, dialect, lacking_in
 from openvino_backend.programs import UNUSED, FlatProgram, flatten
 from palette_core.errors import BackendError
+
+_NODE = re.compile(r"([A-Za-z_]\w*)/aten\.")  # OpenVINO's names are a node's, and its operation's
 
 
 class LackingOperationsError(BackendError):
@@ -61,7 +64,7 @@ def converted(
                 return flat, _converted(flat)
             except _NotConvertedError as error:
                 if error.lacking <= lacking:
-                    raise _told(decomposed, error) from error.__cause__
+                    raise _told(decomposed, flat, error) from error.__cause__
                 lacking |= error.lacking
 
 
@@ -103,7 +106,7 @@ def _converted(program: FlatProgram) -> ov.Model:
     return model
 
 
-def _told(program: ExportedProgram, error: _NotConvertedError) -> BackendError:
+def _told(program: ExportedProgram, flat: FlatProgram, error: _NotConvertedError) -> BackendError:
     def taken(node: fx.Node) -> bool:
         return str(node.target) not in error.lacking
 
@@ -111,7 +114,19 @@ def _told(program: ExportedProgram, error: _NotConvertedError) -> BackendError:
         return LackingOperationsError(sorted(left_over(program, taken)) or sorted(error.lacking))
     cause = error.__cause__
     assert isinstance(cause, Exception)
-    return BackendError(f"OpenVINO {_version()} cannot convert the model: {summary(cause)}")
+    return BackendError(
+        f"OpenVINO {_version()} cannot convert {_failing(flat.graph.graph, str(cause))}: "
+        f"{summary(cause)}"
+    )
+
+
+def _failing(graph: fx.Graph, message: str) -> str:
+    """Return the first operation that a message names, with its module, in words."""
+    nodes = {node.name: node for node in graph.nodes if node.op == "call_function"}
+    for name in _NODE.findall(message):
+        if name in nodes:
+            return f"{nodes[name].target} ({module_of(nodes[name])})"
+    return "the model"
 
 
 def _version() -> str:
