@@ -118,6 +118,7 @@ def test_loads_from_a_checkpoint(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(output(loaded, inputs_of(model)), expected)
 
 
+@pytest.mark.filterwarnings("ignore:a prepared model is being exported")
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 def test_exports(kind: str) -> None:
     palettizer, model, expected = prepared(kind)
