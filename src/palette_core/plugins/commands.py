@@ -19,6 +19,7 @@ PALETTES_OWN = frozenset(
         "inspect",
         "new-plugin",
         "palettize",
+        "palettize-checkpoint",
         "plan",
         "plugins",
         "validate",
