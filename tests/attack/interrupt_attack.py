@@ -11,7 +11,6 @@ import random
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from run_threads import run_threads
 from torch import nn
 
 import palette_core
@@ -80,7 +80,7 @@ def _interrupt(name: str, at: int, outcome: Outcome, case: str) -> None:
     if not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
         problem = "gradients are left off"
-    if threading.active_count() > 1:
+    if run_threads():
         problem = "a thread is left"
     if problem:
         outcome.broken.append(f"{case}, {name} at line {at} ({place}): {problem}")

@@ -12,15 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))  # what tests of several rooms share
+
 import file_attack
+import folder_attack
 import hostile_attack
 import interrupt_attack
 import mutant_attack
 import worker_attack
 import yaml_attack
-
-sys.path.append(str(Path(__file__).parents[1] / "helpers"))  # what tests of several rooms share
-import folder_attack
 
 ATTACKS = {
     "yaml": (yaml_attack.attack, 10_000),

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from run_threads import run_threads
 from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
@@ -56,11 +57,6 @@ def batches(n=5):
     return [torch.randn(12, 8, generator=generator) for _ in range(n)]
 
 
-def no_run_is_left() -> bool:
-    """Return whether every thread of a run has ended; others stay, such as those of kernels."""
-    return all(thread.name != "palette_core run" for thread in threading.enumerate())
-
-
 def palettized(model, monkeypatch, *, waits=True, given=None, **options):
     """Return weights and algorithms; without ``waits`` from runs that start over."""
     given = batches() if given is None else given
@@ -70,7 +66,7 @@ def palettized(model, monkeypatch, *, waits=True, given=None, **options):
     palettizer.calibrate(given, sequential=True, **options)
     palettizer.prepare(given[0])
     monkeypatch.undo()
-    assert no_run_is_left()
+    assert run_threads() == []
     return {
         plan.name: getattr(
             model.get_submodule(plan.owners[0].module), plan.owners[0].state
@@ -322,7 +318,7 @@ def test_a_run_that_fails_ends_the_others(monkeypatch):
     with pytest.raises(CalibrationError, match=r"Net failed on calibration batch 5: .*no room"):
         palettized(model, monkeypatch, given=given)
     monkeypatch.undo()
-    assert no_run_is_left()
+    assert run_threads() == []
     assert not any(hasattr(module, "parametrizations") for module in model.modules())
 
 
@@ -339,7 +335,7 @@ def test_an_interrupt_ends_all_runs(monkeypatch):
     model = Net(Keeping)
     with pytest.raises(KeyboardInterrupt):
         palettized(model, monkeypatch)
-    assert no_run_is_left()
+    assert run_threads() == []
     assert model.blocks[0].found == []
     assert float(model.blocks[0].count) == 0.0
 
