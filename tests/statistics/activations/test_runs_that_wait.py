@@ -186,6 +186,7 @@ class Switching(Block):
 @pytest.mark.parametrize("block", [Keeping, Drawing, Switching])
 def test_runs_that_wait_keep_apart_what_they_do(block, never_over):
     never_over.undo()
+    Net(block)  # seeds, as each that is made below
     random_states = random.getstate(), torch.random.get_rng_state()
     # Blocks that answer from memory draw no numbers, so without stages.
     assert_same_either_way(lambda: Net(block), never_over, stages=[])
