@@ -50,6 +50,15 @@ def _component(luts: Any, table: Any, entries: Any, dim: Any, d: Any, own: Any, 
 
 
 @inner_kernel
+def _factor(factors: Any, r: Any, block: Any, sizes: Any) -> Any:
+    """Return the scale of a row's block; 1 where there are none."""
+    rows_per_factor, factors_per_row = sizes[7], sizes[8]
+    if factors_per_row == 0:
+        return np.float32(1.0)
+    return factors[r // rows_per_factor * factors_per_row + block]
+
+
+@inner_kernel
 def _dot(x: Any, first: Any, values: Any, count: Any) -> Any:
     steps = count // STEP
     total: Any = dot(x, first, values, 0, steps)
@@ -72,7 +81,7 @@ def decode_rows(n_bits: int) -> Any:
         """Decode ``rows[first:last]`` into the same rows of ``out``; see `products.Sizes`."""
         per_row, segments, dim, across, inner = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
         rows_per_table, tables_per_row = sizes[5], sizes[6]
-        rows_per_factor, factors_per_row = sizes[7], sizes[8]
+        factors_per_row = sizes[8]
         count = per_row // segments
         values = 1 if across else dim
         own = np.zeros(padded * values, np.float32)
@@ -87,15 +96,11 @@ def decode_rows(n_bits: int) -> Any:
                 if key != have:
                     have = key
                     for d in range(values):
-                        _component(
-                            luts, table, entries, dim, r % dim if across else d, own, d * padded
-                        )
+                        part = r % dim if across else d
+                        _component(luts, table, entries, dim, part, own, d * padded)
                 start = index_row * per_row + s * count
                 to = s * count * values
-                factor = np.float32(1.0)
-                if factors_per_row > 0:
-                    block = r // rows_per_factor * factors_per_row
-                    factor = factors[block + s * factors_per_row // segments]
+                factor = _factor(factors, r, s * factors_per_row // segments, sizes)
                 if values == 1:
                     pick(packed, start, count, own, 0, out, i * per_row + to)
                     if factors_per_row > 0:
@@ -131,7 +136,7 @@ def multiply_rows(n_bits: int) -> Any:
         """
         per_row, segments, dim, across = sizes[0], sizes[1], sizes[2], sizes[3]
         rows_per_table, tables_per_row = sizes[5], sizes[6]
-        rows_per_factor, factors_per_row = sizes[7], sizes[8]
+        factors_per_row = sizes[8]
         count = per_row // segments
         values = 1 if across else dim
         batch = out.shape[0]
@@ -148,13 +153,9 @@ def multiply_rows(n_bits: int) -> Any:
                 if key != have:
                     have = key
                     for d in range(values):
-                        _component(
-                            luts, table, entries, dim, r % dim if across else d, own, d * padded
-                        )
-                factor = np.float32(1.0)
-                if factors_per_row > 0:
-                    block = r // rows_per_factor * factors_per_row
-                    factor = factors[block + s * factors_per_row // segments]
+                        part = r % dim if across else d
+                        _component(luts, table, entries, dim, part, own, d * padded)
+                factor = _factor(factors, r, s * factors_per_row // segments, sizes)
                 for d in range(values):
                     for at in range(0, count, _PIECE):
                         some = min(_PIECE, count - at)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
+from palette_core.errors import TrainingError
 from palette_core.tensors.operators import depalettize
 from palette_core.tensors.stored import INDICES, StoredTensor, operator_signature
 
@@ -84,7 +85,7 @@ def _fake_embedding(*arguments: Any, **named: Any) -> Tensor:
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     del output
     if any(ctx.needs_input_grad[1:_COUNT]):
-        raise NotImplementedError(
+        raise TrainingError(
             "palette_core::palettized_linear takes no gradients for tables and scales; use "
             "linear(x, depalettize(…)) of detached ones, or a prepared model"
         )
