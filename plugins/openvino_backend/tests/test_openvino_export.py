@@ -29,7 +29,8 @@ from palette_core import (
     load_checkpoint,
 )
 from palette_core.errors import BackendError, PlanError, PluginOptionsError
-from palette_core.palettizer.exporting import Target, export
+from palette_core.palettizer.exporting import export
+from palette_core.palettizer.targets import Target
 from palette_core.plugins import get_catalog
 
 X = (torch.linspace(-1, 1, 24).reshape(3, 8),)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import EnumType, StrEnum
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,89 +18,15 @@ from palette_core.model.snapshot import ModelSnapshot
 from palette_core.palettizer import life_cycle
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.palettizer.targets import ExportBackend, Target, find_target
 from palette_core.palettizer.training_session import complete_training
 from palette_core.planning import refusals
-from palette_core.plugins import Backend, ExportBackendEntry
 from palette_core.plugins.catalog import Catalog
-from palette_core.plugins.checked.backends import make_backend
-from palette_core.plugins.registries import CORE
 from palette_core.storage.folding import fold
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import PaletteSite, palette_sites
-
-_FORMER = {"mil": "coreml", "mlir": "coreai", "_torch": "torch"}  # coreai-opt's names up to 0.3
-
-
-class _WithFormerNames(EnumType):
-    def __getattr__(cls, name: str) -> Any:
-        if name.lower() in _FORMER and name.isupper():
-            return cls(name.lower())
-        raise AttributeError(f"{cls.__name__} has no {name!r}; it has {', '.join(cls.__members__)}")
-
-
-class ExportBackend(StrEnum, metaclass=_WithFormerNames):
-    """The documented export targets; any registered backend's name works in their place.
-
-    Members equal their names. ``MIL``, ``MLIR`` and ``_TORCH``, also called by their values, are
-    what they became, with a DeprecationWarning.
-
-    ``Packed`` keeps n bits per weight in a torch model that runs from them; ``Torch``
-    makes plain dense weights of the palettes' values, as large and as fast as before.
-    """
-
-    CoreAI = "coreai"
-    CoreML = "coreml"
-    Packed = "packed"
-    Torch = "torch"
-
-    @classmethod
-    def _missing_(cls, value: object) -> ExportBackend | None:
-        now = _FORMER.get(value) if isinstance(value, str) else None
-        if now is None:
-            return None
-        made = cls(now)
-        warnings.warn(
-            f"ExportBackend {value!r} is ExportBackend.{made.name} now",
-            DeprecationWarning,
-            stacklevel=4,
-        )
-        return made
-
-
-@dataclass(frozen=True)
-class Target:
-    """A backend, and what it is registered as.
-
-    Attributes:
-        name: as users write it.
-        entry: its registration.
-        backend: made with the user's options.
-        is_ours: it comes with the core, and leaves alone what it is not to change.
-    """
-
-    name: str
-    entry: ExportBackendEntry
-    backend: Backend
-    is_ours: bool = False
-
-
-def find_target(
-    catalog: Catalog, backend: str | ExportBackend, options: Mapping[str, Any] | None = None
-) -> Target:
-    """Make the backend that is meant.
-
-    Raises:
-        BackendError: ``backend`` is no name, or making it fails.
-        MissingBackendError: the backend's plug-in is not installed.
-        UnknownPluginError: nobody knows it.
-        PluginOptionsError: an option is unknown, or its value wrong.
-    """
-    name = _name(backend)
-    made = make_backend(catalog, name, options or {})
-    is_ours = catalog.export_backends.find(name).distribution.name == CORE
-    return Target(name, catalog.backend(name), made, is_ours)
 
 
 def finalize(
@@ -312,11 +235,3 @@ def _inputs_for(target: Target, given: ExampleInputs | None) -> Any:
 def _row_major(tensor: Tensor) -> Tensor:
     """Return a tensor laid out in the order of its dimensions; some converters take no other."""
     return tensor.contiguous() if tensor.layout is torch.strided else tensor
-
-
-def _name(backend: str | ExportBackend) -> str:
-    if isinstance(backend, str):
-        return str(backend)
-    raise BackendError(
-        f"backend must be an ExportBackend or the name of a registered one, got {backend!r}"
-    )

@@ -27,10 +27,11 @@ from palette_core.palettizer.calibration import (
     sensitivities_of,
 )
 from palette_core.palettizer.calibration_session import Calibration
-from palette_core.palettizer.exporting import ExportBackend as ExportBackend  # noqa: PLC0414 - public
-from palette_core.palettizer.exporting import dequantize, export, finalize, find_target
+from palette_core.palettizer.exporting import dequantize, export, finalize
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.prepared_states import attach_stored
+from palette_core.palettizer.targets import ExportBackend as ExportBackend  # noqa: PLC0414 - public
+from palette_core.palettizer.targets import find_target
 from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import (
     OnIncompatible,

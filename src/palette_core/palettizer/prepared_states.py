@@ -24,7 +24,8 @@ from palette_core.model.parametrization import parametrizations
 from palette_core.palettizer.attaching import attach_palettes
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.palettizer.state_values import not_plain, same_values
-from palette_core.palettizer.stored_states import StoredPalette, UnfitError, read_palette
+from palette_core.palettizer.stored_parts import UnfitError
+from palette_core.palettizer.stored_states import StoredPalette, read_palette
 from palette_core.planning import Plan, TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.statistics.gradients.reading import read_sensitivities

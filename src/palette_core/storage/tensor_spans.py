@@ -1,4 +1,4 @@
-"""Safetensors files read and written in pieces, none of which is larger than a tensor.
+"""Safetensors files read tensor by tensor, or in pieces that are smaller.
 
 The headers are read by ourselves, and what they say is checked against the size of the file before
 anything is allocated: a file of any size is opened at the cost of its header, and a tensor is
@@ -7,12 +7,11 @@ mapped alone, so that its pages go when the tensor does.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from palette_core.errors import CheckpointError, shortened
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import Shape
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -44,13 +43,11 @@ _DTYPES = {
     "U64": torch.uint64,
     "C64": torch.complex64,
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_METADATA = "__metadata__"
-_LENGTH = 8  # bytes that say how long the header is
+METADATA = "__metadata__"
+LENGTH = 8  # bytes that say how long the header is
 _LONGEST_HEADER = 100_000_000  # as safetensors has it
 _LONGEST_AXIS = 1 << 48
-_PIECE = 1 << 22
-NO_CHECKSUM = "0" * 8
+PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ class Span:
             file.seek(self.begin)
             left = self.size
             while left:
-                piece = file.read(min(_PIECE, left))
+                piece = file.read(min(PIECE, left))
                 if not piece:
                     raise _shorter(self.path)
                 left -= len(piece)
@@ -114,7 +111,7 @@ class Span:
 
     def checksum(self) -> str:
         """Return what `checksums.checksum` says of the tensor."""
-        found = _kind(self.dtype, self.shape)
+        found = kind_checksum(self.dtype, self.shape)
         for piece in self.pieces():
             found = zlib.crc32(piece, found)
         return f"{found:08x}"
@@ -124,15 +121,13 @@ class Span:
             raise _shorter(self.path)
 
 
-def _kind(dtype: torch.dtype, shape: Shape) -> int:
+def kind_checksum(dtype: torch.dtype, shape: Shape) -> int:
+    """Return the CRC-32 that a tensor's bytes continue."""
     return zlib.crc32(f"{dtype_name(dtype)} {tuple(shape)}".encode())
 
 
 def _shorter(path: Path) -> CheckpointError:
     return CheckpointError(f"{path} has become shorter while it was read; get the whole file")
-
-
-# --- reading --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -166,8 +161,8 @@ def read_header_of(path: Path) -> TensorFile:
         raise CheckpointError(f"{path} is a folder, expected a safetensors file")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        if size < _LENGTH or length > min(size - _LENGTH, _LONGEST_HEADER):
+        length = int.from_bytes(file.read(LENGTH), "little")
+        if size < LENGTH or length > min(size - LENGTH, _LONGEST_HEADER):
             raise _unreadable(
                 path,
                 f"its header is said to have {length:,} bytes, and the file has {size:,}; it is "
@@ -182,10 +177,10 @@ def read_header_of(path: Path) -> TensorFile:
             raise ValueError(f"a {type(header).__name__}")
     except ValueError as error:
         raise _unreadable(path, f"its header is no JSON object: {error}") from None
-    metadata = header.pop(_METADATA, {})
+    metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _unreadable(path, f"{_METADATA} does not map names to texts")
-    start = _LENGTH + length
+        raise _unreadable(path, f"{METADATA} does not map names to texts")
+    start = LENGTH + length
     spans = {name: _span(path, name, value, start) for name, value in header.items()}
     _check_places(path, spans.values(), start, size)
     return TensorFile(path, spans, metadata, f"{zlib.crc32(text):08x}", size)
@@ -204,12 +199,12 @@ def _span(path: Path, name: str, value: Any, start: int) -> Span:
     except (KeyError, TypeError, ValueError) as error:
         reason = shortened(f"{type(error).__name__}: {error}")
         raise _unreadable(path, f"its header says of {shown} what cannot be: {reason}") from None
-    if not isinstance(code, str) or code not in _DTYPES:
+    if not isinstance(code, str) or code not in DTYPES:
         raise _unreadable(
             path,
-            f"{shown} has dtype {shortened(repr(code))}; known are {', '.join(_DTYPES)}",
+            f"{shown} has dtype {shortened(repr(code))}; known are {', '.join(DTYPES)}",
         )
-    dtype = _DTYPES[code]
+    dtype = DTYPES[code]
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise _unreadable(
             path,
@@ -237,105 +232,3 @@ def _check_places(path: Path, spans: Iterable[Span], start: int, size: int) -> N
 
 def _unreadable(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path} is no whole safetensors file: {what}")
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A tensor to be written.
-
-    Attributes:
-        name: under which it is written.
-        span: where it is now.
-        checksum: what it has to be, or None where any will do.
-    """
-
-    name: str
-    span: Span
-    checksum: str | None = None
-
-
-def write_spans(
-    path: Path, tensors: Sequence[Streamed], metadata: Callable[[Mapping[str, str]], str], key: str
-) -> dict[str, str]:
-    """Write a safetensors file of tensors that lie in other files, a piece at a time.
-
-    The same tensors give the same bytes.
-
-    Args:
-        path: of the file.
-        tensors: the tensors.
-        metadata: returns the one text of the metadata for checksums of all tensors; as long for
-            any checksums.
-        key: its name.
-
-    Returns:
-        The checksums of all tensors by name.
-
-    Raises:
-        DamagedPieceError: a tensor is not what its checksum says.
-        OSError: the file cannot be written, or one cannot be read.
-    """
-    ordered = sorted(tensors, key=lambda item: (-item.span.dtype.itemsize, item.name))
-    sums = {item.name: item.checksum or NO_CHECKSUM for item in tensors}
-    with path.open("wb") as file:
-        head = _head(ordered, metadata(sums), key)
-        file.write(head)
-        for item in ordered:
-            span = item.span
-            found = _kind(span.dtype, span.shape)
-            for piece in span.pieces():
-                found = zlib.crc32(piece, found)
-                file.write(piece)
-            sums[item.name] = f"{found:08x}"
-            if item.checksum not in (None, sums[item.name]):
-                raise DamagedPieceError(span)
-        again = _head(ordered, metadata(sums), key)
-        if len(again) != len(head):
-            raise AssertionError("metadata has another length for other checksums")
-        file.seek(0)
-        file.write(again)
-    return sums
-
-
-class DamagedPieceError(CheckpointError):
-    """A tensor of a file is not what was written there.
-
-    Attributes:
-        path: of the file.
-    """
-
-    def __init__(self, span: Span) -> None:
-        super().__init__(f"{span.path}: {span.name} is damaged: its checksum is another")
-        self.path = span.path
-
-
-def _head(ordered: Sequence[Streamed], metadata: str, key: str) -> bytes:
-    header: dict[str, Any] = {_METADATA: {key: metadata}}
-    at = 0
-    for item in ordered:
-        end = at + item.span.size
-        header[item.name] = {
-            "dtype": _CODES[item.span.dtype],
-            "shape": list(item.span.shape),
-            "data_offsets": [at, end],
-        }
-        at = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _LENGTH)
-    return len(text).to_bytes(_LENGTH, "little") + text
-
-
-def file_checksum(path: Path) -> str:
-    """Return the CRC-32 of all bytes of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    found = 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            found = zlib.crc32(piece, found)
-    return f"{found:08x}"

@@ -12,7 +12,7 @@ from palette_core._common.files import atomic_path
 from palette_core.storage.checkpoint_folders import INDEX
 from palette_core.storage.checkpoint_header import FORMAT_VERSION
 from palette_core.storage.shards import write_index
-from palette_core.storage.tensor_spans import file_checksum
+from palette_core.storage.span_writing import file_checksum
 from palette_core.streaming.source import CONFIG, SourceCheckpoint
 
 METHOD = "palette"

@@ -19,7 +19,8 @@ from palette_core.errors import CheckpointError, PlanError, WorkerError
 from palette_core.planning.make import OnIncompatible
 from palette_core.plugins.catalog import get_catalog
 from palette_core.storage.checkpoint_folders import SINGLE
-from palette_core.storage.tensor_spans import DamagedPieceError, TensorFile
+from palette_core.storage.span_writing import DamagedPieceError
+from palette_core.storage.tensor_spans import TensorFile
 from palette_core.streaming.beside import write_beside
 from palette_core.streaming.job import Sealed, identity
 from palette_core.streaming.parts import Task, palettize_tensor, read_part

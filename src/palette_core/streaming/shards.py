@@ -14,7 +14,8 @@ from palette_core.plugins.catalog import get_catalog
 from palette_core.storage.checkpoint_header import METADATA_KEY, header_of
 from palette_core.storage.checksums import sealed_with
 from palette_core.storage.origins import Origin
-from palette_core.storage.tensor_spans import Streamed, TensorFile, file_checksum, write_spans
+from palette_core.storage.span_writing import Streamed, file_checksum, write_spans
+from palette_core.storage.tensor_spans import TensorFile
 from palette_core.streaming.parts import Part, Task, read_part
 
 _NOT_TOLD = ("seconds",)  # what differs between two runs of one command

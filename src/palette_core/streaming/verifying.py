@@ -11,7 +11,8 @@ from typing import Any
 from palette_core.engine.results import snr_db
 from palette_core.errors import CheckpointError, PaletteError
 from palette_core.storage.checkpoint_folders import FolderReader, checkpoint_files
-from palette_core.storage.tensor_spans import Span, file_checksum
+from palette_core.storage.span_writing import file_checksum
+from palette_core.storage.tensor_spans import Span
 from palette_core.streaming.job import Sealed, read_sealed
 from palette_core.streaming.source import open_source
 from palette_core.streaming.workplace import MANIFEST

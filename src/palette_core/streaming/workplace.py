@@ -11,7 +11,7 @@ from typing import Any
 from palette_core._common.locks import Lock, can_lock
 from palette_core.errors import CheckpointError
 from palette_core.storage.checkpoint_folders import UNFINISHED
-from palette_core.storage.tensor_spans import file_checksum
+from palette_core.storage.span_writing import file_checksum
 from palette_core.streaming.job import Sealed, check_same, read_sealed, write_sealed
 from palette_core.streaming.source import SourceCheckpoint
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from palette_core.builtins.operations import _window_correlations, windows
+from palette_core.builtins.operations import _window_correlations, _window_shapes, windows
 from palette_core.operations import installed_operations
 from palette_core.statistics.activations import accumulate
 from palette_core.tensors import BlockLayout, PartialSums
@@ -103,7 +103,7 @@ def multiplied(what, weights, before):
 def test_sums_are_those_of_what_unit_weights_give(module, x, overlaps, monkeypatch):
     monkeypatch.setattr(windows, "_MANY", 1 if overlaps else 1 << 20)
     monkeypatch.setattr(windows, "_WORTH", 0.0)
-    monkeypatch.setattr(_window_correlations, "_MOST_BESIDE", float("inf"))
+    monkeypatch.setattr(_window_shapes, "_MOST_BESIDE", float("inf"))
     what = consumed(module, x)
     earlier = consumed(module, x + torch.randn_like(x))
     now, before = vectors(module, x, what), vectors(module, earlier.raw[0], what)

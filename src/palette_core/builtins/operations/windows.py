@@ -89,11 +89,8 @@ class Windows(InputView):
         x = self._batched(raw[0])
         if self.stuffing or not self._overlaps(x):
             return None
-        from palette_core.builtins.operations._window_correlations import (
-            Shape,
-            WindowSums,
-            is_spread,
-        )
+        from palette_core.builtins.operations._window_correlations import WindowSums
+        from palette_core.builtins.operations._window_shapes import Shape, is_spread
 
         shape = Shape(self.n_groups, self.kernel, self.stride, self.dilation)
         step = max(1, _CHUNK // max(1, x[0].numel()))
