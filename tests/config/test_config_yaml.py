@@ -40,7 +40,79 @@ def test_round_trips_give_an_equal_config(config: KMeansPalettizerConfig) -> Non
 
 @given(configs())
 def test_yaml_is_what_any_safe_loader_reads(config: KMeansPalettizerConfig) -> None:
-    assert yaml.safe_load(config.to_yaml()) == config.to_dict()
+    assert yaml.safe_load(config.to_yaml(defaults=True)) == config.to_dict()
+
+
+@given(configs())
+def test_yaml_leaves_out_what_goes_without_saying(config: KMeansPalettizerConfig) -> None:
+    text = config.to_yaml()
+    assert read(config.to_yaml(defaults=True)) == config == read(text)
+    left_out = {"algorithm: null", "preserve_zero: false", "op_name_config: {}"}
+    assert not left_out & {line.strip() for line in text.split("\n")}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (KMeansPalettizerConfig(), {}),
+        (KMeansPalettizerConfig(global_config=None), {"global_config": None}),
+        (KMeansPalettizerConfig(seed=3), {"seed": 3}),
+        # What only leaves modules alone, and what asks for something, mean other global configs.
+        (
+            KMeansPalettizerConfig(module_name_configs={"a": None}),
+            {"module_name_configs": {"a": None}},
+        ),
+        (
+            KMeansPalettizerConfig(
+                global_config=ModuleKMeansPalettizerConfig(),
+                module_name_configs={"a": ModuleKMeansPalettizerConfig()},
+            ),
+            {"global_config": {}, "module_name_configs": {"a": {}}},
+        ),
+        (
+            KMeansPalettizerConfig(module_name_configs={"a": ModuleKMeansPalettizerConfig()}),
+            {"module_name_configs": {"a": {}}},
+        ),
+    ],
+)
+def test_what_is_left_out_of_yaml(config: KMeansPalettizerConfig, expected: Any) -> None:
+    assert yaml.safe_load(config.to_yaml()) == {"kmeans_palettization_config": expected}
+    assert read(config.to_yaml()) == config
+
+
+def test_a_spec_always_says_how_many_bits() -> None:
+    module = ModuleKMeansPalettizerConfig(
+        op_state_spec={"weight": PalettizationSpec(lut_qspec=QuantizationSpec())}
+    )
+    (said,) = yaml.safe_load(KMeansPalettizerConfig(global_config=module).to_yaml()).values()
+    assert said == {"global_config": {"op_state_spec": {"weight": {"n_bits": 4, "lut_qspec": {}}}}}
+
+
+def test_a_granularity_may_be_a_word() -> None:
+    text = """
+kmeans_palettization_config:
+  global_config:
+    op_state_spec:
+      weight: {n_bits: 6, granularity: per_tensor}
+"""
+    spec = read(text).global_config.op_state_spec["weight"]
+    assert spec == PalettizationSpec(n_bits=6)
+
+
+def test_what_stands_for_a_config(tmp_path: Path) -> None:
+    config = KMeansPalettizerConfig.presets.w6()
+    config.to_yaml(tmp_path / "config.yaml")
+    for given_ in (
+        config,
+        config.to_dict(),
+        tmp_path / "config.yaml",
+        str(tmp_path / "config.yaml"),
+    ):
+        assert KMeansPalettizerConfig.of(given_) == config
+    assert KMeansPalettizerConfig.of(None) == KMeansPalettizerConfig()
+    assert KMeansPalettizerConfig.of(config) is config
+    with pytest.raises(TypeError, match=r"config must be .* got int"):
+        KMeansPalettizerConfig.of(4)  # type: ignore[arg-type]
 
 
 @given(configs())
@@ -82,7 +154,7 @@ def test_lut_quantization_is_plain_in_yaml() -> None:
     config = KMeansPalettizerConfig(
         global_config=ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
     )
-    data = yaml.safe_load(config.to_yaml())["kmeans_palettization_config"]
+    data = yaml.safe_load(config.to_yaml(defaults=True))["kmeans_palettization_config"]
     lut = data["global_config"]["op_state_spec"]["weight"]["lut_qspec"]
     assert (lut["dtype"], lut["qscheme"]) == ("float8_e4m3fn", "symmetric")
 

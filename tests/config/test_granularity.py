@@ -120,7 +120,9 @@ def test_base_class_is_abstract() -> None:
     [
         ({}, "missing 'type' key"),
         ({"axis": 0}, "missing 'type' key"),
-        ("per_tensor", "mapping with a 'type' key, got 'per_tensor'"),
+        (7, "mapping with a 'type' key, got 7"),
+        ("per_tenser", "'per_tenser'.*did you mean 'per_tensor'"),
+        ("per_grouped_channel", "group_size"),
         (None, "got None"),
         ({"type": "per_tenser"}, "'per_tenser'.*did you mean 'per_tensor'"),
         ({"type": ["per_tensor"]}, r"is its name, got \['per_tensor'\]"),

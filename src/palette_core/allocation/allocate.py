@@ -27,6 +27,7 @@ from palette_core.allocation.judging import Evidence, judge
 from palette_core.allocation.solver import Choices, Solution, curve, solve
 from palette_core.allocation.writing import config_of
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.config.model import ConfigLike
 from palette_core.engine.executor import Executor
 from palette_core.errors import AllocationError
 from palette_core.model import ExampleInputs, trace
@@ -115,7 +116,7 @@ class Allocation:
 
 def allocate(
     model: nn.Module,
-    config: KMeansPalettizerConfig | None,
+    config: ConfigLike,
     example_inputs: ExampleInputs,
     *,
     target_bpw: float,
@@ -195,7 +196,7 @@ def allocate(
             target = make_backend(catalog, backend, backend_options or {})
         if palette_sites(model):
             raise AllocationError("the model is palettized already; allocate for the dense model")
-        config = KMeansPalettizerConfig() if config is None else config
+        config = KMeansPalettizerConfig.of(config)
         graph = trace(model, example_inputs)
         plan = make_plan(graph, config, catalog)
         if target is not None:

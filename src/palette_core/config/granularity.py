@@ -79,16 +79,18 @@ def _nearest_divisor(extent: int, wanted: int) -> str:
 
 
 def parse_granularity(value: Any) -> Granularity:
-    """Turn an object or a dictionary with a ``type`` key into a granularity.
+    """Turn an object, a dictionary with a ``type`` key, or that type alone into a granularity.
 
     Raises:
         ValueError: not a granularity, no ``type``, or a ``type`` nobody registers.
     """
     if isinstance(value, Granularity):
         return value
+    if isinstance(value, str):
+        value = {"type": value}
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"expected a granularity or a mapping with a 'type' key, got {value!r}; "
+            f"expected a granularity, its type, or a mapping with a 'type' key, got {value!r}; "
             "for example {'type': 'per_grouped_channel', 'group_size': 16}"
         )
     if "type" not in value:

@@ -11,6 +11,7 @@ from torch import nn
 
 from palette_core.config import yaml_io
 from palette_core.config.base import EditableConfig
+from palette_core.config.essentials import essentials
 from palette_core.config.module import ModuleKMeansPalettizerConfig
 from palette_core.config.names import canonical_type_name
 from palette_core.config.op import none_is_empty, reject_twins
@@ -187,6 +188,31 @@ class KMeansPalettizerConfig(EditableConfig):
         return self
 
     @classmethod
+    def of(cls, config: ConfigLike) -> Self:
+        """Return the config that is meant: itself, a dictionary's, a YAML file's, or the default.
+
+        Args:
+            config: a config, what `from_dict` takes, the path of what `from_yaml` reads, or None.
+
+        Raises:
+            TypeError: none of these.
+            ConfigError: see `from_dict` and `from_yaml`.
+            FileNotFoundError: there is no such file.
+        """
+        if config is None:
+            return cls()
+        if isinstance(config, cls):
+            return config
+        if isinstance(config, Mapping):
+            return cls.from_dict(config)
+        if isinstance(config, (str, Path)):
+            return cls.from_yaml(config)
+        raise TypeError(
+            "config must be a KMeansPalettizerConfig, a dictionary as from_dict takes it, or the "
+            f"path of a YAML file, got {type(config).__name__}"
+        )
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Make a config from what `to_dict` returns; ``data`` is not changed.
 
@@ -217,13 +243,28 @@ class KMeansPalettizerConfig(EditableConfig):
         """
         return yaml_io.load(cls, source)
 
-    def to_yaml(self, target: str | Path | IO[Any] | None = None) -> str:
+    def to_yaml(self, target: str | Path | IO[Any] | None = None, *, defaults: bool = False) -> str:
         """Return the config as YAML, and write it to ``target``, all of it or nothing.
 
         Args:
             target: a path, or an open text or binary stream; None writes nowhere.
+            defaults: write also what is at its default; else only ``n_bits`` and the type of a
+                granularity are written whatever they are.
         """
-        return yaml_io.dump(self.to_dict(), target)
+        return yaml_io.dump(self.to_dict() if defaults else self._short(), target)
+
+    def _short(self) -> dict[str, Any]:
+        dumped = self.model_dump(mode="json")
+        said = essentials(self, dumped)
+        said.pop("global_config", None)
+        if self.model_validate(said) != self:  # other entries say what stands in its place
+            whole = essentials(self.global_config, dumped["global_config"])
+            said = {"global_config": whole, **said}
+        return {CONFIG_KEY: said}
+
+
+ConfigLike = KMeansPalettizerConfig | Mapping[str, Any] | str | Path | None
+"""What stands for a config wherever one is taken; `KMeansPalettizerConfig.of` reads it."""
 
 
 def _flatten(targets: tuple[Any, ...]) -> list[Any]:
@@ -245,7 +286,7 @@ def _target(target: Any) -> tuple[str, str]:
 
 
 KMeansPalettizerConfig.presets = Presets(
-    lambda states: KMeansPalettizerConfig(
-        global_config=ModuleKMeansPalettizerConfig(op_state_spec=states)
+    lambda states, operations: KMeansPalettizerConfig(
+        global_config=ModuleKMeansPalettizerConfig(op_state_spec=states, op_type_config=operations)
     )
 )

@@ -48,7 +48,8 @@ class ModuleKMeansPalettizerConfig(WeightOnlyConfig):
             None as a value leaves the state alone. Omitted, 4 bits for ``weight`` and
             ``in_proj_weight``; None is ``{"*": None}``; ``{}`` names nothing.
         op_type_config: by operation type, such as ``"linear"`` or ``"aten.linear.default"``,
-            kept under its functional name; None as a value leaves those operations alone.
+            kept under its functional name; None as a value leaves those operations alone. ``"*"``
+            is every operation whose weights are matrices, for weights of two axes or more.
         op_name_config: by regular expression for operation names; None as a value leaves those
             operations alone.
         module_state_spec: by state name, for the states of the module itself, whatever
@@ -139,5 +140,7 @@ class ModuleKMeansPalettizerConfig(WeightOnlyConfig):
 
 
 ModuleKMeansPalettizerConfig.presets = Presets(
-    lambda states: ModuleKMeansPalettizerConfig(op_state_spec=states)
+    lambda states, operations: ModuleKMeansPalettizerConfig(
+        op_state_spec=states, op_type_config=operations
+    )
 )

@@ -12,10 +12,12 @@ from palette_core.operations.table import OperationTable, installed_operations
 
 _PREFIX = re.compile(r"^(?:torch\.nn\.functional\.|torch\.ops\.|torch\.)")
 _ATEN = "aten."
+EVERY_MATRIX = "*"
+"""The op type that stands for every operation whose weights are matrices."""
 
 
 def canonical_op_type(key: str) -> str:
-    """Return the name of an operation type.
+    """Return the name of an operation type; `EVERY_MATRIX` is one.
 
     Args:
         key: ``"linear"``, ``"torch.nn.functional.linear"``, ``"aten.linear"``,
@@ -28,6 +30,8 @@ def canonical_op_type(key: str) -> str:
     """
     if not isinstance(key, str):
         raise ValueError(f"op types are names such as 'linear', got {key!r}")
+    if key == EVERY_MATRIX:
+        return key
     table = installed_operations()
     dotted = _PREFIX.sub("", key.replace("::", "."))
     is_aten = dotted.startswith(_ATEN)

@@ -86,6 +86,10 @@ class OperationTable:
         """Return whether weights of this operation are palettized without being asked for."""
         return op_type in self._entries and self._entries[op_type].is_default
 
+    def takes_matrices(self, op_type: str) -> bool:
+        """Return whether weights of this operation are matrices, tables of rows or kernels."""
+        return op_type in self._entries and self._entries[op_type].takes_matrices
+
     def understands(self, op_type: str) -> bool:
         """Return whether somebody says how inputs of this operation meet its weight."""
         return op_type in self._entries and self._entries[op_type].factory is not plain

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from palette_core._common.torch_state import torch_state_kept
 from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.config.model import ConfigLike
 from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
 from palette_core.engine.kept import Kept
@@ -31,7 +32,7 @@ from palette_core.palettizer.exporting import dequantize, export, finalize
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.prepared_states import attach_stored
 from palette_core.palettizer.targets import ExportBackend as ExportBackend  # noqa: PLC0414 - public
-from palette_core.palettizer.targets import find_target
+from palette_core.palettizer.targets import backend_for, find_target
 from palette_core.palettizer.training_session import TrainingSession
 from palette_core.planning import (
     OnIncompatible,
@@ -51,26 +52,23 @@ class KMeansPalettizer:
 
     Args:
         model: the model; `prepare` changes it in place.
-        config: the rules; None is the documented default, 4 bits per tensor.
+        config: the rules, also as a dictionary or the path of a YAML file; None is the documented
+            default, 4 bits per tensor.
 
     Attributes:
         plan: after `prepare`: what was decided about every tensor.
         report: after `prepare`: sizes, signal-to-noise and seconds by tensor.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``config`` not a `KMeansPalettizerConfig`.
+        TypeError: ``model`` is not a module, or ``config`` nothing that stands for one.
+        ConfigError, FileNotFoundError: see `KMeansPalettizerConfig.of`.
     """
 
-    def __init__(self, model: nn.Module, config: KMeansPalettizerConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, config: ConfigLike = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Model must be a torch.nn.Module, got {type(model).__name__}")
-        if config is not None and not isinstance(config, KMeansPalettizerConfig):
-            raise TypeError(
-                f"config must be a KMeansPalettizerConfig, got {type(config).__name__}; "
-                "KMeansPalettizerConfig.from_yaml and from_dict make one"
-            )
         self._model = model
-        self._config = KMeansPalettizerConfig() if config is None else config
+        self._config = KMeansPalettizerConfig.of(config)
         self._catalog: Catalog = get_catalog()
         self._session: TrainingSession | None = None
         self._doing: State | None = None
@@ -321,7 +319,7 @@ class KMeansPalettizer:
         example_inputs: ExampleInputs | None = None,
         *,
         model: nn.Module | None = None,
-        backend: str | ExportBackend = ExportBackend.CoreAI,
+        backend: str | ExportBackend | None = None,
         dynamic_shapes: Any = None,
         backend_options: Mapping[str, Any] | None = None,
     ) -> Path:
@@ -331,7 +329,7 @@ class KMeansPalettizer:
             path: what to write, and what is returned.
             example_inputs: inputs for backends that trace the model, as those of `prepare`.
             model: a prepared or finalized model; None is the palettizer's own.
-            backend: as for `finalize`, with its ``backend_options``.
+            backend: as for `finalize`; None is the one that writes files named like ``path``.
             dynamic_shapes: as in ``torch.export.export``, for backends that take them.
             backend_options: see ``palette plugins``.
 
@@ -344,8 +342,10 @@ class KMeansPalettizer:
         """
         with torch_state_kept():
             model = self._chosen(model)
-            target = find_target(self._catalog, backend, backend_options)
-            return export(model, target, self._catalog, Path(path), example_inputs, dynamic_shapes)
+            place = Path(path)
+            name = backend_for(self._catalog, place) if backend is None else backend
+            target = find_target(self._catalog, name, backend_options)
+            return export(model, target, self._catalog, place, example_inputs, dynamic_shapes)
 
     @contextlib.contextmanager
     def calibration_mode(

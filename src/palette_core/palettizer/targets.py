@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import EnumType, StrEnum
+from pathlib import Path
 from typing import Any
 
 from palette_core.errors import BackendError
@@ -68,6 +69,24 @@ class Target:
     entry: ExportBackendEntry
     backend: Backend
     is_ours: bool = False
+
+
+def backend_for(catalog: Catalog, path: Path) -> str:
+    """Return the name of the backend that writes files named like a path.
+
+    Raises:
+        BackendError: none that is installed does.
+        DuplicatePluginError: two distributions claim the suffix.
+    """
+    found = catalog.export_backends.find_by("suffix", path.suffix)
+    if found is not None:
+        return found.entry.name
+    entries = [item.entry for item in catalog.export_backends]
+    written = ", ".join(f"{entry.suffix} ({entry.name})" for entry in entries)
+    raise BackendError(
+        f"no export backend writes {path}; installed ones write {written}, and other plug-ins, as "
+        f"the page on export lists them, other files{catalog.export_backends.left_out()}"
+    )
 
 
 def find_target(

@@ -13,6 +13,7 @@ from palette_core.config.names import canonical_type_name
 from palette_core.config.patterns import NameIndex
 from palette_core.errors import did_you_mean
 from palette_core.model.graph import ModelGraph, TensorRecord
+from palette_core.operations import EVERY_MATRIX
 from palette_core.planning.adapters import ADAPTER, adapter_notes
 from palette_core.planning.records import DenseTensor, SkippedTensor, TensorPlan
 from palette_core.planning.rules import RuleBook
@@ -219,7 +220,8 @@ def _without_effect(entry: _Entry, model: _Model) -> str:
 def _operations(entry: _Entry, model: _Model) -> Iterator[str]:
     for key in entry.config.op_type_config:
         path = f"{entry.path}.op_type_config[{key!r}]"
-        if path not in model.rules.used:
+        refines = EVERY_MATRIX in entry.config.op_type_config and key != EVERY_MATRIX
+        if path not in model.rules.used and not refines:
             yield _unmatched(path, key, model, model.op_types, present=key in model.op_types)
     for key in entry.config.op_name_config:
         path = f"{entry.path}.op_name_config[{key!r}]"

@@ -18,7 +18,7 @@ from palette_core.config.names import canonical_type_name
 from palette_core.config.patterns import NamePatterns
 from palette_core.config.spec import PalettizationSpec
 from palette_core.model.graph import ModelGraph, ModuleRecord, TensorRecord, Use
-from palette_core.operations import OperationTable
+from palette_core.operations import EVERY_MATRIX, OperationTable
 from palette_core.planning import opt_in
 from palette_core.planning.adapters import ADAPTER, is_adapter, names_adapters
 
@@ -209,7 +209,7 @@ class RuleBook:
     def _operation(
         self, rule: ModuleRule, names: list[str], use: Use, tensor: TensorRecord
     ) -> Iterator[_Candidate]:
-        for step, order, path, states in self._op_entries(rule, use):
+        for step, order, path, states in self._op_entries(rule, use, _is_matrix(tensor)):
             self.used.add(path)
             found, key, spec = _lookup(states, names)
             # An operation config that does not name the state leaves it alone: no falling back.
@@ -239,7 +239,9 @@ class RuleBook:
         decision = Decision(None, path, rule.config, op_type, asked=asked, reason=reason)
         yield _Candidate((rule.level, 0, rule.order, 0), decision, binding=False)
 
-    def _op_entries(self, rule: ModuleRule, use: Use) -> Iterator[tuple[int, int, str, _States]]:
+    def _op_entries(
+        self, rule: ModuleRule, use: Use, is_matrix: bool
+    ) -> Iterator[tuple[int, int, str, _States]]:
         """Yield step, order, path and states of the entries that hold for an operation."""
         if not rule.config.op_name_config and not rule.config.op_type_config:
             return
@@ -250,10 +252,12 @@ class RuleBook:
         if order is not None:
             key, entry = rules.by_name[order]
             yield 2, order, f"{rule.path}.op_name_config[{key!r}]", entry.op_state_spec
-        if use.op_type in rules.by_type:
-            order, entry = rules.by_type[use.op_type]
-            path = f"{rule.path}.op_type_config[{use.op_type!r}]"
-            yield 1, order, path, entry.op_state_spec
+        key = use.op_type
+        if key not in rules.by_type and is_matrix and self._operations.takes_matrices(key):
+            key = EVERY_MATRIX
+        if key in rules.by_type:
+            order, entry = rules.by_type[key]
+            yield 1, order, f"{rule.path}.op_type_config[{key!r}]", entry.op_state_spec
 
 
 def _binding(
@@ -269,6 +273,11 @@ def _binding(
     reason = f"left alone by {path}" if alone else ""
     decision = Decision(spec, path, rule.config, op_type, axis, left_alone=alone, reason=reason)
     return _Candidate((rule.level, step, rule.order, order), decision)
+
+
+def _is_matrix(tensor: TensorRecord) -> bool:
+    """Return whether a tensor is of those that are meant by all matrices: not a table of waves."""
+    return len(tensor.shape) > 1 and tensor.kind == "parameter"
 
 
 def _axis(use: Use, tensor: TensorRecord) -> int | None:

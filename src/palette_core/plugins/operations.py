@@ -100,6 +100,8 @@ class OperationEntry(PluginEntry):
         name: what configs call it; of ``torch.ops.ns.op`` it is ``"ns.op"``.
         factory: makes the `Operation` that looks at its calls; import heavy modules inside it.
         is_default: its weights are palettized without being asked for.
+        takes_matrices: its weights are matrices, tables of rows or kernels, of which a config may
+            ask for all at once; not so where they are factors or summands by element.
         channel_axis: the output-channel axis of its weight, negative ones counted from the end.
         argument_axes: the same, by name of an argument, where it differs.
         parameters: names of its positional arguments, in order; ``"*name"`` takes all that are
@@ -116,6 +118,7 @@ class OperationEntry(PluginEntry):
 
     factory: Callable[[Any], Operation] = plain
     is_default: bool = False
+    takes_matrices: bool = False
     channel_axis: int = 0
     argument_axes: Mapping[str, int] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()

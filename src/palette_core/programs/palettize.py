@@ -11,6 +11,7 @@ from palette_core._common.files import atomic_path
 from palette_core._common.progress import progress_bar
 from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.config.model import ConfigLike
 from palette_core.engine.cluster_model import fallback_sentences
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job, check_finite
@@ -36,7 +37,7 @@ class _Program:
 
 def plan_program(
     path: str | Path,
-    config: KMeansPalettizerConfig | None = None,
+    config: ConfigLike = None,
     *,
     backend: str | None = None,
     backend_options: Mapping[str, Any] | None = None,
@@ -49,7 +50,8 @@ def plan_program(
 
     Args:
         path: the program.
-        config: the rules; None is 4 bits per tensor.
+        config: the rules, also as a dictionary or the path of a YAML file; None is 4 bits per
+            tensor.
         backend: the export backend that reads it; None is the one that writes such files.
         backend_options: of the backend.
         on_incompatible: what to do with a weight whose shape does not fit its spec; see
@@ -67,7 +69,7 @@ def plan_program(
 def palettize_program(
     path: str | Path,
     output: str | Path,
-    config: KMeansPalettizerConfig | None = None,
+    config: ConfigLike = None,
     *,
     backend: str | None = None,
     backend_options: Mapping[str, Any] | None = None,
@@ -140,7 +142,7 @@ def _opened(
 
 def _planned(
     program: _Program,
-    config: KMeansPalettizerConfig | None,
+    config: ConfigLike,
     catalog: Catalog,
     on_incompatible: OnIncompatible,
 ) -> Plan:
@@ -148,7 +150,7 @@ def _planned(
     records = tuple(_record(name, weight) for name, weight in program.weights.items())
     return make_plan(
         ModelGraph(modules, records),
-        KMeansPalettizerConfig() if config is None else config,
+        KMeansPalettizerConfig.of(config),
         catalog,
         on_incompatible=on_incompatible,
         backend=program.backend,

@@ -12,6 +12,7 @@ from palette_core._common.progress import Advance, progress_bar
 from palette_core._common.rng import untouched_global_rng
 from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.config.model import ConfigLike
 from palette_core.engine.cluster_model import fallback_sentences
 from palette_core.engine.executor import Executor
 from palette_core.engine.results import Report, TensorReport
@@ -35,7 +36,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def palettize_checkpoint(
     src: str | Path,
-    config: KMeansPalettizerConfig | None,
+    config: ConfigLike,
     out: str | Path,
     *,
     on_incompatible: OnIncompatible = "skip",
@@ -72,7 +73,7 @@ def palettize_checkpoint(
         WorkerError: workers were killed again and again.
         OSError: a file cannot be read, or written: the disk is full.
     """
-    config = (KMeansPalettizerConfig() if config is None else config).checked_copy()
+    config = KMeansPalettizerConfig.of(config).checked_copy()
     executor, out = Executor(num_workers, progress=progress), Path(out)
     source = open_source(src)
     planned = plan_source(source, config, executor.catalog, on_incompatible)

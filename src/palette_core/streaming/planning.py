@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from palette_core.config import KMeansPalettizerConfig
+from palette_core.config.model import ConfigLike
 from palette_core.config.names import canonical_type_name
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.planning import Plan, TensorPlan, make_plan
@@ -41,7 +42,7 @@ class CheckpointPlan:
 
 def plan_checkpoint(
     src: str | Path,
-    config: KMeansPalettizerConfig | None = None,
+    config: ConfigLike = None,
     *,
     on_incompatible: OnIncompatible = "skip",
 ) -> CheckpointPlan:
@@ -54,7 +55,8 @@ def plan_checkpoint(
 
     Args:
         src: folder, index or file; see `palettize_checkpoint`.
-        config: the rules; None is 4 bits per tensor.
+        config: the rules, also as a dictionary or the path of a YAML file; None is 4 bits per
+            tensor.
         on_incompatible: what to do with a weight whose shape does not fit its spec; see
             `KMeansPalettizer.make_plan`.
 
@@ -63,7 +65,7 @@ def plan_checkpoint(
         CheckpointError: it cannot be read; see `palettize_checkpoint`.
         PlanError: a weight cannot be stored as the config asks.
     """
-    config = KMeansPalettizerConfig() if config is None else config
+    config = KMeansPalettizerConfig.of(config)
     return plan_source(open_source(src), config, get_catalog(), on_incompatible)
 
 

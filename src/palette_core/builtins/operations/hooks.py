@@ -63,15 +63,19 @@ def _entry(name: str, summary: str, **more: Any) -> OperationEntry:
     return OperationEntry(name=name, summary=summary, interface=INTERFACE_VERSION, **more)
 
 
+def _matrix(name: str, summary: str, **more: Any) -> OperationEntry:
+    return _entry(name, summary, takes_matrices=True, **more)
+
+
 def _right_factor(name: str, left: str, right: str, summary: str, **more: Any) -> OperationEntry:
     """Return the entry of a product: outputs are the last axis of a right factor."""
     axes = {left: -2, right: -1}
-    return _entry(name, summary, factory=_product, channel_axis=-1, argument_axes=axes, **more)
+    return _matrix(name, summary, factory=_product, channel_axis=-1, argument_axes=axes, **more)
 
 
 def _defaults() -> list[OperationEntry]:
     return [
-        _entry(
+        _matrix(
             "linear",
             "x @ W.T, the operation of nn.Linear",
             factory=_linear,
@@ -80,7 +84,7 @@ def _defaults() -> list[OperationEntry]:
             module_types=("torch.nn.Linear",),
         ),
         *(
-            _entry(
+            _matrix(
                 f"conv{rank}d",
                 f"convolution over {rank} axes",
                 factory=_convolution,
@@ -92,7 +96,7 @@ def _defaults() -> list[OperationEntry]:
             for rank in (1, 2, 3)
         ),
         *(
-            _entry(
+            _matrix(
                 f"conv_transpose{rank}d",
                 f"transposed convolution over {rank} axes",
                 factory=_transposed_convolution,
@@ -104,7 +108,7 @@ def _defaults() -> list[OperationEntry]:
             )
             for rank in (1, 2, 3)
         ),
-        _entry(
+        _matrix(
             "multi_head_attention_forward",
             "attention with its projections, the operation of nn.MultiheadAttention",
             factory=_attention,
@@ -146,7 +150,7 @@ def _products() -> list[OperationEntry]:
             "b + products of stacked matrices",
             parameters=("input", "batch1", "batch2"),
         ),
-        _entry(
+        _matrix(
             "grouped_mm",
             "products of runs of rows with stacked matrices, as of experts",
             factory=_grouped_product,
@@ -155,27 +159,27 @@ def _products() -> list[OperationEntry]:
             parameters=("mat_a", "mat_b"),
             aliases=("_grouped_mm",),
         ),
-        _entry(
+        _matrix(
             "einsum",
             "sums of products, by a formula",
             factory=_einsum,
             parameters=("equation", "*operands"),
         ),
-        _entry("bilinear", "x1 W x2", internal_forms=("_trilinear",)),
+        _matrix("bilinear", "x1 W x2", internal_forms=("_trilinear",)),
         _entry("scaled_dot_product_attention", "attention without projections"),
     ]
 
 
 def _lookups() -> list[OperationEntry]:
     return [
-        _entry(
+        _matrix(
             "embedding",
             "rows of a table by index",
             factory=_embedding,
             parameters=("first", "second"),
             module_types=("torch.nn.Embedding",),
         ),
-        _entry(
+        _matrix(
             "embedding_bag",
             "sums of rows of a table by index",
             internal_forms=("_embedding_bag",),
@@ -187,8 +191,8 @@ def _lookups() -> list[OperationEntry]:
 def _recurrent() -> list[OperationEntry]:
     cells = ("lstm", "gru", "rnn_tanh", "rnn_relu")
     return [
-        *(_entry(name, "recurrent layers") for name in cells),
-        *(_entry(f"{name}_cell", "one step of a recurrent layer") for name in cells),
+        *(_matrix(name, "recurrent layers") for name in cells),
+        *(_matrix(f"{name}_cell", "one step of a recurrent layer") for name in cells),
     ]
 
 
