@@ -151,7 +151,7 @@ def config(value: KMeansPalettizerConfig, *, as_json: bool) -> None:
     if as_json:
         print_json(value.to_dict())
     else:
-        print(value.to_yaml(), end="")
+        print(value.to_yaml(defaults=True), end="")
 
 
 def plan(value: Plan, *, as_json: bool) -> None:
