@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from palette_core.planning.choose import lay_out
 from palette_core.plugins import Granularity, TensorFacts
 from palette_core.storage import PackedWeight
 from palette_core.tensors import PalettizedTensor
+from palette_core.tensors.scales import scale_shape
 
 BITS = (1, 2, 3, 4, 6, 8)
 DIMS = (1, 2, 4)
@@ -170,7 +172,8 @@ class Case:
         spec = self.spec
         parts = (self.kind, self.granularity, self.lut, spec.n_bits, spec.cluster_dim)
         return "_".join(
-            str(part) for part in (*parts, int(spec.enable_per_channel_scale))
+            str(part)
+            for part in (*parts, int(spec.enable_per_channel_scale), spec.scale_block_size or 0)
         ).translate({ord(c): "_" for c in " ,.-"})
 
     @property
@@ -191,7 +194,10 @@ def fits(case: Case) -> bool:
 
 
 def cases(dtype: torch.dtype, kinds: tuple[str, ...] = SHAPES) -> Iterator[Case]:
-    """All bit widths with plain LUTs, all LUTs with and without scales at bits that take turns."""
+    """All bit widths with plain LUTs, all LUTs with and without scales at bits that take turns.
+
+    Scales by block of inputs stand beside plain LUTs, and others that take turns.
+    """
     cells = itertools.product(kinds, GRANULARITIES.items(), DIMS)
     for turn, (kind, (granularity, cut), dim) in enumerate(cells):
         plain = [(bits, "as the weight", False) for bits in BITS]
@@ -200,15 +206,19 @@ def cases(dtype: torch.dtype, kinds: tuple[str, ...] = SHAPES) -> Iterator[Case]
             for at, lut in enumerate(LUTS)
             for scaled in (False, True)
         ]
+        block = 4 * math.prod(KINDS[kind].shape[2:])
+        lut = list(LUTS)[turn % len(LUTS)]
         # 16-bit weights differ from others only by a cast.
         chosen = [*plain, *mixed] if dtype is torch.float32 else mixed[turn % 3 :: 3]
-        for bits, lut, scaled in dict.fromkeys(chosen):
+        by_block = [(BITS[turn % len(BITS)], name, block) for name in ("as the weight", lut)]
+        for bits, lut, scaled in dict.fromkeys([*chosen, *by_block]):
             spec = PalettizationSpec(
                 n_bits=bits,
                 granularity=cut,
                 cluster_dim=dim,
                 lut_qspec=LUTS[lut],
-                enable_per_channel_scale=scaled,
+                enable_per_channel_scale=bool(scaled),
+                scale_block_size=scaled if scaled > 1 else None,
             )
             case = Case(kind, granularity, lut, dtype, spec)
             if fits(case):
@@ -237,8 +247,11 @@ def random_weight(case: Case) -> PalettizedTensor:
             zero_point = torch.randint(0, 256, ones, generator=random).to(stored)
             zero_point = torch.full_like(zero_point, 128) if symmetric else zero_point
     if spec.enable_per_channel_scale:
-        wide = [s if i == axis else 1 for i, s in enumerate(layout.shape)]
-        scale = (torch.rand(wide, generator=random) + 0.1).to(case.dtype)
+        out = installed_operations().channel_axis(KINDS[case.kind].op_type, layout.shape)
+        wide = scale_shape(layout.shape, out, spec.scale_block_size)
+        narrow = torch.float16 if spec.scale_block_size else case.dtype
+        narrow = torch.bfloat16 if case.dtype is torch.bfloat16 else narrow
+        scale = (torch.rand(wide, generator=random) + 0.1).to(narrow)
     return PalettizedTensor(
         torch.randint(0, spec.n_entries, layout.index_shape, generator=random).to(torch.uint8),
         lut,

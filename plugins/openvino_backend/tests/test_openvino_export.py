@@ -232,17 +232,62 @@ def test_versions_and_palettes_are_written_down(tmp_path):
     path = support.exported(mlp(), X, tmp_path / "informed.xml", spec)
     held = ov.Core().read_model(path).get_rt_info(["palette_core"])
     assert held["openvino"] == ov.get_version()
-    assert json.loads(held["weights"])["0.weight"] == {
+    row = json.loads(held["weights"])["0.weight"]
+    assert row.pop("seed") > 0
+    assert row == {
         "layer": "palette_core/0.weight",
         "shape": [16, 8],
         "n_bits": 3,
         "cluster_dim": 1,
         "grid": [4, 1],
         "lut_dtype": "int8",
-        "channel_scale": False,
+        "scales": None,
         "sparse": False,
+        "algorithm": "kmeans1d",
+        "source": 0,
     }
     assert str(tmp_path) not in path.read_text()
+
+
+class Two(nn.Module):
+    """Two functions of one model, which share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 8)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return self.second(code)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x).relu())
+
+
+def test_functions_of_a_model_are_files(tmp_path):
+    model, code = Two().eval(), (torch.linspace(-1, 1, 18).reshape(3, 6),)
+    palettizer = KMeansPalettizer(model, support.config(PalettizationSpec(n_bits=2)))
+    palettizer.prepare(X, backend="openvino", backend_options={"function": "decode"})
+    for name, inputs in (("encode", X), ("decode", code), ("forward", X)):
+        path = palettizer.export(
+            tmp_path / f"{name}.xml",
+            inputs,
+            backend="openvino",
+            backend_options={"function": name},
+        )
+        with torch.no_grad():
+            wanted = getattr(model, name)(*inputs)
+        assert support.difference(support.run_file(path, *inputs), [wanted]) <= 1e-5
+    assert set(read_weights(tmp_path / "decode.xml")) == {"second.weight"}
+    with pytest.raises(BackendError, match=r"function='deocde' .* decode, encode, forward"):
+        palettizer.export(
+            tmp_path / "no.xml", X, backend="openvino", backend_options={"function": "deocde"}
+        )
+    assert "forward" not in vars(model)
+    assert not (tmp_path / "no.xml").exists()
 
 
 # --- states -------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
         program = program.run_decompositions(decompositions(dialect))
     except Exception as error:
         raise BackendError(
-            f"the model's operations cannot be written in those that the converter has: "
+            _forgotten_writes(program)
+            or f"the model's operations cannot be written in those that the converter has: "
             f"{summary(error)}"
         ) from error
     graph = program.graph_module.graph
@@ -91,6 +92,27 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
     graph.lint()
     program.graph_module.recompile()
     return program
+
+
+def _forgotten_writes(program: ExportedProgram) -> str:
+    """Return, in words, which operations write to tensors that are no buffers; else nothing."""
+    constants = program.graph_signature.inputs_to_lifted_tensor_constants
+    found: dict[str, None] = {}
+    for node in program.graph.nodes:
+        target = node.target
+        if not isinstance(target, OpOverload) or not target._schema.is_mutable:
+            continue
+        written: Any = node
+        while isinstance(written, fx.Node) and written.op == "call_function":
+            written = written.args[0] if written.args else None
+        if isinstance(written, fx.Node) and written.name in constants:
+            found[f"{target} ({module_of(node)})"] = None
+    if not found:
+        return ""
+    return (
+        f"{', '.join(found)} writes to a tensor that is no buffer of the model, which a file would "
+        "forget; register_buffer it, and write to the model's attribute in forward"
+    )
 
 
 def decompositions(dialect: Dialect) -> dict[Any, Callable[..., Any]]:

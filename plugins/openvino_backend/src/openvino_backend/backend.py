@@ -11,10 +11,11 @@ from torch import nn
 from openvino_backend.finishing import finish
 from openvino_backend.options import OpenVINOOptions
 from openvino_backend.refusals import refusal
-from openvino_backend.tracing import LackingOperationsError, converted
+from openvino_backend.tracing import LackingOperationsError, calling, converted
 from openvino_backend.writing import write_model
 from palette_core.errors import BackendError
 from palette_core.plugins import Backend, Refusal, TensorFacts
+from palette_core.storage import PackedWeight, palette_sites
 from palette_core.tensors import PalettizedTensor
 
 
@@ -37,7 +38,8 @@ class OpenVINOBackend(Backend):
     ) -> Sequence[Refusal]:
         """Return a refusal for each operation that neither converts nor can be rewritten.
 
-        OpenVINO has no list of what it converts, so the dense model is converted.
+        OpenVINO has no list of what it converts, so the dense model is converted: its ``forward``,
+        as the inputs are for that.
         """
         try:
             converted(model, example_inputs, dynamic_shapes)
@@ -73,6 +75,9 @@ class OpenVINOBackend(Backend):
             BackendError: no example inputs, or ``torch.export`` or the converter does not take the
                 model; the message names the operation and its module where there is one.
         """
-        program, made = converted(model, example_inputs, dynamic_shapes)
-        write_model(finish(program, made, self._options), path)
+        with calling(model, self._options.function):
+            program, made = converted(model, example_inputs, dynamic_shapes)
+        sites = palette_sites(model, PackedWeight)
+        origins = {s.name: s.palette.origin for s in sites if s.palette.origin is not None}
+        write_model(finish(program, made, self._options, origins), path)
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from openvino_backend.uses import gathers_rows, multiplies, varying
 from openvino_backend.weights import Weight
 from palette_core import __version__
 from palette_core.errors import BackendError
+from palette_core.storage import Origin, Source
 
 INFO = "palette_core"  # section of the model's information
 
@@ -33,13 +35,19 @@ class Converted:
     constants: Constants
 
 
-def finish(program: FlatProgram, model: ov.Model, options: OpenVINOOptions) -> Converted:
+def finish(
+    program: FlatProgram,
+    model: ov.Model,
+    options: OpenVINOOptions,
+    origins: Mapping[str, Origin] | None = None,
+) -> Converted:
     """Put look-ups and states where they were inputs, in place, and name what is left.
 
     Args:
         program: as it was converted.
         model: what the converter made of it.
         options: of the backend.
+        origins: what made the palettes, by name, where that is known.
 
     Raises:
         BackendError: names of inputs or outputs that do not fit.
@@ -61,7 +69,7 @@ def finish(program: FlatProgram, model: ov.Model, options: OpenVINOOptions) -> C
         model, parameters[states], results[len(program.outputs) :], program.states, constants
     )
     model.validate_nodes_and_infer_types()
-    _inform(model, program, stored)
+    _inform(model, program, stored, origins or {})
     return Converted(model, constants)
 
 
@@ -131,22 +139,33 @@ def _shape(wanted: Input) -> PartialShape:
     )
 
 
-def _inform(model: ov.Model, program: FlatProgram, stored: dict[str, str]) -> None:
-    """Write down what was palettized how, and by which versions."""
-    weights = {
-        weight.name: {
+def _inform(
+    model: ov.Model, program: FlatProgram, stored: dict[str, str], origins: Mapping[str, Origin]
+) -> None:
+    """Write down what was palettized how, by which configuration, plug-ins and versions."""
+    sources: list[Source] = []
+    weights = {}
+    for weight in program.weights:
+        row = {
             "layer": stored[weight.name],
             "shape": list(weight.shape),
             "n_bits": weight.n_bits,
             "cluster_dim": weight.dim,
             "grid": list(weight.grid),
             "lut_dtype": str(weight.lut.dtype).removeprefix("torch."),
-            "channel_scale": weight.scale is not None,
+            "scales": None if weight.scale is None else list(weight.scale.shape),
             "sparse": weight.mask is not None,
         }
-        for weight in program.weights
-    }
+        origin = origins.get(weight.name)
+        if origin is not None:
+            if origin.source not in sources:
+                sources.append(origin.source)
+            made_by = {"algorithm": origin.algorithm, "seed": origin.seed}
+            row |= {**made_by, "source": sources.index(origin.source)}
+        weights[weight.name] = row
     model.set_rt_info(__version__, [INFO, "version"])
     model.set_rt_info(torch.__version__, [INFO, "torch"])
     model.set_rt_info(ov.get_version(), [INFO, "openvino"])
+    told = [{"config": dict(s.config), "plugins": dict(s.plugins)} for s in sources]
+    model.set_rt_info(json.dumps(told), [INFO, "sources"])
     model.set_rt_info(json.dumps(weights), [INFO, "weights"])

@@ -12,6 +12,9 @@ Four forms, each with the values of `PalettizedTensor.decode` in its order and i
 * where rows of a weight are gathered, rows of its *indices* are, and entries after: the weight is
   never decoded whole. Entries are written as what they stand for;
 * sparse weights are listed, see `sparse`, whatever uses them.
+
+Scales by block of inputs multiply a weight that is cut into these blocks for that; the runtime
+keeps it in floats, whatever its tables are of.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class Lowering:
                 sparse(weight, self._indices, self._entries(), self._constants)
             )
         by_row, integer = weight.grid[0] == weight.n_blocks, not weight.lut.dtype.is_floating_point
-        if weight.lut_scale is None or not (scaled_late and by_row and integer):
+        late = scaled_late and by_row and integer and not self._scaled_by_block()
+        if weight.lut_scale is None or not late:
             return self._times_channels(self._looked_up(self._entries()))
         values, zero = _shifted(weight)
         found = op.convert(self._looked_up(self._constants.tensor(values)), "f32")
@@ -144,16 +148,47 @@ class Lowering:
             )
         return found
 
+    def _scaled_by_block(self) -> bool:
+        scale, shape = self._weight.scale, self._weight.shape
+        return scale is not None and any(
+            extent not in (1, whole) for extent, whole in zip(scale.shape, shape, strict=True)
+        )
+
     def _times_channels(self, found: Output, tokens: Output | None = None) -> Output:
-        scale = self._weight.scale
+        """Return a weight, or the rows of a matrix that ``tokens`` are, times its scales."""
+        scale, shape = self._weight.scale, self._weight.shape
         if scale is None:
             return found
-        factors = self._constants.tensor(scale)
-        if tokens is not None and scale.shape[0] > 1:
-            factors = op.gather(factors, tokens, integers(0)).output(0)
-        elif tokens is not None:
-            factors = self._constants.tensor(scale[0])
-        return op.multiply(found, factors).output(0)
+        factors = self._constants.tensor(scale.to(self._weight.dtype))
+        if tokens is not None:
+            return self._rows_times(found, factors, tokens)
+        if not self._scaled_by_block():
+            return op.multiply(found, factors).output(0)
+        cut, extents = [], []
+        for extent, whole in zip(scale.shape, shape, strict=True):
+            divided = extent not in (1, whole)
+            cut += [extent, whole // extent] if divided else [whole]
+            extents += [extent, 1] if divided else [extent]
+        found = op.reshape(found, integers(*cut), False)
+        found = op.multiply(found, op.reshape(factors, integers(*extents), False))
+        return op.reshape(found, integers(*shape), False).output(0)
+
+    def _rows_times(self, found: Output, factors: Output, tokens: Output) -> Output:
+        assert self._weight.scale is not None
+        down, across = self._weight.scale.shape
+        rows, width = self._weight.shape
+        row = tokens if down in (1, rows) else op.divide(tokens, scalar(rows // down))
+        factors = (
+            op.gather(factors, row, integers(0)) if down > 1 else op.squeeze(factors, integers(0))
+        )
+        if across in (1, width):
+            return op.multiply(found, factors).output(0)
+        lengths = op.shape_of(tokens, "i64")
+        cut = op.concat([lengths, integers(across, width // across)], 0)
+        factors = op.unsqueeze(factors, integers(-1))
+        found = op.multiply(op.reshape(found, cut, False), factors)
+        whole = op.concat([lengths, integers(width)], 0)
+        return op.reshape(found, whole, False).output(0)
 
 
 def _shifted(weight: Weight) -> tuple[Tensor, Tensor | None]:
@@ -184,5 +219,5 @@ def _merged(scale: Tensor, weight: Weight) -> Tensor | None:
     """Return both scales in one, or None where there is no second, or rounding would differ."""
     if weight.scale is None or weight.dtype is not torch.float32:
         return None
-    merged = scale * weight.scale
+    merged = scale * weight.scale.float()
     return merged if merged.shape[1:].numel() == 1 else None

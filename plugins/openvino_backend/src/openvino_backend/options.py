@@ -26,6 +26,11 @@ class OpenVINOOptions(BaseModel):
         "written, which rounds a weight once more (1.2e-7 of it at most), and lets the runtime "
         "keep such weights in 8 bits.",
     )
+    function: str = Field(
+        default="forward",
+        description="Name of the model's method that is exported. A file holds one function: a "
+        "model of several is exported to a file for each, of the weights that it uses.",
+    )
     input_names: tuple[str, ...] = Field(
         default=(),
         description="Names of the inputs, in the order of the model's; empty keeps those of its "

@@ -200,6 +200,7 @@ _OPERATIONS: dict[str, Callable[..., Array]] = {
     "ShapeOf": lambda _, value: np.array(value.shape, np.int64),
     "Reshape": lambda _, value, shape: value.reshape(shape.tolist()),
     "Transpose": lambda _, value, order: value.transpose(order.tolist()),
+    "Squeeze": lambda _, value, axis: np.squeeze(value, tuple(axis.reshape(-1).tolist())),
     "Unsqueeze": lambda _, value, axis: np.expand_dims(value, tuple(axis.reshape(-1).tolist())),
     "CumSum": _cum_sum,
     "Minimum": lambda _, a, b: np.minimum(a, b),

@@ -15,8 +15,8 @@ WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def refusal(facts: TensorFacts) -> Refusal | None:
     """Return why a tensor cannot be exported, or None.
 
-    Grids of any layout, vectors along any axis, 8-bit tables and scales per channel are all
-    written in operations that OpenVINO has, so little is left to refuse.
+    Grids of any layout, vectors along any axis, 8-bit tables and scales per channel or block are
+    all written in operations that OpenVINO has, so little is left to refuse.
     """
     spec = facts.spec
     if facts.dtype not in WEIGHT_DTYPES:
@@ -34,11 +34,5 @@ def refusal(facts: TensorFacts) -> Refusal | None:
         return Refusal(
             f"OpenVINO's look-up tables are not stored in {dtype_name(spec.lut_qspec.dtype)}",
             spec.model_copy(update={"lut_qspec": None}),
-        )
-    if spec.scale_block_size is not None:
-        return Refusal(
-            "scales per block of inputs are not written to OpenVINO's files yet; scales per "
-            "channel are",
-            spec.model_copy(update={"scale_block_size": None, "enable_per_channel_scale": True}),
         )
     return None

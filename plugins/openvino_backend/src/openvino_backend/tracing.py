@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +67,33 @@ def converted(
                 if error.lacking <= lacking:
                     raise _told(decomposed, flat, error) from error.__cause__
                 lacking |= error.lacking
+
+
+@contextlib.contextmanager
+def calling(model: nn.Module, function: str) -> Iterator[None]:
+    """Let another method of a model stand for its ``forward``.
+
+    Raises:
+        BackendError: the model has no such method.
+    """
+    if function == "forward":
+        yield
+        return
+    method = getattr(model, function, None)
+    if not inspect.ismethod(method):
+        methods = [n for n in vars(type(model)) if inspect.isfunction(getattr(type(model), n))]
+        raise BackendError(
+            f"function={function!r} is no method of {type(model).__name__}, which has "
+            f"{', '.join(sorted(methods))}"
+        )
+    own = vars(model).get("forward")
+    model.forward = method
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
 
 
 @contextlib.contextmanager

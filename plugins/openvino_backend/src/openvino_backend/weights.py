@@ -46,7 +46,7 @@ class Weight:
         lut: ``[*grid, K, D]``, quantized or floating.
         lut_scale: ``[*grid]`` float32, or None.
         lut_zero_point: ``[*grid]`` in the dtype of ``lut``, or None.
-        scale: factors that broadcast to the weight, or None.
+        scale: factors by which the weight is multiplied, each for a regular block of it, or None.
         mask: bool, of the weight's shape, where a sparse weight is not zero; None of others.
     """
 
@@ -161,15 +161,6 @@ def _weight(
     for part in (lut, scale, channels):
         if part is not None and not bool(torch.isfinite(part.float()).all()):
             raise BackendError(f"the look-up tables or scales of {name} hold NaN or infinity")
-    shape = [n * lut.shape[-1] if at == parts["axis"] else n
-             for at, n in enumerate(parts["index_shape"])]  # fmt: skip
-    if channels is not None and any(
-        got not in (1, n) for got, n in zip(channels.shape, shape, strict=True)
-    ):
-        raise BackendError(
-            f"{name} has scales per block of inputs, which are not written to OpenVINO's files "
-            "yet; palettize it with a scale per channel"
-        )
     packed, mask = parts[form[0]].cpu().contiguous(), None
     if form is SPARSE_PARTS:
         held: dict[str, Any] = {n: _on_host(p) for n, p in parts.items()}
