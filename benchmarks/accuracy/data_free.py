@@ -48,13 +48,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seed", type=int, default=0, help="of the data that lnq is calibrated on")
     parser.add_argument("--no-judging", action="store_true", help="errors of weights alone")
     parser.add_argument("--check", action="store_true", help="compare CB4 with NNCF, and end")
     args = parser.parse_args()
     if args.check:
         return check()
     for name in args.models:
-        task = TASKS[name](0)
+        task = TASKS[name](args.seed)
         dense = float("nan") if args.no_judging else task.judge(task.model)
         print(f"{name}, {task.measure} (dense {dense:.4f})")
         for bits in args.bits:
@@ -113,7 +114,10 @@ Method = Callable[[nn.Module, Task, dict[str, Any], int], tuple[Weights, int]]
 
 
 def ours(**fields: Any) -> Method:
-    """Palettize by palette_core; ``block`` is the size of blocks that is wanted."""
+    """Palettize by palette_core; ``block`` is the size of blocks that is wanted.
+
+    With an algorithm, layer after layer, on the batches of the task.
+    """
 
     def method(
         model: nn.Module, task: Task, modules: dict[str, Any], bits: int
@@ -129,6 +133,8 @@ def ours(**fields: Any) -> Method:
         palettizer = KMeansPalettizer(model, config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # groups that do not divide a layer
+            if "algorithm" in fields:
+                palettizer.calibrate(task.batches, sequential=True)
             model = palettizer.prepare(task.batches[0])
         after = {n: model.get_submodule(n).weight.detach() for n in modules}
         assert palettizer.report is not None
@@ -171,6 +177,119 @@ def cb4(x: Tensor, bits: int, channels: int) -> tuple[Tensor, int]:
     scale = x.abs().amax(1, keepdim=True) / table.max()
     scale = torch.where(scale < torch.finfo().eps, torch.finfo().eps, scale)
     return _nearest(x / scale, table) * scale, len(x) * _SCALE_BITS
+
+
+def nncf_adaptive(block: int) -> Method:
+    """Fit a code book to each layer by NNCF's ADAPTIVE_CODEBOOK, for the inputs that it reads.
+
+    NNCF takes models of OpenVINO only, and wants data: each layer is one of a single product, with
+    what the layer reads of the first batch. Layers that are no products of matrices read noise.
+    """
+
+    def method(
+        model: nn.Module, task: Task, modules: dict[str, Any], bits: int
+    ) -> tuple[Weights, int]:
+        read = _inputs_of(model, task, modules)
+        after, size = {}, 0
+        for name, module in modules.items():
+            rows = module.weight.detach().float().flatten(1)
+            group = block_of(module.weight, block)
+            if group == 1:
+                after[name] = module.weight.detach()
+                size += rows.numel() * 32
+                continue
+            found = _adapted(rows, read.get(name), bits, group)
+            after[name] = found.reshape(module.weight.shape)
+            size += rows.numel() // group * _SCALE_BITS + 2**bits * 8 + rows.numel() * bits
+        return after, size
+
+    return method
+
+
+def _inputs_of(model: nn.Module, task: Task, modules: dict[str, Any]) -> dict[str, Tensor]:
+    """Return 128 rows that each linear layer reads of the first batch."""
+    read = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows = inputs[0].detach().flatten(0, -2)
+            read[name] = rows[:: max(1, len(rows) // 128)][:128].clone()
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(keep(name))
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear)
+    ]
+    with torch.no_grad():
+        model(*task.batches[0])
+    for hook in hooks:
+        hook.remove()
+    return read
+
+
+def _adapted(rows: Tensor, inputs: Tensor | None, bits: int, group: int) -> Tensor:
+    import nncf
+    import numpy as np
+    import openvino as ov
+    from nncf.quantization.advanced_parameters import (
+        AdvancedAdaptiveCodebookParameters,
+        AdvancedCompressionParameters,
+    )
+    from openvino import opset13 as op
+
+    if inputs is None:
+        inputs = torch.randn(128, rows.shape[1], generator=torch.Generator().manual_seed(0))
+    given = op.parameter([-1, rows.shape[1]], np.float32)
+    product = op.matmul(given, op.constant(rows.numpy()), False, True)
+    made = nncf.compress_weights(
+        ov.Model([op.result(product)], [given]),
+        mode=nncf.CompressWeightsMode.ADAPTIVE_CODEBOOK,
+        group_size=group, ratio=1.0, all_layers=True,
+        dataset=nncf.Dataset([row[None].numpy() for row in inputs]),
+        advanced_parameters=AdvancedCompressionParameters(
+            adaptive_codebook_params=AdvancedAdaptiveCodebookParameters(num_elements=2**bits)
+        ),
+    )  # fmt: skip
+    (product,) = (node for node in made.get_ops() if node.get_type_name() == "MatMul")
+    weight = ov.Model([op.result(product.input_value(1))], [])
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    return torch.from_numpy(np.array(ov.Core().compile_model(weight, "CPU", exact)([])[0]))
+
+
+def coreai_opt(group: int) -> Method:
+    """Palettize by coreai-opt, a table for each group of output channels."""
+
+    def method(
+        model: nn.Module, task: Task, modules: dict[str, Any], bits: int
+    ) -> tuple[Weights, int]:
+        import logging
+
+        import coreai_opt.palettization as peer
+        import coreai_opt.palettization.spec as grain
+
+        logging.getLogger("coreai_opt").setLevel(logging.ERROR)
+        grouped = grain.PerGroupedChannelGranularity(axis=0, group_size=group)
+        spec = peer.PalettizationSpec(n_bits=bits, granularity=grouped)
+        wanted = peer.ModuleKMeansPalettizerConfig(op_state_spec={"weight": spec})
+        layers = nn.Linear | nn.Conv1d | nn.Conv2d
+        names = {
+            name: wanted if name in modules else None
+            for name, module in model.named_modules()
+            if name and (isinstance(module, layers) or not list(module.children()))
+        }
+        config = peer.KMeansPalettizerConfig(global_config=None, module_name_configs=names)
+        before = {n: m.weight.numel() for n, m in modules.items()}
+        made = peer.KMeansPalettizer(model, config).prepare(task.batches[0])
+        after = {n: made.get_submodule(n).weight.detach() for n in modules}
+        fits = {n: len(w) % group == 0 for n, w in after.items()}
+        return after, sum(
+            count * bits + len(after[n]) // group * 2**bits * 32 if fits[n] else count * 32
+            for n, count in before.items()
+        )
+
+    return method
 
 
 def _nearest(unit: Tensor, table: Tensor) -> Tensor:
@@ -242,6 +361,14 @@ ROWS: dict[str, Method] = {
     "blocks of 32": ours(block=32),
     "CB4, blocks of 128": of_rows(128, cb4),
     "CB4, blocks of 64": of_rows(64, cb4),
+    "NNCF's ADAPTIVE_CODEBOOK, blocks of 128": nncf_adaptive(128),
+    "NNCF's ADAPTIVE_CODEBOOK, blocks of 64": nncf_adaptive(64),
+    "coreai-opt, groups of 16": coreai_opt(16),
+    "lnq in sequence, groups of 16": ours(
+        algorithm="lnq", granularity={"type": "per_grouped_channel", "group_size": 16}
+    ),
+    "lnq in sequence, per channel": ours(algorithm="lnq", enable_per_channel_scale=True),
+    "lnq in sequence, blocks of 64": ours(algorithm="lnq", block=64),
     "blocks of 64, simply": of_rows(64, fitted()),
     "blocks of 64, symmetric table": of_rows(64, fitted(symmetric)),
     "blocks of 64, table with zero": of_rows(64, fitted(with_zero)),
