@@ -46,16 +46,17 @@ def progress_bar(
         show: None shows the bar only on a terminal.
         unit: of amounts that are large; how many a second are done is shown then.
     """
-    console = Console(stderr=True)
     show = sys.stderr.isatty() if show is None else show
+    if not show:
+        yield lambda what, amount: None
+        return
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         _Rate(unit) if unit else MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[what]}"),
-        console=console,
-        disable=not show,
+        console=Console(stderr=True),
     )
     with bar:
         task = bar.add_task(title, total=total, what="")

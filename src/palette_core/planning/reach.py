@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -218,12 +220,16 @@ def _fields(spec: PalettizationSpec | None) -> Config | None:
 
 def _said(model: BaseModel) -> Config:
     """Return the fields that differ from their defaults, as plain values."""
-    fields, plain = type(model).model_fields, model.model_dump(mode="json")
-    return {
-        name: plain[name]
-        for name, field_ in fields.items()
-        if getattr(model, name) != field_.get_default(call_default_factory=True)
-    }
+    defaults = _defaults(type(model))
+    said = {name for name, default in defaults.items() if getattr(model, name) != default}
+    plain = model.model_dump(mode="json", include=said)
+    return {name: plain[name] for name in defaults if name in said}
+
+
+@functools.cache
+def _defaults(kind: type[BaseModel]) -> dict[str, Any]:
+    fields = kind.model_fields.items()
+    return {name: field_.get_default(call_default_factory=True) for name, field_ in fields}
 
 
 def _pattern(module: str) -> str:

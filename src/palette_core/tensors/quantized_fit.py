@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,16 +67,21 @@ def quantize_codebook(
     state = tables.weigh(_decoded(best, points.dtype), blocks)
     last = start.double(), best
     for turn in range(_MOST_ROUNDS):
-        now, its_state = rows_of(best, blocks), state.rows(blocks)
+        every = len(blocks) == len(points)
+        now, its_state = (best, state) if every else (rows_of(best, blocks), state.rows(blocks))
         stretches = _NEARBY if turn else _WIDE
         proposal, last = _propose(its_state, now, last, quantizer, points.dtype, stretches)
         found = tables.weigh(_decoded(proposal, points.dtype), blocks)
         better = found.cost < its_state.cost
-        best = put_rows(best, blocks[better], rows_of(proposal, better))
-        state.put(blocks[better], found.rows(better))
-        if not bool((found.cost < its_state.cost * (1 - _LEAST_GAIN)).any()):
+        gained = bool((found.cost < its_state.cost * (1 - _LEAST_GAIN)).any())
+        if every and bool(better.all()):
+            best, state = proposal, found
+        elif bool(better.any()):
+            best = put_rows(best, blocks[better], rows_of(proposal, better))
+            state.put(blocks[better], found.rows(better))
+        if not gained:
             break
-        if turn:
+        if turn and not bool(better.all()):
             blocks = blocks[better]  # the same proposal would not help the others
             last = last[0][better], rows_of(last[1], better)
     return tidy_quantized(best, _nearest(points, importance, best, codebook.codes))
@@ -128,40 +134,79 @@ def _propose(
     """
     present = best.dequantize().double()
     mass, means = state.mass, state.means(present)
-    scale = best.scale.double()
-    targets = [
-        means,
-        _levels(means, scale, best) * scale,
-        _weighted_fit(means, mass, best, stretches),
-    ]
-    chosen, of_means = best, best
-    error = torch.full_like(state.cost, torch.inf)
-    for target in targets:
-        made = _made_before(target, [(present, best), last], quantizer)
-        of_means = made if target is means else of_means
-        gap = _decoded(made, dtype) - means
-        made_error = (mass * gap.square()).flatten(1).sum(dim=1).nan_to_num(torch.inf)
-        nearer = made_error < error
-        chosen = choose_tables(nearer, made, chosen)
-        error = torch.where(nearer, made_error, error)
-    return chosen, (means, of_means)
+    targets = _targets(means, mass, best, stretches)
+    made, places = _made(targets, [(present, best), last], quantizer)
+    gap = _decoded(made, dtype)[places] - means
+    error = (mass * gap.square()).flatten(2).sum(dim=2).nan_to_num(torch.inf)
+    least = error.min(dim=0)
+    chosen = rows_of(made, places.gather(0, least.indices[None])[0])
+    finite = least.values.isfinite()
+    if not bool(finite.all()):
+        chosen = choose_tables(finite, chosen, best)
+    return chosen, (means, rows_of(made, places[0]))
 
 
-def _made_before(target: Tensor, known: list[_Known], quantizer: Quantizer) -> QuantizedLut:
-    """Quantize tables, but for those of which it is known what comes out."""
-    made = known[0][1]
-    unknown = torch.ones(len(target), dtype=torch.bool, device=target.device)
-    for tables, quantized in known:
-        most = tables.abs().amax(dim=(1, 2), keepdim=True)
-        same = ((target - tables).abs() <= _SAME * most).flatten(1).all(dim=1) & unknown
-        if bool(same.any()):
-            made = choose_tables(same, quantized, made)
-            unknown &= ~same
-    if bool(unknown.all()):
-        return _quantize(quantizer, target)
-    if not bool(unknown.any()):
-        return made
-    return put_rows(made, unknown, _quantize(quantizer, target[unknown]))
+def _targets(
+    means: Tensor, mass: Tensor, best: QuantizedLut, stretches: tuple[float, ...]
+) -> Tensor:
+    """Return float tables to quantize, ``[3, B, K, D]``; the means come first."""
+    scale, dtype = best.scale.double(), best.values.dtype
+    if means.device.type != "cpu" or dtype.is_floating_point:
+        fitted = _weighted_fit(means, mass, best, stretches)
+        return torch.stack([means, _levels(means, scale, best) * scale, fitted])
+    from palette_core.tensors._quantized_kernel import propose_integers  # numba loads slowly
+
+    zero = torch.zeros_like(scale) if best.zero_point is None else best.zero_point.double()
+    info, out = torch.iinfo(dtype), means.new_empty(3, *means.shape)
+    propose_integers(
+        means.flatten(1).numpy(), mass.flatten(1).numpy(), scale.flatten().numpy(),
+        zero.flatten().numpy(), info.min, info.max, np.array(stretches), _REFITS,
+        out.flatten(2).numpy(),
+    )  # fmt: skip
+    return out
+
+
+def _made(
+    targets: Tensor, known: list[_Known], quantizer: Quantizer
+) -> tuple[QuantizedLut, Tensor]:
+    """Quantize tables ``[T, B, K, D]``, but for those of which it is known what comes out.
+
+    Returns:
+        quantized tables, and which of them each target has become, ``[T, B]``.
+    """
+    same = _same(targets, torch.stack([tables for tables, _ in known]))
+    unknown = (same < 0).flatten()
+    outcomes = [quantized for _, quantized in known]
+    if bool(unknown.any()):
+        outcomes.append(_quantize(quantizer, targets.flatten(0, 1)[unknown]))
+    blocks = targets.shape[1]
+    old = same * blocks + torch.arange(blocks, device=same.device)
+    new = len(known) * blocks - 1 + unknown.cumsum(0)
+    return _joined(outcomes), torch.where(unknown, new, old.flatten()).view_as(same)
+
+
+def _same(targets: Tensor, known: Tensor) -> Tensor:
+    """Return which known table ``[R, B, K, D]`` each target is, the first of several, or -1."""
+    if targets.device.type == "cpu":
+        from palette_core.tensors._quantized_kernel import find_same
+
+        out = torch.empty(targets.shape[:2], dtype=torch.int64)
+        find_same(targets.flatten(2).numpy(), known.flatten(2).numpy(), _SAME, out.numpy())
+        return out
+    most = known.abs().amax(dim=(2, 3), keepdim=True)
+    near = ((targets[None] - known[:, None]).abs() <= _SAME * most[:, None]).flatten(3).all(dim=3)
+    first = near.to(torch.uint8).argmax(dim=0)
+    return torch.where(near.any(dim=0), first, -1)
+
+
+def _joined(tables: list[QuantizedLut]) -> QuantizedLut:
+    values = torch.cat([one.values.view(torch.uint8) for one in tables])
+    zeros = [one.zero_point for one in tables if one.zero_point is not None]
+    return QuantizedLut(
+        values.view(tables[0].values.dtype),
+        torch.cat([one.scale for one in tables]),
+        torch.cat(zeros) if zeros else None,
+    )
 
 
 def _weighted_fit(
@@ -172,7 +217,7 @@ def _weighted_fit(
     The levels may be such that the quantizer cannot store them; it then makes its best of them.
     """
     fit = torch.full(means.shape[:1], torch.inf, dtype=means.dtype, device=means.device)
-    out = means
+    out, every = means, torch.arange(len(means), device=means.device)
     together = max(1, _TOGETHER // means.numel())
     for at in range(0, len(stretches), together):
         some = torch.tensor(stretches[at : at + together], dtype=means.dtype, device=means.device)
@@ -186,10 +231,10 @@ def _weighted_fit(
             scale = torch.where(refit > 0, refit, scale[..., 0, 0])[..., None, None]
         target = levels * scale
         errors = (mass * (means - target).square()).flatten(2).sum(dim=2)
-        for error, made in zip(errors, target, strict=True):
-            nearer = error < fit
-            fit = torch.where(nearer, error, fit)
-            out = torch.where(nearer[:, None, None], made, out)
+        least = errors.nan_to_num(torch.inf).min(dim=0)
+        nearer = least.values < fit
+        fit = torch.where(nearer, least.values, fit)
+        out = torch.where(nearer[:, None, None], target[least.indices, every], out)
     return out
 
 

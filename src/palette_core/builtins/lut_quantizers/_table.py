@@ -20,8 +20,8 @@ def check_lut(lut: Tensor) -> None:
             f"a LUT to quantize must be non-empty floating [B, K, D], got {lut.dtype} of shape "
             f"{tuple(lut.shape)}"
         )
-    finite = lut.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
+    if not bool(lut.isfinite().all()):
+        finite = lut.isfinite().flatten(1).all(dim=1)
         raise ClusteringError(f"LUT {int((~finite).nonzero()[0])} to quantize is not finite")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from palette_core.plugins import LutQuantizer, NoOptions, QuantizationScheme, Qu
 from palette_core.tensors import QuantizedLut, dtype_name
 
 _STEPS = 255  # between the lowest and the highest of 256 codes
+_LADDER = np.arange(_STEPS + 1.0)  # magnitudes of levels
 _MIDDLE = 128  # the code that stands for zero in a symmetric unsigned LUT
 
 
@@ -58,13 +60,39 @@ class IntegerLutQuantizer(LutQuantizer):
             ClusteringError: the entries are not ``[B, K, D]`` floating, or not finite.
         """
         check_lut(lut)
+        if lut.device.type == "cpu":
+            return self._on_cpu(lut.detach())
+        scaled = self._candidates(lut)
+        return pick_best(lut, [self._round(lut, scale, zero) for scale, zero in scaled])
+
+    def _candidates(self, lut: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return scales ``[B]`` float64 to choose from, each with its zero points."""
         entries, unit = normalize(lut)
+        is_symmetric = self.scheme is not QuantizationScheme.ASYMMETRIC
+        made = self._symmetric(entries) if is_symmetric else self._asymmetric(entries)
+        return [(scale * unit, zero) for scale, zero in made]
+
+    def _on_cpu(self, lut: Tensor) -> QuantizedLut:
+        """Do the same by kernels, which spare small tables dozens of calls of torch."""
+        from palette_core._common.threads import map_threads, parts_of, thread_count
+        from palette_core.builtins.lut_quantizers import _integer_kernel as kernels
+
+        values, made = torch.empty(lut.shape, dtype=self.dtype), torch.empty(len(lut), 2)
+        table, scales = lut.double().flatten(1).numpy(), made.numpy()
+        into = values.view(len(lut), -1).numpy()
         if self.scheme is QuantizationScheme.ASYMMETRIC:
-            candidates = self._asymmetric(entries)
+            candidates = zip(*self._candidates(lut), strict=True)
+            chosen_from = (torch.stack(parts).numpy() for parts in candidates)
+            kernels.round_to_best(table, *chosen_from, self.lowest, self.highest, into, scales)
         else:
-            candidates = self._symmetric(entries)
-        made = [self._round(lut, scale * unit, zero) for scale, zero in candidates]
-        return pick_best(lut, made)
+            range_ = int(self._center()), self.lowest, self.highest
+
+            def part(at: slice) -> None:
+                kernels.quantize_symmetric(table[at], _LADDER, *range_, into[at], scales[at])
+
+            map_threads(part, parts_of(len(lut), -(-len(lut) // thread_count())))
+        scale, point = made.t()[..., None, None]
+        return QuantizedLut(values, scale, self._stored_zero(point))
 
     def _symmetric(self, entries: Tensor) -> list[tuple[Tensor, Tensor]]:
         center = int(self._center())
@@ -93,8 +121,11 @@ class IntegerLutQuantizer(LutQuantizer):
         point = zero[:, None, None]
         levels = (lut.double() / stored.double()).round() + point
         values = levels.clamp(self.lowest, self.highest).to(self.dtype)
+        return QuantizedLut(values, stored, self._stored_zero(point))
+
+    def _stored_zero(self, point: Tensor) -> Tensor | None:
         absent = self.dtype is torch.int8 and self.scheme is not QuantizationScheme.ASYMMETRIC
-        return QuantizedLut(values, stored, None if absent else point.to(self.dtype))
+        return None if absent else point.to(self.dtype)
 
     def _center(self) -> float:
         return float(_MIDDLE if self.dtype is torch.uint8 else 0)
