@@ -337,7 +337,8 @@ def test_vectors_of_nonzeros_are_exact_and_no_table_gives_up_an_entry(
     rows = stored["layers.3.weight"]
     counts = [int((group != 0).sum()) for group in dense[3].split(4)]
     assert len(rows.indices) == sum(-(-count // 2) for count in counts)
-    assert len(rows.lut) == sum(count > 0 for count in counts) == 3
+    assert rows.lut.shape == (4, 4, 2)
+    assert sum(count > 0 for count in counts) == 3
     assert "lut_to_sparse_with_bitmask" not in support.summary(path)[1]
 
 
@@ -370,3 +371,25 @@ def test_vectors_in_groups_of_columns_are_refused_with_what_would_do() -> None:
     prune(weight, 1)
     with pytest.raises(PlanError, match=r"parts of rows.*'cluster_dim': 1"):
         small(weight, cluster_dim=2, granularity=COLUMNS)
+
+
+@pytest.mark.parametrize("more", [{}, {"lut_qspec": UINT8}, {"enable_per_channel_scale": True}])
+def test_groups_with_unevenly_many_vectors_take_one_look_up_where_that_is_smaller(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    """A look-up of each group's own takes more than dense indices do."""
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5] = 0.0
+    weight[8:12, :40] = 0.0
+    palettizer, model, inputs = small(weight, granularity=ROWS, cluster_dim=2, **more)
+    path = palettizer.export(tmp_path / "m.aimodel", inputs, backend="coreai")
+    assert support.summary(path)[1]["lut_to_dense"] == 1
+    (stored,) = stored_weights(path)
+    assert support.same_values(stored.dense, model[0].weight)
+    assert np.array_equal(stored.mask, weight.numpy() != 0)
+    counts = [int((group != 0).sum()) for group in weight.split(4)]
+    assert len(stored.indices) == sum(-(-count // 2) for count in counts)
+    assert stored.lut.shape == (16, 4, 2)
+    eye = torch.eye(64)
+    path = palettizer.export(tmp_path / "eye.aimodel", (eye,), backend="coreai")
+    assert np.array_equal(support.run_file(path, eye)[0].T, model[0].weight.detach().numpy())

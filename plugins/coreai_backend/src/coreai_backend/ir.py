@@ -26,6 +26,7 @@ from coreai._compiler import ir
 from coreai._compiler.dialects import coreai as dialect
 
 PICKED = "values"  # last part of the name of a constant of entries that stand for themselves
+LONGER_MASK = "longer_mask"  # the same of a mask whose rows go on behind the weight's
 Value = Any  # an SSA value of the representation
 Type = Any  # of its elements, or of a value
 
@@ -103,6 +104,18 @@ def first_of(values: Value, count: int) -> Value:
         return values
     start, end, step = (dialect.constant(np.array([n], np.int32)) for n in (0, count, 1))
     return dialect.slice_(values, start, end, step)
+
+
+def first_columns(values: Value, count: int) -> Value:
+    """Return the first ``count`` columns of ``values`` ``[R, C]``."""
+    rows, _ = shape_of(values)
+    ends = ([0, 0], [rows, count], [1, 1])
+    return dialect.slice_(values, *(dialect.constant(np.array(n, np.int32)) for n in ends))
+
+
+def reshape(values: Value, shape: Sequence[int]) -> Value:
+    """Return ``values`` in another shape."""
+    return dialect.reshape(values, dialect.constant(np.array(shape, np.int32)))
 
 
 def one_list(parts: Sequence[Value]) -> Value:

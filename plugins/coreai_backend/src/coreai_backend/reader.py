@@ -173,12 +173,30 @@ def _sparse(program: ir.Program, op: ir.Operation) -> _Named:
         mask[nonzero] = indices
         values = looked_up(mask, entries, along)[nonzero]
         parts = [name, masked, *names]
-    dense = np.zeros(nonzero.shape, values.dtype)
+    dense, result = np.zeros(nonzero.shape, values.dtype), op.results[0]
     dense[nonzero] = values
-    dense, late = _scaled(program, op.results[0], dense)
+    if masked.endswith(f".{ir.LONGER_MASK}"):
+        result, dense, nonzero, indices = _cut(result, dense, nonzero, indices, table.shape[-1])
+    dense, late = _scaled(program, result, dense)
     # Tables may be spread over constants ``NAME.TABLE.lut``.
     names = [_PART.sub("", part) for part in (*parts, *late)]
     return names, StoredWeight("", n_bits, indices, table, along, dense, nonzero)
+
+
+def _cut(
+    value: ir.Value, dense: Array, nonzero: Array, indices: Array, dim: int
+) -> tuple[ir.Value, Array, Array, Array]:
+    """Return a weight, mask and indices, all of rows that are too long, cut to its shape."""
+    (cut,) = ir.users(value)
+    width = ir.shape_of(cut.results[0])[1]
+    (shaped,) = ir.users(cut.results[0])
+    made = shaped.results[0]
+    dense, nonzero = dense[:, :width], nonzero[:, :width]
+    used = -(-nonzero.sum(1) // dim)
+    rows = indices.reshape(len(nonzero), -1)
+    kept = rows[np.arange(rows.shape[1]) < used[:, None]]
+    shape = ir.shape_of(made)
+    return made, dense.reshape(shape), nonzero.reshape(shape), kept
 
 
 class _Run(NamedTuple):
