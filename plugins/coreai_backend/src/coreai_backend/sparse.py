@@ -88,7 +88,7 @@ def _vectors(name: str, weight: StoredTensor, lut: Tensor, mask: Tensor) -> ir.V
     counts = rows.sum(1, dtype=torch.int64)
     vectors = (counts + dim - 1) // dim
     indices = unpack_indices(weight.parts["nonzero_indices"], weight.n_bits, int(vectors.sum()))
-    parts = indices.split(vectors.tolist())
+    parts = torch.split(indices, vectors.tolist())
     runs = _runs(counts.tolist(), dim)
     spare = int(vectors.max()) * dim - counts
     more = weight.n_bits * int((vectors.max() - vectors).sum()) + len(rows) * int(spare.max())
