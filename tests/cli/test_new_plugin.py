@@ -168,7 +168,7 @@ def test_nothing_that_exists_is_written_over(tmp_path) -> None:
 
 def test_without_copier_it_says_what_to_install(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "copier", None)
-    with pytest.raises(MissingExtraError, match=r"pip install palette-core\[new-plugin\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'palette-core\[new-plugin\]'"):
         make_plugin("palette-x", "clusterer", tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 
@@ -14,10 +15,12 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
+_LOGGER = logging.getLogger("palette_core")
 Advance = Callable[[str, int], None]
 
 
@@ -43,10 +46,11 @@ def progress_bar(
     Args:
         title: shown in front.
         total: the amount at which the work is done.
-        show: None shows the bar only on a terminal.
+        show: None shows the bar only on a terminal, and where warnings are logged.
         unit: of amounts that are large; how many a second are done is shown then.
     """
-    show = sys.stderr.isatty() if show is None else show
+    if show is None:
+        show = sys.stderr.isatty() and _LOGGER.isEnabledFor(logging.WARNING)
     if not show:
         yield lambda what, amount: None
         return
@@ -54,6 +58,7 @@ def progress_bar(
         TextColumn("{task.description}"),
         BarColumn(),
         _Rate(unit) if unit else MofNCompleteColumn(),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[what]}"),
         console=Console(stderr=True),

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from palette_core.cli.habits import common_options
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.commands import CommandEntry
 from palette_core.plugins.kinds import COMMAND
@@ -24,7 +25,16 @@ class _PassedOn(TyperCommand):
 
 
 class CommandsWithAdded(TyperGroup):
-    """The group of commands, with those of plug-ins after its own."""
+    """The group of commands, with those of plug-ins after its own.
+
+    All of its own take `common_options`, before their name and behind it.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.params.extend(common_options())
+        for command in self.commands.values():
+            command.params.extend(common_options())
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of ``palette --help``."""

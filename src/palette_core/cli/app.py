@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from typing import Annotated, Any, NoReturn
 
@@ -15,8 +16,9 @@ from rich.markup import escape
 from palette_core.cli.added import CommandsWithAdded
 from palette_core.cli.advice import how_to_install
 from palette_core.cli.commands import looking, measuring, starting, streaming, writing
+from palette_core.cli.habits import is_debugging, is_quiet
 from palette_core.cli.interrupts import ends_like_an_interrupt
-from palette_core.errors import MissingBackendError, PaletteError, printable
+from palette_core.errors import MissingBackendError, PaletteError, PaletteWarning, printable
 from palette_core.plugins.blocking import VARIABLE, BlockList
 from palette_core.plugins.catalog import get_catalog
 
@@ -32,7 +34,7 @@ app = typer.Typer(
     cls=CommandsWithAdded,
     help="Palettize PyTorch models: weights become small indices into look-up tables.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -110,6 +112,8 @@ def _run() -> int:
         _fail(f"{error}{how_to_install(error.name)}")
     except PaletteError as error:
         _fail(str(error))
+    except PaletteWarning as warning:
+        _fail(f"--strict takes this warning as an error: {warning}")
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (typer.Abort, KeyboardInterrupt):
@@ -120,6 +124,8 @@ def _run() -> int:
 
 
 def _fail(message: str) -> NoReturn:
+    if is_debugging():
+        traceback.print_exc()
     Console(stderr=True, soft_wrap=True).print(
         f"[bold red]palette: error:[/] {escape(' '.join(printable(message).split()))}",
         highlight=False,
@@ -129,6 +135,8 @@ def _fail(message: str) -> NoReturn:
 
 def _show_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
     del category, place, more
+    if is_quiet():
+        return
     Console(stderr=True, soft_wrap=True).print(
         f"[yellow]palette: warning:[/] {escape(printable(str(message)))}", highlight=False
     )

@@ -59,7 +59,7 @@ def make_plugin(name: str, kind: str, into: Path) -> Path:
         from copier import run_copy
     except ImportError as error:
         raise MissingExtraError(
-            "palette new-plugin needs copier: pip install palette-core[new-plugin]"
+            "palette new-plugin needs copier: pip install 'palette-core[new-plugin]'"
         ) from error
     data = _answers(name, kind)
     with as_file(templates()) as folders:

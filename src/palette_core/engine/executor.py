@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,8 @@ from palette_core.engine.workers import (
 )
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog, get_catalog
+
+_log = logging.getLogger(__name__)
 
 # Starting a worker process means importing torch: about two seconds, in which one core clusters
 # tens of millions of scalars. Less work than this is over before a worker is up.
@@ -103,6 +106,7 @@ class Executor:
             with untouched_global_rng():
                 for index, result in self._cluster(ordered, queue):
                     finished[index] = result
+                    _log.debug("%s: %.2f s", ordered[index].plan.name, result.seconds)
                     advance(ordered[index].plan.name, 1)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
-from palette_core.planning import Coverage, Plan, SkippedTensor, TensorPlan
+from palette_core.planning import Coverage, DenseWeights, Plan, SkippedTensor, TensorPlan
 from palette_core.storage.forms.registry import DEFAULT_FORM, form_for, stored_bits
 from palette_core.tensors.palettized import PalettizedTensor
 
@@ -107,6 +107,11 @@ class Report:
         """Bits of indices, tables and scales, per palettized element."""
         elements = sum(math.prod(tensor.shape) for tensor in self.tensors)
         return 8 * sum(t.palettized_bytes for t in self.tensors) / elements if elements else 0.0
+
+    @property
+    def dense(self) -> tuple[DenseWeights, ...]:
+        """Weights that stay dense, those of the most elements first, and what would reach them."""
+        return self.coverage.dense
 
     @property
     def warnings(self) -> tuple[str, ...]:

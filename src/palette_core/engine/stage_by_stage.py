@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from palette_core.engine.results import Clustered
 from palette_core.statistics.activations import Feeder, compensated
 from palette_core.statistics.activations.structure import Step, Structure
 from palette_core.statistics.activations.threads import CannotWait
+
+_log = logging.getLogger(__name__)
 
 
 def walk_through(
@@ -94,6 +97,7 @@ class _Walk:
         judge = bool(self._feeder.calibration.held_out)
         for stage, steps in _by_stage(structure.steps):
             names = _names(steps)
+            _log.info("stage %s: %d weights", stage or names[0], len(names))
             self._feeder.enter(stage, names)
             for step in steps:
                 self._step(step)
@@ -110,6 +114,7 @@ class _Walk:
     def _step(self, step: Step) -> None:
         """Cluster the weights of a step with the moments of the model as it is by now."""
         jobs = [self._jobs[name] for name in step.names]
+        self._advance(f"inputs of {step.names[0]}", 0)
         wanted = [job.plan for job in jobs if self._needs(job)]
         moments, cross = self._feeder.moments(step, wanted)
         ready = []
@@ -150,6 +155,8 @@ class _Walk:
         return job.plan.name in self._damping
 
     def _cluster(self, jobs: Sequence[Job]) -> None:
+        if jobs:
+            self._advance(jobs[0].plan.name, 0)
         results = self._executor.run(jobs, self._count)
         for job, result in zip(jobs, results, strict=True):
             self._results[job.plan.name] = result

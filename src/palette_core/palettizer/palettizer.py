@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, final
@@ -44,6 +45,8 @@ from palette_core.planning import (
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
 from palette_core.storage.sensitivity_files import save_sensitivities
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -109,6 +112,7 @@ class KMeansPalettizer:
                 None if backend is None else find_target(self._catalog, backend, backend_options)
             )
             graph = trace(self._model, example_inputs)
+            _log.info("traced: %d modules, %d tensors", len(graph.modules), len(graph.tensors))
             made = make_plan(
                 graph,
                 self._config,
@@ -235,6 +239,7 @@ class KMeansPalettizer:
                 backend_options=backend_options, dynamic_shapes=dynamic_shapes,
             )  # fmt: skip
             warn(*plan.warnings, stacklevel=2)
+            _log.info("planned: %s", plan.coverage.sentence())
             if state_dict is None:
                 jobs, results = cluster_model(
                     self._model,
@@ -345,6 +350,7 @@ class KMeansPalettizer:
             place = Path(path)
             name = backend_for(self._catalog, place) if backend is None else backend
             target = find_target(self._catalog, name, backend_options)
+            _log.info("writing %s by backend %s", place, target.name)
             return export(model, target, self._catalog, place, example_inputs, dynamic_shapes)
 
     @contextlib.contextmanager

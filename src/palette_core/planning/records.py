@@ -121,14 +121,16 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """Warnings of `prepare`: skipped tensors, notes, and where most of the model stays dense.
 
-        Of thousands of either, the first are told one by one, and the rest in one sentence.
+        One warning is of all skipped tensors. Of thousands of either, the first are told one by
+        one, and the rest in one sentence.
         """
         asked = [
             f"{skipped.name} {skipped.shape} stays dense, though {skipped.rule} asks for it: "
             f"{skipped.reason}"
             for skipped in self.skipped
         ]
-        told = _first(asked, "tensors stay dense") + _first(self.notes, "rules have no effect")
+        rows = ["\n".join(_first(asked, "tensors stay dense"))] if asked else []
+        told = rows + _first(self.notes, "rules have no effect")
         if not self.tensors and not told:
             told.append(
                 f"nothing is palettized: no rule of the config asks for any of the model's "

@@ -2,7 +2,7 @@
 
 `parametrize_contract` turns a test function of the author's own suite into one test per check,
 for every kind of plug-in that a distribution registers. It needs pytest, and hypothesis for
-granularities: ``pip install palette-core[testing]``.
+granularities: ``pip install 'palette-core[testing]'``.
 """
 
 from palette_core.errors import ContractError

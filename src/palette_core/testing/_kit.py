@@ -132,5 +132,5 @@ def import_tool(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError(
-            f"the contract kit needs {name}: pip install palette-core[testing]"
+            f"the contract kit needs {name}: pip install 'palette-core[testing]'"
         ) from error

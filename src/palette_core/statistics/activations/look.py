@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from palette_core._common.progress import progress_bar
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.collect import collect
 from palette_core.statistics.activations.guided import loss_weights
@@ -25,9 +26,10 @@ def look(model: nn.Module, plans: Sequence[TensorPlan], calibration: InputCalibr
         if calibration.loss is not None:
             found.weights = loss_weights(runner, calibration.loss, calibration.output_groups)
         if not calibration.sequential:
-            found.moments, found.missing = collect(
-                runner, folder=calibration.folder, weights=found.weights
-            )
+            with progress_bar("Calibrating", len(calibration.batches)) as advance:
+                found.moments, found.missing = collect(
+                    runner, folder=calibration.folder, weights=found.weights, advance=advance
+                )
     return found
 
 
