@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -48,6 +51,25 @@ def test_plugins_promise_no_older_version_than_the_core(pyproject: Path) -> None
     for name, floor in floors(pyproject).items():
         if name in core:
             assert padded(floor) >= padded(core[name]), name
+
+
+@pytest.mark.parametrize("pyproject", DISTRIBUTIONS, ids=lambda path: path.parent.name)
+def test_source_distributions_hold_their_own_files_alone(pyproject: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=pyproject.parent, check=True, capture_output=True)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as file:
+        tops = {name.split("/")[1] for name in file.getnames()}
+    assert {"src", "README.md", "LICENSE", "pyproject.toml", "PKG-INFO"} <= tops
+    expected = {"tests", "docs", "CHANGELOG.md", "constraints.txt", ".gitignore"}
+    assert tops - expected == {"src", "README.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
+
+
+def test_an_extra_takes_all_the_others() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras.pop("all")
+    assert everything == f"palette-core[{','.join(sorted(extras))}]"
 
 
 def test_one_torch_everywhere() -> None:
