@@ -10,7 +10,7 @@ from palette_core._common.kernels import short_kernel
 from palette_core.builtins.clusterers.kmeans1d.passes import cells_of
 
 _HIDDEN = 1.0 / 64  # of λ: what a closed cell's points may cost about their mean
-_ROUNDS = 2
+ROUNDS = 2
 
 
 @short_kernel
@@ -51,7 +51,7 @@ def open_more(
             found = True
     if found:
         return rounds
-    if rounds == _ROUNDS:
+    if rounds == ROUNDS:
         return -1
     for i in range(1, cuts.size - 1):
         for at in range(cuts[i] - 1, cuts[i] + 1):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from palette_core._common.kernels import is_compiled
 from palette_core._common.threads import map_threads, parts_of, thread_count
-from palette_core.builtins.clusterers.kmeans1d.block import middle_of, open_more
+from palette_core.builtins.clusterers.kmeans1d.block import ROUNDS, middle_of, open_more
 from palette_core.builtins.clusterers.kmeans1d.costs import segment_means
 from palette_core.builtins.clusterers.kmeans1d.grid import (
     PART,
@@ -159,10 +159,11 @@ def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
     is_open = np.zeros(cells.shape[0], np.uint8)
     is_open[[0, -1]] = cells[[0, -1], 0] > 0.0
     about = middle_of(cells)
-    charge, rounds = 0.0, 0
+    # The proof opens the cells at boundaries, too, and more of them.
+    charge, rounds = 0.0, ROUNDS if exact else 0
     while True:
         atoms = make_atoms(cells, is_open, *(yield is_open), about)
-        best = solve_atoms(atoms.w, atoms.x, k, charge)
+        best = solve_atoms(atoms.w, atoms.x, k, charge, centred=exact)
         charge = best.charge
         rounds = open_more(atoms.w, atoms.cell, best.cuts, charge, grid.width, rounds, is_open)
         if rounds < 0:
@@ -171,6 +172,7 @@ def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
         found = may_hold_a_cut(atoms.w, atoms.x, atoms.cell, best, k, grid.width)
         if found.size:
             is_open[found] = 1
+            del atoms, best  # there will be many more
             atoms = make_atoms(cells, is_open, *(yield is_open), about)
             best = solve_atoms(atoms.w, atoms.x, k, charge)
     entries = segment_means(atoms.w, atoms.x, best.cuts) + atoms.about

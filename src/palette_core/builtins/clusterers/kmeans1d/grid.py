@@ -70,7 +70,7 @@ def choose_grid(sample: Float32s, count: int, k: int, resolution: int | None) ->
     if not 1e-30 < spread < 1e30 or max(-least, most) > 1e6 * spread:
         return None  # the float32 arithmetic of cells would be too coarse
     if resolution is None:
-        fewest = cells = max(_SEARCH_CELLS, min(k << 12, count // 8))
+        fewest = cells = max(_SEARCH_CELLS, min(k << 10, count // 4))
     else:
         wanted = spread * 10.0 ** min(resolution, 60)
         fewest = min(max(_PER_ENTRY * k, _FEWEST, count // _PER_CELL), _SEARCH_CELLS)
