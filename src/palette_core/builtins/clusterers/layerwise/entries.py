@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import kernel, kernel_with
-from palette_core.builtins.clusterers.layerwise.kernels import BATCH, TILE, add_rows, factorize
+from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products, factorize
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 
 _ROUNDS = 20
-_SUMS = 1 << 16  # sums held at once, so that they stay in the cache
-_LEAST = 64  # columns of them
-_RUN = 128  # rows of H taken at a time
+_DEEP, _WIDTH = 64, 128  # rows and columns of a tile of H; the one divides the other
 
 
 @_fused_kernel
@@ -51,129 +49,120 @@ def normal_equations(
         right: ``[slots, D, K]`` float64, b; added to.
     """
     dim, columns, strips = right.shape[1], grad.shape[1], high - low
-    picked, some, where = _pick(table[low:high], wanted, slot)
+    picked, begin, where = _pick(table[low:high], codes[low:high], wanted, slot, right.shape[2])
+    code = np.empty(picked.shape, np.int32)
+    scale = np.empty((strips * dim, columns), np.float32)
+    spot = np.arange(columns) // wide
     for s in range(strips):
-        for d in range(dim):
-            r = (low + s) * dim + d
-            part = np.float64(share[r])
-            for j in picked[s, : some[s]]:
-                share_of_it = grad[r, j] * factor[r, j // wide]
-                right[where[s], d, codes[low + s, j]] += part * share_of_it
-        _sort_runs(codes[low + s], picked[s, : some[s]], right.shape[2])
-    # Sums over rows of H with one code. A part of H at a time serves all the strips.
-    width = max(_LEAST, min(TILE, _SUMS // (strips * dim * right.shape[2])))
-    sums = np.empty((strips * dim, right.shape[2], width), np.float32)
-    for left in range(0, columns, width):
-        end = min(columns, left + width)
-        sums[:, :, : end - left] = 0.0
-        for top in range(0, columns, _RUN):
-            for s in range(strips):
-                own = picked[s, top : min(some[s], top + _RUN)]
-                for d in range(dim):
-                    r = (low + s) * dim + d
-                    if share[r] != 0.0:
-                        into = sums[s * dim + d]
-                        _add_lines(
-                            h[group[r]], codes[low + s], factor[r], wide, own, left, end, into
-                        )
-        for s in range(strips):
+        for at in range(begin[s, -1]):
+            j = picked[s, at]
+            code[s, at] = codes[low + s, j]
             for d in range(dim):
                 r = (low + s) * dim + d
-                _add_sums(
-                    sums[s * dim + d],
-                    codes[low + s],
-                    factor[r],
-                    wide,
-                    picked[s, : some[s]],
-                    left,
-                    end,
-                    np.float64(share[r]),
-                    square[where[s], d],
-                )
+                f = factor[r, spot[j]]
+                scale[s * dim + d, at] = f
+                right[where[s], d, code[s, at]] += np.float64(share[r]) * (grad[r, j] * f)
+    # Sums over rows of H with one code. H is symmetric: what is left of its diagonal is not
+    # looked at, what is right of it counts twice. A tile of H at a time serves all the strips.
+    sums = np.empty((strips * dim, right.shape[2], _WIDTH), np.float32)
+    tile = np.empty((_DEEP, _WIDTH), np.float32)
+    for left in range(0, columns, _WIDTH):
+        end = min(columns, left + _WIDTH)
+        one, other = left // _DEEP, (end + _DEEP - 1) // _DEEP
+        sums[:] = 0.0
+        for top in range(0, end, _DEEP):
+            times = np.float32(2.0 if top < left else 1.0)
+            bottom, held = min(columns, top + _DEEP), -1
+            for s in range(strips):
+                if begin[s, one] == begin[s, other]:
+                    continue
+                first, last = begin[s, top // _DEEP], begin[s, top // _DEEP + 1]
+                for d in range(dim):
+                    r, n = (low + s) * dim + d, s * dim + d
+                    if share[r] != 0.0 and first < last:
+                        if group[r] != held:
+                            held = group[r]
+                            tile[: bottom - top, : end - left] = h[held, top:bottom, left:end]
+                        _add_lines(
+                            tile, top, times, picked[s], code[s], scale[n], first, last, sums[n]
+                        )
+        for s in range(strips):
+            first, last = begin[s, one], begin[s, other]
+            for d in range(dim):
+                n, part = s * dim + d, np.float64(share[(low + s) * dim + d])
+                for at in range(first, last):
+                    own, into = part * scale[n, at], square[where[s], d, code[s, at]]
+                    for k in range(into.shape[0]):
+                        into[k] += own * sums[n, k, picked[s, at] - left]
 
 
 @kernel
-def _pick(table: Any, wanted: Any, slot: Any) -> Any:
-    """Return columns that look into a wanted table, how many they are, and where its sums are."""
+def _pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
+    """Return which columns look into a wanted table, and where its sums are.
+
+    Returns:
+        columns ``[S, C]``, sorted by code within each ``_DEEP`` columns; where those begin, and
+        their end, ``[S, C / _DEEP + 1]``; the slot of each strip's table.
+    """
     strips, columns = table.shape
+    parts = (columns + _DEEP - 1) // _DEEP
     picked = np.empty((strips, columns), np.int32)
-    some = np.zeros(strips, np.int32)
+    begin = np.zeros((strips, parts + 1), np.int32)
     where = np.zeros(strips, np.int32)
-    for s in range(strips):
-        for j in range(columns):
-            if wanted[table[s, j]]:
-                picked[s, some[s]] = j
-                some[s] += 1
-                where[s] = slot[table[s, j]]
-    return picked, some, where
-
-
-@kernel
-def _sort_runs(code: Any, picked: Any, entries: Any) -> None:
-    """Put columns in the order of their codes, and of themselves, within runs of ``_RUN``."""
     place = np.empty(entries + 1, np.int32)
-    for top in range(0, picked.shape[0], _RUN):
-        own = picked[top : top + _RUN].copy()
-        place[:] = 0
-        for j in own:
-            place[code[j] + 1] += 1
-        for k in range(entries):
-            place[k + 1] += place[k]
-        for j in own:
-            picked[top + place[code[j]]] = j
-            place[code[j]] += 1
+    for s in range(strips):
+        for part in range(parts):
+            left, right = part * _DEEP, min(columns, part * _DEEP + _DEEP)
+            place[:] = 0
+            for j in range(left, right):
+                if wanted[table[s, j]]:
+                    place[codes[s, j] + 1] += 1
+                    where[s] = slot[table[s, j]]
+            place[0] = begin[s, part]
+            for k in range(entries):
+                place[k + 1] += place[k]
+            begin[s, part + 1] = place[entries]
+            for j in range(left, right):
+                if wanted[table[s, j]]:
+                    picked[s, place[codes[s, j]]] = j
+                    place[codes[s, j]] += 1
+    return picked, begin, where
 
 
 @_fused_kernel
 def _add_lines(
-    m: Any, code: Any, factor: Any, wide: int, picked: Any, left: Any, right: Any, sums: Any
-) -> None:
-    """Add lines of ``m`` times their factors to the sums of their codes, up to four at a time.
-
-    They are sorted by code.
-    """
-    count = right - left
-    at = 0
-    while at < picked.shape[0]:
-        own = code[picked[at]]
-        into = sums[own, :count]
-        end = at + 1
-        while end < picked.shape[0] and code[picked[end]] == own:
-            end += 1
-        while at + 4 <= end:
-            a, b = m[picked[at], left:right], m[picked[at + 1], left:right]
-            c, d = m[picked[at + 2], left:right], m[picked[at + 3], left:right]
-            fa, fb = factor[picked[at] // wide], factor[picked[at + 1] // wide]
-            fc, fd = factor[picked[at + 2] // wide], factor[picked[at + 3] // wide]
-            for k in range(count):
-                into[k] = (((into[k] + fa * a[k]) + fb * b[k]) + fc * c[k]) + fd * d[k]
-            at += 4
-        while at < end:
-            a = m[picked[at], left:right]
-            fa = factor[picked[at] // wide]
-            for k in range(count):
-                into[k] += fa * a[k]
-            at += 1
-
-
-@_fused_kernel
-def _add_sums(
-    sums: Any,
-    code: Any,
-    factor: Any,
-    wide: int,
+    m: Any,
+    top: Any,
+    times: Any,
     picked: Any,
-    left: Any,
-    right: Any,
-    part: Any,
-    out: Any,
+    code: Any,
+    scale: Any,
+    first: Any,
+    last: Any,
+    sums: Any,
 ) -> None:
-    """Add columns ``left`` to ``right`` of sums, by code, to ``out`` ``[K, K]`` by their own."""
-    for j in picked:
-        if left <= j < right:
-            own = part * factor[j // wide]
-            for k in range(out.shape[0]):
-                out[k, code[j]] += own * sums[k, j - left]
+    """Add lines of ``m``, from ``top`` on, times their scales to the sums of their codes.
+
+    They are sorted by code, and added four at a time.
+    """
+    at = first
+    while at < last:
+        own, end = code[at], at + 1
+        while end < last and end < at + 4 and code[end] == own:
+            end += 1
+        into = sums[own]
+        p = picked[at] - top
+        fp = times * scale[at]
+        if end == at + 4:
+            q, r, s = picked[at + 1] - top, picked[at + 2] - top, picked[at + 3] - top
+            fq, fr, fs = times * scale[at + 1], times * scale[at + 2], times * scale[at + 3]
+            for k in range(_WIDTH):
+                into[k] += (fp * m[p, k] + fq * m[q, k]) + (fr * m[r, k] + fs * m[s, k])
+            at = end
+        else:
+            for k in range(_WIDTH):
+                into[k] += fp * m[p, k]
+            at += 1
 
 
 @kernel
@@ -253,13 +242,9 @@ def move_entries(
                     moves = -step[t, codes[s, j], d] * factor[s * dim + d, j // wide]
                 change[(s - low) * dim + d, j] = moves
                 error[s * dim + d, j] += moves
+    own, into = group[low * dim : high * dim], grad[low * dim : high * dim]
     for top in range(0, columns, BATCH):
-        bottom = min(columns, top + BATCH)
-        for left in range(0, columns, TILE):
-            right = min(columns, left + TILE)
-            for r in range(low * dim, high * dim):
-                f = change[r - low * dim, top:]
-                add_rows(f, h[group[r]], grad[r], top, bottom, left, right)
+        add_products(change[:, top : top + BATCH], h, own, into, top, 0, columns)
 
 
 @kernel

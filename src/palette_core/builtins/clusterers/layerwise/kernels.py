@@ -23,100 +23,41 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import kernel, kernel_with
+from palette_core._common.kernels import inlined, kernel, kernel_with
+from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 
-_PANEL = 48
-TILE = 512
-BATCH = 32
+_LOOK = 32  # elements looked at together
 
 
-@_fused_kernel
-def add_rows(f: Any, m: Any, out: Any, top: Any, bottom: Any, left: Any, right: Any) -> None:
-    """Add Σ_k f[k − top] · m[k, left:right], k from ``top`` to ``bottom``, to ``out``."""
-    into = out[left:right]
-    k = top
-    while k + 4 <= bottom:
-        f0, f1, f2, f3 = f[k - top], f[k + 1 - top], f[k + 2 - top], f[k + 3 - top]
-        p0, p1 = m[k, left:right], m[k + 1, left:right]
-        p2, p3 = m[k + 2, left:right], m[k + 3, left:right]
-        if f0 != 0.0 or f1 != 0.0 or f2 != 0.0 or f3 != 0.0:
-            for j in range(into.shape[0]):
-                into[j] += f0 * p0[j] + f1 * p1[j] + f2 * p2[j] + f3 * p3[j]
-        k += 4
-    while k < bottom:
-        f0, p0 = f[k - top], m[k, left:right]
-        for j in range(into.shape[0]):
-            into[j] += f0 * p0[j]
-        k += 1
+@inlined
+def _nearest(flat: Any, t: Any, x: Any) -> Any:
+    """Return the entry of table ``t`` nearest to ``x``, the lower of two equally near.
 
-
-@_fused_kernel
-def _panel(a: Any, low: Any, high: Any) -> Any:
-    """Factorize columns ``low`` to ``high``, which all earlier columns have updated already."""
-    for j in range(low, high):
-        for k in range(low, j):
-            a[j, j] -= a[j, k] * a[j, k]
-        if not a[j, j] > 0.0:
-            return False
-        a[j, j] = np.sqrt(a[j, j])
-        for i in range(j + 1, high):
-            s = a[i, j]
-            for k in range(low, j):
-                s -= a[i, k] * a[j, k]
-            a[i, j] = s / a[j, j]
-    for i in range(high, a.shape[0]):
-        for j in range(low, high):
-            s = a[i, j]
-            for k in range(low, j):
-                s -= a[i, k] * a[j, k]
-            a[i, j] = s / a[j, j]
-    return True
-
-
-@_fused_kernel
-def factorize(a: Any) -> Any:
-    """Replace the lower triangle of ``a`` ``[C, C]`` float64 by its Cholesky factor.
-
-    Returns:
-        whether every pivot was positive.
+    Compared with all, without a branch: sooner done than a search even of 256. Not with the means
+    of neighbours: entries and x are rounded, their differences hardly. ``flat`` is ``[B, K]``.
     """
-    n = a.shape[0]
-    for low in range(0, n, _PANEL):
-        high = min(n, low + _PANEL)
-        if not _panel(a, low, high):
-            return False
-        panel = a[high:, low:high].T.copy()
-        for i in range(high, n):
-            add_rows(-a[i, low:high], panel, a[i, high:], 0, high - low, 0, i + 1 - high)
-    return True
+    found = 0
+    for k in range(flat.shape[1] - 1):
+        found += x - flat[t, k] > flat[t, k + 1] - x
+    return found
 
 
 @kernel
-def nearest(entries: Any, x: Any) -> Any:
-    """Return the entry of ascending ``[K, 1]`` nearest to ``x``, the lower of two equally near."""
-    low, high = 0, entries.shape[0] - 1
-    while low < high:
-        middle = (low + high) >> 1
-        # Not the mean of both: entries and x are rounded, their differences hardly.
-        if x - entries[middle, 0] > entries[middle + 1, 0] - x:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _best(flat: Any, t: Any, targets: Any, weights: Any) -> Any:
+    """Return the entry of table ``t`` with the least Σ_d weights_d (entry_d − target_d)².
 
-
-@kernel
-def _best(entries: Any, targets: Any, weights: Any) -> Any:
-    """Return the entry ``[D]`` with the least Σ_d weights_d (entry_d − target_d)²."""
-    if entries.shape[1] == 1:
-        return nearest(entries, targets[0])
+    Of scalars the lower of two equally near. ``flat`` is ``[B, K · D]``.
+    """
+    dim = targets.shape[0]
+    if dim == 1:
+        return _nearest(flat, t, targets[0])
     least, found = np.inf, 0
-    for k in range(entries.shape[0]):
+    for k in range(flat.shape[1] // dim):
         cost = 0.0
-        for d in range(entries.shape[1]):
-            gap = entries[k, d] - targets[d]
+        for d in range(dim):
+            gap = flat[t, k * dim + d] - targets[d]
             cost += weights[d] * gap * gap
         if cost < least:
             least, found = cost, k
@@ -154,54 +95,156 @@ def feed_back(
         low, high: the strips to do.
     """
     dim = lut.shape[2]
+    flat = lut.reshape(lut.shape[0], lut.shape[1] * dim)
     columns = w.shape[1]
     first = low * dim
     rows = (high - low) * dim
     aim = np.empty((rows, columns), np.float32)
     for r in range(rows):
-        turn = order[group[first + r]]
         for i in range(columns):
-            aim[r, i] = w[first + r, turn[i]]
-    targets = np.empty(dim, np.float32)
-    weights = np.empty(dim, np.float32)
-    made = np.empty((rows, BATCH), np.float32)
-    # Errors are fed at once to the columns of a batch, and to all later ones when it is done.
+            aim[r, i] = w[first + r, order[group[first + r], i]]
+    made = np.empty((BATCH, rows), np.float32)
+    fed = np.empty(rows, np.float32)
+    own = group[first : first + rows]
+    # Errors are fed to later columns of a batch one by one, and to all behind it at once.
     for left in range(0, columns, BATCH):
         right = min(columns, left + BATCH)
         for i in range(left, right):
-            for s in range(low, high):
-                at = order[group[s * dim], i]
-                entries = lut[table[s, at]]
-                if not pinned[s, at]:
-                    for d in range(dim):
-                        f = factor[s * dim + d, at // wide]
-                        targets[d] = aim[s * dim - first + d, i] / f if f > 0.0 else 0.0
-                        weights[d] = share[s * dim + d] * pivot[group[s * dim + d], i] * (f * f)
-                    codes[s, at] = _best(entries, targets, weights)
-                code = codes[s, at]
-                for d in range(dim):
-                    r = s * dim + d
-                    e = w[r, at] - entries[code, d] * factor[r, at // wide]
-                    made[r - first, i - left] = e
-                    for k in range(i + 1, right):
-                        aim[r - first, k] += e * feedback[group[r], i, k]
-        for r in range(rows):
-            add_rows(made[r], feedback[group[first + r]], aim[r], left, right, right, columns)
+            _add_fed(feedback, own, made, left, i, fed)
+            for r in range(rows):
+                fed[r] += aim[r, i]
+            if dim == 1:
+                _take_scalars(
+                    w,
+                    group,
+                    order,
+                    table,
+                    flat,
+                    factor,
+                    wide,
+                    pinned,
+                    codes,
+                    low,
+                    high,
+                    i,
+                    fed,
+                    made[i - left],
+                )
+            else:
+                _take_vectors(
+                    w,
+                    group,
+                    share,
+                    order,
+                    pivot,
+                    table,
+                    flat,
+                    factor,
+                    wide,
+                    pinned,
+                    codes,
+                    low,
+                    high,
+                    i,
+                    fed,
+                    made[i - left],
+                )
+        add_products(made[: right - left].T.copy(), feedback, own, aim, left, right, columns)
+
+
+@_fused_kernel
+def _take_scalars(
+    w: Any,
+    group: Any,
+    order: Any,
+    table: Any,
+    flat: Any,
+    factor: Any,
+    wide: int,
+    pinned: Any,
+    codes: Any,
+    low: Any,
+    high: Any,
+    i: Any,
+    wish: Any,
+    made: Any,
+) -> None:
+    """Choose the codes of column i that are nearest to what is wished, and note the errors made."""
+    for s in range(low, high):
+        at = order[group[s], i]
+        t, f, code = table[s, at], factor[s, at // wide], codes[s, at]
+        if not pinned[s, at]:
+            code = _nearest(flat, t, wish[s - low] / f if f > 0.0 else np.float32(0.0))
+            codes[s, at] = code
+        made[s - low] = w[s, at] - flat[t, code] * f
+
+
+@_fused_kernel
+def _take_vectors(
+    w: Any,
+    group: Any,
+    share: Any,
+    order: Any,
+    pivot: Any,
+    table: Any,
+    flat: Any,
+    factor: Any,
+    wide: int,
+    pinned: Any,
+    codes: Any,
+    low: Any,
+    high: Any,
+    i: Any,
+    wish: Any,
+    made: Any,
+) -> None:
+    """Do as `_take_scalars` with D rows at a time."""
+    dim = made.shape[0] // (high - low)
+    first = low * dim
+    targets = np.empty(dim, np.float32)
+    weights = np.empty(dim, np.float32)
+    for s in range(low, high):
+        at = order[group[s * dim], i]
+        t = table[s, at]
+        if not pinned[s, at]:
+            for d in range(dim):
+                r = s * dim + d
+                f = factor[r, at // wide]
+                targets[d] = wish[r - first] / f if f > 0.0 else 0.0
+                weights[d] = share[r] * pivot[group[r], i] * (f * f)
+            codes[s, at] = _best(flat, t, targets, weights)
+        for d in range(dim):
+            r = s * dim + d
+            entry = flat[t, codes[s, at] * dim + d]
+            made[r - first] = w[r, at] - entry * factor[r, at // wide]
+
+
+@_fused_kernel
+def _add_fed(feedback: Any, group: Any, made: Any, left: Any, i: Any, fed: Any) -> None:
+    """Set ``fed[r]`` to Σ_k made[k, r] · U[left + k, i], k up to column i; see `feed_back`."""
+    fed[:] = 0.0
+    top = 0
+    while top < fed.shape[0]:
+        end = top + 1
+        while end < fed.shape[0] and group[end] == group[top]:
+            end += 1
+        into = fed[top:end]
+        for k in range(i - left):
+            f, part = feedback[group[top], left + k, i], made[k, top:end]
+            for r in range(into.shape[0]):
+                into[r] += f * part[r]
+        top = end
 
 
 @_fused_kernel
 def multiply(error: Any, group: Any, h: Any, grad: Any, low: Any, high: Any) -> None:
     """Set rows ``low`` to ``high`` of ``grad`` to those of error · H."""
     columns = error.shape[1]
-    for r in range(low, high):
-        grad[r] = 0.0
-    # A tile of H at a time serves all the rows.
+    grad[low:high] = 0.0
+    # A few rows of H at a time serve all the rows.
     for top in range(0, columns, BATCH):
-        bottom = min(columns, top + BATCH)
-        for left in range(0, columns, TILE):
-            right = min(columns, left + TILE)
-            for r in range(low, high):
-                add_rows(error[r, top:], h[group[r]], grad[r], top, bottom, left, right)
+        f = error[low:high, top : top + BATCH]
+        add_products(f, h, group[low:high], grad[low:high], top, 0, columns)
 
 
 @_fused_kernel
@@ -225,55 +268,109 @@ def descend(
     """Give each element in turn the best code, all others being as they are.
 
     With the rest fixed, the objective is H_jj (c − t)² plus a constant, where
-    t = ŵ_j + grad_j / H_jj. Updates ``error``, ``grad`` and ``codes``.
+    t = ŵ_j + grad_j / H_jj. Updates ``error``, ``grad`` and ``codes``. Few elements change: those
+    of a strip that may are found by bounds on their gradients, many at a time.
 
     Returns:
         how many codes changed in all sweeps.
     """
     dim = lut.shape[2]
+    flat = lut.reshape(lut.shape[0], lut.shape[1] * dim)
     columns = w.shape[1]
+    bounds = np.empty((2, columns), np.float32)
     targets = np.empty(dim, np.float32)
     weights = np.empty(dim, np.float32)
     total = 0
-    for _ in range(sweeps):
-        changed = 0
-        for j in range(columns):
-            for s in range(low, high):
-                if pinned[s, j]:
-                    continue
-                entries = lut[table[s, j]]
-                old = codes[s, j]
+    for s in range(low, high):
+        _set_bounds(h, table, lut, factor, wide, pinned, codes, group, s, 0, columns, bounds)
+        for _ in range(sweeps):
+            changed = 0
+            j = _next(grad[s * dim], bounds, 0)
+            while j < columns:
+                t, old = table[s, j], codes[s, j]
                 for d in range(dim):
                     r = s * dim + d
                     corner = h[group[r], j, j]
                     f = factor[r, j // wide]
                     weights[d] = share[r] * corner * (f * f)
                     step = grad[r, j] / (corner * f) if f > 0.0 else np.float32(0.0)
-                    targets[d] = entries[old, d] + step
-                code = _best(entries, targets, weights)
-                if code == old:
-                    continue
+                    targets[d] = lut[t, old, d] + step
+                code = _best(flat, t, targets, weights)
                 gain = 0.0
                 for d in range(dim):
-                    before = entries[old, d] - targets[d]
-                    after = entries[code, d] - targets[d]
+                    before = lut[t, old, d] - targets[d]
+                    after = lut[t, code, d] - targets[d]
                     gain += weights[d] * (before * before - after * after)
-                if not gain > 0.0:
-                    continue
-                changed += 1
-                codes[s, j] = code
-                for d in range(dim):
-                    r = s * dim + d
-                    step = (entries[old, d] - entries[code, d]) * factor[r, j // wide]
-                    error[r, j] += step
-                    line = h[group[r], j]
-                    out = grad[r]
-                    for k in range(columns):
-                        out[k] += step * line[k]
-        total += changed
-        if changed == 0:
-            break
+                if gain > 0.0:
+                    changed += 1
+                    codes[s, j] = code
+                    for d in range(dim):
+                        r = s * dim + d
+                        step = (lut[t, old, d] - lut[t, code, d]) * factor[r, j // wide]
+                        error[r, j] += step
+                        line = h[group[r], j]
+                        out = grad[r]
+                        for k in range(columns):
+                            out[k] += step * line[k]
+                    _set_bounds(
+                        h, table, lut, factor, wide, pinned, codes, group, s, j, j + 1, bounds
+                    )
+                j = _next(grad[s * dim], bounds, j + 1)
+            total += changed
+            if changed == 0:
+                break
     return total
+
+
+@kernel
+def _set_bounds(
+    h: Any,
+    table: Any,
+    lut: Any,
+    factor: Any,
+    wide: int,
+    pinned: Any,
+    codes: Any,
+    group: Any,
+    s: Any,
+    left: Any,
+    right: Any,
+    bounds: Any,
+) -> None:
+    """Set between which gradients codes surely stay, of elements from ``left`` to ``right``.
+
+    Those of vectors may always change.
+    """
+    if lut.shape[2] > 1:
+        bounds[0, left:right], bounds[1, left:right] = np.inf, -np.inf
+        return
+    corners, last = h[group[s]], lut.shape[1] - 1
+    for j in range(left, right):
+        t, code = table[s, j], np.int64(codes[s, j])
+        # Half a gap moves it; a little less is looked at, as gradients are rounded.
+        half = np.float32(0.499999) * corners[j, j] * factor[s, j // wide]
+        here = lut[t, code, 0]
+        below = half * (lut[t, max(code - 1, 0), 0] - here)
+        above = half * (lut[t, min(code + 1, last), 0] - here)
+        held = pinned[s, j]
+        bounds[0, j] = -np.inf if held or code == 0 else below
+        bounds[1, j] = np.inf if held or code == last else above
+
+
+@kernel
+def _next(grad: Any, bounds: Any, j: Any) -> Any:
+    """Return the first element from ``j`` on whose gradient is not within its bounds."""
+    columns = grad.shape[0]
+    while j + _LOOK <= columns:
+        outside = 0
+        for k in range(j, j + _LOOK):
+            outside += not (bounds[0, k] < grad[k] < bounds[1, k])
+        if outside:
+            break
+        j += _LOOK
+    while j < columns and bounds[0, j] < grad[j] < bounds[1, j]:
+        j += 1
+    return j
 
 
 @kernel

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
-from palette_core.builtins.clusterers.layerwise import kernels
+from palette_core.builtins.clusterers.layerwise import kernels, products
 from palette_core.builtins.clusterers.layerwise.tables import Tables, refitted, sort_entries
 from palette_core.plugins import LutQuantizer
 
@@ -158,7 +158,7 @@ def factorize(h: Array, *, act_order: bool) -> Factors:
         back = order[g][::-1]
         a = h[g][np.ix_(back, back)].astype(np.float64)
         ridge = 1e-6 * float(diagonal.mean(dtype=np.float64))
-        while not kernels.factorize(a):
+        while not products.factorize(a):
             a = h[g][np.ix_(back, back)].astype(np.float64)
             a[np.diag_indices(columns)] += ridge
             ridge *= 10.0
@@ -289,4 +289,4 @@ def _normal_equations(
         at = np.searchsorted(batch, own)
         total[at] += square
         sums[at] += right
-    return total, sums
+    return (total + total.swapaxes(2, 3)) / 2, sums
