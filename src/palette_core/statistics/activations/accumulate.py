@@ -221,9 +221,6 @@ def _multiply(
         x = there.cpu()
         other = None if gaps is None else next(gaps)[1].cpu()
         groups = n_groups * (1 if weights is None else weights.shape[0])
-        if total is None:
-            total = torch.zeros(groups, x.shape[1], x.shape[1], dtype=torch.float64)
-            cross = None if other is None else torch.zeros_like(total)
         # With weights there is one group of the view, and several of outputs.
         into = slice(first, first + x.shape[0]) if weights is None else slice(None)
         for low in range(0, x.shape[2], _TALL):
@@ -231,16 +228,29 @@ def _multiply(
             part = None
             if weights is not None:
                 part = weights[:, None, at + low : at + low + piece.shape[2]]
-            total[into] += _squares(piece) if part is None else (piece * part) @ piece.mT
-            if other is not None and cross is not None:
+            squares = _squares(piece) if part is None else (piece * part) @ piece.mT
+            total = _grown(total, squares, into, groups)
+            if other is not None:
                 left = other[:, :, low : low + _TALL]
-                cross[into] += (left if part is None else left * part) @ piece.mT
+                product = (left if part is None else left * part) @ piece.mT
+                cross = _grown(cross, product, into, groups)
         at += x.shape[2]
         count += x.shape[0] * x.shape[2]
     if total is None:
         return (torch.zeros(1, 1, dtype=torch.float64), None), 0
     # Of all matrices together; experts get different numbers of vectors.
     return (total, cross), -(-count // n_groups)
+
+
+def _grown(total: Tensor | None, part: Tensor, into: slice, groups: int) -> Tensor:
+    """Add a product, in float64; one that is alone stays as it is, which takes half the memory."""
+    if total is None and part.shape[0] == groups:
+        return part
+    if total is None:
+        total = torch.zeros(groups, *part.shape[1:], dtype=torch.float64)
+    total = total.double()
+    total[into] += part
+    return total
 
 
 def _count(view: InputView, raw: tuple[Tensor, ...]) -> Tensor:

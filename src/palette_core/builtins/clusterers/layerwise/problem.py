@@ -212,11 +212,11 @@ def _damped(moments: InputMoments, mean: float, damping: float) -> Array:
 
 def _sharing(table: Array, n_tables: int) -> tuple[Array, Array]:
     """Return colours and components of the tables; see `Matrix`."""
-    patterns = {row.tobytes(): row for row in (np.unique(line) for line in table)}
     colours = np.zeros(n_tables, np.int32)
     component = np.arange(n_tables)
-    if all(len(pattern) == 1 for pattern in patterns.values()):
+    if (table == table[:, :1]).all():
         return colours, component
+    patterns = {row.tobytes(): row for row in (np.unique(line) for line in table)}
     neighbours: dict[int, set[int]] = {}
     for pattern in patterns.values():
         for own in pattern.tolist():

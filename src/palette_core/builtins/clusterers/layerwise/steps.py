@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,20 @@ class Matrix:
         """D, rows that share a code."""
         return int(self.w.shape[0] // self.table.shape[0])
 
-    def each(self, work: Callable[[int, int], Any]) -> list[Any]:
-        """Run ``work(low, high)`` for fixed ranges of strips, on threads; results in order."""
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Fixed ranges of strips, from and to, that make a piece of work each."""
         strips, step = self.table.shape[0], max(1, _ROWS // self.dim)
-        pieces = [(at, min(strips, at + step)) for at in range(0, strips, step)]
-        return map_threads(lambda piece: work(*piece), pieces)
+        return [(at, min(strips, at + step)) for at in range(0, strips, step)]
+
+    @cached_property
+    def used(self) -> dict[int, Array]:
+        """The tables that a piece looks into, ascending, by its first strip."""
+        return {low: np.unique(self.table[low:high]) for low, high in self.pieces}
+
+    def each(self, work: Callable[[int, int], Any]) -> list[Any]:
+        """Run ``work(low, high)`` for every piece, on threads; results in order."""
+        return map_threads(lambda piece: work(*piece), self.pieces)
 
 
 @dataclass(frozen=True)
@@ -256,10 +266,10 @@ def _normal_equations(
     n_tables, entries, dim = shape
     wanted = np.zeros(n_tables, np.bool_)
     wanted[batch] = True
+    used = matrix.used
 
     def one(low: int, high: int) -> tuple[Array, Array, Array]:
-        own = np.unique(matrix.table[low:high])
-        own = own[wanted[own]]
+        own = used[low][wanted[used[low]]]
         slot = np.zeros(n_tables, np.int32)
         slot[own] = np.arange(len(own))
         square = np.zeros((len(own), dim, entries, entries))
