@@ -65,7 +65,7 @@ def normal_equations(
     # Sums over rows of H with one code. H is symmetric: what is left of its diagonal is not
     # looked at, what is right of it counts twice. A tile of H at a time serves all the strips.
     sums = np.empty((strips * dim, right.shape[2], _WIDTH), np.float32)
-    tile = np.empty((_DEEP, _WIDTH), np.float32)
+    tile = np.zeros((_DEEP, _WIDTH), np.float32)
     for left in range(0, columns, _WIDTH):
         end = min(columns, left + _WIDTH)
         one, other = left // _DEEP, (end + _DEEP - 1) // _DEEP
@@ -90,10 +90,17 @@ def normal_equations(
             first, last = begin[s, one], begin[s, other]
             for d in range(dim):
                 n, part = s * dim + d, np.float64(share[(low + s) * dim + d])
-                for at in range(first, last):
-                    own, into = part * scale[n, at], square[where[s], d, code[s, at]]
-                    for k in range(into.shape[0]):
-                        into[k] += own * sums[n, k, picked[s, at] - left]
+                _add_columns(
+                    sums[n],
+                    left,
+                    part,
+                    picked[s],
+                    code[s],
+                    scale[n],
+                    first,
+                    last,
+                    square[where[s], d],
+                )
 
 
 @kernel
@@ -163,6 +170,25 @@ def _add_lines(
             for k in range(_WIDTH):
                 into[k] += fp * m[p, k]
             at += 1
+
+
+@_fused_kernel
+def _add_columns(
+    sums: Any,
+    left: Any,
+    part: Any,
+    picked: Any,
+    code: Any,
+    scale: Any,
+    first: Any,
+    last: Any,
+    out: Any,
+) -> None:
+    """Add columns of sums, from ``left`` on, times their scales to ``out`` by their codes."""
+    for at in range(first, last):
+        own, into = part * scale[at], out[code[at]]
+        for k in range(into.shape[0]):
+            into[k] += own * sums[k, picked[at] - left]
 
 
 @kernel

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
-from palette_core.builtins.clusterers.layerwise import kernels, products
+from palette_core.builtins.clusterers.layerwise import feedback, kernels, products
 from palette_core.builtins.clusterers.layerwise.tables import Tables, refitted, sort_entries
 from palette_core.plugins import LutQuantizer
 
@@ -115,6 +115,7 @@ def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
 def descend(matrix: Matrix, state: State, sweeps: int) -> int:
     """Improve the codes of ``state`` one by one, in place; returns how many changed."""
     dim = matrix.dim
+    gaps = np.full(state.tables.lut.shape[:2], -1, np.float32)
 
     def one(low: int, high: int) -> int:
         error, grad = state.error, state.grad
@@ -131,6 +132,7 @@ def descend(matrix: Matrix, state: State, sweeps: int) -> int:
             matrix.wide,
             matrix.pinned,
             state.codes,
+            gaps,
             sweeps,
             low,
             high,
@@ -187,7 +189,7 @@ def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
         codes[matrix.pinned] = tables.zero[matrix.table[matrix.pinned]]
 
     def one(low: int, high: int) -> None:
-        kernels.feed_back(
+        feedback.feed_back(
             matrix.w,
             matrix.group,
             matrix.share,
