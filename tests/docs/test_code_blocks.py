@@ -43,6 +43,11 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "plugins").glob("*/README.md")),
 ]
+NEEDED = {  # by page, or its folder
+    "openvino_backend": "openvino",
+    "transformers_bridge": "transformers_bridge",
+    "big-checkpoints.md": "transformers_bridge",
+}
 MOST_NOT_RUN = 6
 MARKER = re.compile(r"<!--\s*(no-run|exit):\s*(.*?)\s*-->")
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>.*)$")
@@ -210,8 +215,9 @@ def test_blocks_of_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
         return  # spare the process
     if any("--plot" in block.text for block in run):
         pytest.importorskip("matplotlib")
-    if page.parent.name == "openvino_backend":
-        pytest.importorskip("openvino")
+    for parent, needed in NEEDED.items():
+        if parent in (page.parent.name, page.name):
+            pytest.importorskip(needed)
     environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, __file__, str(page)],

@@ -17,6 +17,7 @@ from palette_core.storage.origins import Source as Source
 from palette_core.storage.pack import install_packed as install_packed
 from palette_core.storage.packed_weight import PackedWeight as PackedWeight
 from palette_core.storage.packed_weight import PaletteModule as PaletteModule
+from palette_core.storage.savers import guard_savers as guard_savers
 from palette_core.storage.sites import PaletteSite as PaletteSite
 from palette_core.storage.sites import Place as Place
 from palette_core.storage.sites import palette_sites as palette_sites

@@ -14,6 +14,7 @@ from palette_core.storage.checkpoint_header import FORMAT_VERSION
 from palette_core.storage.shards import write_index
 from palette_core.storage.span_writing import file_checksum
 from palette_core.streaming.source import CONFIG, SourceCheckpoint
+from palette_core.tensors.dtypes import dtype_name
 
 METHOD = "palette"
 """Name of the method in the ``quantization_config`` of models of transformers."""
@@ -54,6 +55,7 @@ def write_beside(
         checksums[place] = file_checksum(target)
     if source.config:
         about = {"quant_method": METHOD, "format_version": FORMAT_VERSION, "weights": weights}
+        about |= _dtype(source)
         text = json.dumps({**source.config, "quantization_config": about}, indent=2)
         with atomic_path(out / CONFIG) as fresh:
             fresh.write_text(text + "\n", encoding="utf-8")
@@ -64,3 +66,9 @@ def write_beside(
         for name in item["tensors"]
     }
     return {"tensors": tensors}, checksums
+
+
+def _dtype(source: SourceCheckpoint) -> dict[str, str]:
+    """Return what transformers would take for the dtype of a model whose config names none."""
+    dtypes = [span.dtype for span in source.spans() if span.dtype.is_floating_point]
+    return {"dtype": dtype_name(dtypes[0])} if dtypes else {}

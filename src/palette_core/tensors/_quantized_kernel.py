@@ -1,4 +1,4 @@
-"""What `quantized_fit` proposes for integer tables on the CPU, table by table."""
+"""Proposals of `quantized_fit` for integer tables on the CPU, table by table."""
 
 from __future__ import annotations
 

@@ -1,0 +1,10 @@
+"""``from_pretrained`` of transformers for folders of ``palette palettize-checkpoint``.
+
+To import this package is enough: it registers a quantizer under the name that ``config.json`` of
+such a folder has in its ``quantization_config``. Without it, transformers finds no weights there.
+"""
+
+from transformers_bridge.options import PaletteConfig
+from transformers_bridge.quantizer import PaletteQuantizer
+
+__all__ = ["PaletteConfig", "PaletteQuantizer"]
