@@ -118,11 +118,7 @@ def descend(
     weights = np.empty(dim, np.float32)
     total = 0
     for s in range(low, high):
-        for d in range(dim):
-            if group[s * dim + d] != held[d]:
-                held[d] = group[s * dim + d]
-                for j in range(columns):
-                    corners[d, j] = h[held[d], j, j]
+        _set_corners(h, group[s * dim : (s + 1) * dim], held, corners)
         _set_bounds(corners, table, flat, factor, wide, pinned, codes, s, 0, columns, bounds)
         for _ in range(sweeps):
             changed = 0
@@ -166,6 +162,16 @@ def descend(
             if changed == 0:
                 break
     return total
+
+
+@kernel
+def _set_corners(h: Any, group: Any, held: Any, corners: Any) -> None:
+    """Set ``corners`` to the diagonals of the matrices that rows use, ``held`` to which they are."""
+    for d in range(group.shape[0]):
+        if group[d] != held[d]:
+            held[d] = group[d]
+            for j in range(corners.shape[1]):
+                corners[d, j] = h[held[d], j, j]
 
 
 @kernel
