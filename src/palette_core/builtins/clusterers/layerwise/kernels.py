@@ -166,7 +166,7 @@ def descend(
 
 @kernel
 def _set_corners(h: Any, group: Any, held: Any, corners: Any) -> None:
-    """Set ``corners`` to the diagonals of the matrices that rows use, ``held`` to which they are."""
+    """Set ``corners`` to the diagonals of the matrices of some rows, which ``held`` names."""
     for d in range(group.shape[0]):
         if group[d] != held[d]:
             held[d] = group[d]
