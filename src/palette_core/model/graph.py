@@ -88,12 +88,18 @@ class ModuleRecord:
 class ModelGraph:
     """Graph of a model, as planning needs it; can be made by hand, without one.
 
+    Attributes:
+        modules: its modules.
+        tensors: its tensors.
+        written: names of buffers that the run has written to, such as caches.
+
     Raises:
         PlanError: a tensor hangs in a module that is not among ``modules``.
     """
 
     modules: tuple[ModuleRecord, ...]
     tensors: tuple[TensorRecord, ...]
+    written: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = {name for module in self.modules for name in module.names}

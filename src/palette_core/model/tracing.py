@@ -26,7 +26,7 @@ from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import undisturbed
-from palette_core.model.states import State, is_parametrization, states_of
+from palette_core.model.states import State, is_lazy, is_parametrization, states_of
 from palette_core.model.views import StateStorages
 from palette_core.operations import COPIES, installed_operations, op_type_of
 
@@ -146,6 +146,13 @@ class _Recorder(TorchFunctionMode):
         # Holding the states themselves keeps their ids from being given to other tensors.
         self._states: dict[int, Tensor] = {}
         self._storages = StateStorages(self._states)
+        self._buffers = [
+            (name, module, state, tensor, _version(tensor))
+            for name, module in named_modules(model)
+            if not isinstance(module, torch.jit.ScriptModule)  # whose buffers are new at each look
+            for state, tensor in module._buffers.items()
+            if tensor is not None and not is_lazy(tensor)
+        ]
 
     def __enter__(self) -> _Recorder:
         # TorchScript runs outside Python, where nothing can be watched.
@@ -256,7 +263,13 @@ class _Recorder(TorchFunctionMode):
             for key, m in modules.items()
             if not is_parametrization(names[key][0])
         )
-        return ModelGraph(records, tuple(self._tensor_records()))
+        return ModelGraph(records, tuple(self._tensor_records()), tuple(self._written()))
+
+    def _written(self) -> Iterator[str]:
+        """Yield the names of buffers that the run has written to, or put others in their place."""
+        for name, module, state, tensor, version in self._buffers:
+            if module._buffers.get(state) is not tensor or _version(tensor) != version:
+                yield Owner(name, state).name
 
     def _tensor_records(self) -> Iterator[TensorRecord]:
         found: dict[int, list[tuple[str, State]]] = {}
@@ -277,6 +290,10 @@ class _Recorder(TorchFunctionMode):
                 next(filter(None, (state.obstacle for _, state in places)), None),
                 *self._views.get(key, (None, None)),
             )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if type(tensor) is not Tensor or tensor.is_inference() else tensor._version
 
 
 def _tensors(items: Iterable[Any]) -> list[Tensor]:

@@ -45,6 +45,7 @@ from palette_core.planning import (
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
 from palette_core.storage.sensitivity_files import save_sensitivities
+from palette_core.storage.written_buffers import note_written
 
 _log = logging.getLogger(__name__)
 
@@ -261,6 +262,7 @@ class KMeansPalettizer:
                     sensitivity_path=sensitivity_path,
                     trust=trust_sensitivities,
                 )
+            note_written(self._model, plan.written)
             if not plan.tensors:  # else the palettes show it
                 life_cycle.mark(self._model, State.PREPARED)
             self.plan, self.report = plan, report

@@ -94,7 +94,7 @@ def make_plan(
         _refuse(tensors, backend, in_program)
     notes = notes_of(config, graph, rules, tensors, skipped, dense)
     coverage = coverage_of(Reach(graph, rules, operations), planned, unasked, refused)
-    return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes, coverage)
+    return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes, coverage, graph.written)
 
 
 def _outcome(

@@ -109,6 +109,8 @@ class Plan:
         notes: rules of the config that have no effect, and what else it may not be meant to do,
             one sentence each.
         coverage: how much of the model is palettized, and what would reach the rest.
+        written: names of buffers that the model writes when it runs, such as caches: states, which
+            count as no weights, and which checkpoints leave out.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -116,6 +118,7 @@ class Plan:
     dense: tuple[DenseTensor, ...] = ()
     notes: tuple[str, ...] = ()
     coverage: Coverage = field(default_factory=Coverage)
+    written: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

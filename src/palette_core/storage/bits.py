@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from palette_core._common.pytrees import tensors
 from palette_core._common.wrapped import parts_of
 from palette_core.storage.sites import palette_sites
+from palette_core.storage.written_buffers import written_buffers
 
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
@@ -26,11 +27,14 @@ class BitsPerWeight(float):
         per_module_map: the same for every module that has tensors of its own, by its name.
         total_bits: of all parameters and buffers.
         total_weights: their elements.
+        state_bits: bits of the buffers that a prepared model writes when it runs, such as caches,
+            by name; these count as no weights, and are in none of the others.
     """
 
     per_module_map: dict[str, float]
     total_bits: int
     total_weights: int
+    state_bits: dict[str, int]
 
     def __new__(cls, counted: Mapping[str, tuple[int, int]]) -> Self:
         """Make it of bits and elements by module, of which there are some."""
@@ -38,6 +42,7 @@ class BitsPerWeight(float):
         made = super().__new__(cls, bits / weights)
         made.per_module_map = {n: part / count for n, (part, count) in counted.items() if count}
         made.total_bits, made.total_weights = bits, weights
+        made.state_bits = {}
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,6 +73,7 @@ def model_bits(model: nn.Module) -> tuple[int, int]:
 def bits_by_module(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return bits and elements of the tensors of every module, without its submodules."""
     counted: dict[str, list[tuple[int, int]]] = {}
+    states = frozenset(written_buffers(model))
     seen: set[int] = set()
     for site in palette_sites(model):
         held: list[nn.Module] = [site.palette]
@@ -79,7 +85,7 @@ def bits_by_module(model: nn.Module) -> dict[str, tuple[int, int]]:
     for name, tensor in itertools.chain(
         model.named_parameters(), model.named_buffers(), _packed_by_others(model)
     ):
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and name not in states:
             seen.add(id(tensor))
             counted.setdefault(_owner(name), []).append((_bits_of(tensor), tensor.numel()))
     return {
@@ -113,7 +119,7 @@ def bits_per_weight(model: nn.Module) -> BitsPerWeight:
     """Return the average bits per element over all parameters and buffers of ``model``.
 
     Works on dense, prepared and finalized models; a prepared model counts as what finalizing
-    makes of it.
+    makes of it. Buffers that it writes when it runs, as `prepare` has seen, do not count.
 
     Returns:
         a float, with the attributes of the reference's result.
@@ -127,4 +133,6 @@ def bits_per_weight(model: nn.Module) -> BitsPerWeight:
     counted = bits_by_module(model)
     if not any(elements for _, elements in counted.values()):
         raise ValueError(f"{type(model).__name__} has no parameters or buffers")
-    return BitsPerWeight(counted)
+    made = BitsPerWeight(counted)
+    made.state_bits = {n: _bits_of(model.get_buffer(n)) for n in written_buffers(model)}
+    return made

@@ -81,6 +81,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             {name: file.form(name).name for name in file.palettized_names},
             file.origins,
             file.values,
+            file.written,
         )
 
 
@@ -116,6 +117,7 @@ class FolderReader:
             self.aliases |= reader.aliases
             self.origins |= reader.origins
             self.values |= reader.values
+        self.written = tuple(name for reader in readers for name in reader.written)
         self.version = min(reader.version for reader in readers)
         self.has_checksums = all(reader.has_checksums for reader in readers)
         self.palettized_names = tuple(n for reader in readers for n in reader.palettized_names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Header:
         checksums: of every tensor that was written, by key; None in files of the first version.
         origins: where palettes come from, by name, as far as is known.
         values: what modules keep that is no tensor, in JSON values, by name.
+        written: names of buffers that the model writes when it runs; the file does not hold them.
     """
 
     version: int
@@ -42,6 +43,7 @@ class Header:
     checksums: Mapping[str, str] | None
     origins: Mapping[str, Origin]
     values: Mapping[str, Any]
+    written: Sequence[str]
 
 
 def metadata_of(
@@ -50,6 +52,7 @@ def metadata_of(
     tensors: Mapping[str, Tensor],
     origins: Mapping[str, Origin],
     values: Mapping[str, Any],
+    written: Sequence[str] = (),
 ) -> dict[str, str]:
     """Return the metadata of a file of CPU tensors.
 
@@ -61,6 +64,8 @@ def metadata_of(
     header = header_of(records, aliases, origins)
     if values:
         header["values"] = dict(values)
+    if written:
+        header["written"] = list(written)
     return {METADATA_KEY: sealed(header, tensors)}
 
 
@@ -134,7 +139,10 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
     values = header.get("values", {})
     if not isinstance(values, dict):
         raise damaged(path, "'values' must be an object")
-    return Header(version, records, aliases, checksums, origins, values)
+    written = header.get("written", [])
+    if not isinstance(written, list) or not all(isinstance(name, str) for name in written):
+        raise damaged(path, "'written' must be a list of names")
+    return Header(version, records, aliases, checksums, origins, values, tuple(written))
 
 
 def _are_texts(values: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ format, what is needed to decode, a checksum of every tensor, and where palettes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self, final
@@ -49,6 +49,7 @@ class Checkpoint:
         stored_forms: name of the stored form of each palettized weight.
         origins: where palettes come from, by name of the weight, as far as the file says.
         values: what modules keep that is no tensor, by name.
+        written: names of buffers that the model writes when it runs, such as caches; not here.
     """
 
     palettized: Mapping[str, PalettizedTensor]
@@ -58,6 +59,7 @@ class Checkpoint:
     stored_forms: Mapping[str, str]
     origins: Mapping[str, Origin] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
+    written: Sequence[str] = ()
 
 
 @final
@@ -80,6 +82,7 @@ class CheckpointReader:
         has_checksums: whether damage to a tensor shows; files of version 1 have no checksums.
         origins: where palettes come from, by name of the weight, as far as the file says.
         values: what modules keep that is no tensor, by name.
+        written: names of buffers that the model writes when it runs, which the file does not hold.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,7 +105,7 @@ class CheckpointReader:
         self._checksums = header.checksums
         self._forms: dict[str, CheckedForm] = {}
         self.aliases, self.version, self.origins = header.aliases, header.version, header.origins
-        self.values = header.values
+        self.values, self.written = header.values, header.written
         self.has_checksums = header.checksums is not None
         self.palettized_names = tuple(self._records)
         own = {f"{n}.{part}" for n in self._records for part in (*self.form(n).parts, *TABLES)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -78,9 +78,10 @@ def write_stored(
     aliases: Mapping[str, str],
     origins: Mapping[str, Origin],
     values: Mapping[str, Any],
+    written: Sequence[str] = (),
 ) -> Path:
     """Write weights that are in a stored form already; see `write_checkpoint`."""
-    host, metadata = host_content(stored, dense, aliases, origins, values)
+    host, metadata = host_content(stored, dense, aliases, origins, values, written)
     with atomic_path(path) as temporary:
         save_file(host, temporary, metadata=metadata)
     return path
@@ -92,6 +93,7 @@ def host_content(
     aliases: Mapping[str, str],
     origins: Mapping[str, Origin],
     values: Mapping[str, Any],
+    written: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the CPU tensors and the metadata of a file; see `write_checkpoint`."""
     tensors: dict[str, Tensor] = {}
@@ -119,7 +121,7 @@ def host_content(
         if alias in records or alias in dense:
             raise CheckpointError(f"alias {alias} has the name of a tensor of its own")
     host = _on_host(tensors | dict(dense))
-    return host, metadata_of(records, aliases, host, origins, values)
+    return host, metadata_of(records, aliases, host, origins, values, written)
 
 
 def _usable(key: str, table: Tensor) -> Tensor:

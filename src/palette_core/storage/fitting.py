@@ -88,7 +88,8 @@ class OwnStates:
         ]
         values = checkpoint.values
         problems += [f"the model has no {name}" for name in values if name not in self.values]
-        lacking = [name for name in self.tensors if name not in wanted]
+        known = {*wanted, *checkpoint.written}
+        lacking = [name for name in self.tensors if name not in known]
         lacking += [name for name in self.values if name not in values]
         problems += [f"the file lacks {name}" for name in lacking]
         problems += self._torn(checkpoint, wanted)

@@ -21,12 +21,15 @@ from palette_core.storage.pack import install_packed
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.savers import guard_savers
 from palette_core.storage.sites import palette_sites
+from palette_core.storage.written_buffers import note_written, written_buffers
 
 __all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     """Write a prepared or finalized model's tensors to ``path``, whole or not at all.
+
+    Buffers that the model writes when it runs, such as caches, are left out.
 
     Raises:
         StateError: no weight of the model is palettized, or one still trains dense.
@@ -45,16 +48,18 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     stored = {name: (packed.form, packed.stored()) for name, packed in packed_weights.items()}
     known = {name: packed.origin for name, packed in packed_weights.items()}
     origins = {name: origin for name, origin in known.items() if origin is not None}
-    return write_stored(path, stored, dense, aliases, origins, values)
+    written = sorted(set(written_buffers(model)) & model.state_dict(keep_vars=True).keys())
+    return write_stored(path, stored, dense, aliases, origins, values, written)
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """Load a packed checkpoint, a file or a folder, into a dense model of the same architecture.
 
     The weights become packed ones, as after ``finalize(backend="packed")``, also where pruning or
-    weight normalisation computes them; the rest is copied. Tensors on the meta device get memory
-    on the CPU, all of them. The model is not touched before everything has been found to fit, and
-    as before after any error or interrupt.
+    weight normalisation computes them; the rest is copied, but for buffers that the model writes
+    when it runs, which no file holds and which may have any length. Tensors on the meta device get
+    memory on the CPU, all of them. The model is not touched before everything has been found to
+    fit, and as before after any error or interrupt.
 
     Raises:
         CheckpointError: the file or a tensor in it does not fit, or something on the meta device
@@ -91,6 +96,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
                 own.fill_parts(rest)
             for name, item in packed.items():
                 install_packed(model, names[name], item)
+            note_written(model, checkpoint.written)
             guard_savers(model)
         return model
 
@@ -143,11 +149,12 @@ def _rest(model: nn.Module, aliases: dict[str, str]) -> tuple[dict[str, Tensor],
     Each tied tensor is there once; its other names go to ``aliases``.
     """
     palettized = tuple(chain_prefix(n) for site in palette_sites(model) for n in site.names)
+    written = frozenset(written_buffers(model))
     first: dict[tuple[Any, ...], str] = {}
     dense: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for name, state in model.state_dict(keep_vars=True).items():
-        if name.startswith(palettized):
+        if name.startswith(palettized) or name in written:
             continue
         if not isinstance(state, Tensor):
             values[name] = state
