@@ -12,7 +12,7 @@ from checkpoint_folders import CONFIG, content, write_folder
 from palette_core import KMeansPalettizerConfig, load_checkpoint, palettize_checkpoint
 from palette_core._common.locks import lock
 from palette_core.errors import CheckpointError
-from palette_core.streaming import palettize, parts
+from palette_core.streaming import parts, running
 
 WORK = ".palette-unfinished"
 
@@ -23,7 +23,7 @@ class StopError(Exception):
 
 def stop_after(count: int, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> list:
     """Let the engine fail after some weights; returns the names of those it works on."""
-    real, seen = palettize.palettize_tensor, []
+    real, seen = running.palettize_tensor, []
 
     def palettize_tensor(task: parts.Task) -> parts.Task:
         if len(seen) >= count:
@@ -31,7 +31,7 @@ def stop_after(count: int, monkeypatch: pytest.MonkeyPatch, error: Exception | N
         seen.append(task.span.name)
         return real(task)
 
-    monkeypatch.setattr(palettize, "palettize_tensor", palettize_tensor)
+    monkeypatch.setattr(running, "palettize_tensor", palettize_tensor)
     return seen
 
 

@@ -2,5 +2,6 @@
 
 from palette_core.streaming.palettize import palettize_checkpoint
 from palette_core.streaming.planning import CheckpointPlan, plan_checkpoint
+from palette_core.streaming.skeleton import Skeleton
 
-__all__ = ["CheckpointPlan", "palettize_checkpoint", "plan_checkpoint"]
+__all__ = ["CheckpointPlan", "Skeleton", "palettize_checkpoint", "plan_checkpoint"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from palette_core._common.tensor_files import save_file
 from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
@@ -16,6 +18,7 @@ from palette_core.errors import CheckpointError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import get_catalog
 from palette_core.storage.checkpoint_header import read_header
+from palette_core.storage.checkpoint_reading import CheckpointReader
 from palette_core.storage.checkpoint_writing import host_content
 from palette_core.storage.checksums import checksum
 from palette_core.storage.forms.registry import encode, form_for, stored_form
@@ -62,11 +65,27 @@ def palettize_tensor(task: Task) -> Task:
         PaletteError: naming the tensor.
         OSError: the source cannot be read, or the part cannot be written.
     """
-    name, plan = task.span.name, task.plan
     weight = task.span.mapped()
     source = checksum(weight)
-    result = cluster_here(Job(plan, weight), get_catalog())
+    result = cluster_here(Job(task.plan, weight), get_catalog())
     del weight
+    write_part(task, result, source)
+    return task
+
+
+def write_part(task: Task, result: Clustered, source: str) -> None:
+    """Write the part of a weight, whole or not at all.
+
+    Args:
+        task: the weight.
+        result: what became of it.
+        source: `checksum` of the weight.
+
+    Raises:
+        PaletteError: naming the tensor.
+        OSError: the part cannot be written.
+    """
+    name, plan = task.span.name, task.plan
     form = stored_form(form_for(result.palettized, plan.spec.stored_form))
     stored = {name: (form, encode(result.palettized, form))}
     tensors, metadata = host_content(stored, {}, {}, {}, {_RECORD: _told(plan, result, source)})
@@ -77,7 +96,6 @@ def palettize_tensor(task: Task) -> Task:
         fresh.replace(task.part)
     finally:
         fresh.unlink(missing_ok=True)
-    return task
 
 
 def _told(plan: TensorPlan, result: Clustered, source: str) -> dict[str, Any]:
@@ -91,6 +109,17 @@ def _told(plan: TensorPlan, result: Clustered, source: str) -> dict[str, Any]:
         "source_crc32": source,
         "spec": plan.spec.model_dump(mode="json"),
     }
+
+
+def decoded_part(task: Task) -> Tensor:
+    """Return the weight that a part decodes to.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        CheckpointError: it is damaged.
+    """
+    with CheckpointReader(task.part) as reader:
+        return reader.palettized(task.span.name).decode()
 
 
 def read_part(task: Task) -> Part:

@@ -55,6 +55,7 @@ class Workplace:
 
     Attributes:
         finished: the manifest, where all is done.
+        work: the folder of unfinished work.
 
     Raises:
         CheckpointError: the folder holds something else, or was begun with something else.
@@ -64,20 +65,20 @@ class Workplace:
     finished: Sealed | None = None
 
     def __init__(self, out: Path, source: SourceCheckpoint, identity: Mapping[str, Any]) -> None:
-        self.out, self._work = out, out / UNFINISHED
+        self.out, self.work = out, out / UNFINISHED
         manifest = out / MANIFEST
         if manifest.is_file():
             self.finished = read_sealed(manifest)
             check_same(out, self.finished.value["made_of"], identity)
-            shutil.rmtree(self._work, ignore_errors=True)
+            shutil.rmtree(self.work, ignore_errors=True)
             return
-        if not self._work.is_dir() and any(out.iterdir()):
+        if not self.work.is_dir() and any(out.iterdir()):
             raise CheckpointError(
                 f"{out} holds files already, and none of an unfinished run; name a new or empty "
                 "folder, so that nothing in it is taken for a part of the checkpoint"
             )
-        self._work.mkdir(exist_ok=True)
-        job = self._work / _JOB
+        self.work.mkdir(exist_ok=True)
+        job = self.work / _JOB
         changed = {
             shard.path.name: [shard.path.stat().st_mtime_ns, str(shard.path.parent.resolve())]
             for shard in source.shards
@@ -89,16 +90,16 @@ class Workplace:
         else:
             self.is_surely_same = True
             write_sealed(job, {"made_of": identity, "changed": changed}, {})
-        for left in self._work.glob("*.tmp"):
+        for left in self.work.glob("*.tmp"):
             left.unlink(missing_ok=True)
 
     def part(self, number: int) -> Path:
         """Return the place of the part of a tensor."""
-        return self._work / f"{number:06d}.safetensors"
+        return self.work / f"{number:06d}.safetensors"
 
     def fresh_shard(self, name: str) -> Path:
         """Return a place for a file until it is complete."""
-        return self._work / f"{name}.tmp"
+        return self.work / f"{name}.tmp"
 
     def put_shard(self, name: str, told: Mapping[str, Any]) -> None:
         """Put a complete file into its place.
@@ -130,9 +131,9 @@ class Workplace:
             OSError: it cannot be written.
         """
         write_sealed(self.out / MANIFEST, manifest, checksums)
-        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
         self.finished = Sealed(manifest, checksums)
         return self.finished
 
     def _record(self, name: str) -> Path:
-        return self._work / f"{name}.json"
+        return self.work / f"{name}.json"

@@ -25,6 +25,9 @@ from palette_core.statistics.activations.structure import Step, Structure, find_
 from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.moments import InputMoments
 
+SourceOf = Callable[[Runner, Structure, Mapping[str, Tensor]], InputSource]
+"""Makes a source of the inputs of a model, of what is known of it, and of what weights become."""
+
 
 class Feeder:
     """Feeds calibration batches to a model, as it was and as it is by now.
@@ -37,6 +40,8 @@ class Feeder:
         plans: of the weights to watch.
         calibration: batches for calibration, and held-out ones to judge by.
         findings: what has been found out before.
+        source_of: makes another source of inputs than the two of this room, which run the model
+            on every batch by what it has in memory.
 
     Attributes:
         calibration, findings: as above.
@@ -50,6 +55,7 @@ class Feeder:
         plans: Sequence[TensorPlan],
         calibration: InputCalibration,
         findings: Findings,
+        source_of: SourceOf | None = None,
     ) -> None:
         self.decoded: dict[str, Tensor] = {}
         self.missing: dict[str, str] = dict(findings.missing)
@@ -63,6 +69,7 @@ class Feeder:
         self._stay = contextlib.ExitStack()
         self._use(Structure((), {}, frozenset(), {}, {}, {}), range(0))
         self._source: InputSource | None = None
+        self._source_of = source_of
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -105,6 +112,10 @@ class Feeder:
         Raises:
             CalibrationError: it fails on one, or gives nothing to judge by on a held-out one.
         """
+        if self._source_of is not None:
+            self._use(self._look_once(), self._held_out)
+            self._source = self._source_of(self._runner, self._structure, self.decoded)
+            return self._structure
         compensate = self.calibration.compensate
         scout = Scout(self._runner, Copies() if compensate else None)
         self._runner.hides()  # from now on
@@ -143,6 +154,14 @@ class Feeder:
             compensate=self.calibration.compensate,
         )
         return self._structure
+
+    def _look_once(self) -> Structure:
+        """Look at as few batches as say what all of them use."""
+        first = find_structure(self._runner, [0], keep=(), answers=False)
+        once = {name for name, calls in first.calls.items() if calls == 1}
+        if once == {plan.name for plan in self._runner.plans}:
+            return first
+        return find_structure(self._runner, range(self._n), keep=(), answers=False)
 
     def _look(
         self, batches: Sequence[int], on_seen: Callable[[int, Seen], None] | None = None
