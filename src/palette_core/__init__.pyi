@@ -25,6 +25,7 @@ from palette_core.storage.bits import bits_per_weight as bits_per_weight
 from palette_core.storage.model_checkpoints import load_checkpoint as load_checkpoint
 from palette_core.storage.model_checkpoints import read_checkpoint as read_checkpoint
 from palette_core.storage.model_checkpoints import save_checkpoint as save_checkpoint
+from palette_core.streaming import Skeleton as Skeleton
 from palette_core.streaming import palettize_checkpoint as palettize_checkpoint
 from palette_core.streaming import plan_checkpoint as plan_checkpoint
 from palette_core.tensors.palettized import PalettizedTensor as PalettizedTensor

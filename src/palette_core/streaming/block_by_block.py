@@ -165,7 +165,12 @@ class BlockByBlock:
         outside = list(self._states.outside(self._blocks))
         with untouched_global_rng(), self._states.loaded(outside):
             for number in range(at, len(self._blocks) + 1):
-                self._stretch(number, advance)
+                try:
+                    self._stretch(number, advance)
+                except CalibrationError as error:
+                    within = self._blocks[min(max(0, number), len(self._blocks) - 1)]
+                    where = within if 0 <= number < len(self._blocks) else f"outside of {within}"
+                    raise CalibrationError(f"{where}: {error}") from error
                 self._note(number)
         return self._missing
 

@@ -74,6 +74,7 @@ def palettize_checkpoint(
             two hold a tensor of one name, the weights are quantized already; or ``out`` holds
             something else, was begun with another source or config, or another run writes in it.
         PlanError: nothing is to be palettized, or a weight cannot be stored as the config asks.
+        TypeError: a batch is no model input, or ``skeleton`` no model.
         WeightError: a weight is NaN or infinite.
         CalibrationError: the model failed on a batch, there are none, or one without the other.
         WorkerError: workers were killed again and again.
@@ -122,7 +123,9 @@ def _calibration(
     if batches is None or skeleton is None:
         given, lacking = ("skeleton", "calibration")[:: 1 if batches is None else -1]
         raise CalibrationError(f"{given} is of no use without {lacking}; give both, or neither")
-    model = skeleton if isinstance(skeleton, Skeleton) else Skeleton(skeleton)
+    model = Skeleton(skeleton) if isinstance(skeleton, nn.Module) else skeleton
+    if not isinstance(model, Skeleton):
+        raise TypeError(f"skeleton must be a torch.nn.Module or a Skeleton, got {model!r}")
     return BlockCalibration(batches_of(batches), model, compensate)
 
 

@@ -82,7 +82,7 @@ class _Where:
         states: States,
         settled: Mapping[str, Tensor],
     ) -> None:
-        self._model, self._names, self._at = model, blocks, at
+        self._model, self._at = model, at
         self._blocks = [model.get_submodule(name) for name in blocks]
         self._batches, self._kept = batches, kept
         self._states, self._settled = states, settled
@@ -124,9 +124,8 @@ class _Where:
                 output = self._model(*args, **kwargs)
         except _Reached as end:
             return end.output
-        if self._at < len(self._names):
-            name = self._names[max(0, self._at)]
-            raise CalibrationError(f"the model did not run {name}, which is said to be a block")
+        if self._at < len(self._blocks):
+            raise CalibrationError("the model did not run it, and it is said to be a block")
         return output
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:

@@ -24,13 +24,31 @@ def palettize_checkpoint(
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what was decided about each tensor, and stop.")
     ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Calibration batches, for algorithms that go by the inputs of layers: a "
+            "safetensors file of the model's keyword inputs, such as input_ids, each row of "
+            "which is a batch; or module:callable that returns batches. Needs --model.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTORY",
+            help="module:callable or file.py:callable that gets SRC and returns its model on the "
+            "meta device, for --calibration.",
+        ),
+    ] = None,
     num_workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Palettize a checkpoint of any size without its model, tensor by tensor.
+    """Palettize a checkpoint of any size, tensor by tensor, or block by block with calibration.
 
     Killed or failed, the same command goes on from where it was.
     """
+    from palette_core.cli.calibration_files import calibration_of
     from palette_core.reporting import checkpoints as told
     from palette_core.reporting import console as show
     from palette_core.streaming import palettize_checkpoint as run
@@ -42,7 +60,8 @@ def palettize_checkpoint(
         return
     if output is None:
         raise typer.BadParameter("--output names the folder to write; or ask for --plan")
-    report = run(source, settings, output, num_workers=num_workers)
+    data = calibration_of(source, calibration, model)
+    report = run(source, settings, output, num_workers=num_workers, **data)
     before = sum(row.dense_bytes for row in report.tensors)
     after = sum(row.palettized_bytes for row in report.tensors)
     bits = report.bits_per_palettized_weight
