@@ -1,4 +1,4 @@
-"""What a block returned on each calibration batch, in files."""
+"""Outputs of blocks on calibration batches, in files."""
 
 from __future__ import annotations
 

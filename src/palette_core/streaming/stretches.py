@@ -70,7 +70,7 @@ class Stretch(nn.Module):
 
 
 class _Where:
-    """What a stretch consists of; no module, as runs change what it says."""
+    """Parts of a stretch; no module, as runs change what it says."""
 
     def __init__(
         self,
