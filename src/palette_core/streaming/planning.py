@@ -16,6 +16,7 @@ from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.storage.tensor_spans import Span
 from palette_core.streaming.recognition import Recognition, recognize
 from palette_core.streaming.source import SourceCheckpoint, open_source
+from palette_core.streaming.ties import keep_tied
 
 _STATES = ("weight", "in_proj_weight")  # what configurations are about by default
 _PLAIN = "torch.nn.Module"
@@ -46,12 +47,12 @@ def plan_checkpoint(
     *,
     on_incompatible: OnIncompatible = "skip",
 ) -> CheckpointPlan:
-    """Decide what to do with each tensor of a dense checkpoint; only headers are read.
+    """Decide what to do with each tensor of a dense checkpoint, from the headers of its files.
 
     To the config, a tensor hangs in a module named as the file says; its operation and the type of
     the module come from rules by name, number of axes and model type. A tensor that is a weight
     and is not called one, such as ``experts.gate_up_proj``, is a module of its own, whose one
-    tensor is ``weight``.
+    tensor is ``weight``. Of tied weights that are stored twice, the values are read too.
 
     Args:
         src: folder, index or file; see `palettize_checkpoint`.
@@ -63,7 +64,8 @@ def plan_checkpoint(
     Raises:
         FileNotFoundError: there is no checkpoint.
         CheckpointError: it cannot be read; see `palettize_checkpoint`.
-        PlanError: a weight cannot be stored as the config asks.
+        PlanError: a weight cannot be stored as the config asks, or tied weights that are stored
+            twice would no longer be equal.
     """
     config = KMeansPalettizerConfig.of(config)
     return plan_source(open_source(src), config, get_catalog(), on_incompatible)
@@ -94,7 +96,7 @@ def plan_source(
         tuple(records),
     )
     plan = make_plan(graph, config, catalog, on_incompatible=on_incompatible)
-    return CheckpointPlan(plan, recognized, stored)
+    return CheckpointPlan(keep_tied(source, plan, recognized, stored), recognized, stored)
 
 
 def _record(span: Span, rule: Recognition) -> TensorRecord:
