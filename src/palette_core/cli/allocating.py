@@ -186,6 +186,7 @@ def _show(allocation: Allocation) -> None:
         "Chosen",
         "tensor", "shape", "bits", "granularity", "bits per weight", "predicted loss", "instead of",
         right=("bits", "bits per weight", "predicted loss"),
+        spare=("granularity", "bits per weight", "instead of"),
     )  # fmt: skip
     for tensor in allocation.tensors:
         plan, choice = tensor.choice.plan, tensor.choice

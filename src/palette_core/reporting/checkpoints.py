@@ -47,6 +47,7 @@ def contents(path: Path, value: CheckpointReader | FolderReader, *, as_json: boo
         "tensor", "shape", "bits", *form, "LUT grid", "LUT dtype", "dtype", "algorithm", "dense",
         "packed",
         right=("bits", "dense", "packed"),
+        spare=("LUT grid", "LUT dtype", "dtype", "algorithm", "dense"),
     )  # fmt: skip
     for row in rows:
         shown.add_row(
@@ -214,6 +215,7 @@ def checkpoint_plan(value: CheckpointPlan, *, as_json: bool) -> None:
         f"{len(planned)} of {len(rows)} tensors to palettize",
         "tensor", "recognized as", "bits", "granularity", "axis", "decided by, or why it is dense",
         right=("bits", "axis"),
+        spare=("recognized as", "granularity", "axis"),
     )  # fmt: skip
     for row in rows:
         cells = [row["n_bits"], row["granularity"], row["axis"]]

@@ -26,6 +26,8 @@ from palette_core.storage.forms.registry import DEFAULT_FORM
 
 # Piped output has no width of its own; wide enough that names are not folded.
 _PIPED_WIDTH = 160
+_WIDE = 100  # columns: all of a table is legible
+_NAMES = 20
 console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
@@ -35,24 +37,47 @@ def print_json(value: Any) -> None:
 
 
 class _PlainTable(Table):
-    """A table whose cells are text as it is: names have no markup, and steer no terminal."""
+    """A table whose cells are text as it is: names have no markup, and steer no terminal.
+
+    Attributes:
+        shown: positions of the cells of a row that are shown; None shows all.
+    """
+
+    shown: list[int] | None = None
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        shown = [Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells]
-        super().add_row(*shown, **options)
+        kept = cells if self.shown is None else [cells[at] for at in self.shown]
+        plain = [Text(printable(cell)) if isinstance(cell, str) else cell for cell in kept]
+        super().add_row(*plain, **options)
 
 
-def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Make a table of plain text; ``right`` names the columns of numbers."""
+def table(
+    title: str, *columns: str, right: tuple[str, ...] = (), spare: tuple[str, ...] = ()
+) -> Table:
+    """Make a table of plain text.
+
+    Args:
+        title: shown above.
+        columns: their titles.
+        right: of numbers.
+        spare: left out, and named below, where the terminal is narrow.
+    """
     made = _PlainTable(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     made.padding = (0, 1, 0, 0)
-    for column in columns:
-        made.add_column(
-            column,
-            justify="right" if column in right else "left",
-            overflow="fold",
-            no_wrap=column in right,
-        )
+    made.caption_justify = "left"
+    is_narrow = console.width < _WIDE
+    if is_narrow and spare:
+        made.shown = [at for at, column in enumerate(columns) if column not in spare]
+        made.caption = f"in {_WIDE} columns or more, and --json: {', '.join(spare)}"
+    for at, column in enumerate(columns):
+        if made.shown is None or at in made.shown:
+            made.add_column(
+                column,
+                justify="right" if column in right else "left",
+                overflow="fold",
+                no_wrap=column in right,
+                min_width=_NAMES if is_narrow and at == 0 else None,
+            )
     return made
 
 
@@ -68,7 +93,10 @@ def plugins(catalog: Catalog, *, as_json: bool, timings: bool = False) -> None:
         printed: dict[str, Any] = {"plugins": rows, "quarantined": broken, "blocked": blocked}
         print_json(printed | ({"seconds": seconds} if timings else {}))
         return
-    shown = table("Plug-ins", "kind", "name", "summary", "distribution", "options")
+    shown = table(
+        "Plug-ins", "kind", "name", "summary", "distribution", "options",
+        spare=("distribution", "options"),
+    )  # fmt: skip
     for row in rows:
         options = ", ".join(f"{k}={v['default']}" for k, v in row["options"].items())
         shown.add_row(
@@ -173,6 +201,7 @@ def plan(value: Plan, *, as_json: bool) -> None:
         f"{len(value)} tensors to palettize",
         "tensor", "shape", "op", "bits", *form, "granularity", "LUTs", "algorithm", "rule",
         right=("bits", "LUTs"),
+        spare=("op", "LUTs", "algorithm"),
     )  # fmt: skip
     for row in rows:
         shown.add_row(
@@ -241,6 +270,7 @@ def report(value: Report) -> None:
         "tensor", "shape", "bits", *form, "granularity", "algorithm", "before", "after", "SNR dB",
         *objective, "seconds",
         right=("bits", "before", "after", "SNR dB", *objective, "seconds"),
+        spare=("granularity", "algorithm", "before", *objective, "seconds"),
     )  # fmt: skip
     for row in value.tensors:
         shown.add_row(
