@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,24 @@ def test_a_trace_of_a_prepared_model_is_right() -> None:
     with pytest.warns(PaletteWarning, match="a prepared model is being exported or traced"):
         traced = torch.jit.trace(model, MLP_INPUTS)
     torch.testing.assert_close(traced(*MLP_INPUTS), expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_export_of_a_prepared_model_is_warned_about(strict: bool) -> None:
+    _, model = prepared_mlp()
+    expected = model(*MLP_INPUTS)
+    with pytest.warns(PaletteWarning, match="a prepared model is being exported or traced"):
+        program = torch.export.export(model, MLP_INPUTS, strict=strict)
+    torch.testing.assert_close(program.module()(*MLP_INPUTS), expected)
+
+
+def test_a_compiled_prepared_model_is_not_warned_about() -> None:
+    _, model = prepared_mlp()
+    expected = model(*MLP_INPUTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PaletteWarning)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*MLP_INPUTS), expected)
 
 
 def test_state_dict_into_another_finalized_model() -> None:

@@ -33,9 +33,10 @@ def run_package(path: Path, inputs: Sequence[Array] | Mapping[str, Array]) -> di
     """
     model = ct.models.MLModel(str(path), skip_model_load=True)
     spec = model.get_spec()
-    program = load(
-        spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir
-    )
+    # Not model.weights_dir: its search for the folder swallows every exception, those of signals
+    # too, and then says that there is none.
+    folder = str(path / "Data" / "com.apple.CoreML" / "weights")
+    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=folder)
     function = program.functions["main"]
     states = {s.name for s in spec.description.state}
     names = [name for name in function.inputs if name not in states]

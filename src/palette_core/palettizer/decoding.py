@@ -33,14 +33,13 @@ def is_recorded(tensor: Tensor) -> bool:
     )
 
 
+@torch.compiler.assume_constant_result  # for dynamo (strict=True) to run it while it records
 def warn_of_dense_program() -> None:
     """Warn if `torch.export` or `torch.jit.trace` records a prepared model.
 
     Exports of palette_core finalize first, so that none of them comes here. The sentence names no
     weight, for Python to show it once.
     """
-    if torch.compiler.is_dynamo_compiling():  # it can record no warning
-        return
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         warn(
             "a prepared model is being exported or traced: converters make dense weights of what "
