@@ -80,7 +80,7 @@ def _detector(kind: str, **more: Any) -> Architecture:
     return Architecture(kind, build, IMAGE)
 
 
-def _diffusers(name: str, kind: str, inputs: dict[str, Any], **settings: Any) -> Architecture:
+def diffusers_model(name: str, kind: str, inputs: dict[str, Any], **settings: Any) -> Architecture:
     def build() -> nn.Module:
         import diffusers
 
@@ -94,9 +94,9 @@ def _wave(kind: str, **more: Any) -> Architecture:
     return other(kind, "ForCTC", SOUND, {**WAVES, **more})
 
 
-_STEP = {"timestep": torch.tensor([3])}
-_LATENT, _PROMPT = normal(1, 4, 8, 8), normal(1, 5, 16)
-_BLOCKS = {"block_out_channels": (16, 32), "norm_num_groups": 8}
+STEP = {"timestep": torch.tensor([3])}
+LATENT, PROMPT = normal(1, 4, 8, 8), normal(1, 5, 16)
+BLOCKS = {"block_out_channels": (16, 32), "norm_num_groups": 8}
 SEEING = [
     classifier("ViT", SMALL, **VIT),
     classifier(
@@ -134,23 +134,23 @@ SEEING = [
         },
     ),
     _wave("Wav2Vec2"),
-    _diffusers(
+    diffusers_model(
         "UNet2DConditionModel",
         "UNet2DConditionModel",
-        {"sample": _LATENT, **_STEP, "encoder_hidden_states": _PROMPT},
+        {"sample": LATENT, **STEP, "encoder_hidden_states": PROMPT},
         sample_size=8,
         layers_per_block=1,
-        **_BLOCKS,
+        **BLOCKS,
         cross_attention_dim=16,
         attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     ),
-    _diffusers(
+    diffusers_model(
         "AutoencoderKL",
         "AutoencoderKL",
         {"sample": normal(1, 3, 16, 16)},
-        **_BLOCKS,
+        **BLOCKS,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     ),
@@ -388,7 +388,7 @@ MORE_SEEING = [
             "prediction_length": 4,
         },
     ),
-    _diffusers(
+    diffusers_model(
         "AutoencoderTiny",
         "AutoencoderTiny",
         {"sample": normal(1, 3, 16, 16)},
@@ -397,10 +397,10 @@ MORE_SEEING = [
         num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     ),
-    _diffusers(
+    diffusers_model(
         "DiTTransformer2DModel",
         "DiTTransformer2DModel",
-        {"hidden_states": _LATENT, **_STEP, "class_labels": torch.tensor([1])},
+        {"hidden_states": LATENT, **STEP, "class_labels": torch.tensor([1])},
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=4,
@@ -410,14 +410,14 @@ MORE_SEEING = [
         num_embeds_ada_norm=100,
         norm_num_groups=4,
     ),
-    _diffusers(
+    diffusers_model(
         "SD3Transformer2DModel",
         "SD3Transformer2DModel",
         {
-            "hidden_states": _LATENT,
-            "encoder_hidden_states": _PROMPT,
+            "hidden_states": LATENT,
+            "encoder_hidden_states": PROMPT,
             "pooled_projections": normal(1, 16),
-            **_STEP,
+            **STEP,
         },
         sample_size=8,
         patch_size=2,
@@ -431,10 +431,10 @@ MORE_SEEING = [
         out_channels=4,
         pos_embed_max_size=8,
     ),
-    _diffusers(
+    diffusers_model(
         "PixArtTransformer2DModel",
         "PixArtTransformer2DModel",
-        {"hidden_states": _LATENT, "encoder_hidden_states": _PROMPT, **_STEP},
+        {"hidden_states": LATENT, "encoder_hidden_states": PROMPT, **STEP},
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=4,
@@ -447,12 +447,12 @@ MORE_SEEING = [
         norm_num_groups=4,
         use_additional_conditions=False,
     ),
-    _diffusers(
+    diffusers_model(
         "FluxTransformer2DModel",
         "FluxTransformer2DModel",
         {
             "hidden_states": normal(1, 16, 4),
-            "encoder_hidden_states": _PROMPT,
+            "encoder_hidden_states": PROMPT,
             "pooled_projections": normal(1, 16),
             "timestep": torch.tensor([1.0]),
             "img_ids": torch.zeros(16, 3),
