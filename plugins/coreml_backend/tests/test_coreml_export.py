@@ -183,6 +183,39 @@ def test_dynamic_shapes_become_ranges(tmp_path) -> None:
         export(finalized(), X, path, dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
 
 
+def test_shapes_are_listed_where_they_are_asked_for(tmp_path) -> None:
+    rows = ({0: torch.export.Dim("batch", min=1, max=8)},)
+    options = CoreMLOptions(
+        compute_precision="float32", input_names=("x",), enumerated_shapes={"x": ((3, 8), (5, 8))}
+    )
+    model = finalized().eval()
+    path = export(model, X, tmp_path / "m.mlpackage", options, dynamic_shapes=rows)
+    kind = description(path).input[0].type.multiArrayType
+    assert kind.dataType == kind.FLOAT32
+    assert [tuple(s.shape) for s in kind.enumeratedShapes.shapes] == [(3, 8), (5, 8)]
+    for x in (X[0], torch.linspace(-1, 1, 40).reshape(5, 8)):
+        (got,) = run_package(path, [x.numpy()]).values()
+        np.testing.assert_allclose(got, model(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "text"),
+    [
+        ({"y": ((3, 8), (5, 8))}, "enumerated_shapes: no input is called 'y'"),
+        ({"input": ((3, 8),)}, "give two shapes or more, no two alike"),
+        ({"input": ((3, 8), (3, 8))}, "give two shapes or more, no two alike"),
+        ({"input": ((3, 8), (5,))}, r"'input' has 2 axes, and not as \[5\]"),
+        ({"input": ((3, 8), (9, 8))}, r"axis 0 of 'input' is 1 to 8, and not 9 as in \[9, 8\]"),
+        ({"input": ((3, 8), (3, 9))}, r"axis 1 of 'input' is 8, and not 9 as in \[3, 9\]"),
+    ],
+)
+def test_shapes_that_the_program_does_not_take(shapes, text, tmp_path) -> None:
+    rows = ({0: torch.export.Dim("batch", min=1, max=8)},)
+    options = CoreMLOptions(enumerated_shapes=shapes)
+    with pytest.raises(BackendError, match=text):
+        export(finalized(), X, tmp_path / "m.mlpackage", options, dynamic_shapes=rows)
+
+
 def test_the_model_is_left_as_it_was(tmp_path) -> None:
     model = finalized().train()
     model[2].eval()
@@ -357,6 +390,27 @@ def test_names_images_and_metadata(tmp_path) -> None:
     wanted = model(seen, torch.ones(1))
     np.testing.assert_allclose(got["now"], wanted[0].detach(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got["sum"], wanted[1].detach(), rtol=1e-4, atol=1e-5)
+
+
+class Captions(nn.Module):
+    """A picture, and tokens beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.words = nn.Conv2d(3, 4, 3), nn.Embedding(4096, 4)
+
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+        return self.layer(image).mean((2, 3)) + self.words(ids).mean(1)
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_inputs_beside_an_image_keep_their_type(precision, tmp_path) -> None:
+    model = pack(Captions().eval(), {"layer.weight": FOUR})
+    inputs = (torch.rand(1, 3, 8, 8), torch.tensor([[4095, 2049]]))
+    options = CoreMLOptions(compute_precision=precision, image_inputs={"image": {}})
+    path = export(model, inputs, tmp_path / "m.mlpackage", options)
+    kind = description(path).input[1].type.multiArrayType
+    assert kind.dataType == kind.INT32
 
 
 @pytest.mark.parametrize(

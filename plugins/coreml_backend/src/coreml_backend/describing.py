@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import coremltools as ct
+from coremltools.converters.mil.frontend.torch.utils import TORCH_DTYPE_TO_MIL_DTYPE
 from torch.export import ExportedProgram
 
 from coreml_backend_hooks import CoreMLOptions
@@ -13,27 +14,37 @@ from palette_core.errors import BackendError
 
 
 def input_types(program: ExportedProgram, options: CoreMLOptions) -> dict[str, Any]:
-    """Return what ``coremltools.convert`` needs to be told of inputs that are images.
+    """Return what ``coremltools.convert`` needs to be told of inputs: images, lists of shapes.
 
     Raises:
-        BackendError: an image is no input of the program, or one without a fixed shape.
+        BackendError: an image or a list of shapes is of no input of the program, an image has no
+            fixed shape, or a shape is one that the program does not take.
     """
-    if not options.image_inputs:
+    if not options.image_inputs and not options.enumerated_shapes:
         return {}
     names = list(program.graph_signature.user_inputs)
     called = dict(zip(options.input_names or names, names, strict=False))
     images = {called.get(name, name): image for name, image in options.image_inputs.items()}
+    shapes = {called.get(name, name): each for name, each in options.enumerated_shapes.items()}
     _check_known("image_inputs", list(images), names)
-    nodes = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
+    _check_known("enumerated_shapes", list(shapes), names)
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
     types = []
     for name in names:
-        shape = tuple(nodes[name].shape)
-        if name not in images:
-            types.append(ct.TensorType(name, shape))
+        value = values[name]
+        if name in images:
+            if name in shapes or not all(isinstance(size, int) for size in value.shape):
+                raise BackendError(
+                    f"image_inputs: {name!r} has a dynamic size; images have fixed ones"
+                )
+            types.append(ct.ImageType(name, tuple(value.shape), **images[name].model_dump()))
             continue
-        if not all(isinstance(size, int) for size in shape):
-            raise BackendError(f"image_inputs: {name!r} has a dynamic size; images have fixed ones")
-        types.append(ct.ImageType(name, shape, **images[name].model_dump()))
+        listed = None
+        if name in shapes:
+            _check_shapes(name, shapes[name], _bounds(program, value))
+            listed = ct.EnumeratedShapes(shapes[name], default=shapes[name][0])
+        # With a type, for coremltools makes float16 of what has none, token ids too.
+        types.append(ct.TensorType(name, listed, TORCH_DTYPE_TO_MIL_DTYPE[value.dtype]))
     return {"inputs": types}
 
 
@@ -82,6 +93,40 @@ def _rename(spec: Any, kind: str, old: str, new: str) -> None:
                     for binding in argument.arguments:
                         if binding.name == old:
                             binding.name = new
+
+
+def _bounds(program: ExportedProgram, value: Any) -> list[tuple[int, int]]:
+    """Return the least and the largest size of each axis of an input."""
+    found = []
+    for size in value.shape:
+        if isinstance(size, int):
+            found.append((size, size))
+        else:
+            allowed = program.range_constraints[size.node.expr]
+            found.append((int(allowed.lower), int(allowed.upper)))
+    return found
+
+
+def _check_shapes(
+    name: str, shapes: Sequence[tuple[int, ...]], bounds: Sequence[tuple[int, int]]
+) -> None:
+    if len(set(shapes)) < max(2, len(shapes)):
+        raise BackendError(
+            f"enumerated_shapes: {name!r} has {[list(shape) for shape in shapes]}; give two shapes "
+            "or more, no two alike"
+        )
+    for shape in shapes:
+        if len(shape) != len(bounds):
+            raise BackendError(
+                f"enumerated_shapes: {name!r} has {len(bounds)} axes, and not as {list(shape)}"
+            )
+        for axis, (size, (least, most)) in enumerate(zip(shape, bounds, strict=True)):
+            if not least <= size <= most:
+                raise BackendError(
+                    f"enumerated_shapes: axis {axis} of {name!r} is "
+                    f"{least if least == most else f'{least} to {most}'}, and not {size} as in "
+                    f"{list(shape)}; dynamic_shapes says which axes vary, and between which sizes"
+                )
 
 
 def _check_known(option: str, given: Sequence[str], names: Sequence[str]) -> None:

@@ -79,6 +79,11 @@ class CoreMLOptions(BaseModel):
         default={},
         description="Inputs that are images, by name: scale, bias and color_layout of each.",
     )
+    enumerated_shapes: dict[str, tuple[tuple[int, ...], ...]] = Field(
+        default={},
+        description="The shapes that an input may have, by name; the first is the default. Axes "
+        "in which they differ are dynamic in dynamic_shapes.",
+    )
     user_metadata: dict[str, str] = Field(
         default={}, description="Kept in the package, as Core ML's user-defined metadata."
     )
