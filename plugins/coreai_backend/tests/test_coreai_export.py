@@ -238,14 +238,48 @@ def test_lengths_may_vary(tmp_path):
 def test_options_name_inputs_and_outputs_and_describe_the_file(tmp_path):
     from coreai.authoring import AIModelAsset
 
-    options = {"input_names": ["features"], "output_names": ["scores"], "author": "us"}
+    said = {"author": "us", "license": "MIT", "description": "layers"}
+    options = {"input_names": ["features"], "output_names": ["scores"], **said}
     path = support.exported(mlp(), X, tmp_path / "n.aimodel", backend_options=options)
     asset = AIModelAsset.load(path)
-    assert asset.metadata.author == "us"
+    metadata = asset.metadata
+    assert metadata.author == "us"
+    assert metadata.license == "MIT"
+    assert metadata.model_description == "layers"
     assert '"features"' in str(asset.program)
     assert '"scores"' in str(asset.program)
     with pytest.raises(PluginOptionsError, match="did you mean 'author'"):
         support.exported(mlp(), X, tmp_path / "n.aimodel", backend_options={"autor": "us"})
+
+
+class Counts(nn.Module):
+    """A layer, and a state: the sum of what it has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = mlp()
+        self.register_buffer("total", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(self.layer(x).sum(0))
+        return self.total * 2
+
+
+def test_options_name_states(tmp_path):
+    from coreai.authoring import AIModelAsset
+
+    for names in ([], ["memory"]):
+        model, options = Counts().eval(), {"state_names": names}
+        path = support.exported(model, X, tmp_path / "s.aimodel", backend_options=options)
+        assert ('"memory"' in str(AIModelAsset.load(path).program)) == bool(names)
+
+
+@pytest.mark.parametrize("kind", ["input_names", "output_names", "state_names"])
+def test_names_that_do_not_fit_are_refused(kind, tmp_path):
+    options = {kind: ["a", "b", "c"]}
+    with pytest.raises(BackendError, match=kind):
+        support.exported(Counts().eval(), X, tmp_path / "n.aimodel", backend_options=options)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("debug_info", [False, True])

@@ -33,7 +33,8 @@ def is_recorded(tensor: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # for dynamo (strict=True) to run it while it records
+# Run by dynamo (strict=True) while it records, which leaves no trace of a warning otherwise.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def warn_of_dense_program() -> None:
     """Warn if `torch.export` or `torch.jit.trace` records a prepared model.
 
