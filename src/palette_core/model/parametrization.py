@@ -178,7 +178,7 @@ def _adopt_class(cls: type, recurrent: bool) -> None:
         if blocked in vars(cls):
             delattr(cls, blocked)
     cls.__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
-    for name, member in _computing_members(cls.__bases__[0]).items():
+    for name, member in _computing_members(cls).items():
         setattr(cls, name, member)
     if recurrent:
         for name, member in _recurrent_members(cls.__bases__[0]).items():
@@ -216,30 +216,55 @@ def _weight_property(name: str) -> property:
 _COMPUTED = (nn.Linear.forward, nn.Embedding.forward)
 
 
-def _computing_members(base: Any) -> dict[str, Any]:
+def _computing_members(cls: Any) -> dict[str, Any]:
     """Return a forward that asks the parametrization of the weight for the layer's output first.
 
+    An embedding, whose weight a tied head reads, asks for what stands for the weight, too.
+
     Args:
-        base: the layer's own class, whose forward reads the weight.
+        cls: on top of the layer's own class, whose forward reads the weight.
     """
-    plain = base.forward
+    plain = cls.__bases__[0].forward
     if plain not in _COMPUTED:
         return {}
 
     @functools.wraps(plain)
     def forward(module: nn.Module, input: Tensor) -> Tensor:
-        chain = parametrizations(module)._modules.get("weight")
-        if chain is not None and len(chain._modules) == 1:
-            only = chain._modules["0"]
-            ask = getattr(only, "layer_output", None)
-            if ask is not None and not _is_hooked(chain) and not _is_hooked(only):
-                output: Tensor | None = ask(module, input)
-                if output is not None:
-                    return output
-        computed: Tensor = plain(module, input)
-        return computed
+        ask = getattr(_only_part(module), "layer_output", None)
+        output: Tensor | None = None if ask is None else ask(module, input)
+        if output is None:
+            output = plain(module, input)
+        return output
 
-    return {"forward": forward}
+    weight = vars(cls).get("weight")
+    if plain is not nn.Embedding.forward or not isinstance(weight, property):
+        return {"forward": forward}
+    return {"forward": forward, "weight": _shown(weight)}
+
+
+def _shown(weight: Any) -> property:
+    """Return a property that reads what the parametrization shows in place of the weight."""
+    usual = getattr(weight.fget, _USUAL, weight.fget)
+
+    def read(module: nn.Module) -> Tensor:
+        ask = getattr(_only_part(module), "as_weight", None)
+        shown: Tensor | None = None if ask is None else ask()
+        return usual(module) if shown is None else shown
+
+    setattr(read, _USUAL, usual)
+    return property(read, weight.fset)
+
+
+_USUAL = "_reads_what_the_chain_makes"
+
+
+def _only_part(module: nn.Module) -> nn.Module | None:
+    """Return what alone makes the weight of a layer, where nobody sees or changes what it makes."""
+    chain = parametrizations(module)._modules.get("weight")
+    if chain is None or len(chain._modules) != 1:
+        return None
+    only = chain._modules["0"]
+    return None if _is_hooked(chain) or _is_hooked(only) else only
 
 
 def _is_hooked(module: Any) -> bool:

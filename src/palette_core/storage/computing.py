@@ -33,16 +33,36 @@ def layer_output(packed: PackedWeight, layer: nn.Module, given: Tensor) -> Tenso
     Raises:
         WeightFileError: the file that the weight is mapped from is missing or damaged.
     """
-    if packed.form.name != DEFAULT_FORM or not _may_compute(packed, given):
-        return None
-    compiled = torch.compiler.is_compiling()
-    if not compiled:
-        packed.check_file()
-    stored = packed.stored()
     if isinstance(layer, nn.Embedding):
-        return None if layer.max_norm is not None else _embedded(stored, given, compiled)
+        return None if layer.max_norm is not None else _embedding_output(packed, given)
     bias: Any = layer.bias
-    return _multiplied(stored, given, bias, compiled) if _match(stored, given, bias) else None
+    return linear_output(packed, given, bias)
+
+
+def linear_output(packed: PackedWeight, given: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Return ``given @ weight.T + bias``, or None: it is to decode the weight.
+
+    Raises:
+        WeightFileError: the file that the weight is mapped from is missing or damaged.
+    """
+    if is_watched(packed) or not _is_usual(given):
+        return None
+    stored = _checked(packed)
+    if not _match(stored, given, bias):
+        return None
+    return _multiplied(stored, given, bias, torch.compiler.is_compiling())
+
+
+def _embedding_output(packed: PackedWeight, given: Tensor) -> Tensor | None:
+    if is_watched(packed) or not _is_usual(given):
+        return None
+    return _embedded(_checked(packed), given, torch.compiler.is_compiling())
+
+
+def _checked(packed: PackedWeight) -> StoredTensor:
+    if not torch.compiler.is_compiling():
+        packed.check_file()
+    return packed.stored()
 
 
 def _embedded(stored: StoredTensor, given: Tensor, compiled: bool) -> Tensor | None:
@@ -76,23 +96,29 @@ def _multiplied(stored: StoredTensor, given: Tensor, bias: Tensor | None, compil
     return operators.linear_product(given, stored, bias)
 
 
-def _may_compute(packed: PackedWeight, given: Any) -> bool:
-    """Return whether a layer's operation is nobody's business but ours."""
+def is_watched(packed: PackedWeight) -> bool:
+    """Return whether operations with a weight are somebody else's business than ours.
+
+    Also where its stored form, or where it is, leaves nothing to gain.
+    """
+    if packed.form.name != DEFAULT_FORM or packed.lut.device.type != "cpu":
+        return True
+    if _is_transformed() or _takes_gradients(packed):
+        return True
+    if torch.compiler.is_compiling():
+        return packed.traced_as is not None or torch.compiler.is_exporting()
+    return bool(
+        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or _C._len_torch_dispatch_stack()
+        or _C._len_torch_function_stack()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    )
+
+
+def _is_usual(given: Any) -> bool:
     if not isinstance(given, Tensor) or given.is_nested:  # proxies of torch.fx are no tensors
         return False
-    if given.device.type != "cpu" or packed.lut.device.type != "cpu":
-        return False
-    if _is_transformed() or _takes_gradients(packed):
-        return False
-    if torch.compiler.is_compiling():
-        return packed.traced_as is None and not torch.compiler.is_exporting()
-    return (
-        type(given) is Tensor
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and _C._len_torch_dispatch_stack() == 0
-        and _C._len_torch_function_stack() == 0
-        and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0  # type: ignore[no-untyped-call]
-    )
+    return given.device.type == "cpu" and (torch.compiler.is_compiling() or type(given) is Tensor)
 
 
 def _is_transformed() -> bool:

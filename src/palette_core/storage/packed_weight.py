@@ -20,6 +20,7 @@ from palette_core.storage.forms.registry import (
 )
 from palette_core.storage.mapped_files import WeightFile, write_mapped
 from palette_core.storage.origins import Origin
+from palette_core.storage.undecoded import undecoded
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
 
@@ -240,6 +241,14 @@ class PackedWeight(PaletteModule):
     def forward(self, weight: Tensor) -> Tensor:
         """Decode; the placeholder that stands where the dense weight was is not read."""
         del weight
+        return self.decoded()
+
+    def decoded(self) -> Tensor:
+        """Return the dense weight, as the operator or what stands for it in graphs makes it.
+
+        Raises:
+            WeightFileError: the file it is mapped from is missing or damaged.
+        """
         if torch.compiler.is_compiling() and self.traced_as is not None:
             return self.traced_as(*self.stored().arguments())
         if self._file is not None and not torch.compiler.is_compiling():
@@ -249,6 +258,10 @@ class PackedWeight(PaletteModule):
     def layer_output(self, layer: nn.Module, given: Tensor) -> Tensor | None:
         """Return what a layer computes with the weight, or None: it is to use the dense one."""
         return layer_output(self, layer, given)
+
+    def as_weight(self) -> Tensor | None:
+        """Return what a layer shows as its weight, or None: it is to decode it."""
+        return undecoded(self)
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows in brackets."""
