@@ -37,6 +37,52 @@ def smollm2() -> Loaded:
     return _loader("smollm2").load(), (_tokens(49152),)
 
 
+def smollm2_decoder() -> tuple[nn.Module, dict[str, Tensor]]:
+    """SmolLM2-135M as transformers has it, its keys and values in states of OpenVINO."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from openvino_backend import Decoder
+
+    dense = smollm2()[0].state_dict()
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5}, max_position_embeddings=2048,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.to_empty(device="cpu")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    given = {
+        "model.embed_tokens.weight": dense["token_embd.weight"],
+        "lm_head.weight": dense["token_embd.weight"],
+        "model.norm.weight": dense["output_norm.weight"],
+    }
+    for at in range(30):
+        for theirs, ours in _SMOLLM2.items():
+            weight = dense[f"blk.{at}.{ours}.weight"]
+            if ours in ("attn_q", "attn_k"):  # they rotate halves of a head, the loader pairs
+                weight = weight.unflatten(0, (-1, 32, 2)).transpose(1, 2).flatten(0, 2)
+            given[f"model.layers.{at}.{theirs}.weight"] = weight
+    model.load_state_dict(given, assign=True)
+    model.tie_weights()
+    decoder = Decoder(model.eval(), 256).eval()
+    return decoder, decoder.example_inputs()
+
+
+_SMOLLM2 = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
 class TeacherForcing(nn.Module):
     """Encoder and decoder of a speech model in one call: spectrogram and tokens in, logits out."""
 

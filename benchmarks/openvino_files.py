@@ -1,24 +1,31 @@
 """OpenVINO files beside NNCF's: size, memory, time of the first answer, and of batches.
 
-    python benchmarks/openvino_files.py [--rows 4096] [--model FACTORY] [--rounds N] [--only WORD]
+    python benchmarks/openvino_files.py [--rows 4096] [--model FACTORY] [--embeddings]
+        [--rounds N] [--only WORD] [--export-peak]
 
 Needs openvino; NNCF's forms take part where nncf is installed (``pip install nncf``, 3.4 here).
 The subject is a square linear layer, or the model of a ``file.py:callable`` and its example inputs.
 Every form is written once and measured in a process of its own, on two threads of the runtime, in
 turn by rounds; the quickest counts. Memory is what the process takes more once the model is
 compiled, without pages of the mapped file, and at its peak. Times are ratios to dense float32; the
-runtime quantizes activations as it does by default, in forms that let it.
+runtime quantizes activations as it does by default, in forms that let it. A decoder with states
+(``models.py:smollm2_decoder``) generates 24 tokens; its time is that of one. ``--embeddings``
+palettizes them too. ``--export-peak`` measures memory of an export instead, over that of the
+process with the palettized model, as a share of the dense weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +37,16 @@ import torch
 from torch import Tensor, nn
 
 import palette_core as pc
+from palette_core.plugins import get_catalog
 
 Write = Callable[[Path], None]
 BATCHES = (1, 64)
 _MEASURE = "--measure"
 
 
-def load(factory: str | None, rows: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def load(
+    factory: str | None, rows: int
+) -> tuple[nn.Module, tuple[Tensor, ...] | dict[str, Tensor]]:
     """Return the subject and example inputs."""
     torch.manual_seed(0)
     if factory is None:
@@ -44,29 +54,42 @@ def load(factory: str | None, rows: int) -> tuple[nn.Module, tuple[Tensor, ...]]
     from palette_core.cli.factories import load_factory
 
     loaded = load_factory(factory, ())
-    inputs = loaded.example_inputs
-    return loaded.model.eval(), tuple(inputs.values()) if isinstance(inputs, dict) else inputs
+    return loaded.model.eval(), loaded.example_inputs
 
 
-def forms(factory: str | None, rows: int) -> dict[str, Write]:
+def shapes_of(model: nn.Module, factory: str | None) -> Any:
+    """Return axes of any length: of a decoder all, of a layer the batch."""
+    if factory is None:
+        return ({0: torch.export.Dim("batch", min=1, max=1024)},)
+    return model.dynamic_shapes() if hasattr(model, "dynamic_shapes") else None
+
+
+def config_of(embeddings: bool, **spec: Any) -> pc.KMeansPalettizerConfig:
+    """Return a config of 4 bits for default weights, and embeddings where they are asked for."""
+    made = pc.PalettizationSpec(n_bits=4, **spec)
+    rows = pc.OpKMeansPalettizerConfig(op_state_spec={"*": made})
+    return pc.KMeansPalettizerConfig(
+        global_config=pc.ModuleKMeansPalettizerConfig(
+            op_state_spec={"weight": made}, op_type_config={"embedding": rows} if embeddings else {}
+        )
+    )
+
+
+def forms(factory: str | None, rows: int, *, embeddings: bool) -> dict[str, Write]:
     """Return what writes each form to an ``.xml``."""
 
-    def dense() -> Any:
+    def dense(path: Path) -> None:
         model, inputs = load(factory, rows)
-        return ov.convert_model(model, example_input=inputs[0] if len(inputs) == 1 else inputs)
+        entry = get_catalog().backend("openvino")
+        backend = entry.factory(entry.options())
+        backend.export(model, inputs, path, shapes_of(model, factory))
 
     def ours(**spec: Any) -> Write:
         def write(path: Path) -> None:
             model, inputs = load(factory, rows)
-            made = pc.ModuleKMeansPalettizerConfig(
-                op_state_spec={"weight": pc.PalettizationSpec(n_bits=4, **spec)}
-            )
-            config = pc.KMeansPalettizerConfig(global_config=made)
-            palettizer = pc.KMeansPalettizer(model, config)
+            palettizer = pc.KMeansPalettizer(model, config_of(embeddings, **spec))
             palettizer.prepare(inputs, backend="openvino")
-            shapes = None
-            if factory is None:
-                shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},)
+            shapes = shapes_of(model, factory)
             palettizer.export(path, inputs, backend="openvino", dynamic_shapes=shapes)
 
         return write
@@ -75,14 +98,16 @@ def forms(factory: str | None, rows: int) -> dict[str, Write]:
         def write(path: Path) -> None:
             import nncf
 
+            dense(path.with_name("dense.xml"))
             modes = nncf.CompressWeightsMode
-            made = nncf.compress_weights(dense(), mode=getattr(modes, mode), **options)
+            model = ov.Core().read_model(path.with_name("dense.xml"))
+            made = nncf.compress_weights(model, mode=getattr(modes, mode), **options)
             ov.save_model(made, path, compress_to_fp16=False)
 
         return write
 
     found: dict[str, Write] = {
-        "dense float32": lambda path: ov.save_model(dense(), path, compress_to_fp16=False),
+        "dense float32": dense,
         "ours, float tables": ours(),
         "ours, int8 tables": ours(lut_qspec=pc.QuantizationSpec(dtype=torch.int8)),
         "ours, int8 tables, channel scales": ours(
@@ -100,6 +125,11 @@ def forms(factory: str | None, rows: int) -> dict[str, Write]:
     return found
 
 
+def call_names(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return positional inputs by the names of ``forward``'s arguments."""
+    return dict(zip(inspect.signature(model.forward).parameters, inputs, strict=False))
+
+
 def memory() -> tuple[int, int]:
     """Return bytes of private memory now, and the most there has been in all."""
     rollup = Path("/proc/self/smaps_rollup").read_text()
@@ -108,29 +138,64 @@ def memory() -> tuple[int, int]:
     return private * 1024, int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def measure(path: Path, inputs: list[np.ndarray[Any, Any]], batches: tuple[int, ...]) -> None:
+def measure(path: Path, inputs: dict[str, np.ndarray[Any, Any]], batches: tuple[int, ...]) -> None:
     """Print, as JSON, what a file takes in this process."""
-    import time
-
     core = ov.Core()
     before, peak_before = memory()
     start = time.perf_counter()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
     compiled = core.compile_model(str(path), "CPU", settings)
-    compiled(inputs)
+    request = compiled.create_infer_request()
+    request.infer(inputs)
     first = time.perf_counter() - start
     after, peak = memory()
     times = {}
     for batch in batches:
-        given = [np.repeat(each, batch, axis=0) for each in inputs]
-        seconds = []
-        for _ in range(20):
-            start = time.perf_counter()
-            compiled(given)
-            seconds.append(time.perf_counter() - start)
-        times[batch] = min(seconds)
+        given = {name: np.repeat(each, batch, axis=0) for name, each in inputs.items()}
+        times[batch] = min(timed(lambda given=given: request.infer(given)) for _ in range(20))
+    if "position_ids" in inputs:
+        times = {1: min(timed(lambda: generate(request, 24)) / 24 for _ in range(3))}
     found = {"memory": after - before, "peak": peak - peak_before, "first": first, "times": times}
     print(json.dumps(found))
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def generate(request: Any, count: int) -> list[int]:
+    """Return the likeliest ``count`` tokens after a prompt of one."""
+    tokens = [1]
+    for at in range(count):
+        given = {
+            "input_ids": np.array([tokens[-1:]]),
+            "attention_mask": np.ones((1, at + 1), np.int64),
+            "position_ids": np.array([[at]]),
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        tokens.append(int(request.infer(given)["logits"][0, -1].argmax()))
+    return tokens
+
+
+def export_peak(factory: str | None, rows: int, *, embeddings: bool) -> None:
+    """Print how much memory an export takes over the model that is exported."""
+    model, inputs = load(factory, rows)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    spec = {"lut_qspec": pc.QuantizationSpec(dtype=torch.int8)}
+    palettizer = pc.KMeansPalettizer(model, config_of(embeddings, **spec))
+    palettizer.prepare(inputs, backend="openvino")
+    palettizer.finalize(backend="openvino")
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        path, shapes = Path(folder) / "model.xml", shapes_of(model, factory)
+        palettizer.export(path, inputs, backend="openvino", dynamic_shapes=shapes)
+    peak = memory()[1] - before
+    print(f"export: {peak / 1e6:.0f} MB over the model's, {peak / size:.2f} of {size / 1e6:.0f} MB")
 
 
 def in_a_process(path: Path) -> dict[str, Any]:
@@ -154,23 +219,32 @@ def best_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     if sys.argv[1:2] == [_MEASURE]:
         path = Path(sys.argv[2])
-        given = np.load(path.parent / "inputs.npz")
-        batches = BATCHES if int(given["batched"]) else (1,)
-        measure(path, [given[f"x{i}"] for i in range(len(given.files) - 1)], batches)
+        given = dict(np.load(path.parent / "inputs.npz"))
+        batches = BATCHES if int(given.pop("batched")) else (1,)
+        measure(path, given, batches)
         return
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--model", metavar="FACTORY")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="forms with this in their name, and dense")
+    parser.add_argument("--embeddings", action="store_true", help="palettize embeddings too")
+    parser.add_argument("--export-peak", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.export_peak:
+        export_peak(options.model, options.rows, embeddings=options.embeddings)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        _, inputs = load(options.model, options.rows)
-        kept = {f"x{i}": each[:1].numpy() for i, each in enumerate(inputs)}
+        model, inputs = load(options.model, options.rows)
+        named = inputs if isinstance(inputs, dict) else call_names(model, inputs)
+        kept = {name: each[:1].numpy() for name, each in named.items()}
+        del model
         np.savez(Path(folder) / "inputs.npz", batched=int(options.model is None), **kept)
         paths = {}
-        for name, write in forms(options.model, options.rows).items():
+        for name, write in forms(
+            options.model, options.rows, embeddings=options.embeddings
+        ).items():
             if options.only in name or name.startswith("dense"):
                 paths[name] = Path(folder) / f"{len(paths)}.xml"
                 write(paths[name])

@@ -279,6 +279,26 @@ def test_candidates_of_other_kinds_and_shapes() -> None:
     assert by_spec["per_grouped_channel"].loss < by_spec["per_tensor"].loss
 
 
+def test_scales_by_block_are_candidates_and_come_out_as_promised() -> None:
+    """Of the same bits per index, they cost a little more and lose less."""
+    blocks = {"n_bits": 3, "scale_block_size": 8}
+    allocation = run(5.0, candidates=[2, 3, blocks], over="palettized")
+    rows = {t.name: t.candidates for t in allocation.tensors}["out.weight"]
+    assert [c.plan.granularity for c in rows] == [*["per tensor"] * 2, "per tensor, scale / 8"]
+    assert rows[2].bits == rows[1].bits + 16 * 32 // 8 * 16
+    assert rows[2].loss < rows[1].loss < rows[0].loss
+    chosen = {t.name: t.choice.plan for t in allocation.tensors}
+    assert any(plan.spec.scale_block_size == 8 for plan in chosen.values())
+    palettizer, _ = measured(allocation)
+    assert palettizer.report is not None
+    assert {t.name: t.granularity for t in palettizer.report.tensors} == {
+        name: plan.granularity for name, plan in chosen.items()
+    }
+    assert palettizer.report.bits_per_palettized_weight == pytest.approx(
+        allocation.bits_per_weight, rel=2e-3
+    )
+
+
 def test_a_backends_refusals_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from palette_core.builtins.backends.packed import PackedBackend
     from palette_core.plugins import Refusal

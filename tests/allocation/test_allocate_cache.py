@@ -251,6 +251,48 @@ SPECS = [
 ]
 
 
+BLOCKS = [
+    {"n_bits": 4, "scale_block_size": 4},
+    {"n_bits": 2, "lut_qspec": {"dtype": "int8"}, "scale_block_size": 8},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spec", BLOCKS)
+def test_sizes_with_scales_by_block_are_known_where_the_weight_has_no_choice(
+    spec: dict, dtype: torch.dtype
+) -> None:
+    """In float32 weights, scales are of float16 or float32, which weights decide."""
+    chosen = KMeansPalettizerConfig.from_dict(
+        {"kmeans_palettization_config": {"global_config": {"op_state_spec": {"weight": spec}}}}
+    )
+    net = model().to(dtype)
+    plan = make_plan(trace(net, (INPUTS[0].to(dtype),)), chosen, get_catalog())
+    weights = dict(net.named_parameters())
+    for item, result in zip(
+        plan, Executor().run([Job(item, weights[item.name]) for item in plan]), strict=True
+    ):
+        known = planned_bits(item, get_catalog())
+        expected = stored_bits(result.palettized, item.spec.stored_form)
+        assert known == (None if dtype is torch.float32 else expected)
+
+
+def test_cached_losses_of_scales_by_block_are_answered(
+    tmp_path: Path, clustered: list[str]
+) -> None:
+    def once() -> list[float]:
+        how = {"candidates": (2, {"n_bits": 2, "scale_block_size": 4})}
+        found = allocate(
+            model(), config(None), INPUTS, target_bpw=6, cache=tmp_path / "cache.json", **how
+        )
+        return [c.loss for t in found.tensors for c in t.candidates]
+
+    first = once()
+    assert len(clustered) == 4
+    assert once() == first
+    assert len(clustered) == 4
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_size_of_a_plan_is_that_of_its_palettes(spec: dict) -> None:
     settings = {

@@ -72,6 +72,22 @@ def test_measured_as_the_palettizer_palettizes(algorithm: str | None) -> None:
         assert row.measured_loss == pytest.approx(row.predicted_loss, rel=0.5)
 
 
+def test_predictions_for_scales_by_block_are_measured_with_them() -> None:
+    blocks = {"n_bits": 3, "scale_block_size": 4}
+    how = {"candidates": (2, 3, blocks), "metric": "output", "batches": BATCHES}
+    allocation = allocate(dense(), config(), BATCHES[:1], target_bpw=8, **how)
+    last = compare_predictions(dense(), allocation, relative_error, batches=BATCHES)[-1]
+    assert {
+        t.candidates[i].plan.granularity
+        for t, i in zip(allocation.tensors, allocation.curve_choices[-1], strict=True)
+    } == {"per tensor, scale / 4"}
+    again = dense()
+    KMeansPalettizer(again, allocation.config).prepare(BATCHES[:1])
+    with torch.no_grad():
+        assert last.measured_loss == pytest.approx(float(relative_error(again.eval())), rel=1e-6)
+    assert last.measured_loss == pytest.approx(last.predicted_loss, rel=0.5)
+
+
 def test_the_model_stays_and_copies_are_judged_alike() -> None:
     model = dense().train()
     before = {n: t.clone() for n, t in model.state_dict().items()}

@@ -11,7 +11,12 @@ import torch
 from palettizer_models import MLP_INPUTS, mlp, prepared_mlp, weight_config
 from torch import nn
 
-from palette_core import KMeansPalettizer, PerGroupedChannelGranularity, PerTensorGranularity
+from palette_core import (
+    KMeansPalettizer,
+    KMeansPalettizerConfig,
+    PerGroupedChannelGranularity,
+    PerTensorGranularity,
+)
 from palette_core._common.files import atomic_path
 from palette_core._common.progress import progress_bar
 from palette_core.engine.results import Report, snr_db
@@ -71,6 +76,28 @@ def test_granularities_in_words() -> None:
 
     assert text(PerTensorGranularity()) == "per tensor"
     assert text(PerGroupedChannelGranularity(group_size=8), axis=1) == "8 × axis 1"
+
+
+def test_scales_are_told_beside_the_granularity() -> None:
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 4)).eval()
+    specs = [{}, {"enable_per_channel_scale": True}, {"scale_block_size": 8}]
+    names = {
+        str(at): {"op_state_spec": {"weight": {"n_bits": 2, **spec}}}
+        for at, spec in enumerate(specs)
+    }
+    config = KMeansPalettizerConfig.from_dict(
+        {"kmeans_palettization_config": {"module_name_configs": names}}
+    )
+    palettizer = KMeansPalettizer(model, config)
+    palettizer.prepare((torch.randn(1, 16),))
+    assert palettizer.report is not None
+    rows = palettizer.report.to_dict()["tensors"]
+    assert [row["granularity"] for row in rows] == [
+        "per tensor", "per tensor, scale / channel", "per tensor, scale / 8",
+    ]  # fmt: skip
+    assert [row["palettized_bytes"] for row in rows] == [
+        weights // 4 + 4 * 4 + scales for weights, scales in ((128, 0), (128, 16 * 4), (64, 8 * 2))
+    ]
 
 
 # --- pictures -----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from typer.testing import CliRunner
 
 import openvino_backend
 from openvino_backend import read_weights, writing
@@ -28,6 +29,7 @@ from palette_core import (
     QuantizationSpec,
     load_checkpoint,
 )
+from palette_core.cli.app import app
 from palette_core.errors import BackendError, PlanError, PluginOptionsError
 from palette_core.palettizer.exporting import export
 from palette_core.palettizer.targets import Target
@@ -168,6 +170,46 @@ def test_packed_checkpoints_are_exported_without_palettizing_again(tmp_path):
     first, second = read_weights(direct), read_weights(again)
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+FACTORY = """
+import torch
+
+
+def load():
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+    return torch.nn.Sequential(*layers).eval(), (torch.linspace(-1, 1, 24).reshape(3, 8),)
+"""
+
+
+def test_the_command_line_writes_both_files_from_a_model_and_from_a_checkpoint(tmp_path):
+    (tmp_path / "factory.py").write_text(FACTORY)
+    factory = str(tmp_path / "factory.py")
+    runner = CliRunner()
+    commands = (
+        ["palettize", factory, "-o", str(tmp_path / "model.xml")],
+        ["palettize", factory, "-o", str(tmp_path / "packed.safetensors")],
+        [
+            "export",
+            factory,
+            str(tmp_path / "packed.safetensors"),
+            "-o",
+            str(tmp_path / "again.xml"),
+        ],
+    )
+    for command in commands:
+        done = runner.invoke(app, command)
+        assert done.exit_code == 0, done.output
+    names = {"model.xml", "model.bin", "again.xml", "again.bin"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *names,
+        "factory.py",
+        "packed.safetensors",
+    }
+    direct, again = (read_weights(tmp_path / f"{name}.xml") for name in ("model", "again"))
+    assert direct.keys() == {"0.weight", "2.weight"}
+    assert all(np.array_equal(direct[name], again[name]) for name in direct)
 
 
 # --- names, shapes, dtypes ----------------------------------------------------------------------

@@ -49,7 +49,7 @@ class TensorReport:
         name: fully qualified name of the first owner.
         shape: of the weight.
         n_bits: bits per index.
-        granularity: in short, such as ``"16 × axis 0"``.
+        granularity: in short, such as ``"16 × axis 0"``, with that of scales where there are any.
         algorithm: name of the clusterer.
         dense_bytes: size before.
         palettized_bytes: size after: packed indices, tables, scales.

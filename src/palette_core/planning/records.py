@@ -71,7 +71,10 @@ class TensorPlan:
         Raises:
             PlanError: the granularity fails to describe itself.
         """
-        return described(self.spec.granularity, self.axis, self.name)
+        text = described(self.spec.granularity, self.axis, self.name)
+        if self.spec.scale_block_size is not None:
+            return f"{text}, scale / {self.spec.scale_block_size}"
+        return f"{text}, scale / channel" if self.spec.enable_per_channel_scale else text
 
     @property
     def facts(self) -> TensorFacts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from palette_core.planning import Plan
 
@@ -28,11 +27,3 @@ def where_no_data(plan: Plan) -> str | None:
         f"{_BLOCK} keeps more of the model at a quarter of a bit per weight, where the backend "
         "takes block scales"
     )
-
-
-def granularity(row: dict[str, Any]) -> str:
-    """Return the granularity of a row of a plan, and of its scales."""
-    spec, text = row["spec"], str(row["granularity"])
-    if spec["scale_block_size"] is not None:
-        return f"{text}, scale / {spec['scale_block_size']}"
-    return f"{text}, scale / channel" if spec["enable_per_channel_scale"] else text

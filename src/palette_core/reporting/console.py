@@ -210,7 +210,7 @@ def plan(value: Plan, *, as_json: bool) -> None:
             row["op_type"] or "",
             str(row["n_bits"]) + (f" ×{row['cluster_dim']}" if row["cluster_dim"] > 1 else ""),
             *([" or ".join(row["stored_forms"])] if form else []),
-            advice.granularity(row),
+            row["granularity"],
             str(row["luts"]),
             row["algorithm"],
             row["rule"],
