@@ -94,7 +94,7 @@ def test_scales_and_algorithms_are_taken() -> None:
         calibration=[torch.randn(64, 64)],
     )
     (row,) = report.tensors
-    assert (row.algorithm, row.n_bits, row.granularity) == ("gptq", 3, "per tensor")
+    assert (row.algorithm, row.n_bits, row.granularity) == ("gptq", 3, "per tensor, scale / 32")
     assert palette_core.bits_per_weight(model) == pytest.approx(3 + 16 / 32, abs=0.6)
     assert row.objective_after is not None
 
