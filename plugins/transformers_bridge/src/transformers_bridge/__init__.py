@@ -6,5 +6,6 @@ such a folder has in its ``quantization_config``. Without it, transformers finds
 
 from transformers_bridge.options import PaletteConfig
 from transformers_bridge.quantizer import PaletteQuantizer
+from transformers_bridge.skeletons import skeleton
 
-__all__ = ["PaletteConfig", "PaletteQuantizer"]
+__all__ = ["PaletteConfig", "PaletteQuantizer", "skeleton"]
