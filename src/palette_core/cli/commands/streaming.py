@@ -42,6 +42,14 @@ def palettize_checkpoint(
         ),
     ] = None,
     num_workers: Workers = 1,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="dask://HOST:PORT",
+            help="Scheduler of dask.distributed, whose workers see SRC and OUT under the same "
+            "names. --num-workers 1 stands for as many as it has threads.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Palettize a checkpoint of any size, tensor by tensor, or block by block with calibration.
@@ -49,6 +57,7 @@ def palettize_checkpoint(
     Killed or failed, the same command goes on from where it was.
     """
     from palette_core.cli.calibration_files import calibration_of
+    from palette_core.cli.executors import workers_at
     from palette_core.reporting import checkpoints as told
     from palette_core.reporting import console as show
     from palette_core.streaming import palettize_checkpoint as run
@@ -61,7 +70,10 @@ def palettize_checkpoint(
     if output is None:
         raise typer.BadParameter("--output names the folder to write; or ask for --plan")
     data = calibration_of(source, calibration, model)
-    report = run(source, settings, output, num_workers=num_workers, **data)
+    with workers_at(executor, num_workers) as count:
+        if executor is not None:  # whose workers may have been started in other folders
+            source, output = source.absolute(), output.absolute()
+        report = run(source, settings, output, num_workers=count, **data)
     before = sum(row.dense_bytes for row in report.tensors)
     after = sum(row.palettized_bytes for row in report.tensors)
     bits = report.bits_per_palettized_weight
