@@ -219,8 +219,10 @@ def _many(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     room = _room(tiles[0].stop, packed.columns)
     for part in tiles:
         tile = packed.decode(numbers[part], room[: part.stop - part.start]).to(packed.dtype)
-        own = None if bias is None else bias[part]
-        out[:, part] = torch.nn.functional.linear(x, tile, own)
+        if bias is None:
+            torch.mm(x, tile.T, out=out[:, part])
+        else:
+            torch.addmm(bias[part], x, tile.T, out=out[:, part])
     return out
 
 
