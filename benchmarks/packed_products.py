@@ -3,8 +3,8 @@
     python benchmarks/packed_products.py [--only TEXT] [--threads 2] [--repeats 40] [--json FILE]
 
 Palettes are made up. Dense and packed calls take turns in one process, and the shortest of each
-are compared: what else the machine does makes calls longer, never shorter. With PALETTE_LOADERS
-set, SmolLM2-135M generates text and reads a prompt, dense float32 and packed.
+are compared: what else the machine does makes calls longer, never shorter. ``generating.py`` is
+about a whole model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +21,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-from palette_core.storage import PackedWeight, palette_sites
+from palette_core.storage import PackedWeight
 from palette_core.storage.pack import install_packed
 from palette_core.tensors import PalettizedTensor
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def packed_copy(
@@ -112,48 +108,6 @@ def show(name: str, dense: float, packed: float, target: float) -> dict[str, flo
     return {"dense_ms": dense * 1e3, "ratio": ratio, "target": target}
 
 
-def smollm2(repeats: int) -> dict[str, dict[str, float]]:
-    """Measure SmolLM2-135M: tokens generated one after the other, and a prompt of 256."""
-    import models
-
-    dense = models.smollm2()[0]
-    config = KMeansPalettizerConfig.from_dict(
-        {
-            "kmeans_palettization_config": {
-                "global_config": {"op_state_spec": {"weight": {"n_bits": 4}}},
-                "module_type_configs": {
-                    "torch.nn.Embedding": {"op_state_spec": {"weight": {"n_bits": 4}}}
-                },
-            }
-        }
-    )
-    palettizer = KMeansPalettizer(copy.deepcopy(dense), config)
-    palettizer.prepare((torch.randint(0, 1000, (1, 16)),))
-    packed = palettizer.finalize(backend="packed")
-    sites = palette_sites(packed, PackedWeight)
-    bits = sum(site.palette.size_in_bits() for site in sites)
-    whole = sum(site.palette.palettized_shape().numel() * 32 for site in sites)
-    print(f"SmolLM2-135M: {len(sites)} weights in {bits / whole:.3f} of their memory")
-    prompt = torch.randint(0, 49152, (1, 256))
-    rows = {}
-    both = {"dense": dense, "packed": packed}
-    repeats = max(3, repeats // 8)
-    found = shortest({k: partial(m, prompt) for k, m in both.items()}, repeats)
-    rows["prefill"] = show("SmolLM2-135M, prompt of 256", *found.values(), 1.1)
-    start = prompt[:, :16]
-    found = shortest({k: partial(generate, m, start, 8) for k, m in both.items()}, repeats)
-    rows["decoding"] = show("SmolLM2-135M, 8 tokens greedily", *found.values(), float("nan"))
-    return rows
-
-
-def generate(model: nn.Module, prompt: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the prompt and the likeliest ``count`` tokens; the loader's model keeps no keys."""
-    for _ in range(count):
-        likeliest = model(prompt)[:, -1:].argmax(-1)
-        prompt = torch.cat([prompt, likeliest], 1)
-    return prompt
-
-
 def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -166,8 +120,6 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, {options.threads} threads")
     print(f"{'case':<48}{'dense ms':>10}{'ratio':>9}{'target':>8}")
     rows = layers(options.only, options.repeats)
-    if "PALETTE_LOADERS" in os.environ and options.only in "SmolLM2-135M":
-        rows |= smollm2(options.repeats)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
 

@@ -27,7 +27,7 @@ from palette_core.tensors.stored import StoredTensor
 
 _FEW = 4  # inputs; with more, torch's products of decoded rows are faster
 _SMALL = 1 << 14  # values that are decoded as quickly, for torch to multiply them as ever
-_TILE = 1 << 19  # values decoded before they are multiplied
+_TILE = 1 << 20  # values decoded before they are multiplied
 _PART = 1 << 20  # values to look up, and products, that are worth another thread
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
