@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import small_decoders
 import torch
 from checkpoint_folders import CONFIG, content, write_folder
 from forks import fork
@@ -50,13 +51,41 @@ def kills(count: int, seed: int = 0) -> Outcome:
     return _each(count, seed, (_killed,))
 
 
-def _each(count: int, seed: int, cases: tuple[Case, ...]) -> Outcome:
+def block_kills(count: int, seed: int = 0) -> Outcome:
+    """Kill ``count`` runs that calibrate block by block, each at a random time."""
+    return _each(count, seed, (_killed_by_block,), _by_block)
+
+
+def _at_once(folder: Path) -> None:
+    if not (folder / "src").exists():
+        write_folder(folder / "src", layers=2)
+    palettize_checkpoint(folder / "src", CONFIG, folder / "out")
+
+
+def _by_block(folder: Path) -> None:
+    model = small_decoders.decoder("tuple")
+    if not (folder / "src").exists():
+        small_decoders.write_decoder(model, folder / "src")
+    palettize_checkpoint(
+        folder / "src",
+        small_decoders.config(),
+        folder / "out",
+        calibration=small_decoders.batches(2),
+        skeleton=small_decoders.skeleton_of(model),
+    )
+
+
+Action = Callable[[Path], None]
+
+
+def _each(count: int, seed: int, cases: tuple[Case, ...], palettize: Action = _at_once) -> Outcome:
     made, outcome = random.Random(seed), Outcome()
     with tempfile.TemporaryDirectory(prefix="attack-") as whole, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write_folder(Path(whole) / "src", layers=2)
+        palettize(Path(whole))  # kernels are compiled
+        shutil.rmtree(Path(whole) / "out")
         started = time.perf_counter()
-        palettize_checkpoint(Path(whole) / "src", CONFIG, Path(whole) / "out")
+        palettize(Path(whole))
         _seconds[:] = [time.perf_counter() - started]
         for number in range(count):
             case = cases[number % len(cases)]
@@ -197,19 +226,27 @@ _CHANGES = (
 
 
 def _killed(made: random.Random, folder: Path) -> tuple[str, str]:
+    return _killed_in(_at_once, made, folder)
+
+
+def _killed_by_block(made: random.Random, folder: Path) -> tuple[str, str]:
+    return _killed_in(_by_block, made, folder)
+
+
+def _killed_in(palettize: Action, made: random.Random, folder: Path) -> tuple[str, str]:
     whole = content(folder / "out")
     shutil.rmtree(folder / "out")
     kills_of_it = 0
     for _ in range(made.randint(1, 4)):
         child = fork()
         if child == 0:
-            _leave(lambda: palettize_checkpoint(folder / "src", CONFIG, folder / "out"))
+            _leave(lambda: palettize(folder))
         time.sleep(made.uniform(0, 1.2 * _seconds[0]))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         kills_of_it += os.WIFSIGNALED(status)
     try:
-        palettize_checkpoint(folder / "src", CONFIG, folder / "out")
+        palettize(folder)
     except BaseException as error:
         return "killed", f"the next run raised {type(error).__name__}: {error}"
     found = content(folder / "out")

@@ -30,6 +30,7 @@ ATTACKS = {
     "mutants": (mutant_attack.attack, 20_000),
     "checkpoint-folders": (folder_attack.mutants, 4_000),
     "checkpoint-kills": (folder_attack.kills, 300),
+    "block-kills": (folder_attack.block_kills, 100),
     "folders": (worker_attack.shared_folders, 650),
     "plug-ins": (hostile_attack.attack, 200),
     "workers": (worker_attack.workers_that_fail, 100),

@@ -115,6 +115,18 @@ def test_a_tied_head_takes_part_and_stays_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
+def test_the_model_may_have_another_dtype_than_the_checkpoint(tmp_path: Path) -> None:
+    src = write_decoder(decoder(), tmp_path / "src")
+    skeleton = skeleton_of(decoder(dtype=torch.bfloat16))
+    palettize_checkpoint(src, config(), tmp_path / "out", calibration=batches(), skeleton=skeleton)
+    found = read_checkpoint(tmp_path / "out").palettized
+    expected = in_memory(decoder(), config())
+    for name, tensor in found.items():
+        assert tensor.dtype is torch.float32
+        both = tensor.decode().flatten(), expected[name].flatten()
+        assert torch.nn.functional.cosine_similarity(*both, dim=0) > 0.9
+
+
 def test_one_block_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = decoder(), set()
     src, skeleton = write_decoder(model, tmp_path / "src"), skeleton_of(model)
@@ -241,10 +253,12 @@ def test_other_batches_and_none_are_refused_once_it_is_begun(
         ({"config": config("kmeans1d")}, PlanError, "calibration is of no use"),
         ({"skeleton": nn.Linear(2, 2)}, CheckpointError, "Linear has no ModuleList"),
         ({"skeleton": Skeleton(decoder(), ["layers.7"])}, CheckpointError, "no module 'layers.7'"),
+        ({"skeleton": Skeleton(decoder(), [])}, CheckpointError, "blocks are empty"),
+        ({"skeleton": Skeleton(decoder(), ["norm", "norm"])}, CheckpointError, "module twice"),
         (
             {"skeleton": Skeleton(skeleton_of(decoder()), ["layers.1", "layers.0"])},
             CalibrationError,
-            r"layers\.1: .* failed on calibration batch 0: .* meta",
+            r"layers\.1: Decoder failed on calibration batch 0: .* meta",
         ),
         (
             {"skeleton": Skeleton(skeleton_of(decoder()), ["layers.0", "layers"])},

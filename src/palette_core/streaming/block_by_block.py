@@ -31,7 +31,7 @@ from palette_core.streaming.kept_outputs import BEFORE, NOW, KeptOutputs
 from palette_core.streaming.parts import Task, decoded_part, write_part
 from palette_core.streaming.skeleton import Skeleton, States
 from palette_core.streaming.source import SourceCheckpoint
-from palette_core.streaming.stretches import Stretch, source_of
+from palette_core.streaming.stretches import Stretch, in_dtype_of, source_of
 
 _PROGRESS = "blocks.json"
 _KEPT = "outputs"
@@ -170,7 +170,8 @@ class BlockByBlock:
                 except CalibrationError as error:
                     within = self._blocks[min(max(0, number), len(self._blocks) - 1)]
                     where = within if 0 <= number < len(self._blocks) else f"outside of {within}"
-                    raise CalibrationError(f"{where}: {error}") from error
+                    said = str(error).replace(Stretch.__name__, type(self._model).__name__, 1)
+                    raise CalibrationError(f"{where}: {said}") from error
                 self._note(number)
         return self._missing
 
@@ -183,9 +184,9 @@ class BlockByBlock:
             return _AHEAD
         found = read_sealed(path)
         last: int = found.value["finished"]
-        done = [self._tasks[state] for state in found.value["done"]]
-        kept = self._kept.checksums(last)
-        if kept != found.checksums or not all(is_finished(task) for task in done):
+        done = [self._tasks.get(state) for state in found.value["done"]]
+        whole = all(task is not None and is_finished(task) for task in done)
+        if not whole or self._kept.checksums(last) != found.checksums:
             path.unlink()  # the power failed, or somebody was here: all of it comes again
             return _AHEAD
         self._done |= dict.fromkeys(found.value["done"])
@@ -277,6 +278,7 @@ class BlockByBlock:
         """Keep what a block returns as it is by now, and as it was."""
         runner = Runner(stretch, [self._plans[state] for state in states], self._numbers())
         with runner:
+            decoded = in_dtype_of(runner, decoded)
             for batch in range(len(self._calibration.batches)):
                 self._kept.put(number, NOW, batch, runner.run(batch, weights=decoded))
                 if self._calibration.compensate:

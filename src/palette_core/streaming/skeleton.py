@@ -38,14 +38,18 @@ class Skeleton:
         """Return the names of the blocks.
 
         Raises:
-            CheckpointError: there are none, or one is no module.
+            CheckpointError: there are none, or one is no module, or stands there twice.
         """
         modules = dict(self.model.named_modules())
         if self.blocks is not None:
-            wrong = [name for name in self.blocks if not name or name not in modules]
+            names = tuple(self.blocks)
+            wrong = [name for name in names if not name or name not in modules]
             if wrong:
                 raise CheckpointError(f"blocks: the model has no module {wrong[0]!r}")
-            return tuple(self.blocks)
+            if not names or len({*names}) < len(names):
+                told = "are empty" if not names else f"name one module twice: {list(names)}"
+                raise CheckpointError(f"blocks {told}; name each module of the stack once")
+            return names
         lists = {n: m for n, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)}
         if not lists:
             raise CheckpointError(

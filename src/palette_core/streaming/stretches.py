@@ -191,7 +191,8 @@ class StretchSource:
                     before = inputs_before(
                         self._runner, self._structure, one, {}, step.stage, step.names
                     )
-            feed_by_runs(self._runner, self._structure, one, {}, step, self._decoded, before, see)
+            decoded = in_dtype_of(self._runner, self._decoded)
+            feed_by_runs(self._runner, self._structure, one, {}, step, decoded, before, see)
 
     def leave(self, stage: str | None, *, changed: bool) -> None:
         """Do nothing: runs are of the stretch as it is by then."""
@@ -201,6 +202,17 @@ class StretchSource:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def in_dtype_of(runner: Runner, decoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return decoded weights in the dtypes that they have in the model, not those of the source."""
+    found = {}
+    for plan in runner.plans:
+        if plan.name in decoded:
+            owner = plan.owners[0]
+            weight: Tensor = getattr(runner.model.get_submodule(owner.module), owner.state)
+            found[plan.name] = decoded[plan.name].to(weight.dtype)
+    return found
 
 
 def source_of(
