@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from palette_core.errors import TrainingError
 from palette_core.storage import PackedWeight
 from palette_core.storage.pack import install_packed
 from palette_core.tensors import PalettizedTensor
@@ -155,6 +156,21 @@ def test_tables_that_are_trained_are_left_to_torch(linear: nn.Module) -> None:
     weight_of(linear).lut.requires_grad_()
     x = torch.randn(3, IN)
     torch.testing.assert_close(linear(x), dense(linear, x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", ["linear", "table"])
+def test_gradients_for_tables_are_refused(
+    name: str, compiled: bool, request: pytest.FixtureRequest
+) -> None:
+    layer = request.getfixturevalue(name)
+    weight_of(layer).lut.requires_grad_()
+    x = torch.randn(3, IN) if name == "linear" else torch.arange(4)
+    call = torch.compile(layer, backend="eager") if compiled else layer
+    with pytest.raises(TrainingError, match="train the prepared model"):
+        call(x).sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(call(x), layer(x))
 
 
 @pytest.mark.parametrize("where", ["weight", "weight.0"])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
+from palette_core.errors import TrainingError
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
 
@@ -141,7 +142,8 @@ def define_operator(
     """Register the torch operator that stands for a weight in a stored form, and return it.
 
     It survives eager execution, ``torch.export`` and ``torch.jit.trace``. Its arguments are the
-    parts, then the fields of `StoredTensor` that all forms share; it returns the dense weight.
+    parts, then the fields of `StoredTensor` that all forms share; it returns the dense weight, and
+    its backward raises `TrainingError`.
 
     Args:
         name: with its namespace, such as ``"my_plugin::depalettize"``.
@@ -159,9 +161,16 @@ def define_operator(
         stored = StoredTensor.from_arguments(arguments, named, parts)
         return stored.lut.new_empty(shape(stored), dtype=stored.dtype)
 
+    def refuse(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        raise TrainingError(
+            f"{name} takes no gradients for tables and scales, which are those of a finalized "
+            "model; train the prepared model, or call requires_grad_(False) on them"
+        )
+
     run.__signature__ = operator_signature(parts)  # type: ignore[attr-defined]
     operator = torch.library.custom_op(name, run, mutates_args=())
     operator.register_fake(fake)
+    operator.register_autograd(refuse)
     _DEFINED[name] = tuple(parts)
     return operator
 
