@@ -260,6 +260,30 @@ def test_experts_of_any_spec_are_fused_as_their_dense_values_are(spec, tmp_path)
         assert tensor.axis == after.palettized[name].axis
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_pruned_weights_keep_their_zeros(name, tmp_path) -> None:
+    model = MODELS[name]()
+    with torch.no_grad():
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                if parameter.dim() > 1:
+                    parameter *= torch.rand_like(parameter) > 0.6
+    model.save_pretrained(tmp_path / "dense")
+    sparse = CONFIG.replace("n_bits: 4", "n_bits: 4, sparsity_detection_threshold: 0.4")
+    out = palettized(tmp_path / "dense", tmp_path / "out", sparse)
+    before = read_checkpoint(out)
+    assert "sparse" in before.stored_forms.values()
+    plain = type(model).from_pretrained(decoded(tmp_path / "dense", out, tmp_path / "decoded"))
+    opened = type(model).from_pretrained(out)
+    assert is_equal(dense_state_dict(opened), plain.state_dict())
+    opened.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    assert is_equal(dense_state_dict(again), plain.state_dict())
+    forms = read_checkpoint(tmp_path / "again").stored_forms
+    assert forms.items() <= before.stored_forms.items()
+    assert (forms == before.stored_forms) == (name == "llama")  # experts with zeros are decoded
+
+
 @pytest.mark.skipif("PALETTE_MODELS" not in os.environ, reason="needs PALETTE_MODELS")
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, DENSE], ids=["packed", "decoded"])
