@@ -55,10 +55,10 @@ def plan(
 ) -> None:
     """Show which tensor gets which spec, and the rule that decided. Changes nothing.
 
-    In the place of FACTORY stands the path of a program that exists, as for palettize.
+    In the place of FACTORY stands the path of a program or of a checkpoint, as for palettize.
     """
     from palette_core import KMeansPalettizer
-    from palette_core.cli import programs
+    from palette_core.cli import checkpoints, programs
     from palette_core.cli.exporting import dynamic_shapes, read_dynamic, read_options
     from palette_core.cli.factories import load_factory
     from palette_core.reporting import console as show
@@ -68,6 +68,11 @@ def plan(
     if programs.is_program(factory):
         programs.check_options(factory, {"--input": inputs, "--dynamic": dynamic})
         programs.plan(Path(factory), settings, backend, options, as_json=as_json)
+        return
+    if checkpoints.is_checkpoint(factory):
+        about = {"--input": inputs, "--dynamic": dynamic, "--backend": backend, "--option": option}
+        checkpoints.check_options(factory, about)
+        checkpoints.plan(Path(factory), settings, as_json=as_json)
         return
     if (options or axes) and backend is None:
         flag = "--option" if options else "--dynamic"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -56,16 +56,13 @@ def palettize_checkpoint(
 
     Killed or failed, the same command goes on from where it was.
     """
+    from palette_core.cli import checkpoints
     from palette_core.cli.calibration_files import calibration_of
     from palette_core.cli.executors import workers_at
-    from palette_core.reporting import checkpoints as told
-    from palette_core.reporting import console as show
-    from palette_core.streaming import palettize_checkpoint as run
-    from palette_core.streaming import plan_checkpoint
 
     settings = load_config(config)
     if plan:
-        told.checkpoint_plan(plan_checkpoint(source, settings), as_json=as_json)
+        checkpoints.plan(source, settings, as_json=as_json)
         return
     if output is None:
         raise typer.BadParameter("--output names the folder to write; or ask for --plan")
@@ -73,15 +70,4 @@ def palettize_checkpoint(
     with workers_at(executor, num_workers) as count:
         if executor is not None:  # whose workers may have been started in other folders
             source, output = source.absolute(), output.absolute()
-        report = run(source, settings, output, num_workers=count, **data)
-    before = sum(row.dense_bytes for row in report.tensors)
-    after = sum(row.palettized_bytes for row in report.tensors)
-    bits = report.bits_per_palettized_weight
-    if as_json:
-        totals: dict[str, Any] = {"dense_bytes": before, "palettized_bytes": after}
-        totals |= {"bits_per_palettized_weight": bits, "folder": str(output)}
-        show.print_json({**report.to_dict(), "totals": totals})
-        return
-    show.report(report)
-    text = f"{show.size(before)} to {show.size(after)}, {bits:.3f} bits per palettized weight"
-    show.totals({"palettized": text, "folder": str(output)})
+        checkpoints.palettize(source, settings, output, num_workers=count, as_json=as_json, **data)

@@ -75,9 +75,10 @@ def palettize(
     """Palettize a model and write it in a backend's format.
 
     In the place of FACTORY stands, where a backend replaces the weights of programs that exist, the
-    path of one, such as model.mlpackage; its weights are modules named as it stores them.
+    path of one, such as model.mlpackage; its weights are modules named as it stores them. Or that
+    of a model folder or .safetensors file, which becomes a folder as by palettize-checkpoint.
     """
-    from palette_core.cli import programs, work
+    from palette_core.cli import checkpoints, programs, work
     from palette_core.cli.exporting import make_target
     from palette_core.cli.factories import load_batches, load_callable, load_factory
 
@@ -91,16 +92,24 @@ def palettize(
             "--calibration-folder": calibration_folder,
         },
     )
+    about_models = {
+        "--input": inputs,
+        "--dynamic": dynamic,
+        "--sensitivities": sensitivities,
+        "--trust-sensitivities": trust_sensitivities,
+        "--calibration": calibration,
+        "--plot": plot,
+    }
+    is_program = programs.is_program(factory)  # some are folders
+    if not is_program and checkpoints.is_checkpoint(factory):
+        of_backends = {"--backend": backend, "--option": option}
+        checkpoints.check_options(factory, about_models | of_backends, output)
+        checkpoints.palettize(
+            Path(factory), settings, output, num_workers=num_workers, as_json=as_json
+        )
+        return
     target = make_target(output, backend, option or (), dynamic or ())
-    if programs.is_program(factory):
-        about_models = {
-            "--input": inputs,
-            "--dynamic": dynamic,
-            "--sensitivities": sensitivities,
-            "--trust-sensitivities": trust_sensitivities,
-            "--calibration": calibration,
-            "--plot": plot,
-        }
+    if is_program:
         programs.check_options(factory, about_models)
         programs.palettize(
             Path(factory), settings, target, num_workers=num_workers, as_json=as_json
