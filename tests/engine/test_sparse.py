@@ -249,6 +249,42 @@ def test_the_smaller_form_is_chosen(
         assert palette.size_in_bits() <= dense
 
 
+@pytest.mark.parametrize(("overhead", "form"), [(0, "sparse"), (66, "sparse"), (67, "indices")])
+def test_the_smaller_form_is_that_in_files_of_the_backend(
+    overhead: int, form: str, register: Any
+) -> None:
+    """Of 512 weights at 4 bits, half of them zero: 256 bytes against 192, with 1 % of tolerance."""
+    backend = Plain()
+    backend.sparse_overhead = overhead
+    register(
+        ExportBackendEntry(
+            name="plain", summary="dense", interface=1, factory=lambda _: backend, suffix=".plain",
+            stored_forms=("indices", "sparse"),
+        )
+    )  # fmt: skip
+    weight = sparse_weight(0.0)
+    weight.view(-1)[::2] = 0.0
+    model = nn.Sequential(nn.Linear(32, 16, bias=False)).eval()
+    model[0].weight.data = weight.clone()
+    spec = weight_config(n_bits=4, sparsity_detection_threshold=0.3)
+    KMeansPalettizer(model, spec).prepare((X,), backend="plain")
+    assert palette_sites(model)[0].palette.form.name == form
+
+
+@pytest.mark.parametrize("overhead", [-1, 1.5, None])
+def test_an_overhead_that_is_no_number_of_bytes_is_refused(overhead: Any, register: Any) -> None:
+    backend = Plain()
+    backend.sparse_overhead = overhead
+    register(
+        ExportBackendEntry(
+            name="plain", summary="dense", interface=1, factory=lambda _: backend, suffix=".plain"
+        )
+    )
+    palettizer = KMeansPalettizer(nn.Sequential(nn.Linear(8, 8)), weight_config())
+    with pytest.raises(BackendError, match=r"sparse_overhead is .*expected a number of bytes"):
+        palettizer.prepare((torch.ones(1, 8),), backend="plain")
+
+
 def test_groups_of_zeros_among_full_ones_stay_smaller_than_dense_indices() -> None:
     weight = sparse_weight(0.0)
     weight[:2] = 0

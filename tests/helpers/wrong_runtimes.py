@@ -169,6 +169,12 @@ class Exports(Backend):
         return self.right.export(changed, example_inputs, path, dynamic_shapes)
 
 
+class Exaggerates(Exports):
+    """Says that a sparse weight takes five kilobytes that it does not take."""
+
+    sparse_overhead = 5000
+
+
 class Edits(Exports):
     """Programs are saved states, and replacing one weight moves all the others."""
 
@@ -253,6 +259,9 @@ BACKENDS: dict[str, ExportBackendEntry] = {
     "refused": backend(check_support=lambda f: Refusal("too many") if f.spec.n_bits == 8 else None),
     "read-back": backend(export=flips_tables),
     "zeros": replace(backend(export=fills_zeros), stored_forms=("indices", "sparse")),
+    "sparse-overhead": replace(
+        backend(), factory=lambda _: Exaggerates(), stored_forms=("indices", "sparse")
+    ),
     "programs": replace(backend(), factory=lambda _: Edits(), edits_programs=True),
     "mapped": backend(export=loses_mapped),
     "finalized": backend(finalize=drops_biases),

@@ -56,7 +56,10 @@ def test_small_weights_of_float16_models_with_8_bit_tables_are_kept(
     layer = nn.Linear(64, 64, bias=False)
     layer.weight.data.normal_().mul_(torch.rand(64, 64) > 0.4).mul_(size)
     model = nn.Sequential(layer, nn.ReLU()).half().eval()
-    spec = PalettizationSpec(n_bits=4, lut_qspec=INT8, sparsity_detection_threshold=threshold)
+    form = "indices" if threshold is None else "sparse"
+    spec = PalettizationSpec(
+        n_bits=4, lut_qspec=INT8, sparsity_detection_threshold=threshold, stored_form=form
+    )
     x = torch.randn(2, 64).half()
     path = export(model, x, spec, tmp_path / "m.mlpackage", deployment_target=target)
     stored = coreml_backend.read_weights(path)["0.weight"].astype(np.float64)

@@ -31,6 +31,7 @@ from palette_core.storage import PackedWeight, install_packed, palette_sites
 from palette_core.tensors import PalettizedTensor
 
 ROWS, COLUMNS = GRANULARITIES["groups on axis 0"], GRANULARITIES["groups on axis 1"]
+SPARSE = {"sparsity_detection_threshold": 0.3, "stored_form": "sparse"}
 SPECS: dict[str, dict[str, Any]] = {
     **{f"{bits} bits": {"n_bits": bits} for bits in (1, 2, 3, 4, 6, 8)},
     "uneven rows": {"granularity": ROWS},
@@ -190,7 +191,7 @@ def prepared(
     model = nn.Sequential(nn.Linear(32, 16, bias=False)).eval().to(dtype)
     with torch.no_grad():
         model[0].weight[torch.rand(16, 32) < 0.6] = 0.0
-    made = PalettizationSpec(**{"n_bits": 2, "sparsity_detection_threshold": 0.3, **spec})
+    made = PalettizationSpec(**{"n_bits": 2, **SPARSE, **spec})
     rules = ModuleKMeansPalettizerConfig(
         op_state_spec={"weight": made}, enable_fast_kmeans_mode=made.cluster_dim == 1
     )

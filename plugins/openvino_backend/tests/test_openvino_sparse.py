@@ -23,6 +23,7 @@ from palette_core import (
 
 ROWS = PerGroupedChannelGranularity(axis=0, group_size=4)
 COLUMNS = PerGroupedChannelGranularity(axis=1, group_size=8)
+SPARSE = {"sparsity_detection_threshold": 0.3, "stored_form": "sparse"}
 UINT8 = {"dtype": "uint8", "qscheme": "asymmetric"}
 SPECS: dict[str, dict[str, Any]] = {
     **{f"{bits} bits": {"n_bits": bits} for bits in (1, 3, 4, 6, 8)},
@@ -57,7 +58,7 @@ class Layers(nn.Module):
 
 
 def rule(*op_types: str, **spec: Any) -> ModuleKMeansPalettizerConfig:
-    made = PalettizationSpec(**{"n_bits": 2, "sparsity_detection_threshold": 0.3, **spec})
+    made = PalettizationSpec(**{"n_bits": 2, **SPARSE, **spec})
     other = OpKMeansPalettizerConfig(op_state_spec={"*": made})
     return ModuleKMeansPalettizerConfig(
         op_state_spec={"weight": made},

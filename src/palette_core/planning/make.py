@@ -92,6 +92,7 @@ def make_plan(
         )
     if backend is not None:
         _refuse(tensors, backend, in_program)
+        tensors = [replace(plan, sparse_overhead=backend.sparse_overhead) for plan in tensors]
     notes = notes_of(config, graph, rules, tensors, skipped, dense)
     coverage = coverage_of(Reach(graph, rules, operations), planned, unasked, refused)
     return Plan(tuple(tensors), tuple(skipped), tuple(dense), notes, coverage, graph.written)

@@ -41,6 +41,8 @@ class TensorPlan:
         pat_schedule: when palettization starts in training, or None for at once.
         vector_kmeans_config: settings of the module for vectors, where there are any and this is
             one of vectors.
+        sparse_overhead: bytes that the sparse form takes beside indices and mask, in the files of
+            the backend that the model is prepared for.
     """
 
     owners: tuple[Owner, ...]
@@ -58,6 +60,7 @@ class TensorPlan:
     resolution: int | None = None
     pat_schedule: PATSchedule | None = None
     vector_kmeans_config: VectorKMeansConfig | None = None
+    sparse_overhead: int = 0
 
     @property
     def name(self) -> str:

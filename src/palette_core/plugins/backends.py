@@ -69,6 +69,14 @@ class ProgramWeight:
 class Backend(ABC):
     """Turns a prepared model into what one runtime loads."""
 
+    sparse_overhead: int = 0
+    """Bytes that a weight in the stored form ``sparse`` takes in a file beside its indices and its
+    mask, more than one of dense indices does: what further operations take.
+
+    Where a model is prepared for a backend, a weight gets that form where it is the smaller one
+    with these counted in.
+    """
+
     @abstractmethod
     def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Return why this tensor cannot be exported, or None; asked in planning."""

@@ -21,6 +21,8 @@ from palette_core.testing._probes import draw
 
 _IN, _OUT = 64, 32
 _ZEROS = 0.5  # share of them from which on a weight is stored as a sparse one
+# Whatever is smaller: small weights are not, where operations take many bytes.
+_SPARSE: dict[str, Any] = {"sparsity_detection_threshold": _ZEROS, "stored_form": "sparse"}
 
 
 def known_specs(
@@ -63,22 +65,16 @@ def known_specs(
         ),
         "conv": PalettizationSpec(granularity=rows),
         "conv_transpose": PalettizationSpec(granularity=rows),
-        "sparse": PalettizationSpec(n_bits=3, sparsity_detection_threshold=_ZEROS),
-        "sparse_groups": PalettizationSpec(
-            n_bits=2, sparsity_detection_threshold=_ZEROS, granularity=columns
-        ),
+        "sparse": PalettizationSpec(n_bits=3, **_SPARSE),
+        "sparse_groups": PalettizationSpec(n_bits=2, **_SPARSE, granularity=columns),
         "sparse_int8_tables": PalettizationSpec(
             n_bits=2,
-            sparsity_detection_threshold=_ZEROS,
+            **_SPARSE,
             granularity=rows,
             lut_qspec=QuantizationSpec(),
         ),
-        "sparse_pairs": PalettizationSpec(
-            n_bits=3, cluster_dim=2, sparsity_detection_threshold=_ZEROS, granularity=rows
-        ),
-        "sparse_conv": PalettizationSpec(
-            n_bits=1, sparsity_detection_threshold=_ZEROS, enable_per_channel_scale=True
-        ),
+        "sparse_pairs": PalettizationSpec(n_bits=3, cluster_dim=2, **_SPARSE, granularity=rows),
+        "sparse_conv": PalettizationSpec(n_bits=1, **_SPARSE, enable_per_channel_scale=True),
     }
     if forms is not None:
         specs = {name: spec for name, spec in specs.items() if {*spec.stored_forms} <= {*forms}}

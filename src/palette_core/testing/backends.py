@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PaletteError
@@ -23,7 +23,7 @@ from palette_core.operations import installed_operations
 from palette_core.planning.choose import lay_out
 from palette_core.plugins import Refusal, TensorFacts
 from palette_core.plugins.kinds import EXPORT_BACKEND
-from palette_core.plugins.stored_forms import SPARSE_FORM
+from palette_core.plugins.stored_forms import DENSE_FORM, SPARSE_FORM
 from palette_core.storage import palette_sites
 from palette_core.storage.pack import pack
 from palette_core.testing._backend_models import (
@@ -34,9 +34,10 @@ from palette_core.testing._backend_models import (
     reader_of,
 )
 from palette_core.testing._kit import Subject, check, demand, fail
-from palette_core.testing._probes import bits
+from palette_core.testing._probes import bits, draw
 
 _KIND = EXPORT_BACKEND
+_NEAR_BYTES = 256  # how far a file's size may be from what is declared, and a quarter of that
 # Relative rounding of decoded weights, by what the file holds: a table, a scale and their
 # product are each rounded once.
 _ROUNDING = {2: 2.0**-9, 4: 2.0**-22, 8: 2.0**-22}
@@ -252,6 +253,42 @@ def zeros(subject: Subject) -> None:
             if name.startswith("sparse") and made.read is not None and name in made.read:
                 lost = int((np.asarray(made.read[name])[weight.numpy() == 0] != 0).sum())
                 demand(subject, not lost, f"{name}: {lost} zeros are something else in the file")
+
+
+@check(_KIND, applies=lambda entry: SPARSE_FORM in (entry.stored_forms or ()))
+def sparse_overhead(subject: Subject) -> None:
+    """Weights in the stored form ``sparse`` take as many bytes more as ``sparse_overhead`` says."""
+    for options in subject.options:
+        declared = _backend(subject, options).sparse_overhead
+        found = _sparse_overhead(subject, options)
+        demand(
+            subject,
+            abs(found - declared) <= _NEAR_BYTES + declared // 4,
+            f"a sparse weight takes {found} bytes beside its indices and mask, more than a dense "
+            f"one; sparse_overhead says {declared}",
+        )
+
+
+def _sparse_overhead(subject: Subject, options: BaseModel) -> int:
+    """Measure it, by the files of one layer in either form."""
+    sizes = []
+    for form in (SPARSE_FORM, DENSE_FORM):
+        layer = nn.Linear(64, 64, bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(draw(64, 64)).view(-1)[::2] = 0.0
+        model = nn.Sequential(layer).eval()
+        spec = PalettizationSpec(n_bits=4, sparsity_detection_threshold=0.3, stored_form=form)
+        palettizer = KMeansPalettizer(
+            model, config_of({"0": spec if form == SPARSE_FORM else spec.stored_as(form)})
+        )
+        inputs = (torch.ones(1, 64),)
+        how = {"backend": subject.entry.name, "backend_options": options.model_dump(mode="json")}
+        with tempfile.TemporaryDirectory() as folder:
+            palettizer.prepare(inputs, **how)
+            palettizer.export(Path(folder) / f"m{subject.entry.suffix}", inputs, **how)
+            sizes.append(sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()))
+    # Half of the indices less, four bits each, and a bit for each weight more: less by a quarter.
+    return sizes[0] - sizes[1] + 64 * 64 // 8
 
 
 @check(_KIND, applies=lambda entry: entry.supports_mmap)

@@ -115,7 +115,9 @@ def test_sparse_weights_are_exact_and_store_their_nonzeros_alone(tmp_path, spec)
             weight[torch.rand(weight.shape) < 0.6] = 0.0
             weight[4:8] = 0.0
     before = {f"{name}.weight": part.weight.detach().clone() for name, part in net.named_children()}
-    palettizer = palettizer_of(net=net, sparsity_detection_threshold=0.3, **spec)
+    palettizer = palettizer_of(
+        net=net, sparsity_detection_threshold=0.3, stored_form="sparse", **spec
+    )
     model = palettizer.finalize(backend="onnx")
     path = palettizer.export(tmp_path / "net.onnx", IDS, backend="onnx")
     with torch.no_grad():

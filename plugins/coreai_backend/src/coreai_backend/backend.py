@@ -34,6 +34,8 @@ _SUFFIX = ".aimodel"
 class CoreAIBackend(Backend):
     """Exports through ``torch.export`` and ``coreai_torch``."""
 
+    sparse_overhead = 260
+
     def __init__(self, options: CoreAIOptions) -> None:
         self._options = options
 

@@ -21,6 +21,8 @@ from palette_core.tensors import PalettizedTensor
 class CoreMLBackend(Backend):
     """Writes ``.mlpackage`` folders whose weights stay palettized."""
 
+    sparse_overhead = 550
+
     def __init__(self, options: CoreMLOptions) -> None:
         self._options = options
 

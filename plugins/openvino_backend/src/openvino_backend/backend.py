@@ -23,6 +23,8 @@ from palette_core.tensors import PalettizedTensor
 class OpenVINOBackend(Backend):
     """Exports through ``torch.export`` and OpenVINO's own converter."""
 
+    sparse_overhead = 11_900  # operations, told in XML
+
     def __init__(self, options: OpenVINOOptions) -> None:
         self._options = options
 

@@ -55,6 +55,13 @@ class _Copies(Mapping[str, PalettizedTensor]):
 class _CheckedBackend(Backend):
     def __init__(self, made: Made[Backend], forms: tuple[str, ...] | None) -> None:
         self._made, self._forms = made, forms
+        self.sparse_overhead = self._overhead()
+
+    def _overhead(self) -> int:
+        declared: object = self._made.ask(lambda backend: backend.sparse_overhead)
+        if type(declared) is int and declared >= 0:
+            return declared
+        raise self._made.wrong(f"sparse_overhead is {shown(declared)}, expected a number of bytes")
 
     def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Ask the plug-in, about tensors in stored forms that it takes.

@@ -19,6 +19,8 @@ from palette_core.tensors import PalettizedTensor, apply_scale, pack_indices, tu
 class OnnxBackend(Backend):
     """Exports through ``torch.onnx``."""
 
+    sparse_overhead = 8_500  # operations
+
     def check_support(self, facts: TensorFacts) -> Refusal | None:
         """Refuse bfloat16, which onnxruntime does not compute with on a CPU."""
         if facts.dtype is torch.bfloat16:
