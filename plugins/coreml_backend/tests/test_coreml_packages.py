@@ -389,3 +389,12 @@ def test_8_bit_scalars_with_8_bit_tables_have_none(options, grouped, table, tmp_
     assert kinds == ["constexpr_blockwise_shift_scale"]
     wanted = palettes(model)["0.weight"].decode().numpy()
     assert np.array_equal(read_weights(path)["0.weight"], wanted)
+    # Of a half model the factor is one as well, which rounds all weights of a table alike.
+    half = pack(nn.Sequential(nn.Linear(64, 32)).half(), {"0.weight": spec})
+    x = torch.zeros(1, 64, dtype=torch.float16)
+    rounding = options.model_copy(update={"compute_precision": "float16"})
+    path = export(half, (x,), tmp_path / "half.mlpackage", rounding)
+    kinds = [op.op_type for op in constant_expressions(open_package(path), roots=False)]
+    assert kinds == ["constexpr_blockwise_shift_scale"]
+    ratio = read_weights(path)["0.weight"] / palettes(half)["0.weight"].decode().double().numpy()
+    assert np.abs(ratio[np.isfinite(ratio)] - 1).max() < 2**-9
