@@ -79,15 +79,18 @@ def skeleton_of(model: Decoder) -> Decoder:
         return made.to(model.norm.weight.dtype)
 
 
-def write_decoder(model: Decoder, folder: Path, shards: int = 2) -> Path:
-    """Write a decoder's checkpoint, its blocks across shards; returns the folder."""
+def write_decoder(model: Decoder, folder: Path, shards: int = 2, *, twice: bool = False) -> Path:
+    """Write a decoder's checkpoint, its blocks across shards; returns the folder.
+
+    Of weights that are tied, one is written, or both.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tied = model.lm_head.weight is model.embed_tokens.weight
+    tied = model.lm_head.weight is model.embed_tokens.weight and not twice
     states = {n: t for n, t in model.state_dict().items() if not (tied and n == "lm_head.weight")}
     names = {name: number % shards for number, name in enumerate(states)}
     files = [f"model-{n + 1:05d}-of-{shards:05d}.safetensors" for n in range(shards)]
     for number, file in enumerate(files):
-        save_file({n: t for n, t in states.items() if names[n] == number}, folder / file)
+        save_file({n: t.clone() for n, t in states.items() if names[n] == number}, folder / file)
     index = {"metadata": {}, "weight_map": {name: files[n] for name, n in names.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps({"model_type": "made_up"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,8 +67,9 @@ class BlockCalibration:
 
     def identity(self) -> dict[str, Any]:
         """Return what has to be the same for two runs to find the same, as JSON values."""
+        told = "; ".join(_described(batch) for batch in self.batches)
         return {
-            "batches": [_described(batch) for batch in self.batches],
+            "batches": {"count": len(self.batches), "crc32": f"{zlib.crc32(told.encode()):08x}"},
             "compensate": self.compensate,
             "model": type(self.skeleton.model).__name__,
             "blocks": len(self.skeleton.block_names()),
@@ -115,6 +117,15 @@ class BlockByBlock:
             for task in tasks
             if (state := self._states.names.get(task.span.name)) is not None
         }
+        # Of weights that are tied, and stored twice, the first in the model decides for both.
+        self._twins: dict[str, list[str]] = {}
+        second: set[str] = set()
+        for state in self._states.outside(()):
+            if state in self._tasks and state not in second:
+                twins = [other for other in self._states.twins(state) if other in self._tasks]
+                self._twins[state] = twins
+                second.update(twins)
+        self._first = list(self._twins)
         self._plans = {
             state: _placed(task.plan, self._states.sharing(state))
             for state, task in self._tasks.items()
@@ -129,7 +140,8 @@ class BlockByBlock:
 
     def _check_owners(self) -> None:
         for state in self._tasks:
-            homes = {self._home(name) for name in self._states.sharing(state)}
+            sharing = (*self._states.sharing(state), *self._twins.get(state, ()))
+            homes = {self._home(name) for name in sharing}
             if len(homes) > 1:
                 raise CheckpointError(
                     f"{state} is used in several blocks of the model, which are palettized one by "
@@ -213,7 +225,7 @@ class BlockByBlock:
     def _stretch(self, number: int, advance: Advance) -> None:
         """Palettize what is in a stretch, and keep what its block returns for the next one."""
         blocks = self._blocks[number : number + 1] if number >= 0 else ()
-        inside = [state for state in self._tasks if self._home(state) in (blocks or (None,))]
+        inside = [state for state in self._first if self._home(state) in (blocks or (None,))]
         states = [state for state in inside if state not in self._settled]
         if not blocks and not any(self._plans[state].name in self._damping for state in states):
             return  # no data is needed
@@ -234,10 +246,12 @@ class BlockByBlock:
             if blocks and number + 1 < len(self._blocks) + bool(self._outside_left()):
                 self._keep(number, stretch, states, decoded)
         if number == _AHEAD:
-            self._settled |= {state: decoded[self._plans[state].name] for state in states}
+            for state in states:
+                for name in (state, *self._twins[state]):
+                    self._settled[name] = decoded[self._plans[state].name]
 
     def _outside_left(self) -> list[str]:
-        outside = [state for state in self._tasks if self._home(state) is None]
+        outside = [state for state in self._first if self._home(state) is None]
         return [state for state in outside if state not in self._settled]
 
     def _used(self, stretch: Stretch, states: Sequence[str]) -> list[str]:
@@ -261,11 +275,14 @@ class BlockByBlock:
         jobs = [Job(plan, task.span.mapped()) for plan, task in zip(plans, tasks, strict=True)]
         damping = {n: d for n, d in self._damping.items() if n in findings.names}
         results, missing = walk_through(jobs, feeder, damping, self._executor, advance)
-        for task, job, result in zip(tasks, jobs, results, strict=True):
-            write_part(task, result, checksum(job.weight))
-            if job.plan.name in missing:
-                self._missing[task.span.name] = missing[job.plan.name]
-        self._done |= dict.fromkeys(states)
+        for state, job, result in zip(states, jobs, results, strict=True):
+            source = checksum(job.weight)
+            for name in (state, *self._twins[state]):
+                task = self._tasks[name]
+                write_part(task, result, source)
+                self._done[name] = None
+                if job.plan.name in missing:
+                    self._missing[task.span.name] = missing[job.plan.name]
         return feeder.decoded
 
     def _keep(

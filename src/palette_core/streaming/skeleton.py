@@ -123,6 +123,14 @@ class States:
         others = (other for other in self._sharing[name] if other not in self._spans)
         return tuple(dict.fromkeys([name, *others]))
 
+    def twins(self, name: str) -> tuple[str, ...]:
+        """Return the names of states tied to one that are stored too, with equal values."""
+        others = [other for other in self._sharing[name] if other != name and other in self._spans]
+        if not others:
+            return ()
+        mine = self._spans[name].checksum()
+        return tuple(other for other in others if self._spans[other].checksum() == mine)
+
     @contextlib.contextmanager
     def loaded(self, names: Iterable[str]) -> Iterator[None]:
         """Put tensors of the checkpoint, mapped, in the places of states, and take them out again.
