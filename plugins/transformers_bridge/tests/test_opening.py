@@ -267,7 +267,7 @@ def test_pruned_weights_keep_their_zeros(name, tmp_path) -> None:
         for module in model.modules():
             for parameter in module.parameters(recurse=False):
                 if parameter.dim() > 1:
-                    parameter *= torch.rand_like(parameter) > 0.6
+                    parameter.mul_(torch.rand_like(parameter) > 0.6)
     model.save_pretrained(tmp_path / "dense")
     sparse = CONFIG.replace("n_bits: 4", "n_bits: 4, sparsity_detection_threshold: 0.4")
     out = palettized(tmp_path / "dense", tmp_path / "out", sparse)

@@ -1,4 +1,4 @@
-"""What commands do with a dense checkpoint in the place of a model."""
+"""Work of commands on a dense checkpoint in the place of a model."""
 
 from __future__ import annotations
 
