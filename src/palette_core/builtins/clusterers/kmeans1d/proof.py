@@ -87,7 +87,7 @@ def _best_through(w: Floats, x: Floats, best: Partition) -> tuple[Floats, float]
 
 
 class _Coverage:
-    """Bounds of what cells that boundaries cut may gain, by the widest gaps of centroids around them.
+    """Gains at most of cells that boundaries cut, by the widest gaps of centroids around them.
 
     Neighbouring cells are taken together in runs; what holds for a run holds for all its cells.
     """
