@@ -8,6 +8,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 COLUMNS = ("coreai", "coreml", "openvino")
+_LONGEST = 240
 _ROW = re.compile(r"^\| (?P<name>[^|]+?) \| (?P<cells>.*) \|$")
 
 
@@ -21,7 +22,8 @@ def is_as_written(name: str, backend: str, verdict: str) -> bool:
         found = _ROW.match(line)
         assert found is not None, line
         rows[found["name"]] = found["cells"].split(" | ")
-    cell = verdict.replace("|", "\\|")
+    # The first words have operation and module; further on, some count what a process has made.
+    cell = (verdict if len(verdict) <= _LONGEST else f"{verdict[:_LONGEST]} …").replace("|", "\\|")
     at = COLUMNS.index(backend)
     if not os.environ.get("PALETTE_WRITE_DOCS"):
         return name in rows and rows[name][at] in (cell, "not tried")
