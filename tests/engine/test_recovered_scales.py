@@ -88,6 +88,24 @@ def test_products_of_any_tables_and_factors_are_found(dtype, block, dim, axis):
     assert all(len(points.unique(dim=0)) <= 8 for points in layout.split(found[0]))
 
 
+@pytest.mark.parametrize(
+    ("block", "dim", "axis"), [((48, 64), 1, 0), ((16, 64), 1, 0), ((48, 64), 2, 0)]
+)
+def test_float64_products_are_found_but_for_their_rounding(block, dim, axis):
+    generator = torch.Generator().manual_seed(1)
+    layout = BlockLayout((48, 64), block, dim, axis)
+    lut = torch.randn(layout.n_blocks, 8, dim, generator=generator, dtype=torch.float64)
+    codes = torch.randint(8, (layout.n_blocks, layout.points_per_block), generator=generator)
+    unit = layout.merge(lut.gather(1, codes[..., None].expand(-1, -1, dim)))
+    weight = unit * (torch.rand(48, 1, generator=generator, dtype=torch.float64) + 0.001)
+    weight[4:6] = 0.0
+    found = recovered_scale(weight, layout, 0, 9)
+    assert found is not None
+    assert ((found[0] * found[1] - weight).abs() <= 2**-49 * weight.abs()).all()
+    assert all(len(points.unique(dim=0)) <= 9 for points in layout.split(found[0]))
+    assert recovered_scale(torch.randn(48, 64, dtype=torch.float64), layout, 0, 8) is None
+
+
 def test_convolutions_have_their_channels_where_the_operation_says():
     torch.manual_seed(0)
     lut = torch.randn(16)

@@ -4,7 +4,8 @@ A weight that came out of a palette with channel scales holds products that were
 any factors but the palette's own (or these times a power of two) its channels hold entries that
 differ in their last bits, and no table takes them exactly. Products of two channels and two entries
 bound the ratios of these entries, and all channels together bound them so narrowly that for hardly
-any value of one entry the others are floats as well: all mantissas of it are tried.
+any value of one entry the others are floats as well: all mantissas of it are tried. Float64 has too
+many of them; what is found there is right but for a few roundings.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from torch import Tensor
 from palette_core.tensors.exact_tables import rounding_ends
 from palette_core.tensors.layout import BlockLayout
 
-_MANTISSA = {torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
+_MANTISSA = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 _ROOM = 1 << 24  # products of entries and channels in one problem
 _CHUNK = 1 << 19  # mantissas looked at together
 _MOST_VECTORS = 64  # entries of several values that are compared with each other
+_NEAR = 2.0**-49  # of a float64 weight, by which its products may be off
+_MOST_ROUNDS = 64  # of least squares, until all channels are reached
+_TINY = 2.0**-1000
 _SAME = 8.0  # roundings by which ratios of the same entries may differ
 
 
@@ -59,8 +63,8 @@ def recovered_scale(
     """Find entries and channel scales whose products are a weight in every bit.
 
     Args:
-        weight: float32, float16 or bfloat16; not all are found: float16 and bfloat16 weights may
-            leave several ways to match the channels' values.
+        weight: floating; not all are found: float16 and bfloat16 weights may leave several ways to
+            match the channels' values. Products are a float64 weight but for `_NEAR` of it.
         layout: of the tables.
         axis: of the output channels.
         n_entries: what a table holds.
@@ -93,14 +97,17 @@ def recovered_scale(
     entry = (blocks * n_entries + matched[..., None]) * layout.cluster_dim + dims
     for one in _unique(its):
         at = its == one
-        found = _solved(points[at], channel[at], entry[at], bits)
+        its_parts = points[at], channel[at], entry[at]
+        found = _fitted(*its_parts) if weight.dtype is torch.float64 else _solved(*its_parts, bits)
         if found is None:
             return None
         unit[at], (channels, factors) = found
         scale[channels] = factors
     unit_weight = layout.merge(unit)
     scale = scale.reshape(shape)
-    if not torch.equal(unit_weight * scale, weight.detach().cpu()):
+    gap = (unit_weight * scale - weight.detach().cpu()).abs()
+    near = _NEAR if weight.dtype is torch.float64 else 0.0
+    if not bool((gap <= near * weight.detach().cpu().abs()).all()):
         return None
     return unit_weight.to(weight.device), scale.to(weight.device)
 
@@ -235,6 +242,33 @@ def _solved(points: Tensor, channel: Tensor, entry: Tensor, bits: int) -> _Solve
             zero[used] = table / power
             return (zero * sign.to(zero.dtype))[e], (channels, factors * power)
     return None
+
+
+def _fitted(points: Tensor, channel: Tensor, entry: Tensor) -> _Solved | None:
+    """Return the same of float64 by least squares, one channel after the other, as near as it is.
+
+    Channels are reached by entries that they share with one which is.
+    """
+    channels, o = _unique(channel, return_inverse=True)
+    entries, e = _unique(entry, return_inverse=True)
+    if len(channels) * len(entries) > _ROOM:
+        return None
+    values = torch.zeros((len(channels), len(entries)), dtype=points.dtype)
+    values[o, e] = points
+    factors, reached = values.new_zeros(len(channels)), 0
+    factors[(values != 0).sum(dim=1).argmax()] = 1.0
+    table = values[0]
+    for _ in range(_MOST_ROUNDS):
+        there = (values != 0) * factors[:, None]
+        table = (values * there).sum(dim=0) / there.square().sum(dim=0).clamp(min=_TINY)
+        there = (values != 0) * table
+        factors = (values * there).sum(dim=1) / there.square().sum(dim=1).clamp(min=_TINY)
+        if reached == (reached := int(factors.count_nonzero())):
+            break
+    factors = torch.where((values == 0).all(dim=1), 1.0, factors)
+    largest = float(table.abs().max())
+    power = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+    return (table / power)[e], (channels, factors * power)
 
 
 def _tables(size: Tensor, present: Tensor, bits: int) -> Iterator[Tensor]:
