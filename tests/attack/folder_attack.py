@@ -151,6 +151,8 @@ def _are_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 def _change(made: random.Random, folder: Path) -> str:
     path = made.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     data = bytearray(path.read_bytes())
+    path.unlink()  # what was read before is mapped from it
+    path.write_bytes(data)
     change = made.choice(_CHANGES)
     change(made, path, data)
     return f"{path.relative_to(folder)}: {change.__name__}"
