@@ -33,9 +33,10 @@ def test_every_entry_gets_every_check_that_applies() -> None:
     assert all(parameter.id == parameter.values[0].id for parameter in made.values())
     assert "clusterer/gptq/quantized" in made
     checked = {p.values[0].check for p in made.values()}
-    # The core registers no command, and no backend of its own edits programs.
+    # The core registers no command, and no backend of its own edits programs, or names the sparse
+    # form among those it takes: they take all.
     expected = {check for check in all_checks() if check.kind is not COMMAND}
-    assert {check.name for check in expected - checked} == {"programs"}
+    assert {check.name for check in expected - checked} == {"programs", "sparse-overhead"}
     assert checked <= expected
 
 
@@ -138,9 +139,13 @@ def test_without_its_tools_the_kit_names_what_to_install(monkeypatch) -> None:
     check = parameters("palette-core")["granularity/per_tensor/pure"].values[0]
     monkeypatch.setitem(sys.modules, "pytest", None)
     monkeypatch.setitem(sys.modules, "hypothesis", None)
-    with pytest.raises(MissingExtraError, match=r"needs pytest: pip install palette-core\[testing"):
+    with pytest.raises(
+        MissingExtraError, match=r"pytest: pip install 'palette-core\[testing"
+    ):
         parametrize_contract("palette-core")
-    with pytest.raises(ContractError, match=r"needs hypothesis: pip install palette-core\[testing"):
+    with pytest.raises(
+        ContractError, match=r"hypothesis: pip install 'palette-core\[testing"
+    ):
         check()
 
 

@@ -58,7 +58,7 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
         if moments is not None and moments.target is not None:
             aim = moments.target.to(weight.device, weight.dtype)
             check_finite(plan.name, aim)
-        mask, zeros_stay = find_zeros(plan, weight)
+        mask, zeros_stay = find_zeros(plan.spec, weight, plan.layout, plan.sparse_overhead)
         zeros = None
         if mask is not None and plan.spec.cluster_dim > 1:
             aim = torch.where(mask, aim, 0.0)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from palette_core.planning import TensorPlan
+from palette_core.config.spec import PalettizationSpec
 from palette_core.plugins import ClusterProblem
 from palette_core.plugins.stored_forms import SPARSE_FORM
 from palette_core.tensors.codebook import Codebook, QuantizedLut
@@ -36,12 +36,19 @@ class Zeros(NamedTuple):
     stay: bool
 
 
-def find_zeros(plan: TensorPlan, weight: Tensor) -> Zeros:
+def find_zeros(
+    spec: PalettizationSpec, weight: Tensor, layout: BlockLayout, overhead: int
+) -> Zeros:
     """Decide about the zeros of a weight by their share, and by what would be smaller.
 
     Vectors of all elements hold no zero beside another value: there, none but the nonzeros' do.
+
+    Args:
+        spec: of the weight.
+        weight: dense.
+        layout: its blocks.
+        overhead: bytes that the sparse form takes beside indices and mask, where it is to stand.
     """
-    spec, layout = plan.spec, plan.layout
     least = spec.sparsity_detection_threshold
     if least is None:
         return Zeros(None, spec.preserve_zero)
@@ -55,7 +62,7 @@ def find_zeros(plan: TensorPlan, weight: Tensor) -> Zeros:
     n_bits = spec.n_bits / spec.cluster_dim  # of one element's share of an index
     beside = (
         asked
-        or n_bits * count + every + 8 * plan.sparse_overhead <= _EQUAL * n_bits * every
+        or n_bits * count + every + 8 * overhead <= _EQUAL * n_bits * every
         or spec.n_bits == 1
         or not zeros_are_whole(layout.split(mask))
     )

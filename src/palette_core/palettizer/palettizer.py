@@ -262,7 +262,8 @@ class KMeansPalettizer:
                     sensitivity_path=sensitivity_path,
                     trust=trust_sensitivities,
                 )
-            note_written(self._model, plan.written)
+            if plan.written:
+                note_written(self._model, plan.written)
             if not plan.tensors:  # else the palettes show it
                 life_cycle.mark(self._model, State.PREPARED)
             self.plan, self.report = plan, report

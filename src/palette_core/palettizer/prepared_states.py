@@ -221,7 +221,7 @@ def _finished(
     finished = []
     for tensor, result in zip(plan, results, strict=True):
         weight, palettized = weights[tensor.name], sites[tensor.name].palette.palettized()
-        mask, zeros_stay = find_zeros(tensor, weight)
+        mask, zeros_stay = find_zeros(tensor.spec, weight, tensor.layout, tensor.sparse_overhead)
         if mask is not None or zeros_stay:
             lost = int((palettized.decode()[weight == 0] != 0).sum())
             _refuse([f"{tensor.name}: {lost} zeros decode to something else"] if lost else [])

@@ -94,7 +94,9 @@ def vectors(module, x, what):
 def multiplied(what, weights, before):
     """Sums and count, also where they come in a form of the view's own."""
     sums, count = accumulate._multiply(what, weights, before)
-    return *(sums.matrices() if isinstance(sums, PartialSums) else sums), count
+    total, cross = sums.matrices() if isinstance(sums, PartialSums) else sums
+    # A product that is alone may be float32.
+    return total.double(), None if cross is None else cross.double(), count
 
 
 @pytest.mark.slow
