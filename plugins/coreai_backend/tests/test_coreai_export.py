@@ -17,7 +17,7 @@ from coreai_backend import read_weights, stored_weights
 from coreai_backend.backend import CoreAIBackend, export_program
 from coreai_backend.ir import quiet
 from coreai_backend.options import CoreAIOptions
-from palette_core import KMeansPalettizer, PalettizationSpec, QuantizationSpec
+from palette_core import KMeansPalettizer, PalettizationSpec, QuantizationSpec, load_checkpoint
 from palette_core.errors import BackendError, PluginOptionsError
 from palette_core.plugins import get_catalog
 from palette_core.tensors import depalettize
@@ -467,3 +467,14 @@ def test_the_reader_looks_up_as_the_definition_says():
             for v, value in enumerate(entry):
                 at = (i * 3 + v, j) if axis == 0 else (i, j * 3 + v)
                 assert dense[at] == value
+
+
+def test_a_model_from_a_checkpoint_is_refused_alike(tmp_path):
+    palettizer = KMeansPalettizer(mlp().double())
+    palettizer.prepare((X[0].double(),))
+    palettizer.export(tmp_path / "m.safetensors")
+    loaded = load_checkpoint(tmp_path / "m.safetensors", mlp().double())
+    for model in (loaded, None):
+        with pytest.raises(BackendError, match=r"0\.weight: Core AI has no float64 weights"):
+            palettizer.export(tmp_path / "m.aimodel", (X[0].double(),), model=model)
+    assert not (tmp_path / "m.aimodel").exists()

@@ -14,6 +14,7 @@ import coremltools as ct
 from torch import nn
 from torch.export import ExportedProgram
 
+from coreml_backend.concatenations import part_before_joining
 from coreml_backend.describing import described, input_types
 from coreml_backend.dialect import check_operations, dialect
 from coreml_backend.lowering import Lowered, recording
@@ -73,6 +74,7 @@ def trace(
     program = rewritten(
         exported(model, example_inputs, dynamic_shapes, backend="coreml"), dialect()
     )
+    part_before_joining(program)
     tidy_outputs(program)
     _check_dynamic(program)
     return program
