@@ -139,13 +139,9 @@ def test_without_its_tools_the_kit_names_what_to_install(monkeypatch) -> None:
     check = parameters("palette-core")["granularity/per_tensor/pure"].values[0]
     monkeypatch.setitem(sys.modules, "pytest", None)
     monkeypatch.setitem(sys.modules, "hypothesis", None)
-    with pytest.raises(
-        MissingExtraError, match=r"pytest: pip install 'palette-core\[testing"
-    ):
+    with pytest.raises(MissingExtraError, match=r"pytest: pip install 'palette-core\[testing"):
         parametrize_contract("palette-core")
-    with pytest.raises(
-        ContractError, match=r"hypothesis: pip install 'palette-core\[testing"
-    ):
+    with pytest.raises(ContractError, match=r"hypothesis: pip install 'palette-core\[testing"):
         check()
 
 
