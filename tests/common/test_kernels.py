@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numba
 import pytest
+from numba.core.registry import cpu_target
 
 import palette_core
 
@@ -140,6 +142,39 @@ def test_every_kernel_works_without_any_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     script = (Path(__file__).parent / "every_kernel.py").read_text()
     assert ran(tmp_path / "file", script)[0] == ["False", "True"]
+
+
+INNER = """
+from palette_core._common.kernels import kernel
+_BY = {}
+@kernel
+def inner(x):
+    return x + _BY
+"""
+OUTER = """
+from inner_kernel_of_a_test import inner
+from palette_core._common.kernels import kernel
+@kernel
+def outer(x):
+    return inner(x)
+"""
+
+
+def test_a_kernel_that_calls_a_changed_one_is_not_taken_from_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    keys = []
+    for by in (1, 1, 2):
+        (tmp_path / "inner_kernel_of_a_test.py").write_text(INNER.format(by))
+        (tmp_path / "outer_kernel_of_a_test.py").write_text(OUTER)
+        importlib.invalidate_caches()
+        outer = importlib.import_module("outer_kernel_of_a_test").outer
+        keys.append(outer._cache._index_key((), cpu_target.target_context.codegen()))
+        for name in ("inner_kernel_of_a_test", "outer_kernel_of_a_test"):
+            del sys.modules[name]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_numba_is_used_in_one_module_alone() -> None:

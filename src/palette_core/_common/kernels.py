@@ -118,10 +118,12 @@ class _Cache(FunctionCache):
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         """Return what tells the kept versions of a kernel apart.
 
-        Kernels that it closes over count by what they are made of: numba pickles them, with a
-        number of their own that differs in every process, so that nothing kept is ever found.
+        Kernels that it calls count by what they are made of. numba leaves out those of other
+        modules, so that what is kept outlives a change of them; and pickles those that it closes
+        over, with a number of their own that differs in every process, so that nothing kept is
+        ever found.
         """
-        if not any(hasattr(value, "py_func") for value in _closed_over(self._py_func)):
+        if not any(hasattr(value, "py_func") for value in _used_by(self._py_func)):
             return super()._index_key(sig, codegen)  # type: ignore[no-untyped-call]
         made_of = repr(_made_of(self._py_func)).encode()
         return (sig, codegen.magic_tuple(), hashlib.sha256(made_of).hexdigest())
@@ -146,17 +148,24 @@ class _Cache(FunctionCache):
         )
 
 
-def _closed_over(function: Any) -> list[Any]:
-    return [cell.cell_contents for cell in function.__closure__ or ()]
+def _used_by(function: Any) -> list[Any]:
+    """Return the kernels and numbers that a function closes over or knows by a global name."""
+    known = function.__globals__
+    values = [cell.cell_contents for cell in function.__closure__ or ()]
+    values += [known[name] for name in function.__code__.co_names if name in known]
+    return [v for v in values if hasattr(v, "py_func") or isinstance(v, (int, float, str))]
 
 
-def _made_of(function: Any) -> tuple[Any, ...]:
-    """Return a kernel's name, code and what it closes over: numbers, and other kernels."""
+def _made_of(function: Any, *callers: Any) -> tuple[Any, ...]:
+    """Return a kernel's name, code, constants and what it uses: numbers, and other kernels."""
+    code = function.__code__
+    constants = [v for v in code.co_consts if isinstance(v, (int, float, str))]
     inner = [
-        _made_of(value.py_func) if hasattr(value, "py_func") else value
-        for value in _closed_over(function)
+        _made_of(value.py_func, function, *callers) if hasattr(value, "py_func") else value
+        for value in _used_by(function)
+        if getattr(value, "py_func", None) not in (function, *callers)
     ]
-    return function.__module__, function.__qualname__, function.__code__.co_code, *inner
+    return function.__module__, function.__qualname__, code.co_code, *constants, *inner
 
 
 class _Announcer(event.Listener):

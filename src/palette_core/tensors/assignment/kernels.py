@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import inner_kernel, kernel, kernel_with
+from palette_core.tensors.assignment._lane_kernel import LANES, nearest_in_lanes
 
 CHUNK = 8192  # points whose sums are added up together, whoever does it
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 _MANY = 64  # entries from which it may pay to search outwards from a good guess
+_FEW = 128  # coordinates of all entries up to which trying all beats any bounds
 
 # No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
 _minimum_kernel = kernel_with(fastmath={"nnan", "nsz"}, no_cpython_wrapper=True)
@@ -180,7 +182,8 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     Arrays and bounds:
         drift: ``[K]`` distances by which the entries moved since the last pass.
         codes: ``[N]`` uint8; where ``known``, a good guess on entry; the nearest on return.
-        lower: ``[N]`` float32 bounds; meaningful on entry where ``known``.
+        lower: ``[N]`` float32 bounds; meaningful on entry where ``known``. With few entries
+            none are used, and none written where ``known``.
         sums: ``[K, D]`` float64, Σ w x of the points of each entry, overwritten.
         mass: ``[K, D]`` float64, Σ w, overwritten.
         worst: ``[2]`` float64, overwritten by the largest cost and the point that has it.
@@ -193,13 +196,18 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     elementwise = width == dim and dim > 1
     # With few entries, also for their number of directions, trying all is quicker.
     near = known and count >= max(_MANY, 4**dim)
+    lanes = not elementwise and (not known or count * dim <= _FEW)
     columns = np.empty((dim, count))
+    even = dim + dim % 2
+    padded, of_lanes = np.zeros((count, even)), np.zeros((even, LANES))
+    lane_costs, lane_best = np.empty((3, LANES)), np.empty(LANES, np.int64)
     most = 0
     for k in range(count):
         if drift[k] > drift[most]:
             most = k
         for d in range(dim):
             columns[d, k] = table[k, d]
+            padded[k, d] = table[k, d]
             sums[k, d] = 0.0
             mass[k, d] = 0.0
     next_drift = 0.0
@@ -212,9 +220,22 @@ def assign_chunk(  # noqa: PLR0912, PLR0915
     total = 0.0
     for i in range(lo, hi):
         k = np.int64(codes[i])  # type: ignore[assignment]  # numba has one kind of int
+        low = 0.0
         search = True
-        if known:
-            low = 0.0
+        if lanes:
+            j = (i - lo) % LANES
+            if j == 0:
+                nearest_in_lanes(
+                    points, i, min(hi, i + LANES), padded, not known, of_lanes, lane_costs,
+                    lane_best,
+                )  # fmt: skip
+            k = lane_best[j]
+            low = lane_costs[0, j]
+            if not known:
+                lower[i] = math.sqrt(lane_costs[1, j]) * _SHRINK
+            codes[i] = k
+            search = False
+        elif known:
             stretch = 1.0
             if elementwise:
                 stretch = 0.0
