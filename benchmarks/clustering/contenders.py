@@ -2,12 +2,14 @@
 
 ``python contenders.py '{"library": "ours", "case": {…}, …}'`` prints one line of JSON. `measured`
 starts that process. Every library goes through its public door, ``prepare``; each first works
-on a small model, so that compiling and loading stay out of the figures.
+on small models, so that compiling and loading stay out of the figures.
 """
 
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import json
 import logging
 import os
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 LIBRARIES = ("ours", "coreai_opt", "sklearn")
 _ANSWER = "ANSWER "
+_SMALL = ((64, 64), (320, 320))  # the second has more points than seeding looks at
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def squared_error(model: nn.Module) -> tuple[float, int]:
 
 
 def run_prepare(library: str, case: Case, budget: float) -> dict[str, Any]:
-    small, small_inputs = normal_model((64, 64))
-    prepared(library, case, small, small_inputs)
+    for shape in _SMALL:
+        prepared(library, case, *normal_model(shape))
     source, inputs = build(case)
     largest = max(p.numel() * p.element_size() for p in source.parameters())
     times: list[float] = []
@@ -240,11 +243,17 @@ def run_sklearn(case: Case) -> dict[str, Any]:
 class PeakMemory:
     """How far the resident memory of this process rises above what it is now.
 
-    On Linux the kernel's high-water mark is set back first; elsewhere it is the mark of the whole
+    On Linux what was freed is given back first, lest it is used again unseen, and the kernel's
+    high-water mark is set back; elsewhere it is the mark of the whole
     life of the process, and a rise below an earlier peak goes unseen.
     """
 
     def __init__(self) -> None:
+        gc.collect()
+        if sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:  # the C library is glibc
+                trim(0)
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:

@@ -38,6 +38,19 @@ def test_every_level_has_the_weight_and_the_mean_of_the_points(weighted):
         assert truth * 0.99 < about < truth
 
 
+@pytest.mark.parametrize("entries", [2, 5, 9, 16, 33])
+def test_no_cell_is_lost_between_strips_and_bands(entries):
+    # As many rows for each level, whatever of them fits a strip; more cells than points.
+    points = pairs(24000)
+    levels = as_cells(points, no_weights(points), entries)
+    assert len(levels) == 3
+    for few, mass in levels:
+        whole = mass.astype(float).sum() / mass.min()
+        assert whole == pytest.approx(24000, rel=1e-5)  # the lightest cell has one point
+        mean = np.average(few.astype(float), axis=0, weights=mass[:, 0])
+        assert mean == pytest.approx(points.astype(float).mean(axis=0), rel=1e-6)
+
+
 def test_points_beyond_the_grid_are_kept_as_they_are():
     points = pairs(40000)
     far = np.array([[1e30, 3.0], [3.0, -400.0], [-1e30, 1e30]], np.float32)

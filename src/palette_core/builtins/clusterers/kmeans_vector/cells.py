@@ -9,6 +9,7 @@ bring no noise, so the table that is best for them is nearly the best for the po
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _LEVELS = 3  # grids, each with twice as many cells along an axis as the one bef
 _POINTS_PER_CELL = 2  # at least
 _MOST_FAR = 8  # one of so many points may lie beyond the grid
 _SERVED = 2  # cells for each entry that may cost nothing in the end
+_STRIP = 1 << 14  # cells whose sums stand beside each other, empty ones too
 _MOST_HIDDEN = 0.1  # of the least cost to be expected: what points may cost about their means
 
 Floats = NDArray[Any]
@@ -55,28 +57,72 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> list[Weighted]:
         return []
     cells = coarse << (_LEVELS - 1)
     outside = np.empty(count // _MOST_FAR, np.int64)
-    sums = np.zeros((cells * cells, 4))
-    far = cells_of_pairs(points, weights, low, cells / (high - low), cells, sums, outside)
-    if far < 0:
+    levels, squares = [_Level(low, points.dtype) for _ in range(_LEVELS)], np.zeros(1)
+    coarsest: list[Floats] = []
+    bands = 1 if count >= cells * cells else 4  # that take turns in the same memory
+    places = np.empty(cells * cells // bands, np.int32)
+    sums = np.empty((min(count, places.size), 3))
+    far = 0
+    for band in range(bands):
+        far = cells_of_pairs(
+            points, weights, low, cells / (high - low), cells, band * cells // bands, places,
+            sums, squares, outside,
+        )  # fmt: skip
+        if far < 0:
+            return []
+        for strip in _strips(places, sums, cells):
+            filled = [grid.take(np.flatnonzero(grid[:, 0]), axis=0) for grid in strip]
+            coarsest.append(filled[0])
+            for level, found in zip(levels, filled, strict=True):
+                level.add(found)
+    all_coarse = np.concatenate(coarsest)
+    hidden = float(squares[0]) - float((all_coarse[:, 1:] ** 2 / all_coarse[:, :1]).sum())
+    if hidden > _MOST_HIDDEN * _seen(all_coarse, n_entries) / n_entries:
         return []
-    grids = [sums]
-    while cells > coarse:
-        cells //= 2
-        quarters = grids[0].reshape(cells, 2, 2 * cells, 4)
-        halves = (quarters[:, 0] + quarters[:, 1]).reshape(cells * cells, 2, 4)
-        grids.insert(0, halves[:, 0] + halves[:, 1])
-    if _hidden(grids[0]) > _MOST_HIDDEN * _seen(grids[0], n_entries) / n_entries:
-        return []
+    del places, sums
     outside = outside[:far]
     its_weights = weights[outside] if weights.shape[1] else np.ones((far, 1), np.float32)
-    beyond = points[outside], its_weights
-    return [_joined(grid, low, beyond) for grid in grids]
+    return [level.joined(points[outside], its_weights) for level in levels]
 
 
-def _hidden(sums: Floats) -> float:
-    """Return what points cost about the means of their cells."""
-    mass, moment = sums[:, :1], sums[:, 1:3]
-    return float(sums[:, 3].sum() - (moment**2 / np.where(mass > 0.0, mass, 1.0)).sum())
+def _strips(places: NDArray[np.int32], sums: Floats, cells: int) -> Iterator[list[Floats]]:
+    """Yield the sums of some rows of cells, on each level from the coarsest on, ``[M, 3]``."""
+    whole = cells << (_LEVELS - 1)  # rows that make one of the coarsest level
+    size = max(_STRIP // whole, 1) * whole
+    for at in range(0, places.size, size):
+        strip = places[at : at + size]
+        there = np.flatnonzero(strip >= 0)
+        grids = [np.zeros((strip.size, 3))]
+        grids[0][there] = sums[strip[there]]
+        along = cells
+        for _ in range(_LEVELS - 1):
+            along //= 2
+            quarters = grids[0].reshape(-1, 2, 2 * along, 3)
+            halves = (quarters[:, 0] + quarters[:, 1]).reshape(-1, 2, 3)
+            grids.insert(0, halves[:, 0] + halves[:, 1])
+        yield grids
+
+
+class _Level:
+    """The weights and means of the cells of one level, added strip by strip."""
+
+    def __init__(self, low: Floats, dtype: np.dtype[Any]) -> None:
+        self._low, self._dtype = low, dtype
+        self._mass: list[Floats] = []
+        self._means: list[Floats] = []
+
+    def add(self, sums: Floats) -> None:
+        """Add cells that have a weight, by their sums ``[M, 3]``."""
+        self._mass.append(sums[:, :1].copy())
+        self._means.append((sums[:, 1:] / sums[:, :1] + self._low).astype(self._dtype))
+
+    def joined(self, points: Floats, weights: Floats) -> Weighted:
+        """Return the means and weights of cells, and the points beyond the grid."""
+        all_points = np.concatenate([*self._means, points])
+        self._means.clear()
+        most = max(weights.max(initial=0.0), *(mass.max(initial=0.0) for mass in self._mass))
+        parts = ((mass / most).astype(np.float32) for mass in (*self._mass, weights))
+        return all_points, np.concatenate(list(parts))
 
 
 def _seen(sums: Floats, n_entries: int) -> float:
@@ -84,27 +130,10 @@ def _seen(sums: Floats, n_entries: int) -> float:
 
     These may be served by entries of their own, and then matter no more.
     """
-    sums = sums.take(np.flatnonzero(sums[:, 0]), axis=0)
     kept = len(sums) - _SERVED * n_entries
     if kept <= 0:
         return 0.0
     one = sums.sum(axis=0)
-    gaps = sums[:, 1:3] / sums[:, :1] - one[1:3] / one[0]
+    gaps = sums[:, 1:] / sums[:, :1] - one[1:] / one[0]
     costs = sums[:, 0] * (gaps**2).sum(axis=1)
     return float(np.partition(costs, kept)[:kept].sum())
-
-
-def _joined(sums: Floats, low: Floats, beyond: Weighted) -> Weighted:
-    """Return the means and weights of cells, and the points beyond the grid."""
-    points, weights = beyond
-    count = len(points)
-    sums = sums.take(np.flatnonzero(sums[:, 0]), axis=0)
-    mass = sums[:, :1]
-    all_points = np.empty((len(sums) + count, 2), points.dtype)
-    np.add(sums[:, 1:3] / mass, low, out=all_points[: len(sums)], casting="same_kind")
-    all_points[len(sums) :] = points
-    most = max(mass.max(initial=0.0), weights.max(initial=0.0))
-    all_weights = np.empty((len(all_points), 1), np.float32)
-    np.divide(mass, most, out=all_weights[: len(sums)], casting="same_kind")
-    np.divide(weights, most, out=all_weights[len(sums) :], casting="same_kind")
-    return all_points, all_weights

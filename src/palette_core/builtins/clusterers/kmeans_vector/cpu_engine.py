@@ -52,6 +52,7 @@ def fit_blocks(
             best[block.index] = min(itertools.islice(started, count), key=lambda one: one[0])[1]
         better = workers.map(lambda of: _better(of, best[of[0].index], options), sampled)
         best = {b.index: table for b, table in zip(open_blocks, better, strict=True)}
+        del sampled, samples, tasks  # as much memory as the blocks
         polished = workers.each(
             open_blocks, lambda b, helpers: _polish(b, best[b.index], options, helpers)
         )

@@ -124,34 +124,57 @@ def coreset(points: Any, weights: Any, draws: Any, chosen: Any, scale: Any) -> A
 
 @kernel
 def cells_of_pairs(
-    points: Any, weights: Any, low: Any, per_unit: Any, cells: Any, sums: Any, outside: Any
+    points: Any,
+    weights: Any,
+    low: Any,
+    per_unit: Any,
+    cells: Any,
+    top: Any,
+    places: Any,
+    sums: Any,
+    squares: Any,
+    outside: Any,
 ) -> Any:
-    """Add up pairs by the cell of a grid that they lie in.
+    """Add up pairs by the cell that they lie in, in a band of rows of a grid.
 
     Arrays and bounds:
         weights: ``[N, 0]`` or ``[N, 1]``.
         low: ``[2]`` float64, where the grid begins along each axis.
         per_unit: ``[2]`` float64, cells per unit.
         cells: number of cells along an axis.
-        sums: ``[cells * cells, 4]`` float64, added to: Σ w, Σ w (x − low) along each axis,
-            Σ w (x − low)² along both.
+        top: the first row of the band.
+        places: ``[rows * cells]`` int32, overwritten by the row of ``sums`` for each cell of the
+            band, -1 where no point lies.
+        sums: ``[M, 3]`` float64, overwritten: Σ w, Σ w (x − low) along each axis.
+        squares: ``[1]`` float64, added to: Σ w (x − low)² along both axes, of the band.
         outside: int64, overwritten by the points beyond the grid that have a weight.
 
     Returns:
         how many points lie beyond the grid, or -1 for more than there is room for.
     """
-    far = 0
+    far, used, rows = 0, 0, places.shape[0] // cells
+    for c in range(places.shape[0]):
+        places[c] = -1
     for i in range(points.shape[0]):
         x = points[i, 0] - low[0]
         y = points[i, 1] - low[1]
         w = np.float64(weights[i, 0]) if weights.shape[1] else 1.0
         column, row = x * per_unit[0], y * per_unit[1]
         if 0.0 <= column < cells and 0.0 <= row < cells:
-            c = np.int64(row) * cells + np.int64(column)
-            sums[c, 0] += w
-            sums[c, 1] += w * x
-            sums[c, 2] += w * y
-            sums[c, 3] += w * (x * x + y * y)
+            r = np.int64(row) - top
+            if r < 0 or r >= rows:
+                continue
+            c = r * cells + np.int64(column)
+            at = np.int64(places[c])
+            if at < 0:
+                at, used = used, used + 1
+                places[c] = at
+                for j in range(3):
+                    sums[at, j] = 0.0
+            sums[at, 0] += w
+            sums[at, 1] += w * x
+            sums[at, 2] += w * y
+            squares[0] += w * (x * x + y * y)
         elif w > 0:
             if far == outside.shape[0]:
                 return -1

@@ -51,7 +51,7 @@ def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR
     width = weights.shape[1]
     trials = draws.shape[1]
     columns = np.empty((dim, count))
-    factors = np.ones((dim, count))
+    factors = np.ones((dim if width == dim else 1, count))
     costs = np.zeros(count)
     running = np.empty(count)
     chosen = np.empty(trials, dtype=np.int64)
@@ -59,9 +59,10 @@ def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR
     for i in range(count):
         for d in range(dim):
             columns[d, i] = points[i, d]
+            row = d if width == dim else 0
             if width:
-                factors[d, i] = weights[i, d if width == dim else 0]
-            costs[i] += factors[d, i]
+                factors[row, i] = weights[i, row]
+            costs[i] += factors[row, i]
     for k in range(table.shape[0]):
         total = 0.0
         for i in range(count):
@@ -104,10 +105,10 @@ def _costs_after(columns: Any, factors: Any, pick: Any, costs: Any, later: Any, 
     for i in range(count):
         out[i] = 0.0
     for d in range(dim):
-        x = columns[d, pick]
+        x, row = columns[d, pick], d if factors.shape[0] == dim else 0
         for i in range(count):
             gap = columns[d, i] - x
-            out[i] += factors[d, i] * (gap * gap)
+            out[i] += factors[row, i] * (gap * gap)
     if later:
         for i in range(count):
             out[i] = min(out[i], costs[i])
