@@ -165,12 +165,12 @@ def cells_of_pairs(
             if r < 0 or r >= rows:
                 continue
             c = r * cells + np.int64(column)
-            at = np.int64(places[c])
-            if at < 0:
-                at, used = used, used + 1
-                places[c] = at
+            if places[c] < 0:
+                places[c] = used
+                used += 1
                 for j in range(3):
-                    sums[at, j] = 0.0
+                    sums[places[c], j] = 0.0
+            at = places[c]
             sums[at, 0] += w
             sums[at, 1] += w * x
             sums[at, 2] += w * y
