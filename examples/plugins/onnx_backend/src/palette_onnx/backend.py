@@ -46,10 +46,9 @@ class OnnxBackend(Backend):
         prepared, n_bits = _with_look_ups(model)
         # The first with 2-bit and 4-bit integers; optimizing would replace look-ups by weights.
         opset = 25 if min(n_bits.values(), default=8) <= 2 else 21
-        how: Any = {"opset_version": opset, "dynamo": True, "optimize": False, "verbose": False}
-        how |= {"kwargs": named, "dynamic_shapes": dynamic_shapes}
+        how: Any = {"opset_version": opset, "kwargs": named, "dynamic_shapes": dynamic_shapes}
         try:
-            program: Any = torch.onnx.export(prepared, args, **how)
+            program: Any = torch.onnx.export(prepared, args, optimize=False, verbose=False, **how)
         except Exception as error:  # whatever its parts raise
             raise BackendError(f"torch.onnx cannot convert the model: {error}") from error
         _narrow(program.model, n_bits)
@@ -100,10 +99,8 @@ class LookUp(nn.Module):
         self.first = nn.Buffer(first.reshape([n for g in weight.grid for n in (g, 1)]))
         self.powers = nn.Buffer(2 ** torch.arange(8, dtype=torch.int32))
         self.lut = nn.Buffer(weight.lut.reshape(len(first), -1))
-        parts = (weight.lut_scale, weight.lut_zero_point, weight.scale)
-        self.lut_scale, self.lut_zero, self.scale = [
-            p if p is None else nn.Buffer(p) for p in parts
-        ]
+        own = (weight.lut_scale, weight.lut_zero_point, weight.scale)
+        self.lut_scale, self.lut_zero, self.scale = [p if p is None else nn.Buffer(p) for p in own]
 
     def forward(self, placeholder: Tensor) -> Tensor:
         """Return the weight; what stands for the dense one is not read."""
