@@ -23,6 +23,8 @@ PARTS = {
     "the last": lambda x, y: x[:, -1:] * y,
     "every other": lambda x, y: x[:, 1::2] * y,
     "along another axis": lambda x, y: torch.stack([x, x])[1][:, :4] * y,
+    "an output": lambda x, y: torch.cat([x, y], 1)[:, 1],
+    "an item that is an output": lambda x, y: torch.cat([x, y], 1).split(6, 1)[1],
     "the whole beside": lambda x, y: x.sum(1, keepdim=True) * x[:, 4:] * y,
 }
 

@@ -42,7 +42,7 @@ def _part(graph: fx.Graph, joined: fx.Node, user: fx.Node) -> None:
     dim, rank = _dim(joined), joined.meta["val"].dim()
     length = joined.meta["val"].shape[dim]
     args: Any = user.args
-    if args[:1] != (joined,) or not _along(user, dim, rank):
+    if args[:1] != (joined,) or not _along(user, dim, rank) or _is_output(user):
         return
     if user.target is _CUT:
         start, stop, step = (*args[2:], None, None, None)[:3]
@@ -62,6 +62,13 @@ def _part(graph: fx.Graph, joined: fx.Node, user: fx.Node) -> None:
                 item.replace_all_uses_with(_picked(graph, joined, item, begin))
             else:
                 item.replace_all_uses_with(_taken(graph, joined, item, begin, end))
+
+
+def _is_output(user: fx.Node) -> bool:
+    """Return whether a node, or an item of it, goes by its name among the program's outputs."""
+    items = user.users if user.target in _PIECES else [user]
+    readers = [reader for item in items for reader in item.users]
+    return any(reader.op == "output" for reader in readers)
 
 
 def _dim(joined: fx.Node) -> int:
