@@ -19,10 +19,9 @@ from palette_core.config import yaml_nodes
 from palette_core.errors import ConfigError, did_you_mean
 from palette_core.model import call_arguments
 from palette_core.palettizer import KMeansPalettizer
-from palette_core.plugins import ExportBackendEntry
-from palette_core.plugins.catalog import get_catalog
+from palette_core.palettizer.targets import backend_for
+from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.options import validate_options
-from palette_core.plugins.registries import Registry
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight
 from palette_core.storage.model_checkpoints import load_checkpoint
@@ -79,7 +78,7 @@ def make_target(
         PaletteError: the backend is not installed, or does not know an option.
     """
     catalog = get_catalog()
-    entry = catalog.backend(backend or _backend_for(output, catalog.export_backends))
+    entry = catalog.backend(backend or _backend_for(output, catalog))
     backend = entry.name
     if output.suffix != entry.suffix:
         raise FactoryError(
@@ -93,16 +92,12 @@ def make_target(
     return Target(output, backend, read, read_dynamic(dynamic))
 
 
-def _backend_for(output: Path, registry: Registry[ExportBackendEntry]) -> str:
+def _backend_for(output: Path, catalog: Catalog) -> str:
     """Return the backend that writes such files, or one that is known to and not installed."""
-    found = registry.find_by("suffix", output.suffix)
-    if found is not None:
-        return found.entry.name
     known = known_plugins()["suffixes"]
-    if output.suffix in known:
+    if catalog.export_backends.find_by("suffix", output.suffix) is None and output.suffix in known:
         return known[output.suffix]
-    written = ", ".join(f"{item.entry.suffix} ({item.entry.name})" for item in registry)
-    raise FactoryError(f"no export backend writes {output}; installed ones write {written}")
+    return backend_for(catalog, output)
 
 
 def export_checkpoint(loaded: Loaded, checkpoint: Path, target: Target, *, as_json: bool) -> None:

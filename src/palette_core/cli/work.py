@@ -9,16 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from palette_core._common.pytrees import floating
 from palette_core.cli.exporting import Target, in_words, size_on_disk
 from palette_core.cli.factories import FactoryError, Loaded, load_factory
-from palette_core.config import (
-    KMeansPalettizerConfig,
-    ModuleKMeansPalettizerConfig,
-    OpKMeansPalettizerConfig,
-)
+from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import CheckpointError
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.reporting import console as show
@@ -120,7 +115,7 @@ def demo(
 ) -> None:
     """Palettize a model, write a packed checkpoint, load it back, and compare outputs."""
     loaded = _load(factory, inputs)
-    config = config or demo_config(loaded.model)
+    config = config or KMeansPalettizerConfig.presets.w4_all()
     fresh = _load(factory, inputs).model
     before = loaded.run()
     dense_bits, _ = model_bits(loaded.model)
@@ -147,21 +142,6 @@ def demo(
             "outputs of the loaded checkpoint differ from the prepared model's; the model's "
             "outputs may be random, or depend on state outside parameters and buffers"
         )
-
-
-def demo_config(model: nn.Module) -> KMeansPalettizerConfig:
-    """Return 4 bits in groups of 16 channels, embeddings included.
-
-    Embeddings are grouped along their width: a vocabulary has no handy divisors.
-    """
-    config = KMeansPalettizerConfig.presets.w4()
-    if not any(isinstance(module, nn.Embedding) for module in model.modules()):
-        return config
-    embedding = ModuleKMeansPalettizerConfig.presets.w4(axis=1).op_state_spec
-    config.global_config.op_type_config = {
-        "embedding": OpKMeansPalettizerConfig(op_state_spec=embedding)
-    }
-    return config
 
 
 def _load(factory: str | None, inputs: Sequence[str]) -> Loaded:
