@@ -41,6 +41,7 @@ class Presets(Generic[ConfigT]):
     def w4_all(self, *, group_size: int = 16) -> ConfigT:
         """Return 4 bits per weight for all matrices: embeddings, experts, recurrent layers too.
 
+        Weights of which operations receive views, such as one expert at a time, are not reached.
         One LUT per ``group_size`` output channels of each operation; in tables of rows, along
         their width, as numbers of rows have no handy divisors.
         """

@@ -61,8 +61,8 @@ def palettize(
             None is one table per tensor.
         algorithm: name of a registered clusterer; None is k-means.
         scale_block_size: one fitted scale for every so many inputs of an output channel.
-        all_matrices: take embeddings, experts, recurrent layers and ``x @ W`` too, not only
-            linear layers, convolutions and attention.
+        all_matrices: take embeddings, recurrent layers, ``x @ W`` and experts that an operation
+            receives whole too, not only linear layers, convolutions and attention.
         calibration: batches of inputs, for algorithms that look at them, which then palettize
             stage by stage; see `KMeansPalettizer.calibrate`.
         num_workers: 1 clusters in this process, more in that many joblib workers, alike.
