@@ -11,6 +11,7 @@ from pathlib import Path
 import joblib
 import pytest
 import torch
+from joblib._parallel_backends import ThreadingBackend
 from torch import Tensor, nn
 
 from palette_core import (
@@ -200,11 +201,30 @@ def test_workers_that_fork_are_refused_and_no_workers_are_none() -> None:
     _, jobs = planned()
     with (
         joblib.parallel_config(backend="multiprocessing"),
-        pytest.raises(WorkerError, match=r"MultiprocessingBackend .* use 'loky', 'threading'"),
+        pytest.raises(WorkerError, match=r"MultiprocessingBackend forks .* use 'loky'"),
     ):
         Executor(2).run(jobs)
     with joblib.parallel_config(backend="sequential"):
         assert_same(Executor(2).run(jobs), Executor().run(jobs))
+
+
+class AllAtOnce(ThreadingBackend):
+    """As the backend of ray: no results before all are there."""
+
+    supports_return_generator = False
+
+
+def test_backends_that_give_all_results_at_once_get_some_calls_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "_AT_ONCE", 1)
+    joblib.register_parallel_backend("all at once", AllAtOnce)
+    _, jobs = planned()
+    done: list[float] = []
+    with joblib.parallel_config(backend="all at once"):
+        found = Executor(2).run(jobs, lambda _, count: done.append(count))
+    assert_same(found, Executor().run(jobs))
+    assert len(done) == len(jobs) > 2
 
 
 def test_any_failure_of_a_backend_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import joblib
@@ -26,6 +27,7 @@ from palette_core.tensors.sensitivities import Sensitivity
 
 T = TypeVar("T")
 
+_AT_ONCE = 4  # calls for each worker, where results come when all are there
 _ALONE = "num_workers=1 clusters in this process"
 _RETRY = "what is finished is kept by the palettizer, so that preparing again takes up from there"
 
@@ -38,11 +40,10 @@ def starts_processes() -> bool:
     """
     backend = get_active_backend()[0]
     name = type(backend).__name__
-    if name != "SequentialBackend" and not backend.supports_return_generator:
+    if name == "MultiprocessingBackend":
         raise WorkerError(
-            f"joblib's {name} does not return results as they come, and forks this process, whose "
-            f"threads do not live on in the copies; use 'loky', 'threading' or 'dask' in "
-            f"joblib.parallel_config, or {_ALONE}"
+            f"joblib's {name} forks this process, whose threads do not live on in the copies; use "
+            f"'loky', 'threading', 'dask' or 'ray' in joblib.parallel_config, or {_ALONE}"
         )
     return name == "LokyBackend"
 
@@ -91,6 +92,9 @@ def called_in_workers(
 ) -> Iterator[T]:
     """Call a function in workers, and yield what it returns in the order it is done.
 
+    Backends of joblib that give no results before all are there, such as that of ray, get a few
+    calls at a time.
+
     Args:
         function: of a module.
         calls: its arguments; taken from there as workers become free.
@@ -102,9 +106,14 @@ def called_in_workers(
         WorkerError: a worker was killed or cannot be reached, or a call cannot be sent to one.
         OSError: as the function raises it.
     """
+    delayed = (joblib.delayed(function)(*arguments) for arguments in calls)
     try:
-        parallel = joblib.Parallel(n_jobs=num_workers, return_as="generator_unordered")
-        yield from parallel(joblib.delayed(function)(*arguments) for arguments in calls)
+        if get_active_backend()[0].supports_return_generator:
+            yield from joblib.Parallel(n_jobs=num_workers, return_as="generator_unordered")(delayed)
+            return
+        with joblib.Parallel(n_jobs=num_workers) as parallel:
+            while some := list(islice(delayed, _AT_ONCE * num_workers)):
+                yield from parallel(some)
     except (PaletteError, MemoryError, torch.OutOfMemoryError):
         raise
     except BaseException as error:  # each backend has exceptions of its own
@@ -117,7 +126,7 @@ def called_in_workers(
 
 def _explain(error: BaseException, plans: Sequence[TensorPlan]) -> NoReturn:
     what = shortened(named_text_of(error).partition("\n")[0])
-    if isinstance(error, BrokenExecutor) or _named(error, "KilledWorker"):
+    if isinstance(error, BrokenExecutor) or _named(error, "KilledWorker", "RayActorError"):
         raise WorkerError(
             "a worker process ended before it was done, most often because the system was out of "
             f"memory and killed it ({what}); fewer workers need less memory, {_ALONE}; {_RETRY}"

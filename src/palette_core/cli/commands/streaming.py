@@ -45,9 +45,10 @@ def palettize_checkpoint(
     executor: Annotated[
         str | None,
         typer.Option(
-            metavar="dask://HOST:PORT",
-            help="Scheduler of dask.distributed, whose workers see SRC and OUT under the same "
-            "names. --num-workers 1 stands for as many as it has threads.",
+            metavar="ADDRESS",
+            help="Cluster of dask.distributed or of ray, as dask://HOST:PORT or ray://HOST:PORT, "
+            "whose workers see SRC and OUT under the same names. --num-workers 1 stands for as "
+            "many as it has threads.",
         ),
     ] = None,
     as_json: AsJson = False,
