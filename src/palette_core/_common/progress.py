@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 _LOGGER = logging.getLogger("palette_core")
@@ -28,7 +29,7 @@ class _Rate(ProgressColumn):
     """Amounts in millions, and how many a second."""
 
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
         self._unit = unit
 
     def render(self, task: Task) -> Text:
@@ -39,13 +40,14 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def progress_bar(
-    title: str, total: int, *, show: bool | None = None, unit: str = ""
+    title: str, total: int | None, *, show: bool | None = None, unit: str = ""
 ) -> Iterator[Advance]:
     """Yield ``advance(what, amount)``; the bar goes to stderr.
 
     Args:
         title: shown in front.
-        total: the amount at which the work is done.
+        total: the amount at which the work is done; None where nobody knows, and only the time
+            gone by is shown.
         show: None shows the bar only on a terminal, and where warnings are logged.
         unit: of amounts that are large; how many a second are done is shown then.
     """
@@ -54,14 +56,20 @@ def progress_bar(
     if not show:
         yield lambda what, amount: None
         return
+    amounts = [_Rate(unit) if unit else MofNCompleteColumn()] if total is not None else []
+    left = [TimeRemainingColumn()] if total is not None else []
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        _Rate(unit) if unit else MofNCompleteColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(min_width=4, max_width=40, ratio=1)),
+        *amounts,
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}"),
+        *left,
+        TextColumn(
+            "{task.fields[what]}",
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=2),
+        ),
         console=Console(stderr=True),
+        expand=True,
     )
     with bar:
         task = bar.add_task(title, total=total, what="")

@@ -13,6 +13,7 @@ from typing import Any
 from torch.export import Dim
 
 from palette_core._common.files import check_place
+from palette_core._common.progress import progress_bar
 from palette_core.cli.advice import known_plugins
 from palette_core.cli.factories import FactoryError, Loaded
 from palette_core.config import yaml_nodes
@@ -58,13 +59,14 @@ class Target:
             FactoryError: ``dynamic`` names an input that the model does not have.
             PaletteError: the backend cannot.
         """
-        return palettizer.export(
-            self.path,
-            loaded.example_inputs,
-            backend=self.backend,
-            dynamic_shapes=self.dynamic_shapes(loaded),
-            backend_options=self.options,
-        )
+        with progress_bar(f"Writing {self.path.name}", None):
+            return palettizer.export(
+                self.path,
+                loaded.example_inputs,
+                backend=self.backend,
+                dynamic_shapes=self.dynamic_shapes(loaded),
+                backend_options=self.options,
+            )
 
 
 def make_target(

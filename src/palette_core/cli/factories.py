@@ -62,7 +62,7 @@ def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
 
     The callable takes no arguments and returns the model and its example inputs (a tuple of
     positional or a dictionary of keyword inputs), or just the model; then ``inputs`` describes
-    them as ``dtype[shape]``, such as ``float32[1,3,224,224]``.
+    them, see `make_inputs`.
 
     Raises:
         FactoryError: the text, the import, the call or what it returns is not right.
@@ -79,7 +79,7 @@ def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
                 f"{text} returned a model without example inputs; describe them with --input, "
                 "for example --input 'float32[1,3,224,224]', or return (model, example_inputs)"
             )
-        return Loaded(made, tuple(make_input(item) for item in inputs))
+        return Loaded(made, make_inputs(inputs))
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise FactoryError(
             f"{text} must return (model, example_inputs) or a torch.nn.Module, "
@@ -87,7 +87,7 @@ def load_factory(text: str, inputs: Sequence[str] = ()) -> Loaded:
         )
     model, example = made
     if inputs:
-        return Loaded(model, tuple(make_input(item) for item in inputs))
+        return Loaded(model, make_inputs(inputs))
     try:
         return Loaded(model, as_inputs(example, f"the example inputs that {text} returns"))
     except TypeError as error:
@@ -121,6 +121,26 @@ def load_callable(text: str) -> Callable[..., Any]:
         FactoryError: the text or the import is not right, or there is no such callable.
     """
     return _attribute(*_split(text))
+
+
+def make_inputs(texts: Sequence[str]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Make the inputs that ``dtype[shape]`` or, by keyword, ``name=dtype[shape]`` describe.
+
+    Raises:
+        FactoryError: a text does not describe a tensor, a name comes twice, or only some have one.
+    """
+    named = [text.rpartition("=") for text in texts]
+    names = [name.strip() for name, _, _ in named if name]
+    if not names:
+        return tuple(make_input(text) for text in texts)
+    if len(names) != len(texts) or len(set(names)) != len(names):
+        raise FactoryError(
+            f"--input is given as {', '.join(texts)}; write dtype[shape] for inputs in their order, "
+            "or name=dtype[shape] for every one, each name once"
+        )
+    if wrong := next((name for name in names if not name.isidentifier()), None):
+        raise FactoryError(f"--input {wrong!r} is no name of an input, such as input_ids")
+    return {name.strip(): make_input(text) for name, _, text in named}
 
 
 def make_input(text: str) -> Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from palette_core._common.pytrees import floating
 from palette_core.cli.exporting import Target, in_words, size_on_disk
 from palette_core.cli.factories import FactoryError, Loaded, load_factory
+from palette_core.cli.habits import is_quiet
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import CheckpointError
 from palette_core.palettizer import KMeansPalettizer
@@ -80,18 +84,20 @@ def palettize(
     started = time.perf_counter()
     if calibrate is not None:
         palettizer.calibrate(**calibrate)
-    palettizer.prepare(
-        loaded.example_inputs,
-        sensitivities,
-        num_workers,
-        backend=target.backend,
-        backend_options=target.options,
-        dynamic_shapes=dynamic_shapes,
-        trust_sensitivities=trust_sensitivities,
-    )
-    prepared = time.perf_counter()
-    bits = bits_per_weight(loaded.model)
-    written = target.write(palettizer, loaded)
+    with _going_on_later(target.path) as work_folder:
+        palettizer.prepare(
+            loaded.example_inputs,
+            sensitivities,
+            num_workers,
+            backend=target.backend,
+            backend_options=target.options,
+            dynamic_shapes=dynamic_shapes,
+            trust_sensitivities=trust_sensitivities,
+            work_folder=work_folder,
+        )
+        prepared = time.perf_counter()
+        bits = bits_per_weight(loaded.model)
+        written = target.write(palettizer, loaded)
     totals = {
         "bits_per_weight": bits,
         "dense_bytes": dense_bits // 8,
@@ -101,6 +107,23 @@ def palettize(
         "file": str(written),
     }
     _report(palettizer, totals, plot, as_json)
+
+
+@contextlib.contextmanager
+def _going_on_later(output: Path) -> Iterator[Path]:
+    """Yield a folder for what is finished; removed at the end, and left after a failure."""
+    folder = output.with_name(f".{output.name}.unfinished")
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not there
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            elif not is_quiet():
+                told = f"palette: finished weights are in {folder}; the same command goes on there"
+                Console(stderr=True, soft_wrap=True).print(told, markup=False, highlight=False)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def demo(

@@ -17,7 +17,7 @@ from palette_core._common.progress import Advance
 from palette_core._common.rng import untouched_global_rng
 from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
-from palette_core.engine.kept import Kept
+from palette_core.engine.kept import Keeper
 from palette_core.engine.results import Clustered
 from palette_core.engine.workers import (
     are_there,
@@ -74,7 +74,7 @@ class Executor:
     num_workers: int = 1
     catalog: Catalog = field(default_factory=get_catalog)
     progress: bool | None = None
-    kept: Kept | None = None
+    kept: Keeper | None = None
 
     def __post_init__(self) -> None:
         count: object = self.num_workers
@@ -106,6 +106,8 @@ class Executor:
             with untouched_global_rng():
                 for index, result in self._cluster(ordered, queue):
                     finished[index] = result
+                    if self.kept is not None and self.kept.at_once:
+                        self.kept.add([(ordered[index], result)])
                     _log.debug("%s: %.2f s", ordered[index].plan.name, result.seconds)
                     advance(ordered[index].plan.name, 1)
         except BaseException:
@@ -140,7 +142,7 @@ class Executor:
         return in_workers(jobs, queue, self.num_workers)
 
     def _kept(self, jobs: list[Job]) -> dict[int, Clustered]:
-        if not self.kept:
+        if not self.kept:  # there is none, or nothing in it
             return {}
         found = ((i, self.kept.find(job)) for i, job in enumerate(jobs))
         return {i: result for i, result in found if result is not None}

@@ -25,13 +25,18 @@ Made = tuple[TensorPlan, str, str]
 
 def source_of(config: KMeansPalettizerConfig, made: Iterable[Made], catalog: Catalog) -> Source:
     """Return the source of palettes that were made by one configuration."""
+    return Source(told(config, catalog), plugins_of(made, catalog))
+
+
+def plugins_of(made: Iterable[Made], catalog: Catalog) -> dict[str, str]:
+    """Return the distributions, with versions, that take part in making palettes, by plug-in."""
     used: dict[str, str] = {}
     for kind, name in dict.fromkeys(each for one in made for each in _named(*one)):
         registry = catalog[kind]
         # A granularity may be the user's own, registered by nobody; see `check_names`.
         if kind is not GRANULARITY or name in registry.names():
             used[f"{kind.slug}:{name}"] = str(registry.find(name).distribution)
-    return Source(told(config, catalog), dict(sorted(used.items())))
+    return dict(sorted(used.items()))
 
 
 def told(config: KMeansPalettizerConfig, catalog: Catalog) -> dict[str, Any]:

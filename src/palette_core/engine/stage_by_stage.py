@@ -70,6 +70,7 @@ class _Walk:
         self._advance = advance
         self._results: dict[str, Clustered] = {}
         self._counted: set[str] = set()
+        self._where = ""  # of the walk, for whoever watches
 
     def at_once(self) -> dict[str, Clustered]:
         """Cluster with the moments of the unchanged model."""
@@ -95,14 +96,17 @@ class _Walk:
 
     def _in_stages(self, structure: Structure) -> dict[str, Clustered]:
         judge = bool(self._feeder.calibration.held_out)
-        for stage, steps in _by_stage(structure.steps):
+        stages = list(_by_stage(structure.steps))
+        for number, (stage, steps) in enumerate(stages, start=1):
             names = _names(steps)
+            self._where = f"stage {number} of {len(stages)}, "
             _log.info("stage %s: %d weights", stage or names[0], len(names))
             self._feeder.enter(stage, names)
             for step in steps:
                 self._step(step)
             changed = judge and self._judge(stage, names, alone=False)
             self._feeder.leave(stage, changed=changed)
+        self._where = ""
         self._feeder.complete()
         rest = [job for name, job in self._jobs.items() if name not in structure.calls]
         for job in rest:
@@ -114,7 +118,7 @@ class _Walk:
     def _step(self, step: Step) -> None:
         """Cluster the weights of a step with the moments of the model as it is by now."""
         jobs = [self._jobs[name] for name in step.names]
-        self._advance(f"inputs of {step.names[0]}", 0)
+        self._advance(f"{self._where}inputs of {step.names[0]}", 0)
         wanted = [job.plan for job in jobs if self._needs(job)]
         moments, cross = self._feeder.moments(step, wanted)
         ready = []
@@ -156,7 +160,7 @@ class _Walk:
 
     def _cluster(self, jobs: Sequence[Job]) -> None:
         if jobs:
-            self._advance(jobs[0].plan.name, 0)
+            self._advance(f"{self._where}{jobs[0].plan.name}", 0)
         results = self._executor.run(jobs, self._count)
         for job, result in zip(jobs, results, strict=True):
             self._results[job.plan.name] = result
@@ -166,7 +170,7 @@ class _Walk:
         """Count a weight as done, once, also where all begins anew."""
         if name not in self._counted:
             self._counted.add(name)
-            self._advance(name, amount)
+            self._advance(f"{self._where}{name}", amount)
 
 
 def _by_stage(steps: Iterable[Step]) -> Iterator[tuple[str | None, list[Step]]]:

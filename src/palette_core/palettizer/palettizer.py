@@ -16,7 +16,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.config.model import ConfigLike
 from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
-from palette_core.engine.kept import Kept
+from palette_core.engine.kept import Kept, keeper_in
 from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
@@ -192,6 +192,7 @@ class KMeansPalettizer:
         dynamic_shapes: Any = None,
         trust_sensitivities: bool = False,
         show_progress: bool | None = None,
+        work_folder: str | Path | None = None,
     ) -> nn.Module:
         """Palettize the model in place and return it.
 
@@ -217,9 +218,11 @@ class KMeansPalettizer:
             dynamic_shapes: those it will export with, see `export`.
             trust_sensitivities: take those of other weights, such as of another precision.
             show_progress: None shows a bar on a terminal.
+            work_folder: keep each result in this folder, a file each, made where it is missing, so
+                that after a kill the same call goes on from there. Remove it afterwards.
 
         Raises:
-            StateError: the model is palettized already.
+            StateError: the model is palettized already, or another run has ``work_folder``.
             TypeError: wrong kinds of arguments.
             ValueError: ``num_workers`` is less than 1.
             TracingError: the model fails on the inputs.
@@ -232,8 +235,8 @@ class KMeansPalettizer:
                 failure a second call of the same palettizer goes on with the weights not done.
             CalibrationError: the model failed on a calibration batch.
         """
-        with torch_state_kept():
-            executor = Executor(num_workers, self._catalog, show_progress, self._kept)
+        with torch_state_kept(), keeper_in(work_folder, self._kept, self._catalog) as kept:
+            executor = Executor(num_workers, self._catalog, show_progress, kept)
             life_cycle.check(Action.PREPARE, self._model, marks=False)
             plan = self.make_plan(
                 example_inputs, on_incompatible=on_incompatible, backend=backend,

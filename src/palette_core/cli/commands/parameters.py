@@ -21,8 +21,9 @@ Input = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        help="Example input as dtype[shape], such as float32[1,3,224,224]; once per input, for "
-        "a FACTORY that returns only a model.",
+        help="Example input as dtype[shape], such as float32[1,3,224,224], or by keyword as "
+        "name=dtype[shape], such as input_ids=int64[1,16]; once per input, for a FACTORY that "
+        "returns only a model.",
     ),
 ]
 ConfigFile = Annotated[
