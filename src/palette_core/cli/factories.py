@@ -135,8 +135,8 @@ def make_inputs(texts: Sequence[str]) -> tuple[Tensor, ...] | dict[str, Tensor]:
         return tuple(make_input(text) for text in texts)
     if len(names) != len(texts) or len(set(names)) != len(names):
         raise FactoryError(
-            f"--input is given as {', '.join(texts)}; write dtype[shape] for inputs in their order, "
-            "or name=dtype[shape] for every one, each name once"
+            f"--input is given as {', '.join(texts)}; write dtype[shape] for inputs in their "
+            "order, or name=dtype[shape] for every one, each name once"
         )
     if wrong := next((name for name in names if not name.isidentifier()), None):
         raise FactoryError(f"--input {wrong!r} is no name of an input, such as input_ids")
