@@ -115,11 +115,11 @@ def _going_on_later(output: Path) -> Iterator[Path]:
     folder = output.with_name(f".{output.name}.unfinished")
     try:
         yield folder
-    except BaseException:
+    except BaseException as stopped:
         with contextlib.suppress(OSError):  # it is not there
             if not any(folder.iterdir()):
                 folder.rmdir()
-            elif not is_quiet():
+            elif isinstance(stopped, KeyboardInterrupt) and not is_quiet():  # errors are one line
                 told = f"palette: finished weights are in {folder}; the same command goes on there"
                 Console(stderr=True, soft_wrap=True).print(told, markup=False, highlight=False)
         raise
