@@ -22,7 +22,7 @@ OPERATIONS = {**mil_operations.TABLE, **mil_layers.TABLE}
 
 
 def run_package(path: Path, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
-    """Evaluate the function ``main``; states start as zeros.
+    """Evaluate the function ``main`` once; states start as zeros.
 
     Args:
         path: a saved package of an ML program.
@@ -31,21 +31,41 @@ def run_package(path: Path, inputs: Sequence[Array] | Mapping[str, Array]) -> di
     Returns:
         The outputs by name, in the program's order.
     """
-    model = ct.models.MLModel(str(path), skip_model_load=True)
-    spec = model.get_spec()
-    # Not model.weights_dir: its search for the folder swallows every exception, those of signals
-    # too, and then says that there is none.
-    folder = str(path / "Data" / "com.apple.CoreML" / "weights")
-    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=folder)
-    function = program.functions["main"]
-    states = {s.name for s in spec.description.state}
-    names = [name for name in function.inputs if name not in states]
-    given = inputs if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=True))
-    held = {name: np.asarray(value) for name, value in given.items()}
-    for name in states:
-        held[name] = np.zeros(function.inputs[name].shape, np.float32)
-    evaluate_block(function, held)
-    return {var.name: held.get(var.name, var.val) for var in function.outputs}
+    return Package(path)(inputs)
+
+
+class Package:
+    """A saved ML program, evaluated time after time; its states start as zeros.
+
+    Args:
+        path: of the package.
+        function: which one of several.
+    """
+
+    def __init__(self, path: Path, function: str = "main") -> None:
+        model = ct.models.MLModel(str(path), skip_model_load=True)
+        spec = model.get_spec()
+        # Not model.weights_dir: its search for the folder swallows every exception, those of
+        # signals too, and then says that there is none.
+        folder = str(path / "Data" / "com.apple.CoreML" / "weights")
+        version = spec.specificationVersion
+        program = load(spec, specification_version=version, file_weights_dir=folder)
+        self._function = program.functions[function]
+        described = {f.name: f.state for f in spec.description.functions}
+        names = described.get(function, spec.description.state)
+        self.states = {
+            state.name: np.zeros(self._function.inputs[state.name].shape, np.float32)
+            for state in names
+        }
+
+    def __call__(self, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs by name, in the program's order; the states are kept."""
+        names = [name for name in self._function.inputs if name not in self.states]
+        given = inputs if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=True))
+        held = {name: np.asarray(value) for name, value in given.items()} | self.states
+        evaluate_block(self._function, held)
+        self.states = {name: held[name] for name in self.states}
+        return {var.name: held.get(var.name, var.val) for var in self._function.outputs}
 
 
 def evaluate_block(block: Any, held: dict[str, Any]) -> None:

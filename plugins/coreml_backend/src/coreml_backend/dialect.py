@@ -71,6 +71,7 @@ _REWRITTEN = (
     aten.rsub.Tensor,
     aten.scaled_dot_product_attention.default,
     aten.scatter_add.default,
+    aten.scatter.src,
     aten.scatter.value,
     aten.searchsorted.Tensor,
     aten.select.int,
@@ -91,6 +92,7 @@ _REWRITTEN = (
     aten.where.Scalar,
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
+    aten.where.self,
     aten.zeros.default,
     aten.zeros_like.default,
 )

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from export_rewrites.program import module_in, module_of
+from export_rewrites.states import EXTREMES
 
 _NARROW = (torch.int8, torch.uint8, torch.int16)
 # What moves numbers, and computes none.
@@ -66,6 +67,7 @@ def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
         if spec.kind is OutputKind.PARAMETER_MUTATION:
             yield f"the model writes to its parameter {spec.target!r}, which {runtime} has constant"
     yield from _complex(program, runtime)
+    yield from _unbounded(program)
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
@@ -81,6 +83,21 @@ def _sentences(program: ExportedProgram, runtime: str) -> Iterator[str]:
                 f"{_name(node)}: {runtime} does not wrap {name} as torch does; compute in int32, "
                 "and keep such tensors for storage"
             )
+
+
+def _unbounded(program: ExportedProgram) -> Iterator[str]:
+    """Yield a sentence for each module with slices whose bounds a rewritten program lacks."""
+    found = dict.fromkeys(
+        module_of(node)
+        for target in EXTREMES
+        for node in program.graph.find_nodes(op="call_function", target=target)
+    )
+    for where in found:
+        yield (
+            f"sym_max ({where}): a slice begins or ends at a number of the inputs whose bounds are "
+            "not known. Write torch._check(start >= 0) and torch._check(start + count <= size) "
+            "right before x[start : start + count], each time, and count from the front"
+        )
 
 
 def _complex(program: ExportedProgram, runtime: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Reading at computed places, and cutting."""
+"""Reading at computed places, choosing, and cutting."""
 
 from __future__ import annotations
 
@@ -121,3 +121,22 @@ def squeeze(a: Tensor, dim: Sequence[int] | int) -> Any:
         return NotImplemented
     left = [axis for axis in axes if a.shape[axis] == 1]
     return aten.squeeze.dims(a, left) if left else aten.clone.default(a)
+
+
+@rewrites(
+    aten.where.self,
+    why="coremltools 9.0 declares a result of dynamic shape without looking at the condition's",
+)
+def where(condition: Tensor, a: Tensor, b: Tensor) -> Any:
+    """Of values that are spread over the condition already."""
+    values = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    if static(condition) or list(map(str, values)) == list(map(str, condition.shape)):
+        return NotImplemented
+    return aten.where.self(condition, _spread(a, condition), _spread(b, condition))
+
+
+def _spread(a: Tensor, over: Tensor) -> Tensor:
+    """Return values, bit for bit, spread over the shape of a condition as well."""
+    if a.dtype is torch.bool:
+        return a | (over & torch.logical_not(over))
+    return a - over.to(a.dtype) * 0

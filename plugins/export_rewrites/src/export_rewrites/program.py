@@ -18,6 +18,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from export_rewrites._registry import known_rewrites
 from export_rewrites.complex_numbers import write_out_complex
 from export_rewrites.folding import fold_constants
+from export_rewrites.states import settle_extremes, write_out_shapes
 from export_rewrites.tracing import summary
 from palette_core.errors import BackendError
 
@@ -85,6 +86,8 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
     fold_constants(program, lambda node: _untaken(node, dialect))
     write_out_complex(program)
     _rename_words(program)
+    write_out_shapes(program)
+    settle_extremes(program)
     _join_views(graph)
     graph.eliminate_dead_code()
     _drop_unread(program)

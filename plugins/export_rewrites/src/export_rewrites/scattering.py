@@ -156,25 +156,81 @@ def _is_mask(index: Tensor | None) -> bool:
     return index is not None and index.dtype is torch.bool
 
 
+def _latest(named: Tensor) -> Tensor:
+    """Return ``[..., size]``: the last of n that names a place, counted from 1; 0 if none does.
+
+    Takes ``[..., n, size]``, see `hot`.
+    """
+    order = (torch.arange(named.shape[-2]) + 1).unsqueeze(-1)
+    return torch.where(named, order, torch.zeros_like(order)).amax(-2)
+
+
+@rewrites(
+    aten.scatter.src, why="coremltools 9.0 fails on a dynamic number of values (an assertion)"
+)
+def scatter(a: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    """Chosen by who is named, the last value where a place is named more than once."""
+    if static(a, index, source) or a.dim() == 0:
+        return NotImplemented
+    dim %= a.dim()
+    others = [axis for axis in range(a.dim()) if axis != dim]
+    sizes = [[str(t.shape[axis]) for axis in others] for t in (a, index, source)]
+    if not isinstance(a.shape[dim], int) or sizes.count(sizes[0]) != len(sizes):
+        return NotImplemented
+    latest = _latest(hot(index.movedim(dim, -1), a.shape[dim])).movedim(-1, dim)
+    return torch.where(latest > 0, source.gather(dim, (latest - 1).clamp(min=0)), a)
+
+
+def _put_rows(a: Tensor, dim: int, index: Tensor, values: Tensor) -> Any:
+    """Write at places of one axis, the last value where a place is named more than once.
+
+    Takes ``index [n]``, and values that spread to the shape of ``a`` with n places on that axis;
+    n may be dynamic.
+    """
+    if index.dim() != 1 or values.dim() > a.dim():
+        return NotImplemented
+    values = values[(None,) * (a.dim() - values.dim())]
+    size: Any = a.shape[dim]
+    count: Any = index.shape[0]
+    if not isinstance(size, int) or (isinstance(count, int) and count == 0):
+        return NotImplemented
+    named = hot(torch.where(index < 0, index + size, index), size)
+    latest = _latest(named)
+    if str(values.shape[dim]) == "1":  # no question to dynamic sizes
+        picked = values
+    else:
+        picked = values.index_select(dim, (latest - 1).clamp(min=0))
+    shape = [1] * a.dim()
+    shape[dim] = size
+    return torch.where((latest > 0).reshape(shape), picked, a)
+
+
+def _put(a: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Any:
+    """Write, the last value where a place is named more than once."""
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    axis, index = given[0]
+    if any(_is_mask(index) for _, index in given):
+        return _put_by_mask(a, index, values, axis) if len(given) == 1 else NotImplemented
+    if axis and len(given) == 1:
+        return _put_rows(a, axis, index, values)
+    if values.dim():
+        return NotImplemented
+    places = aten.index.Tensor(a, indices)
+    return aten.index_put.default(a, indices, values.expand(places.shape))
+
+
 @rewrites(
     aten.index_put.default,
-    why="coreai-torch 0.4.3 does not accumulate, and writes other rows by masks; coremltools 9.0 "
-    "spreads no single value",
+    why="coreai-torch 0.4.3 does not accumulate, writes other rows by masks, and none of dynamic "
+    "number behind the first axis; coremltools 9.0 spreads no single value, and wants indices of "
+    "the first axes",
 )
 def index_put(
     a: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Any:
-    """With accumulation, a product with the matrix of who gets what."""
-    masks = [axis for axis, index in enumerate(indices) if _is_mask(index)]
-    if masks and not accumulate:
-        mask = indices[masks[0]]
-        alone = len([index for index in indices if index is not None]) == 1
-        return _put_by_mask(a, mask, values, masks[0]) if alone else NotImplemented  # type: ignore[arg-type]
+    """Chosen by who is named; with accumulation, a product with the matrix of who gets what."""
     if not accumulate:
-        if values.dim():
-            return NotImplemented
-        places = aten.index.Tensor(a, indices)
-        return aten.index_put.default(a, indices, values.expand(places.shape))
+        return _put(a, indices, values)
     if not static(a, values):
         return NotImplemented
     given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
