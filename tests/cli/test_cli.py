@@ -304,7 +304,7 @@ def test_palettize_takes_all_options_of_calibration(palette, tmp_path):
 
 def test_palettize_tables_and_picture(palette, tmp_path):
     pytest.importorskip("matplotlib")
-    code, out, err = palette("palettize", "fac.py", "-o", "m.safetensors", "--plot", "r.png")
+    code, out, err = palette("palettize", "fac.py", "-o", "m.safetensors", "--report", "r.png")
     assert code == 0, err
     assert "SNR dB" in out
     assert "0.weight" in out
@@ -416,8 +416,8 @@ ERRORS = {
     ("plan", "fac.py:leaves"): "SystemExit: done",
     ("plan", "fac.py:bare", "--input", "qint8[2,16]"): "float32",
     ("plan", "fac.py:bare", "--input", "float32[99999999,99999999]"): "cannot be made",
-    ("palettize", "fac.py", "-o", "m.safetensors", "--plot", "r.xyz"): "r.xyz",
-    ("demo", "--model", "fac.py", "-o", "m.safetensors", "--plot", "r.xyz"): ".png",
+    ("palettize", "fac.py", "-o", "m.safetensors", "--report", "r.xyz"): "r.xyz",
+    ("demo", "--model", "fac.py", "-o", "m.safetensors", "--report", "r.xyz"): ".png",
     ("plan", "fac.py:misfit"): "failed on example_inputs",
     ("plan", "fac.py:bare"): "--input",
     ("plan", "fac.py:bare", "--input", "float32[2"): "dtype[shape]",
@@ -439,7 +439,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("args", ERRORS, ids=" ".join)
 def test_bad_input_is_one_line_and_code_2(palette, tmp_path, args):
-    if "--plot" in args:
+    if "--report" in args:
         pytest.importorskip("matplotlib")
     (tmp_path / "folder.safetensors").mkdir()
     code, out, err = palette(*args)

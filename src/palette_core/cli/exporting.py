@@ -169,7 +169,7 @@ _WORDS = {
     "export_seconds": "seconds to write",
     "loaded_outputs_equal": "outputs after loading back equal",
     "file": "written",
-    "plot": "picture",
+    "report": "report",
 }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,23 @@ from palette_core.cli.habits import is_quiet
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import CheckpointError
 from palette_core.palettizer import KMeansPalettizer
+from palette_core.palettizer.measuring import evaluating
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight, model_bits
 from palette_core.storage.model_checkpoints import load_checkpoint
 
 
-def check_report_file(plot: Path | None) -> None:
-    """Refuse, before any work, a file that a report cannot be written into.
+def check_report_files(paths: Sequence[Path]) -> None:
+    """Refuse, before any work, files that a report cannot be written into.
 
     Raises:
         PaletteError: it cannot.
     """
-    if plot is not None:
+    if paths:
         from palette_core.reporting import files
 
-        files.check_report_file(plot)
+        for path in paths:
+            files.check_report_file(path)
 
 
 def check_picture_name(plot: Path | None) -> None:
@@ -71,7 +75,8 @@ def palettize(
     sensitivities: Path | None,
     trust_sensitivities: bool,
     calibrate: Mapping[str, Any] | None,
-    plot: Path | None,
+    reports: Sequence[Path],
+    evaluate: Callable[[Any], Any] | None,
     as_json: bool,
 ) -> None:
     """Calibrate where asked to, palettize, write, report.
@@ -96,17 +101,21 @@ def palettize(
             work_folder=work_folder,
         )
         prepared = time.perf_counter()
+        if reports:
+            palettizer.measure(loaded.example_inputs)
+        scores = {} if evaluate is None else scores_of(evaluate, loaded.model)
         bits = bits_per_weight(loaded.model)
+        writing = time.perf_counter()
         written = target.write(palettizer, loaded)
     totals = {
         "bits_per_weight": bits,
         "dense_bytes": dense_bits // 8,
         "file_bytes": size_on_disk(written),
         "prepare_seconds": prepared - started,
-        "export_seconds": time.perf_counter() - prepared,
+        "export_seconds": time.perf_counter() - writing,
         "file": str(written),
     }
-    _report(palettizer, totals, plot, as_json)
+    _report(palettizer, {**totals, **({"scores": scores} if scores else {})}, reports, as_json)
 
 
 @contextlib.contextmanager
@@ -133,7 +142,7 @@ def demo(
     output: Path,
     *,
     num_workers: int,
-    plot: Path | None,
+    reports: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Palettize a model, write a packed checkpoint, load it back, and compare outputs."""
@@ -148,6 +157,8 @@ def demo(
     seconds = time.perf_counter() - started
     after = loaded.run(prepared)
     bits = bits_per_weight(prepared)
+    if reports:
+        palettizer.measure(loaded.example_inputs)
     written = palettizer.export(output, backend="packed")
     again = loaded.run(load_checkpoint(written, fresh.eval()))
     totals = {
@@ -159,7 +170,7 @@ def demo(
         "loaded_outputs_equal": _equal(after, again),
         "file": str(written),
     }
-    _report(palettizer, totals, plot, as_json)
+    _report(palettizer, totals, reports, as_json)
     if not totals["loaded_outputs_equal"]:
         raise CheckpointError(
             "outputs of the loaded checkpoint differ from the prepared model's; the model's "
@@ -177,20 +188,46 @@ def _load(factory: str | None, inputs: Sequence[str]) -> Loaded:
     return Loaded(load_minilm(), tokenize(SENTENCES))
 
 
+def scores_of(evaluate: Callable[[Any], Any], model: Any) -> dict[str, float]:
+    """Call an evaluation on a model, and return its numbers by name.
+
+    Raises:
+        FactoryError: it failed, or returned something else.
+    """
+    name = getattr(evaluate, "__name__", "score")
+    try:
+        with torch.no_grad(), evaluating(model):
+            found = evaluate(model)
+        scores = found if isinstance(found, Mapping) else {name: found}
+        made = {str(key): float(value) for key, value in scores.items()}
+    except (Exception, SystemExit) as error:
+        raise FactoryError(
+            f"evaluation {name} has to return a number, or numbers by name: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    wrong = {key: value for key, value in made.items() if not math.isfinite(value)}
+    if wrong or not made:
+        raise FactoryError(f"evaluation {name} returned {wrong or 'nothing'}; numbers are wanted")
+    return made
+
+
 def _report(
-    palettizer: KMeansPalettizer, totals: dict[str, Any], plot: Path | None, as_json: bool
+    palettizer: KMeansPalettizer, totals: dict[str, Any], paths: Sequence[Path], as_json: bool
 ) -> None:
     report = palettizer.report
     if report is None:
         raise AssertionError("a prepared palettizer has a report")
-    totals = {"bits_per_palettized_weight": report.bits_per_palettized_weight, **totals}
-    if plot is not None:
+    scores = totals.pop("scores", {})
+    report = replace(report, run=replace(report.run, scores=scores))
+    totals = {"bits_per_palettized_weight": report.bits_per_palettized_weight, **totals, **scores}
+    if paths:
         from palette_core.reporting.files import write_report
 
-        write_report(report, plot)
-        totals["plot"] = str(plot)
+        for path in paths:
+            write_report(report, path)
+        totals["report"] = ", ".join(map(str, paths))
     if as_json:
-        show.print_json({**report.to_dict(), "totals": totals})
+        show.print_json({**report.to_dict(views=False), "totals": totals})
         return
     show.report(report)
     show.totals(in_words(totals))

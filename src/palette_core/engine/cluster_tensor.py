@@ -13,6 +13,7 @@ from palette_core.engine.jobs import Job, check_finite
 from palette_core.engine.results import Clustered
 from palette_core.engine.sparsity import find_zeros, without_zeros, zeros_lost
 from palette_core.engine.task import Task
+from palette_core.engine.views import view_of
 from palette_core.errors import ClusteringError, PaletteError
 from palette_core.planning import TensorPlan
 from palette_core.planning.choose import clusterer_options, default_clusterer
@@ -91,9 +92,10 @@ def cluster_tensor(job: Job, catalog: Catalog) -> Clustered:
         error, norm, zero = distortion(weight, palettized)
         nobody_asks = not zeros_stay and plan.spec.sparsity_detection_threshold is None
         lost = zeros_lost(weight, palettized, zero) if nobody_asks else 0.0
+        view = view_of(weight, palettized)
     seconds = time.perf_counter() - start
     before, after = codebook.objective_before, codebook.objective_after
-    return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after, lost)
+    return Clustered(palettized, error, norm, seconds, plan.algorithm, before, after, lost, view)
 
 
 def cluster_here(job: Job, catalog: Catalog) -> Clustered:

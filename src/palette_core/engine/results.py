@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
-from palette_core.planning import Coverage, DenseWeights, Plan, SkippedTensor, TensorPlan
+from palette_core.engine.run_facts import RunFacts
+from palette_core.engine.views import WeightView
+from palette_core.planning import (
+    Coverage,
+    DenseTensor,
+    DenseWeights,
+    Plan,
+    SkippedTensor,
+    TensorPlan,
+)
 from palette_core.storage.forms.registry import DEFAULT_FORM, form_for, stored_bits
 from palette_core.tensors.palettized import PalettizedTensor
 
@@ -29,6 +39,7 @@ class Clustered:
         objective_after: the same at the result.
         zeros_lost: share of the weights that are zero and decode to something else, where many
             are zero and the spec says nothing of zeros.
+        view: distributions and tables, for reports.
     """
 
     palettized: PalettizedTensor
@@ -39,6 +50,7 @@ class Clustered:
     objective_before: float | None = None
     objective_after: float | None = None
     zeros_lost: float = 0.0
+    view: WeightView | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,15 @@ class TensorReport:
         stored_form: name of the form in which the weight is stored; its size is that form's.
         zeros_lost: share of the weights that were zero and decode to something else, where many
             were zero and the spec says nothing of zeros.
+        squared_error: Σ (w − ŵ)².
+        cluster_dim: values of an entry.
+        lut_dtype: of the look-up tables, such as ``"float32"``.
+        seed: of the weight, derived from the configuration's.
+        view: distributions and tables; None of a weight without elements.
+        output_error: ‖outputs − those of the dense weight‖² / ‖those‖² of the layer, on inputs
+            that the palettized model gives it; None where it was not measured.
+        loss_share: share of the model's output error that goes when this weight alone is dense;
+            None where it was not measured.
     """
 
     name: str
@@ -79,10 +100,17 @@ class TensorReport:
     vector_kmeans_config: dict[str, Any] | None = None
     stored_form: str = DEFAULT_FORM
     zeros_lost: float = 0.0
+    squared_error: float = 0.0
+    cluster_dim: int = 1
+    lut_dtype: str = ""
+    seed: int = 0
+    view: WeightView | None = None
+    output_error: float | None = None
+    loss_share: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an infinite ratio becomes None."""
-        row = asdict(self)
+    def to_dict(self, *, views: bool = True) -> dict[str, Any]:
+        """Return plain JSON values; an infinite ratio becomes None, a view on request too."""
+        row = asdict(self if views else replace(self, view=None))
         row["snr_db"] = self.snr_db if math.isfinite(self.snr_db) else None
         return row
 
@@ -91,16 +119,27 @@ class TensorReport:
         """Make one of what `to_dict` returns; other values are left out."""
         row = {field.name: values[field.name] for field in fields(cls)}
         snr = math.inf if row["snr_db"] is None else row["snr_db"]
-        return cls(**{**row, "shape": tuple(row["shape"]), "snr_db": snr})
+        view = None if row["view"] is None else WeightView.from_dict(row["view"])
+        return cls(**{**row, "shape": tuple(row["shape"]), "snr_db": snr, "view": view})
 
 
 @dataclass(frozen=True)
 class Report:
-    """All palettized weights, what was asked for but stays dense, and what share that is."""
+    """All palettized weights, what stays dense, what share that is, and facts about the run.
+
+    Attributes:
+        tensors: the palettized weights.
+        skipped: tensors that were asked for and stay dense.
+        coverage: how much of the model is palettized.
+        unasked: tensors that no rule asked for.
+        run: timings, environment, files, measurements.
+    """
 
     tensors: tuple[TensorReport, ...]
     skipped: tuple[SkippedTensor, ...]
     coverage: Coverage = field(default_factory=Coverage)
+    unasked: tuple[DenseTensor, ...] = ()
+    run: RunFacts = field(default_factory=RunFacts)
 
     @property
     def bits_per_palettized_weight(self) -> float:
@@ -112,6 +151,12 @@ class Report:
     def dense(self) -> tuple[DenseWeights, ...]:
         """Weights that stay dense, those of the most elements first, and what would reach them."""
         return self.coverage.dense
+
+    @property
+    def left(self) -> tuple[SkippedTensor | DenseTensor, ...]:
+        """Tensors that stay dense, whether they were asked for or not, the largest first."""
+        both: tuple[SkippedTensor | DenseTensor, ...] = (*self.skipped, *self.unasked)
+        return tuple(sorted(both, key=lambda item: -item.bytes))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -126,17 +171,59 @@ class Report:
             "sparsity_detection_threshold: 0.3 or preserve_zero: true in their spec keeps them",
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an infinite ratio becomes None."""
-        rows = [tensor.to_dict() for tensor in self.tensors]
-        skipped = [asdict(s) for s in self.skipped]
-        return {"tensors": rows, "skipped": skipped, "coverage": self.coverage.to_dict()}
+    def to_dict(self, *, views: bool = True) -> dict[str, Any]:
+        """Return plain JSON values; an infinite ratio becomes None.
+
+        Args:
+            views: with the distributions and tables of every weight, which are long.
+        """
+        rows = [tensor.to_dict(views=views) for tensor in self.tensors]
+        return {
+            "tensors": rows,
+            "skipped": [asdict(s) for s in self.skipped],
+            "unasked": [asdict(s) for s in self.unasked],
+            "coverage": self.coverage.to_dict(),
+            "run": self.run.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make one of what `to_dict` returns."""
+
+        def dense(kind: Any, key: str) -> Any:
+            return tuple(kind(**{**row, "shape": tuple(row["shape"])}) for row in values[key])
+
+        return cls(
+            tuple(TensorReport.from_dict(row) for row in values["tensors"]),
+            dense(SkippedTensor, "skipped"),
+            Coverage.from_dict(values["coverage"]),
+            dense(DenseTensor, "unasked"),
+            RunFacts.from_dict(values["run"]),
+        )
+
+    def to_html(self, title: str = "palette_core") -> str:
+        """Return a page that shows all of this, with everything that it needs in it."""
+        page: str = _drawn_by("palette_core.reporting.html.pages").report_page(self, title)
+        return page
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the page, in a frame of its own."""
+        frame: str = _drawn_by("palette_core.reporting.html.pages").framed(self.to_html())
+        return frame
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame``, one row for each tensor, dense ones too.
+
+        Raises:
+            MissingFramesError: pandas is not installed.
+        """
+        return _drawn_by("palette_core.reporting.frames").frame(self)
 
 
 def make_report(plan: Plan, results: Sequence[Clustered]) -> Report:
     """Combine a plan with its results, in the plan's order."""
     rows = tuple(tensor_report(p, r) for p, r in zip(plan, results, strict=True))
-    return Report(rows, plan.skipped, plan.coverage)
+    return Report(rows, plan.skipped, plan.coverage, plan.dense)
 
 
 def updated_report(report: Report, results: Iterable[tuple[TensorPlan, Clustered]]) -> Report:
@@ -164,7 +251,17 @@ def tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         objective_before=result.objective_before,
         objective_after=result.objective_after,
         vector_kmeans_config=None if vectors is None else vectors.model_dump(),
+        squared_error=result.squared_error,
+        cluster_dim=plan.spec.cluster_dim,
+        lut_dtype=str(result.palettized.lut.dtype).removeprefix("torch."),
+        seed=plan.seed,
+        view=result.view,
     )
+
+
+def _drawn_by(module: str) -> Any:
+    """Import a module of the room above that draws reports, when a report is to be drawn."""
+    return importlib.import_module(module)
 
 
 def snr_db(signal: float, noise: float) -> float:

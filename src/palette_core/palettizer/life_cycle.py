@@ -34,6 +34,7 @@ class Action(Enum):
     TRAIN = "training_mode()"
     STEP = "step()"
     SAVE = "save_sensitivities()"
+    MEASURE = "measure()"
     FINALIZE = "finalize()"
     FOLD = "dequantize()"
     EXPORT = "export()"
@@ -81,6 +82,7 @@ TRANSITIONS: Mapping[Action, Mapping[State, State | str]] = {
     Action.SAVE: _busy("save_sensitivities()")
     | _needs_prepared("saving sensitivities", State.PREPARED)
     | {State.TRAINING: State.TRAINING},
+    Action.MEASURE: _busy("measure()") | _needs_prepared("measure()", State.PREPARED),
     Action.FINALIZE: _busy("finalize()") | _needs_prepared("finalization", State.FINALIZED),
     Action.FOLD: _busy("dequantize()")
     | _needs_prepared("dequantize()", State.UNPREPARED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -18,6 +19,8 @@ from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
 from palette_core.engine.kept import Kept, keeper_in
 from palette_core.engine.results import Report, make_report, updated_report
+from palette_core.engine.run_facts import Stopwatch
+from palette_core.errors import StateError
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
 from palette_core.palettizer import life_cycle
@@ -31,6 +34,7 @@ from palette_core.palettizer.calibration import (
 from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import dequantize, export, finalize
 from palette_core.palettizer.life_cycle import Action, State
+from palette_core.palettizer.measuring import facts_of, output_errors, with_errors
 from palette_core.palettizer.prepared_states import attach_stored
 from palette_core.palettizer.targets import ExportBackend as ExportBackend  # noqa: PLC0414 - public
 from palette_core.palettizer.targets import backend_for, find_target
@@ -44,6 +48,7 @@ from palette_core.planning import (
 )
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
+from palette_core.storage.bits import model_bits
 from palette_core.storage.sensitivity_files import save_sensitivities
 from palette_core.storage.written_buffers import note_written
 
@@ -78,6 +83,7 @@ class KMeansPalettizer:
         self._doing: State | None = None
         self._looked: tuple[InputCalibration, Findings] | None = None
         self._kept = Kept()
+        self._watch = Stopwatch()
         self.plan: Plan | None = None
         self.report: Report | None = None
 
@@ -163,7 +169,7 @@ class KMeansPalettizer:
                 ``stages`` names no module, or ``folder`` is none.
             TracingError, PlanError: see `make_plan`; the first batch is the example.
         """
-        with torch_state_kept():
+        with torch_state_kept(), self._watch("calibrate"):
             life_cycle.check(Action.LOOK, self._model, self._doing)
             options = InputCalibration(
                 batches_of(batches),
@@ -238,41 +244,70 @@ class KMeansPalettizer:
         with torch_state_kept(), keeper_in(work_folder, self._kept, self._catalog) as kept:
             executor = Executor(num_workers, self._catalog, show_progress, kept)
             life_cycle.check(Action.PREPARE, self._model, marks=False)
-            plan = self.make_plan(
-                example_inputs, on_incompatible=on_incompatible, backend=backend,
-                backend_options=backend_options, dynamic_shapes=dynamic_shapes,
-            )  # fmt: skip
+            with self._watch("trace and plan"):
+                plan = self.make_plan(
+                    example_inputs, on_incompatible=on_incompatible, backend=backend,
+                    backend_options=backend_options, dynamic_shapes=dynamic_shapes,
+                )  # fmt: skip
             warn(*plan.warnings, stacklevel=2)
             _log.info("planned: %s", plan.coverage.sentence())
-            if state_dict is None:
-                jobs, results = cluster_model(
-                    self._model,
-                    plan,
-                    self._looked,
-                    executor,
-                    sensitivity_path=sensitivity_path,
-                    trust=trust_sensitivities,
-                )
-                report = make_report(plan, results)
-                attach_palettes(self._model, jobs, results, self._config, self._catalog)
-                warn(*report.warnings, stacklevel=2)
-            else:
-                report = attach_stored(
-                    self._model,
-                    plan,
-                    state_dict,
-                    self._catalog,
-                    sensitivity_path=sensitivity_path,
-                    trust=trust_sensitivities,
-                )
+            size = model_bits(self._model)
+            with self._watch("palettize"):
+                if state_dict is None:
+                    jobs, results = cluster_model(
+                        self._model,
+                        plan,
+                        self._looked,
+                        executor,
+                        sensitivity_path=sensitivity_path,
+                        trust=trust_sensitivities,
+                    )
+                    report = make_report(plan, results)
+                    attach_palettes(self._model, jobs, results, self._config, self._catalog)
+                    warn(*report.warnings, stacklevel=2)
+                else:
+                    report = attach_stored(
+                        self._model,
+                        plan,
+                        state_dict,
+                        self._catalog,
+                        sensitivity_path=sensitivity_path,
+                        trust=trust_sensitivities,
+                    )
             if plan.written:
                 note_written(self._model, plan.written)
             if not plan.tensors:  # else the palettes show it
                 life_cycle.mark(self._model, State.PREPARED)
-            self.plan, self.report = plan, report
+            run = facts_of(report, self._config, self._catalog, self._watch.seconds, size)
+            self.plan, self.report = plan, replace(report, run=run)
             self._looked = None  # moments are large, and not needed any more
             self._kept.clear()
             return self._model
+
+    def measure(
+        self, example_inputs: ExampleInputs, *, show_progress: bool | None = None
+    ) -> Report:
+        """Measure errors of outputs on example inputs, put them into `report`, and return it.
+
+        The model runs in evaluation mode, dense and palettized, and up to 16 times more with one
+        weight dense, to tell which weights carry most of its error. It is afterwards as before.
+
+        Args:
+            example_inputs: as those of `prepare`.
+            show_progress: None shows a bar on a terminal.
+
+        Raises:
+            StateError: the model is not prepared, or in training or calibration mode.
+        """
+        with torch_state_kept(), self._watch("measure"):
+            life_cycle.check(Action.MEASURE, self._model, self._doing)
+            if self.report is None:
+                raise StateError("measure() adds to the report of prepare(), and there is none")
+            found = output_errors(self._model, example_inputs, show_progress=show_progress)
+            self.report = with_errors(self.report, found)
+        run = replace(self.report.run, seconds=dict(self._watch.seconds))
+        self.report = replace(self.report, run=run)
+        return self.report
 
     def finalize(
         self,
@@ -357,7 +392,12 @@ class KMeansPalettizer:
             name = backend_for(self._catalog, place) if backend is None else backend
             target = find_target(self._catalog, name, backend_options)
             _log.info("writing %s by backend %s", place, target.name)
-            return export(model, target, self._catalog, place, example_inputs, dynamic_shapes)
+            with self._watch("write"):
+                made = export(model, target, self._catalog, place, example_inputs, dynamic_shapes)
+            if model is self._model and self.report is not None:
+                run = self.report.run.with_file(target.name, made, self._watch.seconds)
+                self.report = replace(self.report, run=run)
+            return made
 
     @contextlib.contextmanager
     def calibration_mode(

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered, Report, make_report
 from palette_core.engine.sparsity import find_zeros
+from palette_core.engine.views import view_of
 from palette_core.errors import StateDictError, WeightError
 from palette_core.model.hooked_weights import is_replaceable
 from palette_core.model.parametrization import parametrizations
@@ -226,8 +227,11 @@ def _finished(
             lost = int((palettized.decode()[weight == 0] != 0).sum())
             _refuse([f"{tensor.name}: {lost} zeros decode to something else"] if lost else [])
         error, norm = square_sums(weight, palettized)
+        view = view_of(weight, palettized)
         finished.append(
-            replace(result, palettized=palettized, squared_error=error, squared_norm=norm)
+            replace(
+                result, palettized=palettized, squared_error=error, squared_norm=norm, view=view
+            )
         )
     return finished
 

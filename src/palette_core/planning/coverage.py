@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from palette_core.config import yaml_io
 from palette_core.config.problems import CONFIG_KEY
@@ -96,7 +96,13 @@ class Coverage:
         """Return plain JSON values."""
         rows = [{**vars(group), "names": list(group.names)} for group in self.dense]
         totals = {"elements": self.elements, "palettized": self.palettized}
-        return {**totals, "dense": rows, "config": self.config}
+        return {**totals, "dense": rows, "config": self.config, "holding": self.holding}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make one of what `to_dict` returns."""
+        rows = (DenseWeights(**{**row, "names": tuple(row["names"])}) for row in values["dense"])
+        return cls(values["elements"], values["palettized"], tuple(rows), values["holding"])
 
     def _largest(self) -> list[DenseWeights]:
         found, left = [], (1 - _SHOWN) * (self.elements - self.palettized)

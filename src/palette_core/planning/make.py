@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -108,7 +109,7 @@ def _outcome(
     if decision.spec is None:
         if decision.asked:
             return _skip(record, decision.reason, decision.rule)
-        return DenseTensor(record.name, record.shape, decision.reason)
+        return DenseTensor(record.name, record.shape, decision.reason, _bytes(record))
     obstacle = obstacle_of(record)
     if obstacle:
         return _skip(record, obstacle, decision.rule)
@@ -122,7 +123,11 @@ def _outcome(
 
 
 def _skip(record: TensorRecord, reason: str, rule: str) -> SkippedTensor:
-    return SkippedTensor(record.name, record.shape, reason, rule)
+    return SkippedTensor(record.name, record.shape, reason, rule, _bytes(record))
+
+
+def _bytes(record: TensorRecord) -> int:
+    return math.prod(record.shape) * record.dtype.itemsize
 
 
 def _plan_tensor(

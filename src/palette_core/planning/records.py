@@ -87,21 +87,23 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class SkippedTensor:
-    """A tensor that a rule asked to palettize, and that stays dense all the same."""
+    """A tensor that a rule asked to palettize, and that stays dense all the same: ``bytes``."""
 
     name: str
     shape: Shape
     reason: str
     rule: str
+    bytes: int
 
 
 @dataclass(frozen=True)
 class DenseTensor:
-    """A tensor that no rule asked for, and why."""
+    """A tensor of ``bytes`` that no rule asked for, and why."""
 
     name: str
     shape: Shape
     reason: str
+    bytes: int
 
 
 @dataclass(frozen=True)

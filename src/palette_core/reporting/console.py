@@ -22,6 +22,8 @@ from palette_core.planning import Coverage, Plan, TensorPlan
 from palette_core.plugins import PluginEntry
 from palette_core.plugins.catalog import Catalog
 from palette_core.reporting import advice
+from palette_core.reporting.words import shape as shape  # noqa: PLC0414 - show.shape
+from palette_core.reporting.words import size as size  # noqa: PLC0414
 from palette_core.storage.forms.registry import DEFAULT_FORM
 
 # Piped output has no width of its own; wide enough that names are not folded.
@@ -315,18 +317,3 @@ def totals(rows: dict[str, Any]) -> None:
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
         console.print(f"[bold]{name:<{width}}[/]  {escape(printable(str(value)))}", highlight=False)
-
-
-def size(count: int) -> str:
-    """Return a number of bytes in words."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
-        value /= 1024
-    raise AssertionError
-
-
-def shape(sizes: Any) -> str:
-    """Return the sizes of a shape in words."""
-    return "×".join(map(str, sizes))

@@ -13,6 +13,7 @@ from pathlib import Path
 from palette_core._common.files import atomic_path
 from palette_core.engine.results import Report
 from palette_core.errors import PaletteError
+from palette_core.reporting.html.pages import check_page, write_report_page
 from palette_core.reporting.pictures import check_picture, plot_report
 
 
@@ -71,5 +72,6 @@ def _write_json(report: Report, path: Path) -> None:
 
 FORMATS = (
     ReportFormat((".json",), _check_json, _write_json),
+    ReportFormat((".html", ".htm"), check_page, write_report_page),
     ReportFormat((), check_picture, plot_report),
 )

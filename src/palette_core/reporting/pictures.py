@@ -47,6 +47,8 @@ def check_picture(path: str | Path) -> Path:
 def plot_report(report: Report, path: str | Path) -> Path:
     """Draw ``report`` into ``path``; the suffix chooses the format (.png, .svg, .pdf).
 
+    Tensors that stay dense are drawn too, for what is written not to look smaller than it is.
+
     Raises:
         MissingPlotError: matplotlib is not installed.
         PictureError: the suffix is no format that matplotlib writes.
@@ -54,28 +56,53 @@ def plot_report(report: Report, path: str | Path) -> Path:
     path = check_picture(path)
     from matplotlib.figure import Figure
 
-    names = [tensor.name for tensor in report.tensors]
-    rows = range(len(names))
-    figure = Figure(figsize=(11, 1.5 + 0.22 * max(1, len(names))), layout="constrained")
-    sizes, noise = figure.subplots(1, 2, sharey=True)
-    sizes.barh(
-        rows, [t.dense_bytes / 2**20 for t in report.tensors], color="#c9d3df", label="dense"
-    )
-    sizes.barh(
-        rows, [t.palettized_bytes / 2**20 for t in report.tensors], color="#2a6f97",
-        label="palettized",
+    rows = [(t.name, t.dense_bytes, t.palettized_bytes, _finite(t.snr_db)) for t in report.tensors]
+    shown, rest = _largest_dense(report)
+    rows += [(f"{name} (dense)", size, size, 0.0) for name, size in shown]
+    if rest:
+        rows.append(("smaller ones (dense)", rest, rest, 0.0))
+    names, before, after, noise = zip(*rows, strict=True) if rows else ((), (), (), ())
+    at = range(len(rows))
+    figure = Figure(figsize=(11, 1.9 + 0.22 * max(1, len(rows))), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.barh(at, [size / 2**20 for size in before], color="#c9d3df", label="before")
+    left.barh(
+        at, [size / 2**20 for size in after], label="now",
+        color=["#2a6f97"] * len(report.tensors) + ["#8d99a6"] * (len(rows) - len(report.tensors)),
     )  # fmt: skip
-    sizes.set_xlabel("MiB")
-    sizes.set_yticks(rows, names, fontsize=7)
-    sizes.invert_yaxis()
-    sizes.legend(loc="lower right")
-    noise.barh(
-        rows, [t.snr_db if math.isfinite(t.snr_db) else 0 for t in report.tensors], color="#e09f3e"
-    )
-    noise.set_xlabel("signal-to-noise, dB")
+    left.set_xlabel("MiB")
+    left.set_yticks(at, names, fontsize=7)
+    left.invert_yaxis()
+    left.legend(loc="lower right")
+    right.barh(at, noise, color="#e09f3e")
+    right.set_xlabel("signal-to-noise, dB")
+    whole = sum(before)
+    if whole:
+        figure.suptitle(
+            f"{whole / 2**20:.4g} MiB to {sum(after) / 2**20:.4g} MiB, tensors that stay dense "
+            f"included ({100 * sum(size for _, size in shown) / whole + 100 * rest / whole:.0f} %)",
+            fontsize=10,
+        )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
     return path
+
+
+_WORTH_A_BAR = 0.005  # of all that stays dense
+
+
+def _largest_dense(report: Report) -> tuple[list[tuple[str, int]], int]:
+    """Return the largest tensors that stay dense, and the bytes of all others."""
+    items = report.left
+    least = _WORTH_A_BAR * sum(item.bytes for item in items)
+    return (
+        [(item.name, item.bytes) for item in items if item.bytes > least],
+        sum(item.bytes for item in items if item.bytes <= least),
+    )
+
+
+def _finite(ratio: float) -> float:
+    return ratio if math.isfinite(ratio) else 0.0
 
 
 def plot_curve(allocation: Allocation, path: str | Path, compared: Sequence[Compared] = ()) -> Path:

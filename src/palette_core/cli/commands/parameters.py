@@ -52,6 +52,24 @@ Backend = Annotated[
     str | None,
     typer.Option(help="Export backend; default: the one that writes files named like --output."),
 ]
+Report = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write the report, with errors of outputs on the example inputs: .html is a "
+        "page, .json the run, for palette report and palette compare, others a picture; once each.",
+    ),
+]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="CALLABLE",
+        help="module:callable or file.py:callable that gets the palettized model and returns a "
+        "number, or numbers by name, for the report.",
+    ),
+]
 Workers = Annotated[int, typer.Option("--num-workers", min=1, help="Clustering processes.")]
 
 

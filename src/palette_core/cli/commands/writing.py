@@ -13,8 +13,10 @@ from palette_core.cli.commands.parameters import (
     BackendOption,
     ConfigFile,
     Dynamic,
+    Evaluate,
     Factory,
     Input,
+    Report,
     Workers,
     load_config,
 )
@@ -67,9 +69,8 @@ def palettize(
         Path | None,
         typer.Option(help="Existing folder to keep matrices in instead of in memory."),
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Also draw sizes and noise per layer: a picture, or .json.")
-    ] = None,
+    report: Report = None,
+    evaluate: Evaluate = None,
     as_json: AsJson = False,
 ) -> None:
     """Palettize a model and write it in a backend's format.
@@ -98,7 +99,8 @@ def palettize(
         "--sensitivities": sensitivities,
         "--trust-sensitivities": trust_sensitivities,
         "--calibration": calibration,
-        "--plot": plot,
+        "--report": report,
+        "--eval": evaluate,
     }
     is_program = programs.is_program(factory)  # some are folders
     if not is_program and checkpoints.is_checkpoint(factory):
@@ -115,7 +117,7 @@ def palettize(
             Path(factory), settings, target, num_workers=num_workers, as_json=as_json
         )
         return
-    work.check_report_file(plot)
+    work.check_report_files(report or ())
     loaded = load_factory(factory, inputs or ())
     calibrate = None
     if calibration is not None:
@@ -134,7 +136,8 @@ def palettize(
         sensitivities=sensitivities,
         trust_sensitivities=trust_sensitivities,
         calibrate=calibrate,
-        plot=plot,
+        reports=report or (),
+        evaluate=None if evaluate is None else load_callable(evaluate),
         as_json=as_json,
     )
 
@@ -171,9 +174,7 @@ def demo(
         Path, typer.Option("--output", "-o", help="Packed checkpoint to write.")
     ] = Path("palette-demo.safetensors"),
     num_workers: Workers = 1,
-    plot: Annotated[
-        Path | None, typer.Option(help="Also draw sizes and noise per layer: a picture, or .json.")
-    ] = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Palettize all-MiniLM-L6-v2 to 4 bits in groups of 16 channels, end to end."""
@@ -181,13 +182,13 @@ def demo(
     from palette_core.cli.exporting import make_target
 
     settings = None if config is None else load_config(config)
-    work.check_report_file(plot)
+    work.check_report_files(report or ())
     work.demo(
         model,
         inputs or (),
         settings,
         make_target(output, "packed").path,
         num_workers=num_workers,
-        plot=plot,
+        reports=report or (),
         as_json=as_json,
     )

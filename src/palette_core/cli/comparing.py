@@ -1,0 +1,26 @@
+"""Work of the commands that show runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from palette_core.reporting import console as show
+from palette_core.reporting.files import check_report_file, write_report
+from palette_core.reporting.runs import read_run
+
+
+def report(run: Path, output: Path, *, as_json: bool) -> None:
+    """Print a run, and write it as a page or a picture.
+
+    Raises:
+        RunFileError: it is none.
+        OSError: it cannot be read, or the output not be written.
+    """
+    found = read_run(run).report
+    check_report_file(output)
+    write_report(found, output)
+    if as_json:
+        show.print_json({**found.to_dict(views=False), "report": str(output)})
+        return
+    show.report(found)
+    show.totals({"report": str(output)})

@@ -1,0 +1,188 @@
+"""Measurements of a prepared model by its example inputs: errors of outputs, and who makes them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palette_core._common.progress import progress_bar
+from palette_core._common.pytrees import deep_copy, floating
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.engine.origins import told
+from palette_core.engine.results import Report
+from palette_core.engine.run_facts import RunFacts, environment
+from palette_core.model import ExampleInputs, call_arguments, restored_state
+from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.plugins.catalog import Catalog
+from palette_core.storage.packed_weight import PaletteModule
+from palette_core.storage.sites import PaletteSite, palette_sites
+
+_TRIED = 16  # weights that are made dense one after the other
+Site = PaletteSite[PalettizedWeight]
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """Squared errors of outputs relative to the squares of the dense ones.
+
+    Attributes:
+        model: of the model; None where it returns no floating tensors, or zeros.
+        layers: of the layers that hold palettized weights, by the weight's name, each on the
+            inputs that the palettized model gives it.
+        shares: share of ``model`` that goes when one weight alone is dense, of those with the
+            largest errors in ``layers``.
+    """
+
+    model: float | None
+    layers: Mapping[str, float]
+    shares: Mapping[str, float]
+
+
+def facts_of(
+    report: Report,
+    config: KMeansPalettizerConfig,
+    catalog: Catalog,
+    seconds: Mapping[str, float],
+    dense: tuple[int, int],
+) -> RunFacts:
+    """Return what is known about a run when weights are palettized.
+
+    Args:
+        report: of the weights.
+        config: the rules.
+        catalog: the installed plug-ins.
+        seconds: by stage.
+        dense: bits and elements of the model before, as `model_bits` counts them.
+    """
+    bits, elements = dense
+    saved = sum(row.dense_bytes - row.palettized_bytes for row in report.tensors)
+    size = bits // 8 - saved
+    return RunFacts(
+        seconds=dict(seconds),
+        environment=environment(),
+        config=told(config, catalog),
+        seed=config.seed,
+        bits_per_weight=8 * size / elements if elements else None,
+        dense_bytes=bits // 8,
+        bytes=size,
+    )
+
+
+def with_errors(report: Report, found: OutputErrors) -> Report:
+    """Return a report that tells the errors of outputs."""
+    rows = (
+        replace(row, output_error=found.layers.get(row.name), loss_share=found.shares.get(row.name))
+        for row in report.tensors
+    )
+    run = replace(report.run, output_error=found.model)
+    return replace(report, tensors=tuple(rows), run=run)
+
+
+def output_errors(
+    model: nn.Module, inputs: ExampleInputs, *, show_progress: bool | None = None
+) -> OutputErrors:
+    """Run a prepared model dense and palettized, and compare what comes out.
+
+    The model runs in evaluation mode, once with every weight dense, once palettized, and at most
+    16 times with one weight dense; it is afterwards as before.
+    """
+    sites = palette_sites(model, PalettizedWeight)
+    with _runs(model, inputs) as run:
+        with _dense(sites):
+            expected = floating(run())
+        layers: dict[str, float] = {}
+        with _comparing(sites, layers):
+            error = _relative(floating(run()), expected)
+        if not error:  # nothing to be shared out
+            return OutputErrors(error, layers, {})
+        tried = sorted((s for s in sites if s.name in layers), key=lambda s: -layers[s.name])
+        shares: dict[str, float] = {}
+        with progress_bar("Measuring", min(_TRIED, len(tried)), show=show_progress) as advance:
+            for site in tried[:_TRIED]:
+                with _dense([site]):
+                    without = _relative(floating(run()), expected)
+                if without is not None:
+                    shares[site.name] = 1 - without / error
+                advance(site.name, 1)
+    return OutputErrors(error, layers, shares)
+
+
+@contextlib.contextmanager
+def _runs(model: nn.Module, inputs: ExampleInputs) -> Iterator[Any]:
+    """Yield what runs the model on inputs of its own, each time from the same state."""
+    others = [module for module in model.modules() if not isinstance(module, PaletteModule)]
+
+    def run() -> Any:
+        args, kwargs = deep_copy(call_arguments(inputs))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), restored_state(others):
+            return deep_copy(model(*args, **kwargs))
+
+    with evaluating(model):
+        yield run
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each module back into its own."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _dense(sites: Iterable[Site]) -> Iterator[None]:
+    enabled = [site.palette for site in sites if site.palette.is_enabled]
+    try:
+        for palette in enabled:
+            palette.enable(False)
+        yield
+    finally:
+        for palette in enabled:
+            palette.enable(True)
+
+
+@contextlib.contextmanager
+def _comparing(sites: Iterable[Site], errors: dict[str, float]) -> Iterator[None]:
+    """Compute what layers give with dense weights too, and write their errors down by name."""
+    of_module: dict[nn.Module, list[Site]] = {}
+    for site in sites:
+        for module in dict.fromkeys(place.module for place in site.places):
+            of_module.setdefault(module, []).append(site)
+    sums: dict[str, list[float]] = {}
+
+    def compare(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        its = of_module[module]
+        with _dense(its):
+            dense = floating(module.forward(*args, **kwargs))
+        for got, expected in zip(floating(output), dense, strict=False):
+            for site in its:
+                error, norm = sums.setdefault(site.name, [0.0, 0.0])
+                sums[site.name] = [error + _square(got - expected), norm + _square(expected)]
+
+    hooks = [m.register_forward_hook(compare, with_kwargs=True) for m in of_module]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    errors |= {name: error / norm for name, (error, norm) in sums.items() if norm}
+
+
+def _relative(got: list[Tensor], expected: list[Tensor]) -> float | None:
+    norm = sum(_square(tensor) for tensor in expected)
+    if not norm or [x.shape for x in got] != [x.shape for x in expected]:
+        return None
+    return sum(_square(x - y) for x, y in zip(got, expected, strict=True)) / norm
+
+
+def _square(tensor: Tensor) -> float:
+    return float(tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).square().sum())

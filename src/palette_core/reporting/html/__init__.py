@@ -1,0 +1,1 @@
+"""Pages: reports and comparisons of runs as single HTML files with all that they need in them."""

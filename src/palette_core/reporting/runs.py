@@ -1,0 +1,43 @@
+"""Runs: reports that palettizing has left in files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from palette_core.engine.results import Report
+from palette_core.errors import PaletteError
+
+_MOST_BYTES = 1 << 30
+
+
+class RunFileError(PaletteError, ValueError):
+    """A file is no run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Report of one run, and what it is called in tables."""
+
+    name: str
+    report: Report
+
+
+def read_run(path: Path) -> Run:
+    """Read what ``palette palettize --report run.json`` has written.
+
+    Raises:
+        RunFileError: it is something else.
+        OSError: it cannot be read.
+    """
+    how = "palette palettize … --report run.json writes one"
+    if path.is_dir() or path.suffix == ".safetensors":
+        raise RunFileError(f"{path} is no run but what a run has written; {how}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise RunFileError(f"{path} is no run: {path.stat().st_size:,} bytes; {how}")
+    try:
+        return Run(path.stem, Report.from_dict(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RunFileError(f"{path} is no run ({what}); {how}") from None
