@@ -110,7 +110,8 @@ class TensorReport:
 
     def to_dict(self, *, views: bool = True) -> dict[str, Any]:
         """Return plain JSON values; an infinite ratio becomes None, a view on request too."""
-        row = asdict(self if views else replace(self, view=None))
+        row = asdict(replace(self, view=None))
+        row["view"] = self.view.to_dict() if views and self.view is not None else None
         row["snr_db"] = self.snr_db if math.isfinite(self.snr_db) else None
         return row
 

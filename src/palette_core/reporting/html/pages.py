@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +209,7 @@ def _opened(row: TensorReport) -> dict[str, Any]:
     if row.zeros_lost:
         facts.append(("zeros lost", percent(row.zeros_lost)))
     told = [(name, printable(text)) for name, text in facts]
-    view = None if row.view is None else asdict(row.view)
+    view = None if row.view is None else row.view.to_dict()
     return {"elements": math.prod(row.shape), "view": view, "facts": told}
 
 
