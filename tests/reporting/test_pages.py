@@ -202,7 +202,7 @@ def test_views_are_of_the_weights_themselves() -> None:
         {"scale_block_size": 32},
         {"cluster_dim": 2},
         {"sparsity_detection_threshold": 0.3},
-        {"lut_qspec": {"dtype": "int8"}, "granularity": {"type": "per_grouped_channel", "group_size": 8}},
+        {"lut_qspec": {"dtype": "int8"}},
     ],
     ids=json.dumps,
 )
