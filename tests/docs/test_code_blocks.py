@@ -47,6 +47,9 @@ NEEDED = {  # by page, or its folder
     "openvino_backend": "openvino",
     "transformers_bridge": "transformers_bridge",
     "big-checkpoints.md": "transformers_bridge",
+    "runtimes.md": "openvino",
+    "encoder.md": "openvino",
+    "unet.md": "diffusers",
 }
 MOST_NOT_RUN = 6
 MARKER = re.compile(r"<!--\s*(no-run|exit):\s*(.*?)\s*-->")
