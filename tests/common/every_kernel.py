@@ -42,12 +42,15 @@ def palettize(model: nn.Module, inputs: torch.Tensor, **spec: object) -> None:
 
 def scalars() -> None:
     from palette_core.builtins.clusterers.kmeans1d import costs, solver
+    from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
     from palette_core.builtins.clusterers.kmeans1d.warm import warm_up
+    from palette_core.plugins import ClusterProblem
 
     warm_up()
     far = np.concatenate([np.arange(50.0), 1e12 + np.arange(50.0)])
     costs.merged_moments(np.ones_like(far), far)  # for data that sums in float64 cannot tell apart
     solver.solve_atoms(np.ones_like(far), far, 8)
+    KMeans1d().fit(ClusterProblem(torch.randn(1 << 14, 8, 1), 2))  # blocks of a few points
 
 
 def tables() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numba
 import pytest
+from numba.core import event
 from numba.core.registry import cpu_target
 
 import palette_core
+from palette_core._common import kernels
 
 PACKAGE = Path(palette_core.__file__).parent
 SCRIPT = """
@@ -175,6 +179,42 @@ def test_a_kernel_that_calls_a_changed_one_is_not_taken_from_what_is_kept(
         for name in ("inner_kernel_of_a_test", "outer_kernel_of_a_test"):
             del sys.modules[name]
     assert keys[0] == keys[1] != keys[2]
+
+
+class _Collecting(event.Listener):
+    """Notes, at the start of each compilation, whether garbage is being collected."""
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+
+    def on_start(self, event: Any) -> None:
+        self.found.append(gc.isenabled())
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_garbage_is_not_collected_while_a_kernel_is_compiled(collects: bool, fails: bool) -> None:
+    def function(x: Any) -> Any:
+        return x.nothing_of_that_name if fails else x + 1
+
+    function.__module__ = "palette_core.made_up"
+    kernels._watch_compiling()
+    made, watching, was = numba.njit(function), _Collecting(), gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with event.install_listener("numba:compile", watching):
+            if fails:
+                with pytest.raises(numba.TypingError):
+                    made(1)
+            else:
+                assert made(1) == 2
+        assert watching.found == [False]
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_numba_is_used_in_one_module_alone() -> None:

@@ -38,7 +38,8 @@ def add_squares(
         per_unit: a power of two that all elements are multiplied by.
         codes: ``[outer · along / dim · width]`` uint8, all codes of the weight.
         table: float64, the entries of all LUTs in a row, multiplied by ``per_unit``.
-        scale: float64, all factors of entries; not looked at where ``digits`` is 0.
+        scale: float64, all factors of entries; None where there are none and ``inner`` is
+            ``[1]``, for which alone the plainer half is compiled.
         digits: significant bits of a product of entry and factor, 0 for no factors.
         least: exponent of the smallest step of such a product.
         outer: what the outer index adds to the place of an element's LUT.
@@ -62,7 +63,7 @@ def add_squares(
         code_at = (o * (along.size // dim) + a // dim) * width + first
         own = table[outer[o] + along[a] + a % dim :]
         part, picks = x[done : done + count], codes[code_at : code_at + count]
-        if digits == 0 and inner.size == 1:
+        if scale is None:
             _add_plain(part, per_unit, picks, own, dim, out)
         else:
             factors = scale

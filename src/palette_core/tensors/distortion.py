@@ -69,7 +69,8 @@ def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float
     unit = _unit(weight)
     entries = dequantize_lut(palettized.lut, palettized.lut_scale, palettized.lut_zero_point)
     table = entries.to(palettized.dtype).double().numpy().reshape(-1) * (1.0 / unit)
-    scale, (digits, least) = np.ones(1), (0, 0)  # nothing is rounded: entries decode as they are
+    # Without factors nothing is rounded: entries decode as they are.
+    scale, (digits, least) = None if place.inner.size == 1 else np.ones(1), (0, 0)
     if palettized.scale is not None:
         scale = palettized.scale.double().numpy().reshape(-1)
         digits, least = _FORMATS[palettized.dtype]

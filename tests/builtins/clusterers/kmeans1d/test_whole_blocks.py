@@ -52,6 +52,19 @@ def test_ordinary_blocks_are_done_in_one_call(monkeypatch):
         raise AssertionError("went step by step")
 
     monkeypatch.setattr(floats, "solve_source", refuse)
-    points = points_of("normal", (floats.MANY, 8192))
+    monkeypatch.setattr(floats, "is_compiled", lambda _: True)
+    points = points_of("normal", (32, 8192))
     lut, codes = floats.fit_floats(points, None, 16, 4)
     assert (lut.gather(1, codes.long()) - points).square().mean() < 5e-6
+
+
+def test_what_does_a_block_at_once_is_compiled_for_many_blocks_alone(monkeypatch):
+    monkeypatch.setattr(floats, "is_compiled", lambda _: False)
+    monkeypatch.setattr(floats, "_step_by_step", [0])
+    monkeypatch.setattr(floats, "_MANY", 10)
+    asked = []
+    monkeypatch.setattr(floats, "fit_at_once", lambda *_: asked.append(1))  # cannot: falls back
+    for blocks in (4, 5, 6, 1):
+        asked.clear()
+        floats.fit_floats(points_of("normal", (blocks, 4096)), None, 4, 4)
+        assert len(asked) == (0 if blocks in (4, 5) else blocks)

@@ -38,7 +38,7 @@ from palette_core.builtins.clusterers.kmeans1d.whole import fit_block
 
 _BIG = 1 << 21  # blocks of more points than this are taken one by one, with threads inside
 _SHORT = 1 << 17  # blocks of fewer points than this are over too soon for threads to take turns
-MANY = 32  # blocks from which it pays to have compiled what does a block at once
+_MANY = 4096  # blocks of a process from which it pays to have compiled what does one at once
 _SPACE = 8192  # least number of atoms that there is room for, besides the cells
 
 
@@ -76,7 +76,7 @@ def fit_floats(
             its_lut, its_codes = fit_sorted(rows[b : b + 1], some, k)
             lut[b], codes[b] = its_lut[0].numpy(), its_codes[0].numpy()
             return
-        if at_once and _fit_at_once(row, weight, grid, lut[b], codes[b]):
+        if at_once and fit_at_once(row, weight, grid, lut[b], codes[b]):
             return
         source = HostSource(row, weight, grid, run)
         lut[b] = solve_source(source, k, exact=resolution is None)
@@ -84,8 +84,7 @@ def fit_floats(
 
     # Sums over several parts are rounded otherwise.
     at_once = resolution is not None and count <= PART and k > 1
-    # For few blocks compiling it would take longer than it saves.
-    at_once = at_once and (blocks >= MANY or is_compiled(fit_block))
+    at_once = at_once and (is_compiled(fit_block) or _pays_to_compile(blocks))
     if count > _BIG:
         for b in range(blocks):
             one(b, map_threads)
@@ -97,7 +96,19 @@ def fit_floats(
     return torch.from_numpy(lut), torch.from_numpy(codes)
 
 
-def _fit_at_once(
+def _pays_to_compile(blocks: int) -> bool:
+    """Return whether so many more blocks make what does one at once worth compiling.
+
+    For few it would take longer than it saves, on the first call on a machine.
+    """
+    _step_by_step[0] += blocks
+    return _step_by_step[0] >= _MANY
+
+
+_step_by_step = [0]  # blocks that were done so in this process
+
+
+def fit_at_once(
     row: Float32s, weight: Float32s | None, grid: Grid, lut: Float32s, codes: NDArray[np.uint8]
 ) -> bool:
     """Cluster a block without the interpreter; return whether that could be done."""

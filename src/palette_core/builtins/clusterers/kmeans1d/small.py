@@ -1,7 +1,8 @@
 """Blocks of a few dozen float32 points, very many at a time: one compiled function.
 
 A plain dynamic programme over the sorted distinct values (Wang and Song 2011, "Ckmeans.1d.dp");
-with so few it takes microseconds, less than one call from the interpreter.
+with so few it takes microseconds, less than one call from the interpreter. A few such blocks are
+done by the same steps in numpy, before the function would be compiled.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from palette_core._common.kernels import inner_kernel, kernel
-from palette_core.builtins.clusterers.kmeans1d.costs import mean_of
+from palette_core._common.kernels import inner_kernel, is_compiled, kernel
+from palette_core.builtins.clusterers.kmeans1d.costs import mean_of, segment_means
+from palette_core.builtins.clusterers.kmeans1d.sorted_fit import spread, thresholds
 
 FEW = 64  # points of a block, at most
+_MANY = 2048  # blocks that take as long one by one as compiling what does them all
+_STRETCH = 1 << 13  # blocks that are sorted together
+
+Floats = NDArray[np.float64]
 
 
-@kernel
-def fit_few(x: Any, w: Any, lut: Any, codes: Any) -> None:
+def fit_few(
+    x: NDArray[np.float32], w: NDArray[np.float32], lut: NDArray[Any], codes: NDArray[Any]
+) -> None:
     """Cluster blocks.
 
     Args:
@@ -26,12 +34,71 @@ def fit_few(x: Any, w: Any, lut: Any, codes: Any) -> None:
         lut: ``[B, K]`` float32 out.
         codes: ``[B, N]`` uint8 out.
     """
+    blocks = x.shape[0]
+    if blocks < _MANY and not is_compiled(_fit_sorted):
+        for b in range(blocks):
+            _fit_one(x[b], w[b], lut[b], codes[b])
+        return
+    for at in range(0, blocks, _STRETCH):
+        part = slice(at, at + _STRETCH)
+        order = np.argsort(x[part], axis=1, kind="stable")
+        _fit_sorted(x[part], w[part], order, lut[part], codes[part])
+
+
+def _fit_one(
+    x: NDArray[np.float32], w: NDArray[np.float32], lut: NDArray[Any], codes: NDArray[Any]
+) -> None:
+    """Cluster one block as `_fit_sorted` does, to the last bit."""
+    order = np.argsort(x, kind="stable")
+    value: Floats = x[order].astype(np.float64)
+    weight: Floats = np.ones(x.size)
+    if w.any():
+        weight = w[order].astype(np.float64)
+        value, weight = value[weight > 0.0], weight[weight > 0.0]
+    fresh = np.append(True, value[1:] != value[:-1])
+    value, weight = value[fresh], np.bincount(np.cumsum(fresh) - 1, weight).astype(np.float64)
+    k = min(lut.size, value.size)
+    cuts = np.arange(k + 1, dtype=np.int32)
+    if value.size > k:
+        cuts[1:] = _ends(value, weight, k)
+    lut[:] = spread(segment_means(weight, value, cuts), lut.size)
+    codes[:] = np.searchsorted(thresholds(lut.astype(np.float64)), x, side="left")
+
+
+def _ends(x: Floats, w: Floats, k: int) -> list[int]:
+    """Return the ends of the best k segments of more than k atoms."""
+    n = x.size
+    costs = np.full((n, n), np.inf)  # of a segment, by its last atom and its first
+    mass, mean, cost = np.zeros(n), np.zeros(n), np.zeros(n)
+    for j in range(n):
+        some = slice(j + 1)
+        gap = x[j] - mean[some]
+        mass[some] += w[j]
+        mean[some] += gap * w[j] / mass[some]
+        cost[some] += w[j] * gap * (x[j] - mean[some])
+        costs[j, some] = cost[some]
+    least: Floats = costs[:, 0]
+    starts: list[NDArray[np.int64]] = []
+    for _ in range(1, k):
+        found = costs + np.append(np.inf, least[:-1])
+        first = n - 1 - found[:, ::-1].argmin(axis=1)  # the last of those equally good
+        least = found[np.arange(n), first]
+        starts.append(first)
+    ends = [n]
+    for first in reversed(starts):
+        ends.append(int(first[ends[-1] - 1]))
+    return ends[::-1]
+
+
+@kernel
+def _fit_sorted(x: Any, w: Any, orders: Any, lut: Any, codes: Any) -> None:
+    """Cluster blocks, given the order of each one's points."""
     count, k = x.shape[1], lut.shape[1]
     values, weights = np.empty(count), np.empty(count)
     costs, least = np.empty((count, count)), np.empty((k, count))
     starts, cuts = np.empty((k, count), np.int64), np.empty(k + 1, np.int64)
     for b in range(x.shape[0]):
-        order = np.argsort(x[b], kind="mergesort")
+        order = orders[b]
         n = _atoms(x[b], w[b], order, values, weights)
         used = min(k, n)
         if n <= k:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from palette_core._common.kernels import is_compiled
@@ -41,7 +42,8 @@ def kernels_are_cached() -> bool:
 
 def warm_up() -> None:
     """Compile, or load from the cache, everything an ordinary weight needs."""
-    from palette_core.builtins.clusterers.kmeans1d.floats import MANY, fit_floats
+    from palette_core.builtins.clusterers.kmeans1d.floats import fit_at_once, fit_floats
+    from palette_core.builtins.clusterers.kmeans1d.grid import choose_grid
     from palette_core.builtins.clusterers.kmeans1d.halves import fit_halves
     from palette_core.tensors import PalettizedTensor, square_sums
 
@@ -49,7 +51,10 @@ def warm_up() -> None:
     for weights in (None, torch.ones_like(points)):
         fit_floats(points, weights, 16, 4)
         fit_halves(points.half(), weights, 16)
-    fit_floats(points.expand(MANY, -1), None, 16, 4)
     codes = torch.zeros((1, points.numel()), dtype=torch.uint8)
+    row = points[0].numpy()
+    grid = choose_grid(row, row.size, 16, 4)
+    assert grid is not None
+    fit_at_once(row, None, grid, np.empty(16, np.float32), codes[0].numpy())
     palettized = PalettizedTensor(codes, torch.zeros(1, 1, 2, 1), 1, 0, points.dtype)
     square_sums(points, palettized)
