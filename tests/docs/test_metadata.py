@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = [
@@ -95,3 +97,55 @@ def test_a_finding_is_short_pinned_and_without_this_package(script: Path) -> Non
         assert name != "torch" or version == pinned["torch"]
     assert "# Seen on " in text
     assert "assert " in text
+
+
+# --- what indexes of packages show ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pyproject", DISTRIBUTIONS, ids=lambda path: path.parent.name)
+def test_what_is_promised_was_run(pyproject: Path) -> None:
+    """Every version of constraints.txt lies in the range of whoever depends on it."""
+    project = tomllib.loads(pyproject.read_text("utf8"))["project"]
+    own, run = {"palette-core", "palette-core-export-rewrites"}, constraints("constraints.txt")
+    run = {canonicalize_name(name): version for name, version in run.items()}
+    for text in project["dependencies"]:
+        needed = Requirement(text)
+        name = canonicalize_name(needed.name)
+        assert needed.specifier, f"{text} has no range"
+        version = "0.1.0" if name in own else run[name]
+        assert needed.specifier.contains(version, prereleases=True), text
+    assert Requirement(f"python{project['requires-python']}").specifier.contains("3.11")
+
+
+@pytest.mark.parametrize("pyproject", DISTRIBUTIONS, ids=lambda path: path.parent.name)
+def test_metadata_says_what_and_for_whom(pyproject: Path) -> None:
+    project = tomllib.loads(pyproject.read_text("utf8"))["project"]
+    assert project["license"] == "Apache-2.0"
+    assert project["readme"] == "README.md"
+    assert 20 < len(project["description"]) < 100
+    if "examples" in pyproject.parts:
+        return  # which are for reading
+    tested = {"Operating System :: POSIX :: Linux", "Programming Language :: Python :: 3.11"}
+    assert tested <= set(project["classifiers"])
+    others = [
+        each
+        for each in project["classifiers"]
+        if each.startswith(("Operating System", "Programming Language"))
+    ]
+    assert set(others) == tested  # what no test has run on is not claimed
+    assert len(project["keywords"]) >= 3
+
+
+@pytest.mark.parametrize("pyproject", DISTRIBUTIONS, ids=lambda path: path.parent.name)
+def test_links_of_a_readme_lead_somewhere(pyproject: Path) -> None:
+    readme = pyproject.parent / "README.md"
+    for link in re.findall(r"\]\(([^)\s]+)\)", readme.read_text("utf8")):
+        path, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            continue
+        target = readme.parent / path if path else readme
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            titles = re.findall(r"^#+ (.+)$", target.read_text("utf8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\s-]", "", each.lower()).strip() for each in titles]
+            assert anchor in [re.sub(r"[-\s]+", "-", each) for each in slugs], link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 import xml.etree.ElementTree as ET
@@ -118,3 +119,20 @@ def test_every_message_of_the_page_is_one_that_there_is() -> None:
         # A … at an end of the page's may stand for more of ours, and values are … in both.
         pattern = ".*".join(map(re.escape, message.split("…")))
         assert any(re.fullmatch(pattern, text, re.S) for text in known), message
+
+
+# --- notebooks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.ipynb")), ids=lambda path: path.name)
+def test_cells_of_a_notebook_run(path: Path) -> None:
+    """As the build of the documentation runs them, where an error is one of the build."""
+    assert "mkdocs-jupyter:\n      execute: true" in (ROOT / "mkdocs.yml").read_text("utf8")
+    cells = json.loads(path.read_text("utf8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    namespace = {"__name__": "__main__"}
+    for cell in code:
+        assert cell["outputs"] == []  # made by the build
+        exec(compile("".join(cell["source"]), str(path), "exec"), namespace)
