@@ -1,7 +1,7 @@
 """Try what was installed from wheels: every plug-in is there, and every backend writes a file.
 
-`tox -e wheels` builds the wheel of every distribution, installs them all into an environment of their
-own, and runs this file there.
+`tox -e wheels` builds the wheel of every distribution, installs them all into an environment of
+their own, and runs this file there.
 """
 
 from __future__ import annotations
