@@ -29,7 +29,7 @@ class SweepError(PaletteError, ValueError):
 
 
 class Sweep(FrozenModel):
-    """What to sweep.
+    """Sweep: a model, a configuration, and the values to try.
 
     Attributes:
         model: FACTORY of the model, as for ``palette palettize``.
