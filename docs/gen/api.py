@@ -1,47 +1,63 @@
-"""Writes the entries of api.md from ``__all__`` of the public modules.
+"""Writes the entries of the pages in api/ from ``__all__`` of the public modules.
 
-MkDocs runs this file as a hook; ``python docs/gen/api.py`` prints the same text. A name that an
-earlier module of the page shows is linked to there.
+MkDocs runs this file as a hook; ``python docs/gen/api.py`` prints the same text. A page asks for all
+names of a module, or for some of them; a name that an earlier page or module shows is linked to there.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MARKER = re.compile(r"<!-- every name of ([\w.]+) -->")
+PAGES = Path(__file__).parents[1] / "api"
+# An object of several modules is shown on the first page that has it.
+ORDER = (
+    "palettizing",
+    "configuration",
+    "budget",
+    "checkpoints",
+    "programs",
+    "plugins",
+    "tensors",
+    "storage",
+    "testing",
+)
+MARKER = re.compile(r"<!-- (?:every name|names) of ([\w.]+)(?:: ([\w\s]+?))? -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs hook: put the names of a module where a page asks for them."""
+    """MkDocs hook: put names of a module where a page asks for them."""
     if not MARKER.search(markdown):
         return markdown
-    shown = places(MARKER.findall(markdown))
-    return MARKER.sub(lambda found: section(found[1], shown), markdown)
+    shown = places()
+    return MARKER.sub(lambda found: section(found[1], asked_for(found), shown), markdown)
 
 
-def places(modules: list[str]) -> dict[tuple[str, int], str]:
-    """Return where each object is shown: the first module of the page that names it."""
+def asked_for(found: re.Match[str]) -> list[str]:
+    """Return the names that a marker stands for."""
+    return found[2].split() if found[2] else list(importlib.import_module(found[1]).__all__)
+
+
+def places() -> dict[tuple[str, int], str]:
+    """Return where each object is shown: the first place of the pages that names it."""
     shown: dict[tuple[str, int], str] = {}
-    for module in modules:
-        for name, value in names(module):
-            shown.setdefault((name, id(value)), f"{module}.{name}")
+    for page in ORDER:
+        for found in MARKER.finditer((PAGES / f"{page}.md").read_text(encoding="utf8")):
+            for name in asked_for(found):
+                shown.setdefault(key(found[1], name), f"{found[1]}.{name}")
     return shown
 
 
-def names(module: str) -> Iterator[tuple[str, object]]:
-    """Yield the public names of a module, and what they stand for."""
-    loaded = importlib.import_module(module)
-    for name in loaded.__all__:
-        yield name, getattr(loaded, name)
+def key(module: str, name: str) -> tuple[str, int]:
+    """Return what tells an object from others: its name, and which it is."""
+    return name, id(getattr(importlib.import_module(module), name))
 
 
-def section(module: str, shown: dict[tuple[str, int], str]) -> str:
-    """Return an entry for every name of a module, and links to those shown elsewhere."""
-    at = {f"{module}.{name}": shown[name, id(value)] for name, value in names(module)}
+def section(module: str, names: list[str], shown: dict[tuple[str, int], str]) -> str:
+    """Return an entry for every name, and links to those shown elsewhere."""
+    at = {f"{module}.{name}": shown[key(module, name)] for name in names}
     entries = [
         f"::: {own}\n    options:\n      heading_level: 3"
         for own, place in at.items()
@@ -49,10 +65,10 @@ def section(module: str, shown: dict[tuple[str, int], str]) -> str:
     ]
     links = [f"[`{own.rpartition('.')[2]}`][{place}]" for own, place in at.items() if place != own]
     if links:
-        entries.insert(0, f"Described elsewhere on this page: {', '.join(links)}.")
+        entries.insert(0, f"Described elsewhere: {', '.join(links)}.")
     return "\n\n".join(entries)
 
 
 if __name__ == "__main__":
-    page = Path(__file__).parents[1] / "api.md"
-    print(on_page_markdown(page.read_text(encoding="utf8")))
+    for name in ORDER:
+        print(on_page_markdown((PAGES / f"{name}.md").read_text(encoding="utf8")))

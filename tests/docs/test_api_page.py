@@ -1,4 +1,4 @@
-"""The page of the Python API shows every public name, and each has a docstring to show."""
+"""The pages of the Python API show every public name, with an example, and a docstring each."""
 
 from __future__ import annotations
 
@@ -15,31 +15,61 @@ MODULES = [
     "palette_core",
     "palette_core.config",
     "palette_core.plugins",
+    "palette_core.programs",
     "palette_core.spec",
     "palette_core.storage",
     "palette_core.tensors",
     "palette_core.testing",
 ]
+GENERATOR = runpy.run_path(str(DOCS / "gen" / "api.py"))
 
 
 @pytest.fixture(scope="module")
-def page() -> str:
-    render = runpy.run_path(str(DOCS / "gen" / "api.py"))["on_page_markdown"]
-    return render((DOCS / "api.md").read_text(encoding="utf8"))
+def pages() -> dict[str, str]:
+    render = GENERATOR["on_page_markdown"]
+    paths = sorted((DOCS / "api").glob("*.md"))
+    return {path.stem: render(path.read_text(encoding="utf8")) for path in paths}
+
+
+def test_every_page_is_looked_at(pages) -> None:
+    assert {*pages} - {"errors"} == {*GENERATOR["ORDER"]}  # which has no names of a list
+    index = (DOCS / "api.md").read_text("utf8")
+    assert {*re.findall(r"\(api/(\w+)\.md\)", index)} == {*pages}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_page_shows_every_public_name(module: str, page: str) -> None:
-    """In the section of its module: an entry, or a link to the entry of the same object."""
-    (section,) = re.findall(rf"^## {re.escape(module)}$(.*?)(?=^## |\Z)", page, re.M | re.S)
-    entries = set(re.findall(r"^::: (\S+)$", page, re.M))
-    links = dict(re.findall(r"\[`(\w+)`\]\[([\w.]+)\]", section))
+def test_the_pages_show_every_public_name(module: str, pages) -> None:
+    """An entry, or a link to the entry of the same object."""
+    shown = "\n".join(pages.values())
+    entries = re.findall(r"^::: (\S+)$", shown, re.M)
+    assert len(entries) == len({*entries})
+    links = {(place.rpartition(".")[2], place) for _, place in LINK.findall(shown)}
     public = importlib.import_module(module)
     for name in public.__all__:
-        place = links.get(name, f"{module}.{name}")
-        assert place in entries
-        elsewhere, _, called = place.rpartition(".")
-        assert getattr(importlib.import_module(elsewhere), called) is getattr(public, name)
+        if name == "__version__":
+            continue  # a text, which an example prints
+        own = f"{module}.{name}"
+        places = [own] if own in entries else [place for at, place in links if at == name]
+        assert places, own
+        for place in places:
+            assert place in entries
+            elsewhere, _, called = place.rpartition(".")
+            assert getattr(importlib.import_module(elsewhere), called) is getattr(public, name)
+
+
+LINK = re.compile(r"\[`(\w+)`\]\[([\w.]+)\]")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_example_has_every_public_name(module: str) -> None:
+    """In a block that `test_code_blocks` runs."""
+    texts = [path.read_text("utf8") for path in (DOCS / "api").glob("*.md")]
+    texts += [path.read_text("utf8") for path in (DOCS / "plugins").rglob("*.md")]
+    code = "\n".join(
+        b for t in texts for b in re.findall(r"^```python[^\n]*\n(.*?)^```", t, re.M | re.S)
+    )
+    used = {*re.findall(r"\w+", code)}
+    assert {*importlib.import_module(module).__all__} - used == set()
 
 
 @pytest.mark.parametrize("module", MODULES)
