@@ -1,7 +1,7 @@
 """Writes the entries of the pages in api/ from ``__all__`` of the public modules.
 
-MkDocs runs this file as a hook; ``python docs/gen/api.py`` prints the same text. A page asks for all
-names of a module, or for some of them; a name that an earlier page or module shows is linked to there.
+MkDocs runs this file as a hook; ``python docs/gen/api.py`` prints the same text. A page asks for
+all names of a module, or for some of them; what an earlier page or module shows is linked to there.
 """
 
 from __future__ import annotations
