@@ -14,6 +14,7 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.engine.results import Report
+from palette_core.errors import CalibrationError, StateError
 from palette_core.reporting.files import write_report
 from palette_core.reporting.runs import RunFileError, read_run
 
@@ -249,3 +250,56 @@ def test_the_error_of_outputs_is_that_of_the_outputs(report: Report) -> None:
     assert found.tensors[0].output_error == pytest.approx(float(of_layer), rel=1e-4)
     assert not model.training
     assert replace(found, run=report.run).tensors == found.tensors
+
+
+class _Holder(nn.Module):
+    """A model that owns a weight itself, beside layers that it calls, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16))
+        self.layer = nn.Linear(16, 16)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        self.calls += 1
+        if x.sum() > 1e6:
+            raise ValueError("too much")
+        return {"y": nn.functional.linear(self.layer(x), self.weight), "names": ["a"]}
+
+
+def test_measuring_leaves_a_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, x = _Holder().train(), torch.randn(4, 16)
+    palettizer = KMeansPalettizer(model)
+    palettizer.prepare((x,))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    found = palettizer.measure((x,))
+    assert model.training
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model._forward_hooks
+    rows = {row.name: row for row in found.tensors}
+    w = model.parametrizations.weight.original
+    with torch.no_grad():
+        inner = model.layer(x)
+        layer = model.layer.parametrizations.weight.original
+        plain = nn.functional.linear(x, layer, model.layer.bias)
+    expected = {
+        "weight": (nn.functional.linear(inner, model.weight), nn.functional.linear(inner, w)),
+        "layer.weight": (inner, plain),
+    }
+    for name, (got, dense) in expected.items():
+        error = float(((got - dense).square().sum() / dense.square().sum()).detach())
+        assert rows[name].output_error == pytest.approx(error, rel=1e-4)
+    assert all(0 < row.loss_share < 1 for row in found.tensors)
+    with pytest.raises(
+        CalibrationError, match="failed on the example inputs: ValueError: too much"
+    ):
+        palettizer.measure((x + 1e6,))
+    with pytest.raises(CalibrationError, match="are for several runs"):
+        palettizer.measure((x, (i for i in range(3))))
+    palettizer.finalize(backend="packed")
+    with pytest.raises(StateError, match="measure"):
+        palettizer.measure((x,))

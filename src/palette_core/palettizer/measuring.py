@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.origins import told
 from palette_core.engine.results import Report
 from palette_core.engine.run_facts import RunFacts, environment
+from palette_core.errors import CalibrationError
 from palette_core.model import ExampleInputs, call_arguments, restored_state
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.plugins.catalog import Catalog
@@ -90,14 +91,17 @@ def output_errors(
 
     The model runs in evaluation mode, once with every weight dense, once palettized, and at most
     16 times with one weight dense; it is afterwards as before.
+
+    Raises:
+        CalibrationError: the inputs cannot be copied, or the model fails on them.
     """
     sites = palette_sites(model, PalettizedWeight)
     with _runs(model, inputs) as run:
         with _dense(sites):
-            expected = floating(run())
+            expected = run()
         layers: dict[str, float] = {}
         with _comparing(sites, layers):
-            error = _relative(floating(run()), expected)
+            error = _relative(run(), expected)
         if not error:  # nothing to be shared out
             return OutputErrors(error, layers, {})
         tried = sorted((s for s in sites if s.name in layers), key=lambda s: -layers[s.name])
@@ -105,7 +109,7 @@ def output_errors(
         with progress_bar("Measuring", min(_TRIED, len(tried)), show=show_progress) as advance:
             for site in tried[:_TRIED]:
                 with _dense([site]):
-                    without = _relative(floating(run()), expected)
+                    without = _relative(run(), expected)
                 if without is not None:
                     shares[site.name] = 1 - without / error
                 advance(site.name, 1)
@@ -113,14 +117,24 @@ def output_errors(
 
 
 @contextlib.contextmanager
-def _runs(model: nn.Module, inputs: ExampleInputs) -> Iterator[Any]:
-    """Yield what runs the model on inputs of its own, each time from the same state."""
+def _runs(model: nn.Module, inputs: ExampleInputs) -> Iterator[Callable[[], list[Tensor]]]:
+    """Yield what runs the model on inputs of its own, each time from the same state.
+
+    It returns the floating tensors of the outputs.
+    """
     others = [module for module in model.modules() if not isinstance(module, PaletteModule)]
 
-    def run() -> Any:
-        args, kwargs = deep_copy(call_arguments(inputs))
+    def run() -> list[Tensor]:
+        try:
+            args, kwargs = deep_copy(call_arguments(inputs))
+        except TypeError as error:
+            raise CalibrationError(f"the example inputs are for several runs: {error}") from error
         with torch.no_grad(), torch.random.fork_rng(devices=[]), restored_state(others):
-            return deep_copy(model(*args, **kwargs))
+            try:
+                return [tensor.clone() for tensor in floating(model(*args, **kwargs))]
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}"
+                raise CalibrationError(f"the model failed on the example inputs: {what}") from error
 
     with evaluating(model):
         yield run
@@ -159,10 +173,18 @@ def _comparing(sites: Iterable[Site], errors: dict[str, float]) -> Iterator[None
             of_module.setdefault(module, []).append(site)
     sums: dict[str, list[float]] = {}
 
+    comparing = False
+
     def compare(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        its = of_module[module]
-        with _dense(its):
-            dense = floating(module.forward(*args, **kwargs))
+        nonlocal comparing
+        if comparing:  # called by a module that is run once more
+            return
+        its, comparing = of_module[module], True
+        try:
+            with _dense(its):
+                dense = floating(module.forward(*args, **kwargs))
+        finally:
+            comparing = False
         for got, expected in zip(floating(output), dense, strict=False):
             for site in its:
                 error, norm = sums.setdefault(site.name, [0.0, 0.0])

@@ -298,6 +298,7 @@ class KMeansPalettizer:
 
         Raises:
             StateError: the model is not prepared, or in training or calibration mode.
+            CalibrationError: the inputs cannot be copied, or the model fails on them.
         """
         with torch_state_kept(), self._watch("measure"):
             life_cycle.check(Action.MEASURE, self._model, self._doing)
