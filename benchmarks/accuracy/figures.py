@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,8 +179,15 @@ def _lines(bits: list[int], inside: Inside, lower: bool, seeds: int) -> list[lis
 # --- a picture ----------------------------------------------------------------------------------
 
 
+_MARKS = "osD^vP*Xhd"
+
+
 def plot(rows: list[Row], path: Path) -> None:
-    """Draw measure against bits per weight: a column per model, a row per granularity."""
+    """Draw measure against bits of an index: a row per model, a column per granularity.
+
+    Two columns at most, of the granularities that most models have: the picture is to be read in a
+    page that is 690 pixels wide.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -187,50 +195,56 @@ def plot(rows: list[Row], path: Path) -> None:
 
     found = cells(rows)
     models = list(dict.fromkeys(row["model"] for row in rows))
-    groups = list(dict.fromkeys(row["group"] for row in rows if row["method"] != "dense"))
-    size = (5 * len(models), 4 * len(groups))
+    have = Counter(group for _, group in {(r["model"], r["group"]) for r in rows if r["bits"] < 32})
+    groups = [group for group, _ in have.most_common(2)]
+    methods = [m for m in dict.fromkeys(r["method"] for r in rows) if m != "dense"]
+    plt.rcParams.update({"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplots(
-        len(groups), len(models), figsize=size, squeeze=False, layout="constrained"
-    )
-    colors = {m: f"C{n}" for n, m in enumerate(dict.fromkeys(r["method"] for r in rows))}
-    for line, group in zip(panels, groups, strict=True):
-        for panel, model in zip(line, models, strict=True):
-            own = {key: cell for key, cell in found.items() if key[0] == model}
-            for method, color in colors.items():
-                _draw(
-                    panel, method, color, [c for k, c in own.items() if k[1:3] == (group, method)]
-                )
-            if dense := own.get((model, 0, "dense", 32)):
+        len(models), len(groups), figsize=(7.2, 2.6 * len(models) + 1.1), squeeze=False,
+        sharey="row", layout="constrained",
+    )  # fmt: skip
+    for line, model in zip(panels, models, strict=True):
+        about = next(row for row in rows if row["model"] == model)
+        for panel, group in zip(line, groups, strict=True):
+            for at, method in enumerate(methods):
+                cases = [(k[3], c) for k, c in found.items() if k[:3] == (model, group, method)]
+                _draw(panel, method, at, len(methods), sorted(cases, key=lambda case: case[0]))
+            if dense := found.get((model, 0, "dense", 32)):
                 panel.axhline(dense.value, color="black", linestyle=":", label="dense")
-            about = next(row for row in rows if row["model"] == model)
             panel.set(
                 title=f"{model}, {where(group)}",
-                xlabel="bits per palettized weight",
-                ylabel=about["measure"],
+                xticks=sorted({r["bits"] for r in rows if r["bits"] < 32}),
                 yscale="log" if about["lower_is_better"] else "linear",
             )
+            panel.grid(axis="y", alpha=0.3)
+        line[0].set_ylabel(about["measure"])
+    for panel in panels[-1]:
+        panel.set_xlabel("bits of an index")
     # One legend for all panels, where it hides nothing.
     shown = [panel.get_legend_handles_labels() for line in panels for panel in line]
     lines = {
         name: drawn for drawns, names in shown for drawn, name in zip(drawns, names, strict=True)
     }
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=120)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
 
 
-def _draw(panel: Any, method: str, color: str, points: list[Cell]) -> None:
-    if not points or method == "dense":
+def _draw(panel: Any, method: str, at: int, of: int, cases: list[tuple[int, Cell]]) -> None:
+    if not cases:
         return
-    points = sorted(points, key=lambda cell: cell.bpw)
-    values = [cell.value for cell in points]
-    below = [cell.value - min(cell.values) for cell in points]
-    above = [max(cell.values) - cell.value for cell in points]
+    points = [cell for _, cell in cases]
+    aside = 0.03 * (at - (of - 1) / 2)  # so that no method hides another
     panel.errorbar(
-        [cell.bpw for cell in points],
-        values,
-        yerr=(below, above),
-        marker="o",
-        capsize=3,
-        color=color,
+        [bits + aside for bits, _ in cases],
+        [cell.value for cell in points],
+        yerr=(
+            [cell.value - min(cell.values) for cell in points],
+            [max(cell.values) - cell.value for cell in points],
+        ),
+        marker=_MARKS[at % len(_MARKS)],
+        markersize=4.5,
+        linewidth=1.3,
+        capsize=2,
+        color=f"C{at % 10}",
         label=method,
     )
