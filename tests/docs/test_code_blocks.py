@@ -50,6 +50,8 @@ NEEDED = {  # by page, or its folder
     "runtimes.md": "openvino",
     "encoder.md": "openvino",
     "unet.md": "diffusers",
+    "decoder.md": "openvino",
+    "whisper.md": "transformers",
 }
 MOST_NOT_RUN = 6
 MARKER = re.compile(r"<!--\s*(no-run|exit):\s*(.*?)\s*-->")
