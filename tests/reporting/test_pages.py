@@ -14,7 +14,7 @@ from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.engine.results import Report
-from palette_core.errors import CalibrationError, StateError
+from palette_core.errors import CalibrationError, PaletteWarning, StateError
 from palette_core.reporting.files import write_report
 from palette_core.reporting.runs import RunFileError, read_run
 
@@ -303,3 +303,29 @@ def test_measuring_leaves_a_model_as_it_was() -> None:
     palettizer.finalize(backend="packed")
     with pytest.raises(StateError, match="measure"):
         palettizer.measure((x,))
+
+
+class _Fragile(nn.Module):
+    """A model that divides by zero as soon as its weight is not what it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return y / torch.isclose(y, self.expected, rtol=0, atol=1e-6)
+
+
+def test_outputs_that_are_no_numbers_are_told() -> None:
+    torch.manual_seed(0)
+    model, x = _Fragile().eval(), torch.randn(4, 16)
+    with torch.no_grad():
+        model.register_buffer("expected", model.layer(x))
+    palettizer = KMeansPalettizer(model)
+    palettizer.prepare((x,))
+    with pytest.warns(PaletteWarning, match="are NaN or infinite; their error is not told"):
+        found = palettizer.measure((x,))
+    assert found.run.output_error is None
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert "squared error of the model" not in found.to_html()

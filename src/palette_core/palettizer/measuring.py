@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.pytrees import deep_copy, floating
+from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.origins import told
 from palette_core.engine.results import Report
@@ -32,7 +33,8 @@ class OutputErrors:
     """Squared errors of outputs relative to the squares of the dense ones.
 
     Attributes:
-        model: of the model; None where it returns no floating tensors, or zeros.
+        model: of the model; None where it returns no floating tensors, or zeros, or palettized NaN
+            or infinity in the place of numbers.
         layers: of the layers that hold palettized weights, by the weight's name, each on the
             inputs that the palettized model gives it.
         shares: share of ``model`` that goes when one weight alone is dense, of those with the
@@ -101,7 +103,13 @@ def output_errors(
             expected = run()
         layers: dict[str, float] = {}
         with _comparing(sites, layers):
-            error = _relative(run(), expected)
+            got = run()
+        error = _relative(got, expected)
+        if error is None and any(not bool(x.isfinite().all()) for x in got):
+            warn(
+                "outputs of the palettized model are NaN or infinite; their error is not told",
+                stacklevel=3,  # whoever called measure()
+            )
         if not error:  # nothing to be shared out
             return OutputErrors(error, layers, {})
         tried = sorted((s for s in sites if s.name in layers), key=lambda s: -layers[s.name])
@@ -202,6 +210,8 @@ def _comparing(sites: Iterable[Site], errors: dict[str, float]) -> Iterator[None
 def _relative(got: list[Tensor], expected: list[Tensor]) -> float | None:
     norm = sum(_square(tensor) for tensor in expected)
     if not norm or [x.shape for x in got] != [x.shape for x in expected]:
+        return None
+    if any(bool((y.isfinite() & ~x.isfinite()).any()) for x, y in zip(got, expected, strict=True)):
         return None
     return sum(_square(x - y) for x, y in zip(got, expected, strict=True)) / norm
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_HERE = Path(__file__).parent
+_FOLDER = "html"
+_ROOM = "palette_core.reporting"
 
 
 def render(template: str, **values: Any) -> str:
@@ -19,10 +20,13 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader(_ROOM, _FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     made.globals["part"] = _part
     return made
@@ -32,4 +36,4 @@ def _part(name: str) -> Any:
     """Return one of our own styles or scripts, which are not escaped."""
     from markupsafe import Markup
 
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
+    return Markup((files(_ROOM) / _FOLDER / name).read_text(encoding="utf-8"))
