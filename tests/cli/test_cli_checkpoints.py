@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from palette_core import palettize_checkpoint, read_checkpoint
+from palette_core.reporting.runs import read_run
 
 
 @pytest.fixture
@@ -31,6 +32,19 @@ def test_a_checkpoint_becomes_a_folder(command, folder, tmp_path, name):
     assert found.palettized.keys() == {"layers.0.fc.weight"}
     for key, tensor in found.palettized.items():
         assert torch.equal(tensor.decode(), same.palettized[key].decode())
+
+
+@pytest.mark.parametrize("name", ["palettize", "palettize-checkpoint"])
+def test_a_checkpoint_has_a_report_too(command, folder, tmp_path, name):
+    files = ["--report", tmp_path / "run.json", "--report", tmp_path / "run.html"]
+    code, out, err = command(name, folder, "-o", tmp_path / "out", "--json", *files)
+    assert code == 0, err
+    assert json.loads(out)["tensors"][0]["view"] is None  # long, and not for a terminal
+    report = read_run(tmp_path / "run.json").report
+    assert report.tensors[0].view.looked_at == 32 * 64
+    assert "layers.0.fc.weight" in (tmp_path / "run.html").read_text()
+    assert command(name, folder, "-o", tmp_path / "more", "--report", "x.docx")[0] == 2
+    assert not (tmp_path / "more").exists()
 
 
 def test_the_plan_of_a_checkpoint(command, folder):

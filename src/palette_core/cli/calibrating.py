@@ -63,7 +63,7 @@ def calibrate(
         "file": str(output),
     }
     if as_json:
-        show.print_json({**report.to_dict(), "totals": totals})
+        show.print_json({**report.to_dict(views=False), "totals": totals})
         return
     show.report(report)
     show.totals({k: f"{v:.2f}" if k == "seconds" else str(v) for k, v in totals.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.plugins.catalog import get_catalog
 from palette_core.reporting import checkpoints as told
 from palette_core.reporting import console as show
+from palette_core.reporting.files import write_reports
 from palette_core.streaming import palettize_checkpoint, plan_checkpoint
 
 _ENDS = (".safetensors", ".safetensors.index.json")
@@ -55,6 +56,7 @@ def palettize(
     *,
     num_workers: int,
     as_json: bool,
+    reports: Sequence[Path],
     **data: Any,
 ) -> None:
     """Palettize a checkpoint into a folder, and tell sizes.
@@ -62,13 +64,14 @@ def palettize(
     ``data`` is what `palettize_checkpoint` takes for calibration.
     """
     report = palettize_checkpoint(source, config, output, num_workers=num_workers, **data)
+    write_reports(report, reports)
     before = sum(row.dense_bytes for row in report.tensors)
     after = sum(row.palettized_bytes for row in report.tensors)
     bits = report.bits_per_palettized_weight
     if as_json:
         totals: dict[str, Any] = {"dense_bytes": before, "palettized_bytes": after}
         totals |= {"bits_per_palettized_weight": bits, "folder": str(output)}
-        show.print_json({**report.to_dict(), "totals": totals})
+        show.print_json({**report.to_dict(views=False), "totals": totals})
         return
     show.report(report)
     text = f"{show.size(before)} to {show.size(after)}, {bits:.3f} bits per palettized weight"

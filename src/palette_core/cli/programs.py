@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from palette_core.config import KMeansPalettizerConfig
 from palette_core.plugins.catalog import get_catalog
 from palette_core.programs import palettize_program, plan_program
 from palette_core.reporting import console as show
+from palette_core.reporting.files import write_reports
 
 
 def is_program(text: str) -> bool:
@@ -52,15 +53,17 @@ def palettize(
     *,
     num_workers: int,
     as_json: bool,
+    reports: Sequence[Path],
 ) -> None:
     """Show the plan, palettize, write, and tell sizes."""
     chosen: dict[str, Any] = {"backend": target.backend, "backend_options": target.options}
     if not as_json:
         show.plan(plan_program(path, config, **chosen), as_json=False)
     report = palettize_program(path, target.path, config, num_workers=num_workers, **chosen)
+    write_reports(report, reports)
     before, after = size_on_disk(path), size_on_disk(target.path)
     if as_json:
         totals = {"dense_bytes": before, "file_bytes": after, "file": str(target.path)}
-        show.print_json({**report.to_dict(), **totals})
+        show.print_json({**report.to_dict(views=False), **totals})
         return
     show.console.print(f"{target.path}: {after:,} bytes, {before:,} before")

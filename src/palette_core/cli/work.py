@@ -221,10 +221,9 @@ def _report(
     report = replace(report, run=replace(report.run, scores=scores))
     totals = {"bits_per_palettized_weight": report.bits_per_palettized_weight, **totals, **scores}
     if paths:
-        from palette_core.reporting.files import write_report
+        from palette_core.reporting.files import write_reports
 
-        for path in paths:
-            write_report(report, path)
+        write_reports(report, paths)
         totals["report"] = ", ".join(map(str, paths))
     if as_json:
         show.print_json({**report.to_dict(views=False), "totals": totals})

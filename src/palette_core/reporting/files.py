@@ -6,7 +6,7 @@ One more format is a module beside this one, and one row in `FORMATS`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,16 @@ def write_report(report: Report, path: Path) -> None:
         OSError: the file cannot be written.
     """
     _format_of(path).write(report, path)
+
+
+def write_reports(report: Report, paths: Iterable[Path]) -> None:
+    """Write a report into several files.
+
+    Raises:
+        PaletteError, OSError: see `write_report`.
+    """
+    for path in paths:
+        write_report(report, path)
 
 
 def _format_of(path: Path) -> ReportFormat:

@@ -57,8 +57,8 @@ Report = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Also write the report, with errors of outputs on the example inputs: .html is a "
-        "page, .json the run, for palette report and palette compare, others a picture; once each.",
+        help="Also write the report, of a model with errors of outputs on the example inputs: .html "
+        "is a page, .json the run, for palette report and compare, others a picture; once each.",
     ),
 ]
 Evaluate = Annotated[

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from palette_core.cli.commands.parameters import AsJson, ConfigFile, Workers, load_config
+from palette_core.cli.commands.parameters import (
+    AsJson,
+    ConfigFile,
+    Report,
+    Workers,
+    load_config,
+)
 
 
 def palettize_checkpoint(
@@ -51,13 +57,14 @@ def palettize_checkpoint(
             "many as it has threads.",
         ),
     ] = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Palettize a checkpoint of any size, tensor by tensor, or block by block with calibration.
 
     Killed or failed, the same command goes on from where it was.
     """
-    from palette_core.cli import checkpoints
+    from palette_core.cli import checkpoints, work
     from palette_core.cli.calibration_files import calibration_of
     from palette_core.cli.executors import workers_at
 
@@ -67,8 +74,17 @@ def palettize_checkpoint(
         return
     if output is None:
         raise typer.BadParameter("--output names the folder to write; or ask for --plan")
+    work.check_report_files(report or ())
     data = calibration_of(source, calibration, model)
     with workers_at(executor, num_workers) as count:
         if executor is not None:  # whose workers may have been started in other folders
             source, output = source.absolute(), output.absolute()
-        checkpoints.palettize(source, settings, output, num_workers=count, as_json=as_json, **data)
+        checkpoints.palettize(
+            source,
+            settings,
+            output,
+            num_workers=count,
+            as_json=as_json,
+            reports=report or (),
+            **data,
+        )

@@ -99,25 +99,26 @@ def palettize(
         "--sensitivities": sensitivities,
         "--trust-sensitivities": trust_sensitivities,
         "--calibration": calibration,
-        "--report": report,
         "--eval": evaluate,
     }
+    work.check_report_files(report or ())
     is_program = programs.is_program(factory)  # some are folders
     if not is_program and checkpoints.is_checkpoint(factory):
         of_backends = {"--backend": backend, "--option": option}
         checkpoints.check_options(factory, about_models | of_backends, output)
         checkpoints.palettize(
-            Path(factory), settings, output, num_workers=num_workers, as_json=as_json
-        )
+            Path(factory), settings, output, num_workers=num_workers, as_json=as_json,
+            reports=report or (),
+        )  # fmt: skip
         return
     target = make_target(output, backend, option or (), dynamic or ())
     if is_program:
         programs.check_options(factory, about_models)
         programs.palettize(
-            Path(factory), settings, target, num_workers=num_workers, as_json=as_json
-        )
+            Path(factory), settings, target, num_workers=num_workers, as_json=as_json,
+            reports=report or (),
+        )  # fmt: skip
         return
-    work.check_report_files(report or ())
     loaded = load_factory(factory, inputs or ())
     calibrate = None
     if calibration is not None:
