@@ -57,7 +57,7 @@ Report = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Also write the report, of a model with errors of outputs on the example inputs: .html "
+        help="Also write the report, of a model with errors of outputs on its inputs: .html "
         "is a page, .json the run, for palette report and compare, others a picture; once each.",
     ),
 ]
