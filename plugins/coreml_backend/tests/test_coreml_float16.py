@@ -13,6 +13,7 @@ from mil_evaluator import run_package
 from torch import Tensor, nn
 
 import coreml_backend
+from coreml_backend import precision
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, PalettizationSpec
 from palette_core import ModuleKMeansPalettizerConfig as Module
 
@@ -121,3 +122,16 @@ def test_ordinary_layers_compute_in_float16_and_named_operations_do_not(tmp_path
         }
         float16, float32 = 10, 11
         assert kinds == {"linear": float16, "softmax": float32 if names else float16}
+
+
+@pytest.mark.parametrize("least", [1e-5, 1e-2], ids=["one small channel", "none"])
+def test_channels_are_judged_a_few_at_a_time(least, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(precision, "_AT_ONCE", 3 * 64)
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64, bias=False)
+    layer.weight.data.normal_().mul_(1e-2)
+    layer.weight.data[50].mul_(least / 1e-2)
+    spec = SPECS["scale per channel"]
+    path = export(nn.Sequential(layer).eval(), torch.randn(2, 64), spec, tmp_path / "m.mlpackage")
+    stored = coreml_backend.read_weights(path)["0.weight"]
+    assert stored.dtype == (np.float32 if least < 1e-3 else np.float16)

@@ -17,6 +17,7 @@ from palette_core.tensors import PalettizedTensor
 
 _LOSS = 2.0**-10  # twice what rounding to float16 costs a weight of its normal range
 _NEGLIGIBLE = 1e-4  # of the largest channel: what float16 makes of such a channel is not looked at
+_AT_ONCE = 1 << 20  # values in float64
 # Between a weight and the operation that computes with it.
 _MOVES = (
     "cast",
@@ -44,14 +45,29 @@ def fits_float16(palettized: PalettizedTensor) -> bool:
     p = palettized
     if p.mask is None and not is_current_opset_version_compatible_with(ct.target.iOS26):
         p = fold_scale(p)
-    wanted, read = p.decode().double(), _in_float16(p).double()
-    if not read.isfinite().all():
-        return False
-    axes = [axis for axis in range(wanted.dim()) if axis != p.axis]
-    lost = (read - wanted).square().sum(axes).sqrt()
-    size = wanted.square().sum(axes).sqrt()
+    if p.lut_scale is None and p.scale is None and _rounds_well(p.lut):
+        return True
+    lost, size = _errors(p.decode(), _in_float16(p).decode(), p.axis)
     counts = size >= _NEGLIGIBLE * size.max()
-    return bool((lost <= _LOSS * size)[counts].all())
+    return bool(lost.isfinite().all() and (lost <= _LOSS * size)[counts].all())
+
+
+def _errors(wanted: Tensor, read: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return norms of error and of weight by channel, a few channels in float64 at a time."""
+    wanted, read = (w.movedim(axis, 0).unsqueeze(-1).flatten(1) for w in (wanted, read))
+    rows = max(1, _AT_ONCE // max(1, wanted.shape[1]))
+    lost = [
+        (rounded.double() - exact).norm(dim=1)
+        for exact, rounded in zip(wanted.split(rows), read.split(rows), strict=True)
+    ]
+    size = [exact.double().norm(dim=1) for exact in wanted.split(rows)]
+    return torch.cat(lost), torch.cat(size)
+
+
+def _rounds_well(lut: Tensor) -> bool:
+    """Return whether all entries are zeros or in the normal range: they lose 2⁻¹¹ at the most."""
+    size, kept = lut.abs(), torch.finfo(torch.float16)
+    return bool(((size <= kept.max) & ((size >= kept.smallest_normal) | (size == 0))).all())
 
 
 def with_float_tables(palettized: PalettizedTensor) -> PalettizedTensor:
@@ -67,19 +83,19 @@ def with_float_tables(palettized: PalettizedTensor) -> PalettizedTensor:
     return replace(p, lut=lut, lut_scale=None, lut_zero_point=None)
 
 
-def _in_float16(p: PalettizedTensor) -> Tensor:
+def _in_float16(p: PalettizedTensor) -> PalettizedTensor:
     def half(part: Tensor | None) -> Tensor | None:
         return part.half() if part is not None and part.is_floating_point() else part
 
     if p.lut_scale is None:
         lut = p.lut.half()
-        return replace(p, lut=lut, scale=half(p.scale), dtype=torch.float16).decode()
+        return replace(p, lut=lut, scale=half(p.scale), dtype=torch.float16)
     lut = p.lut.half()
     if p.lut_zero_point is not None:
         lut = lut - p.lut_zero_point.half()
     lut = lut * p.lut_scale.half()
     floats = replace(p, lut=lut, lut_scale=None, lut_zero_point=None)
-    return replace(floats, scale=half(p.scale), dtype=torch.float16).decode()
+    return replace(floats, scale=half(p.scale), dtype=torch.float16)
 
 
 def compute_precision(options: CoreMLOptions, wide: Collection[str]) -> Any:
