@@ -1,4 +1,4 @@
-"""coreai-opt's graph-mode quantizer and its casts on models that are finalized for Core AI."""
+"""coreai-opt's quantizer and its casts on models that are finalized for Core AI or Core ML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from palette_core.storage import palette_sites
 X = torch.linspace(-1, 1, 256).reshape(4, 64)
 
 
-def finalized(**spec: object) -> nn.Module:
+def finalized(backend: str = "coreai", **spec: object) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
     with torch.no_grad():
@@ -27,7 +27,7 @@ def finalized(**spec: object) -> nn.Module:
     )
     palettizer = pc.KMeansPalettizer(model, config)
     palettizer.prepare((X,))
-    made: nn.Module = palettizer.finalize(backend="coreai")
+    made: nn.Module = palettizer.finalize(backend=backend)
     return made
 
 
@@ -84,6 +84,53 @@ def test_a_model_of_both_is_written_with_the_palettes_as_they_were(
         "0.weight": True,
         "2.weight": True,
     }
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("spec", [{}, {"enable_per_channel_scale": True}], ids=str)
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+@pytest.mark.parametrize("backend", ["coreai", "coreml"])
+def test_activations_of_8_bits_go_beside_weights_of_4(
+    backend: str, mode: str, spec: dict[str, object], tmp_path: Path
+) -> None:
+    """Both quantizers, both files: only the first input of a layer is rounded, not its weight."""
+    reader = pytest.importorskip(f"{backend}_backend")
+    from coreai_opt import ExportBackend
+    from coreai_opt.quantization import ModuleQuantizerConfig, Quantizer, QuantizerConfig
+    from coreai_opt.quantization.spec import default_activation_quantization_spec
+
+    model = finalized(backend, **spec)
+    wanted = model(X).detach()
+    palettes = {site.name: site.palette.palettized().decode() for site in palette_sites(model)}
+    of_layers = ModuleQuantizerConfig(
+        op_state_spec=None, op_input_spec={0: default_activation_quantization_spec()}
+    )
+    quantizer = Quantizer(model, QuantizerConfig(global_config=of_layers, execution_mode=mode))
+    target = {"coreai": ExportBackend.CoreAI, "coreml": ExportBackend.CoreML}[backend]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = quantizer.prepare((X,))
+        with quantizer.calibration_mode():
+            prepared(X)
+        made = quantizer.finalize(backend=target)
+        lost = (made(X).detach() - wanted).square().sum() / wanted.square().sum()
+        assert float(lost) < 10**-3
+        options = {} if backend == "coreai" else {"deployment_target": "iOS26"}
+        path = pc.KMeansPalettizer(model).export(
+            tmp_path / ("m.aimodel" if backend == "coreai" else "m.mlpackage"),
+            (X,), model=made, backend=backend, backend_options=options,
+        )  # fmt: skip
+    read = reader.read_weights(path)
+    assert {name: agree(read[name], weight) for name, weight in palettes.items()} == {
+        "0.weight": True,
+        "2.weight": True,
+    }
+
+
+def agree(stored: object, weight: torch.Tensor) -> bool:
+    """Return whether a file's weight is the palette's, in float16 where that is the file's."""
+    read = torch.from_numpy(stored)
+    return torch.allclose(read.float(), weight, rtol=2**-9 if read.dtype is torch.float16 else 0)
 
 
 @pytest.mark.peer

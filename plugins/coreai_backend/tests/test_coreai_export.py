@@ -478,3 +478,20 @@ def test_a_model_from_a_checkpoint_is_refused_alike(tmp_path):
         with pytest.raises(BackendError, match=r"0\.weight: Core AI has no float64 weights"):
             palettizer.export(tmp_path / "m.aimodel", (X[0].double(),), model=model)
     assert not (tmp_path / "m.aimodel").exists()
+
+
+def test_a_graph_that_somebody_has_traced_is_exported(tmp_path):
+    model = mlp()
+    palettizer = KMeansPalettizer(model, support.config(PalettizationSpec(n_bits=3)))
+    palettizer.prepare(X)
+    palettizer.finalize(backend="coreai")
+    weights = {name: model.get_submodule(name).weight.detach().numpy() for name in ("0", "2")}
+    graph = torch.export.export(model, X).module()
+    path = palettizer.export(tmp_path / "m.aimodel", X, model=graph)
+    stored = read_weights(path)
+    assert {name: np.array_equal(stored[f"{name}.weight"], w) for name, w in weights.items()} == {
+        "0": True,
+        "2": True,
+    }
+    (got,) = support.run_file(path, *X)
+    assert np.allclose(got, model(*X).detach(), atol=1e-5)

@@ -166,6 +166,21 @@ def _(a: Arguments) -> Array:
     return np.asarray(a["x"]).astype(names[name] if name in names else np.dtype(name))
 
 
+@operation("quantize")
+def _(a: Arguments) -> Array:
+    limits = np.iinfo(str(a["output_dtype"]))
+    scaled = np.rint(np.asarray(a["input"], np.float32) / np.asarray(a["scale"], np.float32))
+    shifted = scaled + (0 if a["zero_point"] is None else np.asarray(a["zero_point"], np.float32))
+    return np.clip(shifted, limits.min, limits.max).astype(limits.dtype)
+
+
+@operation("dequantize")
+def _(a: Arguments) -> Array:
+    zero = 0 if a["zero_point"] is None else np.asarray(a["zero_point"], np.float32)
+    scaled = (np.asarray(a["input"], np.float32) - zero) * np.asarray(a["scale"], np.float32)
+    return np.asarray(scaled.astype(np.asarray(a["scale"]).dtype))
+
+
 @operation("select")
 def _(a: Arguments) -> Array:
     return np.where(a["cond"], a["a"], a["b"])

@@ -27,6 +27,7 @@ from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.pack import pack
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.sites import PaletteSite, palette_sites
+from palette_core.storage.traced_weights import traces_weights
 
 
 def finalize(
@@ -94,7 +95,13 @@ def export(
     """
     if path.suffix != target.entry.suffix:
         raise BackendError(f"backend {target.name!r} writes {target.entry.suffix}, got {path}")
-    life_cycle.check(Action.EXPORT, model)
+    if not traces_weights(model):
+        life_cycle.check(Action.EXPORT, model)
+    elif target.is_ours:
+        raise BackendError(
+            f"backend {target.name!r} needs the palettes as modules, and this model is a graph "
+            "that decodes them; give it the finalized model that the graph was made of"
+        )
     if not target.is_ours:
         _refuse_offloaded(model, target)
     target.backend.check_place(path)

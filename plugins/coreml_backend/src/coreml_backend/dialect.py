@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import coremltools as ct
 import torch
@@ -177,9 +179,15 @@ def _too_deep(program: ExportedProgram) -> dict[str, int]:
 def takes_node(node: fx.Node) -> bool:
     """Return whether coremltools has a conversion for a node.
 
-    Its own check asserts on operations whose name ends like one of an in-place operation.
+    Its own check asserts on operations whose name ends like one of an in-place operation, and looks
+    for those of other libraries without the library's name, by which it converts them.
     """
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
     if name.endswith("_") or name.startswith(_NOT_TAKEN):
         return False
-    return bool(is_torch_fx_node_supported(node))
+    if is_torch_fx_node_supported(node):
+        return True
+    if not isinstance(node.target, OpOverload) or node.target.namespace == "aten":
+        return False
+    named: Any = SimpleNamespace(op=node.op, target=node.target._schema.name)
+    return bool(is_torch_fx_node_supported(named))

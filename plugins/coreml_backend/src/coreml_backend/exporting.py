@@ -14,6 +14,7 @@ import coremltools as ct
 from torch import nn
 from torch.export import ExportedProgram
 
+from coreml_backend.activations import integers_for_quantized
 from coreml_backend.concatenations import part_before_joining
 from coreml_backend.describing import described, input_types
 from coreml_backend.dialect import check_operations, dialect
@@ -28,6 +29,7 @@ from palette_core.errors import BackendError
 from palette_core.storage import palette_sites
 
 _INDICES = ("indices", "nonzero_indices")
+_PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+$")
 _LARGEST = 1 << 30  # torch writes sizes without a maximum as infinite, or nearly so
 
 
@@ -71,9 +73,9 @@ def trace(
     Raises:
         BackendError: no inputs, torch.export fails, or a dynamic dimension has no maximum.
     """
-    program = rewritten(
-        exported(model, example_inputs, dynamic_shapes, backend="coreml"), dialect()
-    )
+    program = exported(model, example_inputs, dynamic_shapes, backend="coreml")
+    integers_for_quantized(program)
+    program = rewritten(program, dialect())
     part_before_joining(program)
     tidy_outputs(program)
     _check_dynamic(program)
@@ -177,8 +179,9 @@ def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
     found = {}
     for inner, buffer in program.graph_signature.inputs_to_buffers.items():
         prefix, _, part = buffer.rpartition(".")
-        if part in _INDICES and id(owner := model.get_submodule(prefix)) in first:
-            found[inner] = first[id(owner)]
+        if part in _INDICES:
+            traced = _PARAMETRIZED.sub(r"\g<state>", prefix)  # in graphs no palettes are left
+            found[inner] = first.get(id(model.get_submodule(prefix)), traced)
     return found
 
 

@@ -58,9 +58,9 @@ def _errors(wanted: Tensor, read: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     rows = max(1, _AT_ONCE // max(1, wanted.shape[1]))
     lost = [
         (rounded.double() - exact).norm(dim=1)
-        for exact, rounded in zip(wanted.split(rows), read.split(rows), strict=True)
+        for exact, rounded in zip(torch.split(wanted, rows), torch.split(read, rows), strict=True)
     ]
-    size = [exact.double().norm(dim=1) for exact in wanted.split(rows)]
+    size = [exact.double().norm(dim=1) for exact in torch.split(wanted, rows)]
     return torch.cat(lost), torch.cat(size)
 
 

@@ -20,6 +20,7 @@ from export_rewrites import (
 )
 from export_rewrites._registry import REWRITES, Rewrite, known_rewrites
 from export_rewrites.checks import unfit
+from export_rewrites.folding import held_constants
 from export_rewrites.program import (
     Dialect,
     copied,
@@ -38,6 +39,7 @@ __all__ = [
     "copied",
     "decompositions",
     "evaluating",
+    "held_constants",
     "known_rewrites",
     "left_over",
     "module_of",

@@ -22,7 +22,6 @@ _MOVES = frozenset(
         "clone",
         "constant_pad_nd",
         "copy",
-        "depalettize",
         "embedding",
         "expand",
         "flatten",
@@ -117,7 +116,9 @@ def _complex(program: ExportedProgram, runtime: str) -> Iterator[str]:
 
 
 def _moves(node: fx.Node) -> bool:
-    """Return whether an operation computes no new numbers, or has any to wrap."""
+    """Return whether an operation computes no new numbers, or none that torch would wrap."""
+    if getattr(node.target, "namespace", "aten") not in ("aten", "prims"):
+        return True  # a runtime's own says what it computes, such as one that quantizes
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
     if name in ("_to_copy", "to"):
         source = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
