@@ -14,6 +14,7 @@ from openvino import opset16 as op
 
 from openvino_backend.lowering import Lowering
 from openvino_backend.nodes import TYPES, Constants, Output
+from openvino_backend.not_numbers import keep_not_numbers
 from openvino_backend.options import OpenVINOOptions
 from openvino_backend.precision import store_in_float16
 from openvino_backend.programs import FlatProgram, Input
@@ -56,6 +57,7 @@ def finish(
     parameters, results = model.get_parameters(), model.get_results()
     n_inputs, n_weights = len(program.inputs), len(program.weights)
     _name(parameters[:n_inputs], results, program, options)
+    keep_not_numbers(model, everywhere=options.keep_nan)
     if options.compute_precision == "float16":
         store_in_float16(model, constants)
     stored: dict[str, str] = {}
