@@ -12,6 +12,7 @@ import torch
 from openvino import Dimension, PartialShape
 from openvino import opset16 as op
 
+from openvino_backend.attention import share_keys_and_values
 from openvino_backend.lowering import Lowering
 from openvino_backend.nodes import TYPES, Constants, Output
 from openvino_backend.not_numbers import keep_not_numbers
@@ -57,6 +58,7 @@ def finish(
     parameters, results = model.get_parameters(), model.get_results()
     n_inputs, n_weights = len(program.inputs), len(program.weights)
     _name(parameters[:n_inputs], results, program, options)
+    share_keys_and_values(model)
     keep_not_numbers(model, everywhere=options.keep_nan)
     if options.compute_precision == "float16":
         store_in_float16(model, constants)

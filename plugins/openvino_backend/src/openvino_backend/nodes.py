@@ -84,6 +84,11 @@ def scalar(value: int) -> Output:
     return op.constant(np.array(value, np.int32)).output(0)
 
 
+def number(value: float, kind: Type) -> Output:
+    """Return a constant of one float, in a dtype."""
+    return op.convert(op.constant(np.array(value, np.float32)), kind).output(0)
+
+
 def _one_bit(codes: Array) -> Array:
     return np.packbits(codes)
 
