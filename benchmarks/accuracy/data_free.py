@@ -8,7 +8,8 @@ Every method palettizes the same weights, and counts as many bits for scales as 
 the inputs of a channel. *CB4* is the fixed table of NNCF's mode of that name with factors from the
 largest magnitudes, in our own words; ``--check`` says whether NNCF, where it is installed, makes
 the same of a weight. *scales of 8 bits* are shares of one float per channel;
-*symmetric* and *with zero* tables are fitted like the others, and then held to their form.
+*symmetric* and *with zero* tables are fitted like the others, and then held to their form. *On
+noise* is calibrated without data: see `noise`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from palette_core import (
     KMeansPalettizerConfig,
     ModuleKMeansPalettizerConfig,
     PalettizationSpec,
+    QuantizationSpec,
 )
 from palette_core.errors import IncompatibleShapeError
 from palette_core.tensors.scales import scale_shape
@@ -116,14 +118,15 @@ Method = Callable[[nn.Module, Task, dict[str, Any], int], tuple[Weights, int]]
 def ours(**fields: Any) -> Method:
     """Palettize by palette_core; ``block`` is the size of blocks that is wanted.
 
-    With an algorithm, layer after layer, on the batches of the task.
+    With an algorithm, layer after layer, on the batches of the task, or on what ``inputs`` makes
+    of them.
     """
 
     def method(
         model: nn.Module, task: Task, modules: dict[str, Any], bits: int
     ) -> tuple[Weights, int]:
         block = fields.get("block")
-        rest = {n: value for n, value in fields.items() if n != "block"}
+        rest = {n: value for n, value in fields.items() if n not in ("block", "inputs")}
         names = {}
         for name, module in modules.items():
             own = {} if block is None else {"scale_block_size": block_of(module.weight, block)}
@@ -134,7 +137,8 @@ def ours(**fields: Any) -> Method:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # groups that do not divide a layer
             if "algorithm" in fields:
-                palettizer.calibrate(task.batches, sequential=True)
+                batches = fields.get("inputs", list)(task.batches)
+                palettizer.calibrate(batches, sequential=True)
             model = palettizer.prepare(task.batches[0])
         after = {n: model.get_submodule(n).weight.detach() for n in modules}
         assert palettizer.report is not None
@@ -146,6 +150,42 @@ def ours(**fields: Any) -> Method:
         return after, sum({**dense, **sizes}.values())
 
     return method
+
+
+def noise(batches: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """Return batches of the same shapes that hold no data.
+
+    Tokens are drawn evenly, but for the first and the last of a row, with which all texts begin and
+    end; images and spectrograms have spectra that fall with frequency, as those of most images
+    do, a mean of 0 and a deviation of 1 in each channel. Masks stay.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = max((int(x.max()) for batch in batches for x in batch if _tokens(x)), default=0)
+
+    def drawn(given: Tensor) -> Tensor:
+        if _tokens(given):
+            made = torch.randint(vocabulary, given.shape, generator=generator)
+            made[:, [0, -1]] = given[:, [0, -1]]
+            return made
+        return _falling(given.shape, generator) if given.is_floating_point() else given
+
+    return [tuple(drawn(x) for x in batch) for batch in batches]
+
+
+def _tokens(given: Tensor) -> bool:
+    return given.dtype is torch.int64
+
+
+def _falling(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return pictures whose amplitudes fall as the inverse of frequency, channels much alike."""
+    height, width = shape[-2:]
+    down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    frequency = (down.square() + across.square()).sqrt().clamp_min(1 / max(height, width))
+    shared = torch.randn((shape[0], *[1] * (len(shape) - 3), *shape[-2:]), generator=generator)
+    own = torch.randn(shape, generator=generator)
+    made = torch.fft.irfft2(torch.fft.rfft2(shared + 0.3 * own) / frequency, s=(height, width))
+    made = made - made.mean((-2, -1), keepdim=True)
+    return made / made.std((-2, -1), keepdim=True)
 
 
 def of_rows(block: int, quantize: Quantize) -> Method:
@@ -369,6 +409,8 @@ ROWS: dict[str, Method] = {
     ),
     "lnq in sequence, per channel": ours(algorithm="lnq", enable_per_channel_scale=True),
     "lnq in sequence, blocks of 64": ours(algorithm="lnq", block=64),
+    "lnq in sequence on noise, blocks of 64": ours(algorithm="lnq", block=64, inputs=noise),
+    "blocks of 64, int8 table": ours(block=64, lut_qspec=QuantizationSpec(dtype=torch.int8)),
     "blocks of 64, simply": of_rows(64, fitted()),
     "blocks of 64, symmetric table": of_rows(64, fitted(symmetric)),
     "blocks of 64, table with zero": of_rows(64, fitted(with_zero)),
