@@ -16,7 +16,7 @@ from openvino_backend.nodes import Output, integers, number
 
 @dataclass(frozen=True)
 class _Repeated:
-    """What is repeated: ``source`` ``[batch, groups, places, width]``, each group ``times``."""
+    """Keys or values, ``[batch, groups, places, width]``, each group repeated ``times``."""
 
     source: Output
     groups: int
