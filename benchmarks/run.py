@@ -44,9 +44,9 @@ CASES = {
         Case("1024², 8 bits, pairs", None, (1024, 1024), bits=8, dim=2),
     ],
     "models": [
-        Case("MiniLM, 4 bits", 15, model="minilm"),
-        Case("EfficientNet-Lite0, 4 bits", 15, model="effnet"),
-        Case("SmolLM2-135M, 4 bits", 15, model="smollm2"),
+        Case("MiniLM, 4 bits", 20, model="minilm"),
+        Case("EfficientNet-Lite0, 4 bits", 25, model="effnet"),
+        Case("SmolLM2-135M, 4 bits", 25, model="smollm2"),
     ],
 }
 _QUICK_SHAPE = (1024, 1024)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,14 +99,20 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return versions of the libraries that are installed: reading them takes milliseconds."""
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def environment() -> dict[str, str]:
     """Return versions of what took part, and what machine it was."""
     found = {"palette_core": __version__, "Python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    found |= _versions()
     found["system"] = f"{platform.system()} {platform.machine()}"
     found["processors"] = f"{os.cpu_count()}, {torch.get_num_threads()} threads of torch"
     if torch.cuda.is_available():

@@ -14,7 +14,7 @@ from torch import Tensor
 from palette_core.tensors.codebook import dequantize_lut
 from palette_core.tensors.palettized import PalettizedTensor
 
-_LOOKED_AT = 1 << 16  # weights, of rows that lie evenly spaced
+_LOOKED_AT = 1 << 14  # weights, of rows that lie evenly spaced
 _BINS = 64
 _WIDE = 6.0  # standard deviations; what lies further out is only counted
 _ENTRIES, _TABLES = 256, 24  # kept of all look-up tables
@@ -40,16 +40,22 @@ class Distribution:
     @classmethod
     def of(cls, values: Tensor) -> Self:
         """Count finite values, 1-D float64, of which there are some."""
-        unit = max(float(values.abs().max()), 1e-300)
-        values = values / unit  # squares stay in range
-        low, high = (float(end) for end in torch.aminmax(values))
+        least, most = (float(end) for end in torch.aminmax(values))
+        unit = max(-least, most, 1e-300)
+        if 1e-100 < unit < 1e100:
+            unit = 1.0
+        else:
+            values = values / unit  # squares stay in range
+            least, most = least / unit, most / unit
         middle, spread = float(values.mean()), float(values.std(correction=0))
-        low, high = max(low, middle - _WIDE * spread), min(high, middle + _WIDE * spread)
+        low, high = max(least, middle - _WIDE * spread), min(most, middle + _WIDE * spread)
         if not low < high:
-            low, high = middle - 1e-3, middle + 1e-3
-        counts = torch.histc(values, _BINS, low, high).long().tolist()
-        outside = int((values < low).sum()), int((values > high).sum())
-        return cls(_rounded(low * unit), _rounded(high * unit), tuple(counts), outside)
+            by = 1e-3 * max(-least, most, 1e-300)
+            low, high = middle - by, middle + by
+        counts = tuple(int(count) for count in torch.histc(values, _BINS, low, high).tolist())
+        below = int((values < low).sum()) if least < low else 0
+        above = values.numel() - sum(counts) - below if most > high else 0
+        return cls(_rounded(low * unit), _rounded(high * unit), counts, (below, above))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
