@@ -2,8 +2,9 @@
 
     python benchmarks/planning.py [--layers 1000 2000 4000] [--json FILE]
 
-A made-up graph of equal layers, so that nothing but planning is measured. Each figure is the least
-of three processor times; every rule has a config of its own, as a file without anchors gives it.
+A made-up graph of equal layers, so that nothing but planning is measured; then real modules, traced
+and planned. Each figure is the least of three processor times; every rule has a config of its own,
+as a file without anchors gives it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ import argparse
 import gc
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from palette_core import KMeansPalettizerConfig, ModuleKMeansPalettizerConfig
+from palette_core import (
+    KMeansPalettizer,
+    KMeansPalettizerConfig,
+    ModuleKMeansPalettizerConfig,
+)
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.planning import make_plan
 from palette_core.plugins.catalog import get_catalog
@@ -57,11 +64,21 @@ def seconds(layers: int, rule: str) -> float:
     config = KMeansPalettizerConfig(
         global_config=ModuleKMeansPalettizerConfig(), module_name_configs=rules
     )
+    return least(lambda: make_plan(graph, config, catalog))
+
+
+def traced_seconds(modules: int) -> float:
+    """Return the seconds of planning a model of so many modules, tracing included."""
+    palettizer = KMeansPalettizer(nn.Sequential(*(nn.Linear(16, 16) for _ in range(modules))))
+    return least(lambda: palettizer.make_plan((torch.ones(1, 16),)))
+
+
+def least(function: Callable[[], object]) -> float:
     times = []
     for _ in range(3):
         gc.collect()
         started = time.process_time()
-        make_plan(graph, config, catalog)
+        function()
         times.append(time.process_time() - started)
     return min(times)
 
@@ -83,6 +100,10 @@ def main() -> None:
         ratio = figures[f"a name per layer, {layers}"] / figures[f"no rules, {layers}"]
         verdict = "kept" if ratio < TARGET else "missed"
         print(f"{layers} layers: {ratio:.2f}x, target {TARGET}x: {verdict}")
+    for layers in arguments.layers:
+        figures[f"traced, {layers}"] = taken = traced_seconds(layers)
+        each = taken / layers * 1e6
+        print(f"{layers} modules, traced and planned: {taken:.3f} s, {each:.0f} µs for each")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
 

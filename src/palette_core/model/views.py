@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import torch
@@ -28,14 +28,18 @@ class StateStorages:
 
     def state_of(self, tensor: Tensor) -> Tensor | None:
         """Return the state that a tensor is a view of, or None."""
-        for known in islice(self._states.values(), self._seen, None):
-            place = _place(known)
-            if place:
-                self._owners[place] = None if place in self._owners else known
-        self._seen = len(self._states)
+        if len(self._states) > self._seen:  # rarely; to walk past all that are seen takes time
+            self._learn(islice(self._states.values(), self._seen, None))
+            self._seen = len(self._states)
         place = _place(tensor)
         state = self._owners.get(place) if place else None
         return state if state is not None and state.dtype == tensor.dtype else None
+
+    def _learn(self, states: Iterable[Tensor]) -> None:
+        for state in states:
+            place = _place(state)
+            if place:
+                self._owners[place] = None if place in self._owners else state
 
     def copied(self, source: Tensor, copy: Tensor) -> None:
         """Remember a copy of a state or of a view of one, or of what was picked along axis 0."""
