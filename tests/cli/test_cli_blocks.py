@@ -49,7 +49,6 @@ def test_a_file_and_a_callable_give_the_batches(command, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--calibration", "tokens.safetensors"], "--calibration is of no use alone; give --model"),
         (["--model", "fac.py:build"], "--model is of no use alone; give --calibration"),
         (["--model", "fac.py:build", "--calibration", "no.safetensors"], "there is no file no"),
         (

@@ -262,7 +262,6 @@ def test_other_batches_and_none_are_refused_once_it_is_begun(
     ("change", "error", "says"),
     [
         ({"calibration": None}, CalibrationError, "skeleton is of no use without calibration"),
-        ({"skeleton": None}, CalibrationError, "calibration is of no use without skeleton"),
         ({"calibration": []}, CalibrationError, "at least one batch"),
         ({"skeleton": "a model"}, TypeError, "must be a torch.nn.Module or a Skeleton"),
         ({"config": config("kmeans1d")}, PlanError, "calibration is of no use"),

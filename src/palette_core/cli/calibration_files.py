@@ -20,20 +20,20 @@ def calibration_of(source: Path, calibration: str | None, model: str | None) -> 
     Args:
         source: the checkpoint.
         calibration: of the command line: a file, or what returns batches.
-        model: of the command line: what returns the model of a checkpoint.
+        model: of the command line: what returns the model of a checkpoint; None leaves it to
+            installed distributions.
 
     Raises:
-        FactoryError: one of them is not there, cannot be used, or is given without the other.
+        FactoryError: one of them is not there, cannot be used, or the model is given alone.
     """
-    if calibration is None and model is None:
+    if calibration is None:
+        if model is not None:
+            raise FactoryError("--model is of no use alone; give --calibration FILE, too")
         return {}
-    if calibration is None or model is None:
-        given, lacking = ("--model", "--calibration FILE")
-        if calibration is not None:
-            given, lacking = ("--calibration", "--model FACTORY")
-        raise FactoryError(f"{given} is of no use alone; give {lacking}, too")
     is_file = calibration.endswith(_SUFFIX)
     batches = read_batches(Path(calibration)) if is_file else load_batches(calibration)
+    if model is None:
+        return {"calibration": batches}
     factory = load_callable(model)
     folder = source if source.is_dir() else source.parent
     try:

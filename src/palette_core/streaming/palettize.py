@@ -21,6 +21,7 @@ from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import batches_of
 from palette_core.streaming.block_by_block import BlockCalibration
 from palette_core.streaming.job import Sealed, identity
+from palette_core.streaming.offered import offered_skeleton
 from palette_core.streaming.planning import CheckpointPlan, plan_source
 from palette_core.streaming.running import Run
 from palette_core.streaming.skeleton import Skeleton
@@ -65,7 +66,8 @@ def palettize_checkpoint(
             go by the inputs of layers: as its sequential mode does, but with one block of the
             model in memory at a time, whose inputs are kept in files below ``out``.
         skeleton: the model that takes them, with everything on the meta device that the checkpoint
-            has values for.
+            has values for; None takes what an installed distribution builds, such as
+            palette-core-transformers, by the entry point group ``palette_core.skeletons``.
         compensate: let weights make good for errors of their inputs too.
 
     Raises:
@@ -76,7 +78,7 @@ def palettize_checkpoint(
         PlanError: nothing is to be palettized, or a weight cannot be stored as the config asks.
         TypeError: a batch is no model input, or ``skeleton`` no model.
         WeightError: a weight is NaN or infinite.
-        CalibrationError: the model failed on a batch, there are none, or one without the other.
+        CalibrationError: the model failed on a batch, there are none, or ``skeleton`` is alone.
         WorkerError: workers were killed again and again.
         OSError: a file cannot be read, or written: the disk is full.
     """
@@ -84,7 +86,8 @@ def palettize_checkpoint(
     executor, out = Executor(num_workers, progress=progress), Path(out)
     source = open_source(src)
     planned = plan_source(source, config, executor.catalog, on_incompatible)
-    looked = _calibration(calibration, skeleton, compensate=compensate)
+    folder = source.path if source.path.is_dir() else source.path.parent
+    looked = _calibration(folder, calibration, skeleton, compensate=compensate)
     _check(source, planned, looked)
     with alone_in_folder(out, source):
         about = identity(source, config, planned, executor.catalog)
@@ -116,13 +119,18 @@ def palettize_checkpoint(
 
 
 def _calibration(
-    batches: Iterable[Any] | None, skeleton: nn.Module | Skeleton | None, *, compensate: bool
+    folder: Path,
+    batches: Iterable[Any] | None,
+    skeleton: nn.Module | Skeleton | None,
+    *,
+    compensate: bool,
 ) -> BlockCalibration | None:
     if batches is None and skeleton is None:
         return None
-    if batches is None or skeleton is None:
-        given, lacking = ("skeleton", "calibration")[:: 1 if batches is None else -1]
-        raise CalibrationError(f"{given} is of no use without {lacking}; give both, or neither")
+    if batches is None:
+        raise CalibrationError("skeleton is of no use without calibration; give both, or neither")
+    if skeleton is None:
+        skeleton = offered_skeleton(folder)
     model = Skeleton(skeleton) if isinstance(skeleton, nn.Module) else skeleton
     if not isinstance(model, Skeleton):
         raise TypeError(f"skeleton must be a torch.nn.Module or a Skeleton, got {model!r}")

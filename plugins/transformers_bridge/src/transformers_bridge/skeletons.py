@@ -12,6 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from palette_core import Skeleton, plan_checkpoint
 from palette_core.errors import CheckpointError
+from transformers_bridge.experts import put_one_by_one
 from transformers_bridge.routing import recipes
 
 
@@ -19,7 +20,8 @@ def skeleton(folder: str | Path) -> Skeleton:
     """Build the model of a dense checkpoint on the meta device, from its ``config.json``.
 
     It is the class that ``architectures`` names, in the dtype that `from_pretrained` would give
-    it, without a cache of keys and values. Only headers of the weights are read.
+    it, without a cache of keys and values. Only headers of the weights are read. Experts that lie
+    one by one on disk are linear layers of their own.
 
     Args:
         folder: with ``config.json`` and safetensors files, as ``save_pretrained`` writes them.
@@ -37,10 +39,16 @@ def skeleton(folder: str | Path) -> Skeleton:
     _fill_buffers(model)
     conversions = get_model_conversion_mapping(model)
     found = dict.fromkeys(names, "")  # what is made of several tensors has no name
-    for recipe in recipes(names, (), conversions, model):
+    made = list(recipes(names, (), conversions, model))
+    for recipe in made:
         if recipe.converter is None and len(recipe.sources) == 1:
             found[recipe.sources[0].name] = recipe.target
-    return Skeleton(model, names=found)
+    return Skeleton(model, names=found | put_one_by_one(model, made))
+
+
+def offered(folder: str | Path) -> Skeleton | None:
+    """Build the model of a checkpoint that has a ``config.json``; see `skeleton`."""
+    return skeleton(folder) if (Path(folder) / "config.json").is_file() else None
 
 
 def _parts(config: Any) -> Iterator[Any]:

@@ -36,7 +36,7 @@ def palettize_checkpoint(
             metavar="FILE",
             help="Calibration batches, for algorithms that go by the inputs of layers: a "
             "safetensors file of the model's keyword inputs, such as input_ids, each row of "
-            "which is a batch; or module:callable that returns batches. Needs --model.",
+            "which is a batch; or module:callable that returns batches.",
         ),
     ] = None,
     model: Annotated[
@@ -44,7 +44,8 @@ def palettize_checkpoint(
         typer.Option(
             metavar="FACTORY",
             help="module:callable or file.py:callable that gets SRC and returns its model on the "
-            "meta device, for --calibration.",
+            "meta device, for --calibration; not needed where palette-core-transformers is "
+            "installed and builds it from config.json.",
         ),
     ] = None,
     num_workers: Workers = 1,
