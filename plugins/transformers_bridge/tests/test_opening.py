@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from bridge_models import FURTHER, MODELS, inputs_of, logits, tokens
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from palette_core import (
@@ -22,7 +23,7 @@ from palette_core import (
     palettize_checkpoint,
     read_checkpoint,
 )
-from palette_core.errors import PaletteWarning
+from palette_core.errors import PaletteWarning, StateError
 from palette_core.storage import PackedWeight, dense_state_dict, palette_sites
 from transformers_bridge import PaletteConfig
 
@@ -282,6 +283,30 @@ def test_pruned_weights_keep_their_zeros(name, tmp_path) -> None:
     forms = read_checkpoint(tmp_path / "again").stored_forms
     assert forms.items() <= before.stored_forms.items()
     assert (forms == before.stored_forms) == (name == "llama")  # experts with zeros are decoded
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_files_are_as_large_as_they_may_be(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    model.save_pretrained(tmp_path / "dense")
+    out = palettized(tmp_path / "dense", tmp_path / "out")
+    opened = type(model).from_pretrained(out)
+    for folder in (tmp_path / "again", tmp_path / "again"):  # over its own, too
+        opened.save_pretrained(folder, max_shard_size="6KB")
+        files = sorted(folder.glob("palette-*.safetensors"))
+        assert len(files) > 3
+        for file in files:
+            with safe_open(file, framework="pt") as found:
+                sizes = [found.get_tensor(key).nbytes for key in found.keys()]  # noqa: SIM118
+            assert sum(sizes) <= 6000
+        again = type(model).from_pretrained(folder)
+        assert is_equal(dense_state_dict(again), dense_state_dict(opened))
+        before, after = read_checkpoint(out), read_checkpoint(folder)
+        assert before.palettized.keys() == after.palettized.keys()
+        assert before.dense.keys() == after.dense.keys()
+        opened = again
+    with pytest.raises(StateError, match=r"holds palette-00001-of-\d+\.safetensors"):
+        opened.save_pretrained(tmp_path / "again")
 
 
 @pytest.mark.skipif("PALETTE_MODELS" not in os.environ, reason="needs PALETTE_MODELS")

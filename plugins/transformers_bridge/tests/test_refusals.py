@@ -115,8 +115,8 @@ def test_a_folder_that_is_not_finished_is_refused(out: Path) -> None:
 
 
 def test_options_that_saving_cannot_heed_are_refused(out: Path, tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="heeds no max_shard_size='1MB'"):
-        opened(out).save_pretrained(tmp_path / "again", max_shard_size="1MB")
+    with pytest.raises(StateError, match="heeds no variant='fp16'"):
+        opened(out).save_pretrained(tmp_path / "again", variant="fp16")
     assert not (tmp_path / "again").exists()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
@@ -21,9 +25,11 @@ from palette_core.storage import (
 )
 from palette_core.tensors import PalettizedTensor
 from transformers_bridge.fusing import PARTS
-from transformers_bridge.options import SINGLE
+from transformers_bridge.options import INDEX, SINGLE
 
-_HARMLESS = {"push_to_hub": False, "max_shard_size": "50GB", "save_original_format": True}
+_HARMLESS = {"push_to_hub": False, "save_original_format": True}
+_SHARD = "50GB"  # as transformers has it
+_FILES = SINGLE.replace(".", "{suffix}.")
 
 
 class Saver:
@@ -37,15 +43,21 @@ class Saver:
         self._model = model
 
     def __call__(
-        self, save_directory: str | Path, is_main_process: bool = True, **options: Any
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        max_shard_size: int | str | None = None,
+        **options: Any,
     ) -> None:
-        """Write ``config.json`` and ``palette.safetensors``.
+        """Write ``config.json`` and ``palette.safetensors``, or several files and their index.
 
         Where the weights are dense by now, transformers' own method does its work.
 
         Args:
             save_directory: the folder, made where it is missing.
             is_main_process: nothing is written where it is False.
+            max_shard_size: of a file, in bytes or as ``"5GB"``; None is 50 GB. A larger weight has
+                a file of its own.
             options: others of transformers; those that ask for something else are refused.
 
         Raises:
@@ -56,6 +68,8 @@ class Saver:
         sites = palette_sites(model, PackedWeight)
         if not sites:
             del model.save_pretrained
+            if max_shard_size is not None:
+                options["max_shard_size"] = max_shard_size
             model.save_pretrained(save_directory, is_main_process=is_main_process, **options)
             return
         for name, value in options.items():
@@ -66,28 +80,32 @@ class Saver:
                     "model.dequantize()"
                 )
         if is_main_process:
-            _write(model, sites, Path(save_directory))
+            _write(model, sites, Path(save_directory), max_shard_size or _SHARD)
 
 
-def _write(model: Any, sites: list[PaletteSite[PackedWeight]], folder: Path) -> None:
+def _write(
+    model: Any, sites: list[PaletteSite[PackedWeight]], folder: Path, max_size: int | str
+) -> None:
+    packed = {_name(site, model): site.palette for site in sites}
+    weights, dense = _Weights(dict(_palettized(model, packed))), _dense(model, sites)
+    sizes = weights.sizes() | {name: tensor.nbytes for name, tensor in dense.items()}
+    files = _split(sizes, max_size)
     folder.mkdir(parents=True, exist_ok=True)
-    stale = [path.name for path in folder.glob("*.safetensors*") if path.name != SINGLE]
+    head = SINGLE if [*files] == [SINGLE] else INDEX
+    stale = {path.name for path in folder.glob("*.safetensors*")} - {*files, head}
     if stale:
         raise StateError(
-            f"{folder} holds {', '.join(sorted(stale))}, which a new {SINGLE} would be mixed up "
+            f"{folder} holds {', '.join(sorted(stale))}, which a new {head} would be mixed up "
             "with; name another folder, or remove what is in it"
         )
-    packed = {_name(site, model): site.palette for site in sites}
-    on_disk = dict(_palettized(model, packed))
-    write_checkpoint(
-        folder / SINGLE,
-        {name: tensor for name, (tensor, _) in on_disk.items()},
-        _dense(model, sites),
-        stored_forms={name: weight.form.name for name, (_, weight) in on_disk.items()},
-        origins={n: w.origin for n, (_, w) in on_disk.items() if w.origin is not None},
-    )
+    # Until the last file is there, none of an earlier time is taken for whole.
+    (folder / INDEX).unlink(missing_ok=True)
+    for file, names in files.items():
+        weights.write(folder / file, names, {name: dense[name] for name in names if name in dense})
+    if head == INDEX:
+        _write_index(folder, [*files], sum(sizes.values()))
     about = model.config.quantization_config
-    about.weights, about.dtype = SINGLE, str(model.dtype).removeprefix("torch.")
+    about.weights, about.dtype = head, str(model.dtype).removeprefix("torch.")
     model.config.dtype = str(model.dtype).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     if model.is_remote_code():
@@ -95,6 +113,57 @@ def _write(model: Any, sites: list[PaletteSite[PackedWeight]], folder: Path) -> 
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Palettized weights of a folder, by their names there, each with what it is taken from."""
+
+    found: Mapping[str, tuple[PalettizedTensor, PackedWeight]]
+
+    def sizes(self) -> dict[str, int]:
+        """Return bytes on disk by name: of a stack as much as there is of it."""
+        return {
+            name: sum(buffer.nbytes for buffer in weight.buffers())
+            * tensor.indices.numel()
+            // weight.palettized().indices.numel()
+            for name, (tensor, weight) in self.found.items()
+        }
+
+    def write(self, path: Path, names: Iterable[str], dense: Mapping[str, Tensor]) -> None:
+        """Write some of them, with dense tensors, to a file."""
+        mine = {name: self.found[name] for name in names if name in self.found}
+        write_checkpoint(
+            path,
+            {name: tensor for name, (tensor, _) in mine.items()},
+            dense,
+            stored_forms={name: weight.form.name for name, (_, weight) in mine.items()},
+            origins={n: w.origin for n, (_, w) in mine.items() if w.origin is not None},
+        )
+
+
+def _split(sizes: Mapping[str, int], max_size: int | str) -> dict[str, list[str]]:
+    """Return the names of the tensors of each file, by its name."""
+    stand_ins = {
+        name: torch.empty(size, dtype=torch.uint8, device="meta") for name, size in sizes.items()
+    }
+    split = split_torch_state_dict_into_shards(
+        stand_ins, filename_pattern=_FILES, max_shard_size=max_size
+    )
+    files: dict[str, list[str]] = split.filename_to_tensors
+    return files
+
+
+def _write_index(folder: Path, files: Iterable[str], total_size: int) -> None:
+    """Write the index of a folder's files."""
+    places: dict[str, str] = {}
+    for file in files:
+        with safe_open(folder / file, framework="pt") as opened:
+            places |= dict.fromkeys(opened.keys(), file)
+    told = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(places.items()))}
+    fresh = folder / f"{INDEX}.tmp"
+    fresh.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(folder / INDEX)
 
 
 def _name(site: PaletteSite[PackedWeight], model: Any) -> str:
