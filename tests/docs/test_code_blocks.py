@@ -50,6 +50,8 @@ NEEDED = {  # by page, or its folder
     "quantized-activations.md": "coreai_opt",
     "runtimes.md": "openvino",
     "encoder.md": "openvino",
+    "cnn.md": "coremltools",
+    "programs.md": "coremltools",
     "unet.md": "diffusers",
     "decoder.md": "openvino",
     "whisper.md": "transformers",

@@ -114,6 +114,30 @@ def test_weights_that_are_no_numbers_are_named(state, saved, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["plain.states"]
 
 
+def test_what_is_finished_is_kept_for_another_try(state, saved, tmp_path, monkeypatch):
+    from palette_core.engine import executor
+
+    made, cluster = [], executor.cluster_here
+
+    def counted(job, catalog):
+        made.append(job.plan.name)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return cluster(job, catalog)
+
+    monkeypatch.setattr(executor, "cluster_here", counted)
+    monkeypatch.setattr(executor, "_threads", lambda: 1)
+    path, out = saved(state), tmp_path / "small.states"
+    with pytest.raises(KeyboardInterrupt):
+        palettize_program(path, out, bits(3), work_folder=tmp_path / "work")
+    palettize_program(path, out, bits(3), work_folder=tmp_path / "work")
+    assert len(made) == 3
+    palettize_program(path, tmp_path / "whole.states", bits(3))
+    pair = torch.load(out), torch.load(tmp_path / "whole.states")
+    for one, two in zip(*(each.values() for each in pair), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_a_backend_that_fails_half_way_leaves_an_older_file_as_it_was(saved, tmp_path):
     out = tmp_path / "small.states"
     out.write_bytes(b"older")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 from palette_core._common.pytrees import floating
 from palette_core.cli.exporting import Target, in_words, size_on_disk
 from palette_core.cli.factories import FactoryError, Loaded, load_factory
-from palette_core.cli.habits import is_quiet
+from palette_core.cli.going_on import going_on_later
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import CheckpointError
 from palette_core.palettizer import KMeansPalettizer
@@ -89,7 +86,7 @@ def palettize(
     started = time.perf_counter()
     if calibrate is not None:
         palettizer.calibrate(**calibrate)
-    with _going_on_later(target.path) as work_folder:
+    with going_on_later(target.path) as work_folder:
         palettizer.prepare(
             loaded.example_inputs,
             sensitivities,
@@ -116,23 +113,6 @@ def palettize(
         "file": str(written),
     }
     _report(palettizer, {**totals, **({"scores": scores} if scores else {})}, reports, as_json)
-
-
-@contextlib.contextmanager
-def _going_on_later(output: Path) -> Iterator[Path]:
-    """Yield a folder for what is finished; removed at the end, and left after a failure."""
-    folder = output.with_name(f".{output.name}.unfinished")
-    try:
-        yield folder
-    except BaseException as stopped:
-        with contextlib.suppress(OSError):  # it is not there
-            if not any(folder.iterdir()):
-                folder.rmdir()
-            elif isinstance(stopped, KeyboardInterrupt) and not is_quiet():  # errors are one line
-                told = f"palette: finished weights are in {folder}; the same command goes on there"
-                Console(stderr=True, soft_wrap=True).print(told, markup=False, highlight=False)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def demo(

@@ -15,6 +15,7 @@ from palette_core.config.model import ConfigLike
 from palette_core.engine.cluster_model import fallback_sentences
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job, check_finite
+from palette_core.engine.kept import Kept, keeper_in
 from palette_core.engine.results import Report, make_report
 from palette_core.errors import BackendError, PlanError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
@@ -75,6 +76,7 @@ def palettize_program(
     backend_options: Mapping[str, Any] | None = None,
     on_incompatible: OnIncompatible = "skip",
     num_workers: int = 1,
+    work_folder: str | Path | None = None,
 ) -> Report:
     """Palettize the weights of a program that exists, and write it anew, whole or not at all.
 
@@ -89,8 +91,10 @@ def palettize_program(
         backend_options: of the backend.
         on_incompatible: see `plan_program`.
         num_workers: processes that cluster.
+        work_folder: keep each result in this folder, as `KMeansPalettizer.prepare` does.
 
     Raises:
+        StateError: another run has ``work_folder``.
         BackendError: as `plan_program`; or ``output`` lacks the suffix, what stands there is none
             of the backend's files, or a weight could not be replaced exactly.
         PlanError: as `plan_program`, or nothing is to be palettized.
@@ -98,7 +102,6 @@ def palettize_program(
         OSError: the file cannot be written.
     """
     catalog, target = get_catalog(), Path(output)
-    executor = Executor(num_workers, catalog)
     program = _opened(path, backend, backend_options, catalog)
     if target.suffix != program.entry.suffix:
         suffix = program.entry.suffix
@@ -113,8 +116,11 @@ def palettize_program(
     needy = [t.name for t in plan if catalog.clusterers.get(t.algorithm).needs_moments]
     missing = dict.fromkeys(needy, "a program without its model gives none")
     warn(*fallback_sentences(missing), stacklevel=2)
-    with progress_bar("Palettizing", len(jobs)) as advance:
-        results = executor.run(jobs, advance)
+    with (
+        keeper_in(work_folder, Kept(), catalog) as kept,
+        progress_bar("Palettizing", len(jobs)) as advance,
+    ):
+        results = Executor(num_workers, catalog, kept=kept).run(jobs, advance)
     palettized = {
         _stored(job.plan): result.palettized for job, result in zip(jobs, results, strict=True)
     }
