@@ -166,8 +166,11 @@ def test_a_browser_sorts_opens_and_draws(report: Report, tmp_path: Path) -> None
         browser.save_screenshot(str(picture))
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.stat().st_size > 20_000
-        wide = "return document.documentElement.scrollWidth - window.innerWidth"
-        assert browser.execute_script(wide) <= 0
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        for width in (1280, 800, 380):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            assert browser.execute_script(wide) <= 0, width
         assert browser.title == "run"
         assert browser.get_log("browser") == []
 
