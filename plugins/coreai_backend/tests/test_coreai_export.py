@@ -455,7 +455,7 @@ def test_lowerings_can_be_registered_with_a_converter_of_ones_own(tmp_path):
 
 def test_the_reader_looks_up_as_the_definition_says():
     """Against a loop over elements, for blocks on two axes and vectors on either."""
-    from coreai_backend.reader import looked_up
+    from coreai_backend.decoding import looked_up
 
     random = np.random.default_rng(0)
     for axis, shape in itertools.product((0, 1), ((4, 6), (2, 2))):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,120 +26,17 @@ from palette_core.testing._backend_models import (
     Layers,
     config_of,
     inputs_of,
-    known_specs,
     reader_of,
 )
+from palette_core.testing._conversions import Exported, backend_of, exported, specs_of, split
 from palette_core.testing._kit import Subject, check, demand, fail
-from palette_core.testing._probes import bits, draw
+from palette_core.testing._probes import draw
 
 _KIND = EXPORT_BACKEND
 _NEAR_BYTES = 256  # how far a file's size may be from what is declared, and a quarter of that
 # Relative rounding of decoded weights, by what the file holds: a table, a scale and their
 # product are each rounded once.
 _ROUNDING = {2: 2.0**-9, 4: 2.0**-22, 8: 2.0**-22}
-
-
-@dataclass
-class _Exported:
-    """Result of one conversion."""
-
-    weights: dict[str, Tensor]
-    outputs: tuple[Tensor, Tensor]  # of the prepared and of the finalized model
-    changed: list[str] = field(default_factory=list)
-    path: Path = Path()
-    exists: bool = False
-    read: dict[str, Any] | None = None
-    error: Exception | None = None
-
-
-def _backend(subject: Subject, options: BaseModel) -> Any:
-    return subject.entry.factory(options)
-
-
-def _specs(subject: Subject) -> dict[str, PalettizationSpec]:
-    return known_specs(subject.entry.stored_forms, subject.specs)
-
-
-def _split(
-    subject: Subject, options: BaseModel
-) -> tuple[dict[str, PalettizationSpec], dict[str, PalettizationSpec]]:
-    """Return the known specs by layer: those that the backend takes, and those that it refuses."""
-    specs = _specs(subject)
-    model = Layers(specs)
-    plan = KMeansPalettizer(model, config_of(specs)).make_plan(inputs_of(model))
-    target = _backend(subject, options)
-    refused = {t.name for t in plan if target.check_support(t.facts) is not None}
-    taken = {n: s for n, s in specs.items() if f"{n}.weight" not in refused}
-    return taken, {n: s for n, s in specs.items() if n not in taken}
-
-
-def _exported(subject: Subject, options: BaseModel, *, mapped: bool = False) -> _Exported:
-    """Convert a model with a layer for every spec that is taken; once for all checks."""
-    key = f"{options!r} {mapped}"
-    if key not in subject.kept:
-        taken, _ = _split(subject, options)
-        demand(subject, taken, f"refuses every spec of the kit with options {options!r}")
-        with tempfile.TemporaryDirectory() as folder:
-            subject.kept[key] = _export(subject, options, taken, Path(folder), mapped)
-    made: _Exported = subject.kept[key]
-    return made
-
-
-def _export(
-    subject: Subject,
-    options: BaseModel,
-    specs: dict[str, PalettizationSpec],
-    folder: Path,
-    mapped: bool,
-) -> _Exported:
-    model = Layers(specs)
-    inputs = inputs_of(model)
-    palettizer = KMeansPalettizer(model, config_of(specs))
-    how: dict[str, Any] = {
-        "backend": subject.entry.name,
-        "backend_options": options.model_dump(mode="json"),
-    }
-    prepared: Any = palettizer.prepare(inputs, **how)
-    weights = {f"{n}.weight": prepared.get_submodule(n).weight.detach().clone() for n in specs}
-    with torch.no_grad():
-        before = prepared(*inputs).clone()
-        # A model that is dense again is written from the prepared one.
-        source = copy.deepcopy(prepared) if subject.entry.leaves_dense else None
-        final = palettizer.finalize(mmap_dir=folder / "mapped" if mapped else None, **how)
-        made = _Exported(weights, (before, final(*inputs).clone()))
-    try:
-        with _watched(type(_backend(subject, options)), made.changed):
-            made.path = palettizer.export(
-                folder / f"m{subject.entry.suffix}", inputs, model=source, **how
-            )
-        made.exists = made.path.exists()
-        if made.exists and subject.reader is not None:
-            made.read = {k: np.array(v) for k, v in subject.reader(made.path).items()}
-    except Exception as error:
-        made.error = error
-    return made
-
-
-@contextlib.contextmanager
-def _watched(cls: Any, changed: list[str]) -> Iterator[None]:
-    """Note what ``export`` of a class changes, which the palettizer puts back afterwards."""
-    export = cls.export
-
-    def watched(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
-        state, given = _state(model), [bits(part) for part in inputs]
-        try:
-            return export(self, model, inputs, *more)
-        finally:
-            after = _state(model)
-            changed.extend(n for n in {**state, **after} if state.get(n) != after.get(n))
-            changed.extend(["the example inputs"] * (given != [bits(part) for part in inputs]))
-
-    with patch.object(cls, "export", watched):
-        yield
-
-
-def _state(model: Any) -> dict[str, bytes]:
-    return {name: bits(value) for name, value in model.state_dict().items()}
 
 
 # --- planning -------------------------------------------------------------------------------------
@@ -154,8 +47,8 @@ def refusals(subject: Subject) -> None:
     """For any tensor, refuses gives None or a reason, the same again; what it proposes it takes."""
     for options in subject.options:
         for facts in _facts(subject):
-            first: object = _backend(subject, options).check_support(facts)
-            again = _backend(subject, options).check_support(facts)
+            first: object = backend_of(subject, options).check_support(facts)
+            again = backend_of(subject, options).check_support(facts)
             demand(subject, first == again, f"answers {first!r} and then {again!r} for {facts}")
             if first is None:
                 continue
@@ -167,7 +60,7 @@ def refusals(subject: Subject) -> None:
                 other = TensorFacts(
                     facts.name, facts.shape, facts.dtype, facts.op_type, layout, first.instead
                 )
-                second = _backend(subject, options).check_support(other)
+                second = backend_of(subject, options).check_support(other)
                 demand(subject, second is None, f"refuses what it proposes itself: {second!r}")
 
 
@@ -175,7 +68,7 @@ def _facts(subject: Subject) -> Iterator[TensorFacts]:
     shapes = {"linear": (32, 64), "conv2d": (32, 8, 3, 3), "conv1d": (32, 8, 3)}
     shapes |= {"conv_transpose2d": (16, 32, 3, 3), "embedding": (64, 32), "": (4, 4, 4, 4, 4)}
     dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    specs = list(_specs(subject).values())
+    specs = list(specs_of(subject).values())
     for (op_type, shape), dtype, spec in product(shapes.items(), dtypes, specs):
         try:
             layout = lay_out(shape, spec, installed_operations().channel_axis(op_type, shape))
@@ -191,7 +84,7 @@ def accepted(subject: Subject) -> None:
     Beside it stand the files that the entry declares in ``beside``, and no others are written.
     """
     for options in subject.options:
-        made = _exported(subject, options)
+        made = exported(subject, options)
         if made.error is not None:
             raise made.error
         demand(subject, made.exists, f"export returned {made.path}, where nothing is")
@@ -203,7 +96,7 @@ def accepted(subject: Subject) -> None:
 def refused(subject: Subject) -> None:
     """A refused spec cannot be lowered: that raises, or what is read back is not equal."""
     for options in subject.options:
-        for name, spec in _split(subject, options)[1].items():
+        for name, spec in split(subject, options)[1].items():
             with tempfile.TemporaryDirectory() as folder:
                 held = _lowers(subject, options, {name: spec}, Path(folder))
             demand(subject, not held, f"refuses {spec!r}, and yet writes it as it should be")
@@ -217,7 +110,7 @@ def _lowers(
     inputs = inputs_of(model)
     prepared: Any = KMeansPalettizer(model, config_of(specs)).prepare(inputs)
     weights = {f"{n}.weight": prepared.get_submodule(n).weight.detach().clone() for n in specs}
-    target = _backend(subject, options)
+    target = backend_of(subject, options)
     read = reader_of(subject)
     try:
         sites = palette_sites(prepared)
@@ -238,7 +131,7 @@ def read_back(subject: Subject) -> None:
     """Weights read from the file equal those that the core decodes, but for one rounding or two."""
     reader_of(subject)
     for options in subject.options:
-        _demand_equal(subject, _exported(subject, options))
+        _demand_equal(subject, exported(subject, options))
 
 
 @check(_KIND, applies=lambda entry: SPARSE_FORM in (entry.stored_forms or (SPARSE_FORM,)))
@@ -246,7 +139,7 @@ def zeros(subject: Subject) -> None:
     """Weights in the stored form ``sparse`` are exactly zero in the file where they were zero."""
     reader_of(subject)
     for options in subject.options:
-        made = _exported(subject, options)
+        made = exported(subject, options)
         if made.error is not None:
             raise PaletteError(f"export failed: {made.error}") from made.error
         for name, weight in made.weights.items():
@@ -259,7 +152,7 @@ def zeros(subject: Subject) -> None:
 def sparse_overhead(subject: Subject) -> None:
     """Weights in the stored form ``sparse`` take as many bytes more as ``sparse_overhead`` says."""
     for options in subject.options:
-        declared = _backend(subject, options).sparse_overhead
+        declared = backend_of(subject, options).sparse_overhead
         found = _sparse_overhead(subject, options)
         demand(
             subject,
@@ -296,14 +189,14 @@ def mapped(subject: Subject) -> None:
     """Weights that finalize has mapped from files are exported as those in memory are."""
     reader_of(subject)
     for options in subject.options:
-        _demand_equal(subject, _exported(subject, options, mapped=True))
+        _demand_equal(subject, exported(subject, options, mapped=True))
 
 
 @check(_KIND)
 def finalized(subject: Subject) -> None:
     """The finalized model gives the outputs of the prepared one."""
     for options in subject.options:
-        before, after = _exported(subject, options).outputs
+        before, after = exported(subject, options).outputs
         close = torch.allclose(before, after, rtol=1e-4, atol=1e-5)
         demand(subject, close, f"outputs move by {float((before - after).abs().max()):.3g}")
 
@@ -312,11 +205,11 @@ def finalized(subject: Subject) -> None:
 def model_unchanged(subject: Subject) -> None:
     """Exporting leaves the finalized model and the example inputs as they were."""
     for options in subject.options:
-        changed = _exported(subject, options).changed
+        changed = exported(subject, options).changed
         demand(subject, not changed, f"export changed {', '.join(changed)}")
 
 
-def _demand_equal(subject: Subject, made: _Exported) -> None:
+def _demand_equal(subject: Subject, made: Exported) -> None:
     if made.error is not None:
         raise PaletteError(f"export failed: {made.error}") from made.error
     wrong = _differences(made.weights, made.read or {})

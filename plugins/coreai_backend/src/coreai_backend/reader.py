@@ -6,32 +6,29 @@ palette_core, so that each can be judged by the other.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from coreai_backend import ir
+from coreai_backend.decoding import (
+    SCALE,
+    array_of,
+    constant_of,
+    integers_of,
+    looked_up,
+    scaled,
+    stepped,
+    table_of,
+)
 from palette_core.errors import BackendError
 
 Array = npt.NDArray[Any]
-
-_DTYPES: dict[str, Any] = {
-    "f32": np.float32,
-    "f16": np.float16,
-    "bf16": ml_dtypes.bfloat16,
-    "f8E4M3FN": ml_dtypes.float8_e4m3fn,
-    "f8E5M2": ml_dtypes.float8_e5m2,
-    "si8": np.int8,
-    "ui8": np.uint8,
-    "si16": np.int16,
-}
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,6 @@ class StoredWeight:
 _LOOK_UP = "coreai.lut_to_dense"
 _PART = re.compile(r"(\.\d+)?\.\w+$")
 _BUILD = "coreai.build_sparse_with_bitmask"
-_SCALE = "coreai.blockwise_shift_scale"
-_STEPS = (_SCALE, "coreai.cast")
 _Named = tuple[list[str], StoredWeight]
 
 
@@ -126,23 +121,23 @@ def _is_sparse(op: ir.Operation) -> bool:
 
 def _dense(program: ir.Program, op: ir.Operation) -> _Named:
     """Return a weight that has no name yet, and the names of its parts, indices first."""
-    given, lut, axis = (_constant(program, value) for value in op.operands)
-    name, n_bits, indices = _integers(given)
-    table, along = _array(lut), int(_array(axis).reshape(-1)[0])
-    dense, scales = _scaled(program, op.results[0], looked_up(indices, table, along))
+    given, lut, axis = (constant_of(program, value) for value in op.operands)
+    name, n_bits, indices = integers_of(given)
+    table, along = array_of(lut), int(array_of(axis).reshape(-1)[0])
+    dense, scales = scaled(program, op.results[0], looked_up(indices, table, along))
     names = [part.rpartition(".")[0] for part in (name, lut[0], *scales)]
     return names, StoredWeight("", n_bits, indices, table, along, dense)
 
 
 def _picked(program: ir.Program) -> Iterator[_Named]:
     """Yield weights whose entries stand for themselves: every byte is one."""
-    for op in program.operations(_SCALE):
+    for op in program.operations(SCALE):
         found = program.constant(op.operands[0])
         if found is None or not found[0].endswith(f".{ir.PICKED}"):
             continue
-        values = _array(found)
-        dense, scales = _stepped(program, op, values)
-        dense, more = _scaled(program, op.results[0], dense)
+        values = array_of(found)
+        dense, scales = stepped(program, op, values)
+        dense, more = scaled(program, op.results[0], dense)
         names = [part.rpartition(".")[0] for part in (found[0], *scales, *more)]
         table = np.arange(256, dtype=np.uint8).view(values.dtype)
         lut = table.reshape(*[1] * values.ndim, 256, 1)
@@ -155,7 +150,7 @@ def _sparse(program: ir.Program, op: ir.Operation) -> _Named:
     listed = made.name == _BUILD
     built = made if listed else made.operands[0].owner
     first, bitmask = built.operands
-    masked, _, mask = _integers(_constant(program, bitmask))
+    masked, _, mask = integers_of(constant_of(program, bitmask))
     nonzero = mask.astype(bool)
     if listed:
         runs = [_listed(program, value) for value in _parts(first)]
@@ -167,9 +162,9 @@ def _sparse(program: ir.Program, op: ir.Operation) -> _Named:
         parts[1:1] = [masked]
     else:
         _, lut, axis = made.operands
-        name, n_bits, indices = _integers(_constant(program, first))
-        table, entries, names = _table(program, lut)
-        along = int(_array(_constant(program, axis)).reshape(-1)[0])
+        name, n_bits, indices = integers_of(constant_of(program, first))
+        table, entries, names = table_of(program, lut)
+        along = int(array_of(constant_of(program, axis)).reshape(-1)[0])
         mask[nonzero] = indices
         values = looked_up(mask, entries, along)[nonzero]
         parts = [name, masked, *names]
@@ -177,7 +172,7 @@ def _sparse(program: ir.Program, op: ir.Operation) -> _Named:
     dense[nonzero] = values
     if masked.endswith(f".{ir.LONGER_MASK}"):
         result, dense, nonzero, indices = _cut(result, dense, nonzero, indices, table.shape[-1])
-    dense, late = _scaled(program, result, dense)
+    dense, late = scaled(program, result, dense)
     # Tables may be spread over constants ``NAME.TABLE.lut``.
     names = [_PART.sub("", part) for part in (*parts, *late)]
     return names, StoredWeight("", n_bits, indices, table, along, dense, nonzero)
@@ -222,111 +217,8 @@ def _listed(program: ir.Program, value: ir.Value) -> _Run:
     if made.name == "coreai.slice":
         made = made.operands[0].owner
     given, lut, axis = made.operands
-    name, n_bits, indices = _integers(_constant(program, given))
-    table, entries, names = _table(program, lut)
-    along = int(_array(_constant(program, axis)).reshape(-1)[0])
+    name, n_bits, indices = integers_of(constant_of(program, given))
+    table, entries, names = table_of(program, lut)
+    along = int(array_of(constant_of(program, axis)).reshape(-1)[0])
     values = looked_up(indices, entries, along)[:count]
     return _Run([name, *names], n_bits, indices, table, along, values)
-
-
-def _table(program: ir.Program, lut: ir.Value) -> tuple[Array, Array, list[str]]:
-    """Return tables as they are stored, what they stand for, and the names of their constants."""
-    root, steps = _steps(lut)
-    name, *_ = stored = _constant(program, root)
-    table, names = _array(stored), [name]
-    entries = table
-    for step in steps:
-        entries, more = _stepped(program, step, entries)
-        names += more
-    return table, entries, names
-
-
-def _steps(value: ir.Value) -> tuple[ir.Value, list[ir.Operation]]:
-    """Return the constant that a table is computed from, and the steps from it to the table."""
-    steps: list[ir.Operation] = []
-    while getattr(value.owner, "name", None) in _STEPS:
-        steps.insert(0, value.owner)
-        value = value.owner.operands[0]
-    return value, steps
-
-
-def _integers(given: tuple[str, str, list[int], Any]) -> tuple[str, int, npt.NDArray[np.uint8]]:
-    """Return name, bits and values of a constant of unsigned integers."""
-    name, kind, shape, packed = given
-    n_bits = int(kind.removeprefix("ui"))
-    return name, n_bits, _unpacked(packed, n_bits, math.prod(shape)).reshape(shape)
-
-
-def looked_up(indices: Array, lut: Array, axis: int) -> Array:
-    """Look indices up in tables ``[*grid, K, V]``, V values of an entry along ``axis``."""
-    grid = lut.shape[:-2]
-    blocks = np.ix_(*(np.arange(s) // (s // g) for s, g in zip(indices.shape, grid, strict=True)))
-    entries = np.moveaxis(lut[(*blocks, indices)], -1, axis + 1)
-    shape = [s * lut.shape[-1] if i == axis else s for i, s in enumerate(indices.shape)]
-    return entries.reshape(shape)
-
-
-def _scaled(program: ir.Program, value: ir.Value, dense: Array) -> tuple[Array, list[str]]:
-    """Follow scales, and the cast between them, from a looked-up value to the weight.
-
-    Returns:
-        The weight, and the names of the constants on the way.
-    """
-    names: list[str] = []
-    while True:
-        step = next(
-            (user for user in ir.users(value) if user.name in _STEPS and user.operands[0] == value),
-            None,
-        )
-        if step is None or (step.name == "coreai.cast" and not _ours(dense, step)):
-            return dense, names
-        value = step.results[0]
-        dense, more = _stepped(program, step, dense)
-        names += more
-
-
-def _stepped(program: ir.Program, step: ir.Operation, data: Array) -> tuple[Array, list[str]]:
-    """Return a scaled or cast array, and the names of the constants that it took."""
-    dtype = _DTYPES[ir.element_name(step.results[0])]
-    if step.name == "coreai.cast":
-        return data.astype(dtype), []
-    parts = [_constant(program, part) for part in list(step.operands)[1:]]
-    names = [part[0] for part in parts if part[0]]
-    scale, offset, zero = (_spread(_array(part).astype(dtype), data.shape) for part in parts)
-    return scale * (data.astype(dtype) - offset) + zero, names
-
-
-def _ours(dense: Array, step: ir.Operation) -> bool:
-    """Return whether a cast rounds a dequantized weight to 16 bits."""
-    return dense.dtype == np.float32 and ir.element_name(step.results[0]) in ("f16", "bf16")
-
-
-def _constant(program: ir.Program, value: ir.Value) -> tuple[str, str, list[int], Any]:
-    found = program.constant(value)
-    if found is None:
-        raise BackendError(
-            "a look-up table of the file is not stored as the coreai backend of palette_core "
-            "stores it; only its own files can be read"
-        )
-    return found
-
-
-def _array(constant: tuple[str, str, list[int], Any]) -> Array:
-    _, kind, shape, content = constant
-    if isinstance(content, bytes):
-        return np.frombuffer(content, _DTYPES[kind]).reshape(shape)
-    return np.full(shape, content, _DTYPES[kind])
-
-
-def _spread(values: Array, shape: tuple[int, ...]) -> Array:
-    """Repeat each element over its block."""
-    for axis, (got, wanted) in enumerate(zip(values.shape, shape, strict=True)):
-        values = values.repeat(wanted // got, axis)
-    return values
-
-
-def _unpacked(packed: Any, n_bits: int, count: int) -> npt.NDArray[np.uint8]:
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little", count=count * n_bits)
-    weights = (1 << np.arange(n_bits)).astype(np.uint8)
-    indices: npt.NDArray[np.uint8] = (bits.reshape(-1, n_bits) * weights).sum(1, dtype=np.uint8)
-    return indices
