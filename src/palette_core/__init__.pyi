@@ -21,6 +21,7 @@ from palette_core.palettizer import ExportBackend as ExportBackend
 from palette_core.palettizer import KMeansPalettizer as KMeansPalettizer
 from palette_core.palettizer.in_one_call import Palettized as Palettized
 from palette_core.palettizer.in_one_call import palettize as palettize
+from palette_core.plugins.export_requests import ExportFunction as ExportFunction
 from palette_core.storage.bits import bits_per_weight as bits_per_weight
 from palette_core.storage.model_checkpoints import load_checkpoint as load_checkpoint
 from palette_core.storage.model_checkpoints import read_checkpoint as read_checkpoint

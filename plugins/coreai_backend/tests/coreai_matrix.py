@@ -305,7 +305,7 @@ def write_weights(dtype: torch.dtype, folder: Path) -> tuple[Path, dict[Case, Pa
     }
     path = folder / f"{str(dtype).removeprefix('torch.')}.aimodel"
     program = program_of({case.name: weight for case, weight in taken.items()})
-    backend.convert(program).save_asset(path)
+    backend.convert({"main": program}).save_asset(path)
     return path, taken
 
 

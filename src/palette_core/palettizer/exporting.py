@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from palette_core._common.files import atomic_path
-from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
-from palette_core.model import ExampleInputs, as_inputs
 from palette_core.model.snapshot import ModelSnapshot
 from palette_core.palettizer import life_cycle
+from palette_core.palettizer.functions import Asked, inputs_for, make_request, of_model
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.palettizer.targets import ExportBackend, Target, find_target
@@ -80,15 +77,14 @@ def export(
     target: Target,
     catalog: Catalog,
     path: Path,
-    example_inputs: ExampleInputs | None,
-    dynamic_shapes: Any,
+    asked: Asked,
 ) -> Path:
     """Finalize where that is still to be done, and write the backend's file.
 
     Raises:
         StateError: the model is neither prepared nor finalized.
-        BackendError: the backend cannot take a tensor, ``path`` lacks its suffix, or what stands
-            there is none of its files.
+        BackendError: the backend cannot take a tensor or what is asked for, ``path`` lacks its
+            suffix, or what stands there is none of its files.
         WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
         OSError: the folder of ``path`` does not exist or cannot be written to, or the disk is full.
             After any error the model, and what stood at ``path``, are as before.
@@ -102,6 +98,7 @@ def export(
             f"backend {target.name!r} needs the palettes as modules, and this model is a graph "
             "that decodes them; give it the finalized model that the graph was made of"
         )
+    request = make_request(asked, model, target)
     if not target.is_ours:
         _refuse_offloaded(model, target)
     target.backend.check_place(path)
@@ -113,7 +110,16 @@ def export(
             _refuse_unfit(model, target)
             model = _finalized(model, target, catalog)
         with _left_alone(model, target, before), _as_stored(foreign):
-            _write(model, target, fresh, example_inputs, dynamic_shapes)
+            _check_stored(model, target)
+            if request is not None:
+                written = target.backend.export_functions(model, of_model(request, model), fresh)
+            else:
+                inputs = inputs_for(target, asked.example_inputs)
+                written = target.backend.export(model, inputs, fresh, asked.dynamic_shapes)
+            if not fresh.exists():
+                raise BackendError(
+                    f"backend {target.name!r} wrote {written} instead of the path that it was given"
+                )
         _refuse_undeclared(target, fresh)
     return path
 
@@ -205,13 +211,7 @@ def _refuse_undeclared(target: Target, fresh: Path) -> None:
         )
 
 
-def _write(
-    model: nn.Module,
-    target: Target,
-    path: Path,
-    example_inputs: ExampleInputs | None,
-    dynamic_shapes: Any,
-) -> None:
+def _check_stored(model: nn.Module, target: Target) -> None:
     for site in palette_sites(model, PackedWeight):
         site.palette.check_file()
         form, forms = site.palette.form.name, target.entry.stored_forms
@@ -220,25 +220,3 @@ def _write(
                 f"{site.name} is stored as {form!r}, and backend {target.name!r} takes only "
                 f"{', '.join(forms)}; dequantize() the model, and prepare it for this backend"
             )
-    inputs = mapped(_row_major, _inputs_for(target, example_inputs))
-    written = target.backend.export(model, inputs, path, dynamic_shapes)
-    if not path.exists():
-        raise BackendError(
-            f"backend {target.name!r} wrote {written} instead of the path that it was given"
-        )
-
-
-def _inputs_for(target: Target, given: ExampleInputs | None) -> Any:
-    """Return inputs as backends take them, or None where there are none."""
-    try:
-        return None if given is None else as_inputs(given)
-    except TypeError as error:
-        raise BackendError(
-            f"backend {target.name!r} takes a tuple of positional or a dictionary of keyword "
-            f"inputs: {error}"
-        ) from None
-
-
-def _row_major(tensor: Tensor) -> Tensor:
-    """Return a tensor laid out in the order of its dimensions; some converters take no other."""
-    return tensor.contiguous() if tensor.layout is torch.strided else tensor

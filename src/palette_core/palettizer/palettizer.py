@@ -33,6 +33,7 @@ from palette_core.palettizer.calibration import (
 )
 from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import dequantize, export, finalize
+from palette_core.palettizer.functions import Asked
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.measuring import facts_of, output_errors, with_errors
 from palette_core.palettizer.prepared_states import attach_stored
@@ -47,6 +48,7 @@ from palette_core.planning import (
     refuse_program,
 )
 from palette_core.plugins.catalog import Catalog, get_catalog
+from palette_core.plugins.export_requests import ExportFunction, Names
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
 from palette_core.storage.bits import model_bits
 from palette_core.storage.sensitivity_files import save_sensitivities
@@ -369,6 +371,11 @@ class KMeansPalettizer:
         backend: str | ExportBackend | None = None,
         dynamic_shapes: Any = None,
         backend_options: Mapping[str, Any] | None = None,
+        functions: Mapping[str, ExportFunction] | None = None,
+        input_names: Names | None = None,
+        output_names: Names | None = None,
+        state_names: Names | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Path:
         """Finalize where that is still to be done, and write the backend's file.
 
@@ -379,10 +386,19 @@ class KMeansPalettizer:
             backend: as for `finalize`; None is the one that writes files named like ``path``.
             dynamic_shapes: as in ``torch.export.export``, for backends that take them.
             backend_options: see ``palette plugins``.
+            functions: those of the file, by name, in the place of ``example_inputs`` and
+                ``dynamic_shapes``, which describe one function, ``main``. Weights that they
+                share are stored once. Like names and metadata, for backends that take them.
+            input_names: names of inputs, in order, or by argument of ``forward``; also those of
+                several functions, where a function has none of its own.
+            output_names: names of outputs, in order, or by key of a dictionary.
+            state_names: names of states, in the order of buffers, or by the buffer's name.
+            metadata: of your own, kept in the file.
 
         Raises:
             StateError: the model is neither prepared nor finalized.
-            BackendError: the backend cannot take a tensor, or ``path`` lacks its suffix.
+            BackendError: the backend cannot take a tensor, ``path`` lacks its suffix, a name is
+                of nothing in the model, or two are alike.
             PluginOptionsError: an option is unknown, or its value wrong.
             WeightFileError: a file that a finalized weight is mapped from is missing or damaged.
             OSError: ``path`` cannot be written. After any error the model and it are as before.
@@ -392,9 +408,13 @@ class KMeansPalettizer:
             place = Path(path)
             name = backend_for(self._catalog, place) if backend is None else backend
             target = find_target(self._catalog, name, backend_options)
+            asked = Asked(
+                example_inputs, dynamic_shapes, functions, input_names, output_names, state_names,
+                metadata,
+            )  # fmt: skip
             _log.info("writing %s by backend %s", place, target.name)
             with self._watch("write"):
-                made = export(model, target, self._catalog, place, example_inputs, dynamic_shapes)
+                made = export(model, target, self._catalog, place, asked)
             if model is self._model and self.report is not None:
                 run = self.report.run.with_file(target.name, made, self._watch.seconds)
                 self.report = replace(self.report, run=run)

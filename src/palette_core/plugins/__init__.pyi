@@ -20,6 +20,9 @@ from palette_core.plugins.commands import CommandEntry as CommandEntry
 from palette_core.plugins.entries import INTERFACE_VERSION as INTERFACE_VERSION
 from palette_core.plugins.entries import NoOptions as NoOptions
 from palette_core.plugins.entries import PluginEntry as PluginEntry
+from palette_core.plugins.export_requests import ExportFunction as ExportFunction
+from palette_core.plugins.export_requests import ExportRequest as ExportRequest
+from palette_core.plugins.export_requests import Names as Names
 from palette_core.plugins.granularities import Granularity as Granularity
 from palette_core.plugins.granularities import GranularityEntry as GranularityEntry
 from palette_core.plugins.lut_quantizers import LutQuantizer as LutQuantizer

@@ -12,6 +12,7 @@ from typing import Any
 from palette_core.errors import BackendError
 from palette_core.plugins import types
 from palette_core.plugins.entries import PluginEntry
+from palette_core.plugins.export_requests import ExportRequest
 from palette_core.plugins.markers import hookspec
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9_+-]{1,30}")
@@ -140,6 +141,22 @@ class Backend(ABC):
     ) -> Path:
         """Write a finalized model to ``path`` (or as the runtime names it) and return the path."""
 
+    def export_functions(self, model: types.Module, request: ExportRequest, path: Path) -> Path:
+        """Write functions of a finalized model to ``path``, weights that they share once.
+
+        Called in the place of `export` where functions, names or metadata are asked for; only
+        where the entry declares ``takes_functions``.
+
+        Args:
+            model: whose weights the functions compute with.
+            request: what is asked for.
+            path: where nothing stands yet.
+
+        Raises:
+            BackendError: names that the functions do not have, or what `export` refuses.
+        """
+        raise BackendError(f"{path}: this backend writes files of one function")
+
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
         """Return the dense weights of a program of the runtime, by the names it stores them by.
 
@@ -189,6 +206,8 @@ class ExportBackendEntry(PluginEntry):
         beside: suffixes of further files that it writes beside, under the same stem. They take
             their places together with the first, or none does.
         edits_programs: reads the weights of programs that exist, and replaces them.
+        takes_functions: writes files of several functions, with names and metadata of the user's,
+            by ``export_functions``.
     """
 
     factory: Callable[[Any], Backend]
@@ -198,6 +217,7 @@ class ExportBackendEntry(PluginEntry):
     stored_forms: tuple[str, ...] | None = ("indices",)
     beside: tuple[str, ...] = ()
     edits_programs: bool = False
+    takes_functions: bool = False
 
     def check(self) -> None:
         """Refuse what is no suffix, and stored forms that are not given by name.

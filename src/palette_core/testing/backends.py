@@ -118,7 +118,7 @@ def _lowers(
             prepared, pack(sites, (site.palette.palettized() for site in sites))
         )
         path = target.export(final, inputs, folder / f"m{subject.entry.suffix}", None)
-        return not _differences(weights, read(path))
+        return not differences(weights, read(path))
     except Exception:
         return False
 
@@ -212,11 +212,11 @@ def model_unchanged(subject: Subject) -> None:
 def _demand_equal(subject: Subject, made: Exported) -> None:
     if made.error is not None:
         raise PaletteError(f"export failed: {made.error}") from made.error
-    wrong = _differences(made.weights, made.read or {})
+    wrong = differences(made.weights, made.read or {})
     demand(subject, not wrong, f"read back: {'; '.join(wrong)}")
 
 
-def _differences(wanted: dict[str, Tensor], read: Any) -> list[str]:
+def differences(wanted: dict[str, Tensor], read: Any) -> list[str]:
     """Return one sentence per weight that is not what the core decodes."""
     wrong = []
     for name, weight in wanted.items():

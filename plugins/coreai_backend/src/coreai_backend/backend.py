@@ -12,14 +12,21 @@ from torch import nn
 from coreai_backend import programs
 from coreai_backend.dialect import check_operations, dialect, latest_node
 from coreai_backend.ir import quiet
-from coreai_backend.lowering import register_lowerings, take_indices, teach_converters
+from coreai_backend.lowering import Taken, register_lowerings, take_indices, teach_converters
 from coreai_backend.operators import TRACED
 from coreai_backend.options import CoreAIOptions
 from coreai_backend.precision import in_precision
 from coreai_backend.refusals import check_stored, refusal
-from export_rewrites import rewritten, summary, tidy_outputs, trace
+from export_rewrites import Interface, named, rewritten, summary, tidy_outputs, trace
 from palette_core.errors import BackendError
-from palette_core.plugins import Backend, ProgramWeight, Refusal, TensorFacts
+from palette_core.plugins import (
+    Backend,
+    ExportFunction,
+    ExportRequest,
+    ProgramWeight,
+    Refusal,
+    TensorFacts,
+)
 from palette_core.storage import PackedWeight, palette_sites
 from palette_core.tensors import PalettizedTensor
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _SUFFIX = ".aimodel"
+MAIN = "main"  # what a runtime looks for where there is one function
 
 
 @final
@@ -52,7 +60,7 @@ class CoreAIBackend(Backend):
         """Trace and convert the model as it is, which is what export will do."""
         try:
             given = in_precision(model, example_inputs, self._options.compute_precision)
-            self.convert(export_program(*given, dynamic_shapes))
+            self.convert({MAIN: export_program(*given, dynamic_shapes)})
         except BackendError as error:
             return [Refusal(str(error))]
         return []
@@ -90,12 +98,21 @@ class CoreAIBackend(Backend):
             BackendError: no example inputs, another suffix, or ``torch.export`` or the converter
                 does not take the model; the message names the operation where there is one.
         """
+        main = ExportFunction(example_inputs, dynamic_shapes, model)
+        return self.export_functions(model, ExportRequest({MAIN: main}), path)
+
+    def export_functions(self, model: nn.Module, request: ExportRequest, path: Path) -> Path:
+        """Convert functions in evaluation mode and write them to ``path``; see `export`.
+
+        Raises:
+            BackendError: also names that a function does not have.
+        """
         if path.suffix != _SUFFIX:
             raise BackendError(f"backend 'coreai' writes {_SUFFIX} folders, got {path}")
         check_stored(model)
-        given = in_precision(model, example_inputs, self._options.compute_precision)
-        program = self.convert(export_program(*given, dynamic_shapes))
-        program.save_asset(path, self._metadata())
+        request = self._options.named(request)
+        program = self.convert(self._traced(request), request, model)
+        program.save_asset(path, self._metadata(request))
         return path
 
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
@@ -108,26 +125,53 @@ class CoreAIBackend(Backend):
         """Write an ``.aimodel`` with palettized weights, each decoded again; see `programs`."""
         return programs.replace_weights(path, palettized, fresh)
 
-    def convert(self, program: ExportedProgram) -> AIProgram:
-        """Convert a decomposed program, whose packed indices move over to the result.
+    def _traced(self, request: ExportRequest) -> dict[str, ExportedProgram]:
+        precision = self._options.compute_precision
+        programs: dict[str, ExportedProgram] = {}
+        for name, function in request.functions.items():
+            given = in_precision(_module_of(name, function), function.inputs, precision)
+            programs[name] = export_program(*given, function.dynamic_shapes)
+        return programs
+
+    def convert(
+        self,
+        programs: Mapping[str, ExportedProgram],
+        request: ExportRequest | None = None,
+        model: nn.Module | None = None,
+    ) -> AIProgram:
+        """Convert decomposed programs, whose packed indices move over to the result.
+
+        Args:
+            programs: by the name of their function.
+            request: which names are asked for; None keeps the program's own.
+            model: calls the weights by its names; None leaves them those of the programs.
 
         Raises:
-            BackendError: the converter does not take it.
+            BackendError: the converter does not take them, or a name is of nothing in them.
         """
         with quiet():
             from coreai_torch import TorchConverter
+        asked = request or ExportRequest(dict.fromkeys(programs, ExportFunction(None)))
+        faces = named(programs, asked)
         modes = TorchConverter.Mode
         converter = TorchConverter(mode=modes.DEBUG if self._options.debug_info else modes.RELEASE)
-        register_lowerings(converter, take_indices(program))
-        names = {
-            "input_names": list(self._options.input_names),
-            "output_names": list(self._options.output_names),
-            "state_names": list(self._options.state_names),
-        }
-        check_operations(program)
+        for program in programs.values():
+            check_operations(program)
+        register_lowerings(
+            converter,
+            [
+                Taken(
+                    program, take_indices(program), _names_in(model, asked.functions[name].module)
+                )
+                for name, program in programs.items()
+            ],
+        )
         try:
             with quiet(), latest_node(converter) as node:
-                return converter.add_exported_program(program, **names).to_coreai()
+                for name, program in programs.items():
+                    names = _as_converter_takes(faces[name])
+                    converter.add_exported_program(program, **names, entrypoint_name=name)
+                return converter.to_coreai()
         except BackendError:
             raise
         # The converter raises whatever its parts raise.
@@ -138,14 +182,44 @@ class CoreAIBackend(Backend):
                 "and convert with coreai_backend.register_lowerings"
             ) from error
 
-    def _metadata(self) -> Any:
+    def _metadata(self, request: ExportRequest) -> Any:
         from coreai.runtime import AIModelAssetMetadata
 
         metadata = AIModelAssetMetadata()
         metadata.author = self._options.author
         metadata.license = self._options.license
         metadata.model_description = self._options.description
+        for key, value in request.metadata.items():
+            metadata.set_custom(key, value)
         return metadata
+
+
+def _module_of(name: str, function: ExportFunction) -> nn.Module:
+    if function.module is None:
+        raise BackendError(f"function {name!r} has no module")
+    return function.module
+
+
+def _names_in(model: nn.Module | None, module: nn.Module | None) -> dict[str, str]:
+    """Return the model's names of a module's palettized weights."""
+    if model is None or module is None or model is module:
+        return {}
+    names = {id(site.palette): site.name for site in palette_sites(model)}
+    return {site.name: names[id(site.palette)] for site in palette_sites(module)}
+
+
+def _as_converter_takes(face: Interface) -> dict[str, list[str]]:
+    """Return names as the converter takes them: for all of a kind, or for none."""
+    return {
+        f"{kind}_names": [each.name or each.node for each in features]
+        if any(each.name for each in features)
+        else []
+        for kind, features in (
+            ("input", face.inputs),
+            ("output", face.outputs),
+            ("state", face.states),
+        )
+    }
 
 
 def export_program(

@@ -23,6 +23,7 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             suffix=".aimodel",
             supports_mmap=True,
             edits_programs=True,
+            takes_functions=True,
             stored_forms=("indices", "sparse"),
         )
     ]

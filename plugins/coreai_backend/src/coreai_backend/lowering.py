@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,29 +60,43 @@ class _Form(NamedTuple):
         return found
 
 
-def register_lowerings(
-    converter: TorchConverter, taken: Mapping[str, Tensor] | None = None
-) -> None:
+@dataclass(frozen=True)
+class Taken:
+    """What is known about a program that is to be converted.
+
+    Attributes:
+        program: the program.
+        tensors: what `take_indices` has taken out of it.
+        names: names of weights in the file, where they are others than in the program.
+    """
+
+    program: ExportedProgram
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def register_lowerings(converter: TorchConverter, taken: Sequence[Taken] = ()) -> None:
     """Teach a converter palettized weights, before programs are added to it.
 
     Args:
         converter: a ``coreai_torch.TorchConverter``.
-        taken: what `take_indices` has taken out of the one program to be converted.
+        taken: of the programs to be converted, where something is known.
 
     Raises:
         ValueError: it has been taught so, or has a lowering of its own for them.
     """
-    _teach(converter, taken or {}, default=False)
+    _teach(converter, taken, default=False)
 
 
-def _teach(converter: TorchConverter, taken: Mapping[str, Tensor], *, default: bool) -> None:
+def _teach(converter: TorchConverter, taken: Sequence[Taken], *, default: bool) -> None:
     """Do so; lowerings by default give way to others."""
     latest: list[_Constants] = []
 
     def constants() -> _Constants:
         program = converter.exported_program
         if not latest or latest[0].program is not program:
-            latest[:] = [_Constants(program, taken)]
+            known = (each for each in taken if each.program is program)
+            latest[:] = [_Constants(next(known, Taken(program)))]
         return latest[0]
 
     def lower(form: _Form, values: dict[str, Any], node: fx.Node, loc: Any) -> Any:
@@ -108,7 +123,7 @@ def teach_converters() -> None:
     @functools.wraps(made)
     def make(self: TorchConverter, *arguments: Any, **named: Any) -> None:
         made(self, *arguments, **named)
-        _teach(self, {}, default=True)
+        _teach(self, (), default=True)
 
     setattr(make, _DEFAULT, True)
     TorchConverter.__init__ = make
@@ -187,10 +202,11 @@ _FORMS = (
 class _Constants:
     """Reads tensors that an exported program holds."""
 
-    def __init__(self, program: ExportedProgram, taken: Mapping[str, Tensor]) -> None:
+    def __init__(self, taken: Taken) -> None:
+        self.program = program = taken.program
         signature = program.graph_signature
-        self.program = program
-        self._held = {**program.constants, **program.state_dict, **taken}
+        self._names = taken.names
+        self._held = {**program.constants, **program.state_dict, **taken.tensors}
         self._first: dict[Any, str] = {}
         for name, tensor in self._held.items():
             if isinstance(tensor, Tensor):
@@ -231,7 +247,8 @@ class _Constants:
     def weight_name(self, node: Any, indices: Tensor, part: str) -> str:
         """Return the qualified name of the first weight that these indices stand for."""
         name = self._first.get(_place(indices), node.name)
-        return _PARAMETRIZED.sub(r"\g<state>", name).removesuffix(f".{part}")
+        own = _PARAMETRIZED.sub(r"\g<state>", name).removesuffix(f".{part}")
+        return self._names.get(own, own)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

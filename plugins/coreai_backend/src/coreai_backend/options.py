@@ -6,6 +6,8 @@ from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from palette_core.plugins import ExportRequest
+
 
 @final
 class CoreAIOptions(BaseModel):
@@ -39,3 +41,7 @@ class CoreAIOptions(BaseModel):
         default=False,
         description="Keep Python stack traces, with the paths of source files, in the file.",
     )
+
+    def named(self, request: ExportRequest) -> ExportRequest:
+        """Return a request with the names of these options, where it has none."""
+        return request.or_named(self.input_names, self.output_names, self.state_names)

@@ -21,6 +21,7 @@ from export_rewrites import (
 from export_rewrites._registry import REWRITES, Rewrite, known_rewrites
 from export_rewrites.checks import unfit
 from export_rewrites.folding import held_constants
+from export_rewrites.naming import Feature, Interface, interface_of, named
 from export_rewrites.program import (
     Dialect,
     copied,
@@ -35,14 +36,18 @@ from export_rewrites.tracing import evaluating, split_inputs, summary, trace
 __all__ = [
     "REWRITES",
     "Dialect",
+    "Feature",
+    "Interface",
     "Rewrite",
     "copied",
     "decompositions",
     "evaluating",
     "held_constants",
+    "interface_of",
     "known_rewrites",
     "left_over",
     "module_of",
+    "named",
     "rewritten",
     "split_inputs",
     "summary",

@@ -18,6 +18,7 @@ from torch.export.graph_signature import OutputKind
 from export_rewrites._registry import known_rewrites
 from export_rewrites.complex_numbers import write_out_complex
 from export_rewrites.folding import fold_constants
+from export_rewrites.naming import OUTPUT_KEYS, keys_of_outputs
 from export_rewrites.passes import (
     drop_checks,
     drop_constant_inputs,
@@ -170,6 +171,7 @@ def tidy_outputs(program: ExportedProgram) -> None:
     """
     (output,) = program.graph.find_nodes(op="output")
     specs = program.graph_signature.output_specs
+    output.meta[OUTPUT_KEYS] = keys_of_outputs(program)
     kept: list[Any] = []
     seen: set[fx.Node] = set()
     for spec, value in zip(list(specs), output.args[0], strict=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from palette_core._common.pytrees import copied, mapped
 from palette_core.plugins.backends import Backend, ProgramWeight, Refusal, TensorFacts
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.export_requests import ExportRequest
 from palette_core.plugins.guards import shown
 from palette_core.plugins.kinds import EXPORT_BACKEND
 from palette_core.plugins.making import Made, make
@@ -138,14 +140,31 @@ class _CheckedBackend(Backend):
             OSError: the file cannot be written.
         """
         given = example_inputs if self._made.is_ours else mapped(torch.clone, example_inputs)
-        made: object = self._made.ask(
-            lambda backend: backend.export(model, given, path, dynamic_shapes),
-            doing=f"exporting {path.name} by ",
-            passes=(OSError,),
+        return self._written(
+            "export", lambda backend: backend.export(model, given, path, dynamic_shapes), path
         )
+
+    def export_functions(self, model: nn.Module, request: ExportRequest, path: Path) -> Path:
+        """Let the plug-in export functions.
+
+        Raises:
+            BackendError: it fails, or returns no path to something.
+            OSError: the file cannot be written.
+        """
+        copies = {
+            name: replace(function, inputs=mapped(torch.clone, function.inputs))
+            for name, function in request.functions.items()
+        }
+        given = request if self._made.is_ours else replace(request, functions=copies)
+        return self._written(
+            "export_functions", lambda backend: backend.export_functions(model, given, path), path
+        )
+
+    def _written(self, what: str, write: Callable[[Backend], object], path: Path) -> Path:
+        made = self._made.ask(write, doing=f"exporting {path.name} by ", passes=(OSError,))
         if isinstance(made, Path) and made.exists():
             return made
-        raise self._made.wrong(f"export returned {shown(made)}, expected the path written")
+        raise self._made.wrong(f"{what} returned {shown(made)}, expected the path written")
 
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
         """Let the plug-in read the dense weights of a program.
