@@ -1,4 +1,4 @@
-"""What a file is to hold: functions, names and metadata, checked before any work."""
+"""Requests for a file: its functions, names and metadata, checked before any work."""
 
 from __future__ import annotations
 

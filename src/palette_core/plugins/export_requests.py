@@ -1,4 +1,4 @@
-"""What a file of several functions, or of chosen names, is to hold."""
+"""Requests for files of several functions, or of chosen names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ExportFunction:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What a backend that takes functions is to write; checked, but for names in the model.
+    """Request to a backend that takes functions; checked, but for names in the model.
 
     Attributes:
         functions: by name, at least one; each with its module, never None, and with inputs that
