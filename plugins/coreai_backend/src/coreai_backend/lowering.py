@@ -62,7 +62,7 @@ class _Form(NamedTuple):
 
 @dataclass(frozen=True)
 class Taken:
-    """What is known about a program that is to be converted.
+    """Knowledge about a program that is to be converted.
 
     Attributes:
         program: the program.
