@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import kernel_with
+from palette_core._common.kernels import inlined, kernel_with
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 
@@ -93,6 +93,23 @@ def add_products(f: Any, m: Any, group: Any, out: Any, top: Any, left: Any, righ
                 r += 1
 
 
+# Copies are loops: those of whole arrays take numba seconds to compile.
+
+
+@inlined
+def _transpose(source: Any, into: Any) -> None:
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            into[j, i] = source[i, j]
+
+
+@inlined
+def _negate(source: Any, into: Any) -> None:
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            into[i, j] = -source[i, j]
+
+
 @_fused_kernel
 def factorize(a: Any) -> Any:
     """Replace the lower triangle of ``a`` ``[C, C]`` float64 by its Cholesky factor.
@@ -103,22 +120,26 @@ def factorize(a: Any) -> Any:
         whether every pivot was positive.
     """
     n = a.shape[0]
-    group = np.zeros(n, np.int32)
+    group, above = np.zeros(n, np.int32), np.empty(_PANEL)
     for low in range(0, n, _PANEL):
         high = min(n, low + _PANEL)
-        panel = a[low:, low:high].T.copy()
+        panel = np.empty((high - low, n - low))
+        _transpose(a[low:, low:high], panel)
         for j in range(high - low):
-            add_rows(-panel[:j, j], panel, panel[j], 0, j, j, n - low)
+            for i in range(j):
+                above[i] = -panel[i, j]
+            add_rows(above[:j], panel, panel[j], 0, j, j, n - low)
             if not panel[j, j] > 0.0:
                 return False
             scale = 1.0 / np.sqrt(panel[j, j])
             for i in range(j, n - low):
                 panel[j, i] *= scale
-        a[low:, low:high] = panel.T
-        lines = panel[:, high - low :].copy().reshape(1, high - low, n - high)
+        lines = np.empty((1, high - low, n - high))
+        _transpose(panel.T, a[low:, low:high].T)  # the longer axis in the outer loop
+        _transpose(a[high:, low:high], lines[0])
         for i in range(high, n, BATCH):
             end = min(n, i + BATCH)
-            add_products(
-                -a[i:end, low:high], lines, group[i:end], a[i:end, high:], 0, 0, end - high
-            )
+            its = np.empty((end - i, high - low))
+            _negate(a[i:end, low:high], its)
+            add_products(its, lines, group[i:end], a[i:end, high:], 0, 0, end - high)
     return True
