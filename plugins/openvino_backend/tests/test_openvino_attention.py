@@ -77,3 +77,15 @@ def test_heads_in_another_order_stay_as_they_are(tmp_path) -> None:
     path = OpenVINOBackend(OpenVINOOptions()).export(model, inputs, tmp_path / "m.xml")
     torch.testing.assert_close(torch.as_tensor(run_file(path, *inputs)[0]), model(*inputs))
     assert "ScaledDotProductAttention" in kinds(path)
+
+
+@pytest.mark.parametrize("heads", [(), (3,), (2, 3)], ids=["none", "one axis", "two axes"])
+def test_keys_that_nothing_repeats_stay_as_they_are(heads, tmp_path) -> None:
+    class Plain(nn.Module):
+        def forward(self, *given: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(*given)
+
+    torch.manual_seed(0)
+    inputs = (*(torch.randn(*heads, n, 8) for n in (4, 10, 10)), torch.randn(*heads, 4, 10))
+    path = OpenVINOBackend(OpenVINOOptions()).export(Plain(), inputs, tmp_path / "m.xml")
+    torch.testing.assert_close(torch.as_tensor(run_file(path, *inputs)[0]), Plain()(*inputs))

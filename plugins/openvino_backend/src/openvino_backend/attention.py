@@ -47,10 +47,12 @@ def share_keys_and_values(model: ov.Model) -> None:
 
 def _attention(node: ov.Node, keys: _Repeated, values: _Repeated) -> Output | None:
     query, mask = node.input_value(0), node.input_value(3)
+    if _rank(query.get_partial_shape()) != 4:
+        return None
     width = query.get_partial_shape()[3]
     places = keys.source.get_partial_shape()[2]
     wide = values.source.get_partial_shape()[3]
-    if mask.get_partial_shape().rank.get_length() != 4 or not all(
+    if _rank(mask.get_partial_shape()) != 4 or not all(
         size.is_static for size in (width, places, wide)
     ):
         return None
@@ -74,10 +76,17 @@ def _sizes(heads: int, last: int) -> Output:
     return integers(0, heads, -1, last)
 
 
+def _rank(shape: ov.PartialShape) -> int | None:
+    return shape.rank.get_length() if shape.rank.is_static else None
+
+
 def _repeated(found: Output) -> _Repeated | None:
     """Return what ``found`` repeats by head, if it is ``reshape(expand(unsqueeze(…, 2)))``."""
-    whole, wide = found.get_node(), found.get_node().input_value(0)
-    if whole.get_type_name() != "Reshape" or wide.get_node().get_type_name() != "Broadcast":
+    whole = found.get_node()
+    if whole.get_type_name() != "Reshape":
+        return None
+    wide = whole.input_value(0)
+    if wide.get_node().get_type_name() != "Broadcast":
         return None
     given = wide.get_node().input_value(0).get_node()
     if given.get_type_name() not in ("Unsqueeze", "Reshape"):
@@ -86,7 +95,7 @@ def _repeated(found: Output) -> _Repeated | None:
     before, between, after, end = (
         output.get_partial_shape() for output in (source, given.output(0), wide, found)
     )
-    ranks = [shape.rank.get_length() for shape in (before, between, after, end)]
+    ranks = [_rank(shape) for shape in (before, between, after, end)]
     if ranks != [4, 5, 5, 4] or not all(
         size.is_static for size in (before[1], before[2], before[3], after[1], after[2], end[1])
     ):
