@@ -137,3 +137,17 @@ def test_no_file_that_tells_its_config_tells_a_secret(seen, tmp_path) -> None:
     spec = origin.source.config["kmeans_palettization_config"]["global_config"]["op_state_spec"]
     options = spec["weight"]["algorithm_options"]
     assert options == {**GIVEN, "token": HIDDEN, "key": HIDDEN}
+
+
+class Wordy(BaseModel, frozen=True, extra="forbid"):
+    names: tuple[str, ...] = Field(default=(), alias="of-them")
+    sizes: tuple[int, ...] = ()
+    name: str = ""
+
+
+def test_a_single_word_stands_for_a_sequence_of_one() -> None:
+    record = entry(right, options=Wordy)
+    made = validate_options(record, {"of-them": "logits", "name": "it", "sizes": [3]})
+    assert (made.names, made.name, made.sizes) == (("logits",), "it", (3,))
+    with pytest.raises(PluginOptionsError, match="sizes='3'"):
+        validate_options(record, {"sizes": "3"})

@@ -296,9 +296,9 @@ def test_a_model_that_torch_cannot_export(tmp_path) -> None:
 def test_a_weight_that_did_not_stay_palettized_is_an_error(tmp_path, monkeypatch) -> None:
     convert = exporting.convert
 
-    def dense(program, options, wide=()):
-        convert(program, options)
-        return convert(trace(mlp(), X), options)
+    def dense(program, face, options, wide=()):
+        convert(program, face, options)
+        return convert(trace(mlp(), X), face, options)
 
     monkeypatch.setattr(exporting, "convert", dense)
     with pytest.raises(BackendError, match=r"made dense weights of 0\.weight, 3\.weight"):
@@ -416,7 +416,7 @@ def test_inputs_beside_an_image_keep_their_type(precision, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"input_names": ("a", "b")}, r"input_names: .* for 1 of them"),
+        ({"input_names": ("a", "b")}, r"input_names: 2 names, .* for 1"),
         ({"output_names": ("a", "a")}, r"output_names"),
         ({"image_inputs": {"y": {}}}, r"image_inputs: no input is called 'y'"),
     ],

@@ -33,6 +33,7 @@ from coreml_backend.exporting import convert, trace
 from coreml_backend.reading import constant_expressions, open_package, read_weights
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
+from export_rewrites import interface_of
 from palette_core.errors import IncompatibleShapeError
 from palette_core.plugins import PalettizationSpec
 from palette_core.storage import PackedWeight, palette_sites
@@ -93,7 +94,7 @@ class Exported:
     def __init__(self, target: str, path: Path, keys: list[Any], traced: Any) -> None:
         self.target, self.path, self.keys = target, path, keys
         self.model, program = traced
-        convert(program, options(target)).save(str(path))
+        convert(program, interface_of(program), options(target)).save(str(path))
         # Named by coremltools' operations here: parts_<i>_weight_palettized.
         self.weights = read_weights(path)
         self.operations = {

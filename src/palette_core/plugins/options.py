@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,6 +33,7 @@ def validate_options(entry: PluginEntry, options: Mapping[str, Any] | BaseModel)
     if isinstance(options, entry.options):
         return options
     who = f"{kind_of(entry)} {entry.name!r}"
+    options = _words_as_sequences(entry.options, options)
     try:
         # A validator of the plug-in's own that breaks must not look like an error of the core.
         return guarded(
@@ -48,6 +49,23 @@ def validate_options(entry: PluginEntry, options: Mapping[str, Any] | BaseModel)
         problems = "; ".join(_problem(item, schema) for item in error.errors(include_url=False))
         known = ", ".join(_known(schema)) or "none"
         raise PluginOptionsError(f"{who}: {problems} (options: {known})") from None
+
+
+def _words_as_sequences(
+    model: type[BaseModel], options: Mapping[str, Any] | BaseModel
+) -> Mapping[str, Any] | BaseModel:
+    """Take a single word for a sequence of one, where an option is a tuple or list of words."""
+    if not isinstance(options, Mapping):
+        return options
+    of_words = {
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if get_origin(field.annotation) in (tuple, list) and get_args(field.annotation)[0] is str
+    }
+    return {
+        name: (value,) if name in of_words and isinstance(value, str) else value
+        for name, value in options.items()
+    }
 
 
 HIDDEN = "**********"  # what stands for a secret in text

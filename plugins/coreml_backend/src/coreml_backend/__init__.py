@@ -5,8 +5,8 @@ Importing this package registers the lowering of ``palette_core::depalettize`` w
 """
 
 from coreml_backend.lowering import register
-from coreml_backend.reading import read_weights
+from coreml_backend.reading import keep_names, read_weights
 
-__all__ = ["read_weights", "register"]
+__all__ = ["keep_names", "read_weights", "register"]
 
 register()

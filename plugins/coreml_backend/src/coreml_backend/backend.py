@@ -8,12 +8,21 @@ from typing import Any, final
 
 from torch import nn
 
-from coreml_backend.exporting import check_place, convert, export_package, trace
+from coreml_backend.exporting import check_place, convert, trace
+from coreml_backend.functions import MAIN, export_package
 from coreml_backend.programs import read_program, replace_weights
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
+from export_rewrites import interface_of
 from palette_core.errors import BackendError
-from palette_core.plugins import Backend, ProgramWeight, Refusal, TensorFacts
+from palette_core.plugins import (
+    Backend,
+    ExportFunction,
+    ExportRequest,
+    ProgramWeight,
+    Refusal,
+    TensorFacts,
+)
 from palette_core.tensors import PalettizedTensor
 
 
@@ -38,7 +47,8 @@ class CoreMLBackend(Backend):
     ) -> Sequence[Refusal]:
         """Trace and convert the model as it is, which is what export will do."""
         try:
-            convert(trace(model, example_inputs, dynamic_shapes), self._options, check=True)
+            program = trace(model, example_inputs, dynamic_shapes)
+            convert(program, interface_of(program), self._options, check=True)
         except BackendError as error:
             return [Refusal(str(error))]
         return []
@@ -60,7 +70,12 @@ class CoreMLBackend(Backend):
         dynamic_shapes: Any = None,
     ) -> Path:
         """Write a package; see `exporting.export_package`."""
-        return export_package(model, example_inputs, path, dynamic_shapes, self._options)
+        main = ExportFunction(example_inputs, dynamic_shapes, model)
+        return export_package(model, ExportRequest({MAIN: main}), path, self._options)
+
+    def export_functions(self, model: nn.Module, request: ExportRequest, path: Path) -> Path:
+        """Write a package of several functions, or of chosen names; see `functions`."""
+        return export_package(model, request, path, self._options)
 
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
         """Return the dense weights of a package; see `programs`."""

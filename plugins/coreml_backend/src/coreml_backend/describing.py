@@ -1,4 +1,4 @@
-"""Names, images and metadata: what users see of a package in Xcode and in their code."""
+"""Names, images and shapes: what users see of a package in Xcode and in their code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from coremltools.converters.mil.frontend.torch.utils import TORCH_DTYPE_TO_MIL_D
 from torch.export import ExportedProgram
 
 from coreml_backend_hooks import CoreMLOptions
+from export_rewrites import Interface
 from palette_core.errors import BackendError
 
 
-def input_types(program: ExportedProgram, options: CoreMLOptions) -> dict[str, Any]:
+def input_types(
+    program: ExportedProgram, face: Interface, options: CoreMLOptions
+) -> dict[str, Any]:
     """Return what ``coremltools.convert`` needs to be told of inputs: images, lists of shapes.
 
     Raises:
@@ -23,7 +26,7 @@ def input_types(program: ExportedProgram, options: CoreMLOptions) -> dict[str, A
     if not options.image_inputs and not options.enumerated_shapes:
         return {}
     names = list(program.graph_signature.user_inputs)
-    called = dict(zip(options.input_names or names, names, strict=False))
+    called = {each.name: each.node for each in face.inputs if each.name}
     images = {called.get(name, name): image for name, image in options.image_inputs.items()}
     shapes = {called.get(name, name): each for name, each in options.enumerated_shapes.items()}
     _check_known("image_inputs", list(images), names)
@@ -48,32 +51,32 @@ def input_types(program: ExportedProgram, options: CoreMLOptions) -> dict[str, A
     return {"inputs": types}
 
 
-def described(package: Any, options: CoreMLOptions) -> Any:
-    """Return a package with the names and the metadata that are asked for.
+def renamed(package: Any, face: Interface) -> Any:
+    """Return a package with the names that an interface gives.
 
     Raises:
-        BackendError: there are more names than features, or two alike.
+        BackendError: coremltools has made other features of the program.
     """
     spec = package.get_spec()
-    for kind in ("input", "output", "state"):
-        wanted: Sequence[str] = getattr(options, f"{kind}_names")
+    changed = False
+    for kind, features in (
+        ("input", face.inputs), ("output", face.outputs), ("state", face.states),
+    ):  # fmt: skip
         have = [feature.name for feature in getattr(spec.description, kind)]
-        if len(wanted) > len(have) or len(set(wanted)) < len(wanted):
+        wanted = [(at, each.name) for at, each in enumerate(features) if each.name]
+        if wanted and len(have) != len(features):
             raise BackendError(
-                f"{kind}_names: {list(wanted)} for {len(have)} of them, {have}; names are in their "
-                "order, and no two alike"
+                f"{kind}_names: coremltools has made {have} of {[each.key for each in features]}"
             )
         # In two steps, so that names can be exchanged.
-        for at, old in enumerate(have[: len(wanted)]):
-            _rename(spec, kind, old, f"palette_core_{kind}_{at}")
-        for at, new in enumerate(wanted):
+        for at, _ in wanted:
+            _rename(spec, kind, have[at], f"palette_core_{kind}_{at}")
+        for at, new in wanted:
             _rename(spec, kind, f"palette_core_{kind}_{at}", new)
-    made = ct.models.MLModel(spec, weights_dir=package.weights_dir, skip_model_load=True)
-    made.user_defined_metadata.update(package.user_defined_metadata)
-    made.user_defined_metadata.update(options.user_metadata)
-    made.author, made.license = options.author, options.license
-    made.short_description = options.description
-    return made
+        changed |= bool(wanted)
+    if not changed:
+        return package
+    return ct.models.MLModel(spec, weights_dir=package.weights_dir, skip_model_load=True)
 
 
 def _rename(spec: Any, kind: str, old: str, new: str) -> None:

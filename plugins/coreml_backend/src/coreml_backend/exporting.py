@@ -1,9 +1,8 @@
-"""From a finalized model to a saved package: torch.export, coremltools, a check, a folder."""
+"""From a finalized model to a program of Core ML: torch.export, coremltools, a check."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,16 +15,16 @@ from torch.export import ExportedProgram
 
 from coreml_backend.activations import integers_for_quantized
 from coreml_backend.concatenations import part_before_joining
-from coreml_backend.describing import described, input_types
+from coreml_backend.describing import input_types, renamed
 from coreml_backend.dialect import check_operations, dialect
 from coreml_backend.lowering import Lowered, recording
 from coreml_backend.precision import compute_precision
-from coreml_backend.reading import METADATA_KEY
-from coreml_backend.refusals import check_stored, generation
+from coreml_backend.refusals import generation
 from coreml_backend_hooks import CoreMLOptions
-from export_rewrites import module_of, rewritten, summary, tidy_outputs
+from export_rewrites import Interface, module_of, rewritten, summary, tidy_outputs
 from export_rewrites import trace as exported
 from palette_core.errors import BackendError
+from palette_core.plugins import ExportFunction
 from palette_core.storage import palette_sites
 
 _INDICES = ("indices", "nonzero_indices")
@@ -33,34 +32,34 @@ _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(?P<state>.+)\.\d+$"
 _LARGEST = 1 << 30  # torch writes sizes without a maximum as infinite, or nearly so
 
 
-def export_package(
+def converted(
     model: nn.Module,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
-    path: Path,
-    dynamic_shapes: Any,
+    function: ExportFunction,
+    program: ExportedProgram,
+    face: Interface,
     options: CoreMLOptions,
-) -> Path:
-    """Convert a finalized model and save it; the model is left as it was.
+) -> tuple[Any, dict[str, list[str]]]:
+    """Convert one function of a finalized model; the model is left as it was.
 
     Args:
-        model: on the CPU or not, in training mode or not: it is exported in evaluation mode.
-        example_inputs: positional inputs as a sequence, keyword inputs as a mapping.
-        path: the folder to write, where nothing stands yet.
-        dynamic_shapes: as in ``torch.export.export``; every dynamic dimension needs a maximum.
+        model: the weights are called by its names.
+        function: what is converted, in evaluation mode.
+        program: from `trace`.
+        face: the names that it gets.
         options: deployment target and precision.
+
+    Returns:
+        The `coremltools.models.MLModel`, not saved, and the names of weights by its operations.
 
     Raises:
         BackendError: torch or coremltools cannot take the model; the message names the operation
             where there is one.
     """
-    check_stored(model, options)
-    program = trace(model, example_inputs, dynamic_shapes)
-    with recording(_names(model, program)) as lowered:
-        package = convert(program, options, lowered.wide)
-    package = described(package, options)
-    package.user_defined_metadata[METADATA_KEY] = json.dumps(_stored_names(package, lowered))
-    package.save(str(path))
-    return path
+    inside = function.module or model
+    with recording(_names(model, inside, program)) as lowered:
+        package = convert(program, face, options, lowered.wide)
+    package = renamed(package, face)
+    return package, _stored_names(package, lowered)
 
 
 def trace(
@@ -84,6 +83,7 @@ def trace(
 
 def convert(
     program: ExportedProgram,
+    face: Interface,
     options: CoreMLOptions,
     wide: Collection[str] = (),
     *,
@@ -93,6 +93,7 @@ def convert(
 
     Args:
         program: from `trace`.
+        face: its interface; options may call inputs by its names.
         options: deployment target and precision.
         wide: names of weights that are found, during the conversion, not to fit float16.
         check: stop after the first of coremltools' steps, in which operations are refused, and
@@ -112,7 +113,7 @@ def convert(
                 program,
                 minimum_deployment_target=generation(options),
                 skip_model_load=True,
-                **input_types(program, options),
+                **input_types(program, face, options),
                 **how,
             )
         except BackendError:
@@ -173,7 +174,7 @@ def _error_lines() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
+def _names(model: nn.Module, inside: nn.Module, program: ExportedProgram) -> dict[str, str]:
     """Return the name of each palettized weight by the program's name of its indices."""
     first = {id(site.palette): site.name for site in palette_sites(model)}
     found = {}
@@ -181,7 +182,7 @@ def _names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
         prefix, _, part = buffer.rpartition(".")
         if part in _INDICES:
             traced = _PARAMETRIZED.sub(r"\g<state>", prefix)  # in graphs no palettes are left
-            found[inner] = first.get(id(model.get_submodule(prefix)), traced)
+            found[inner] = first.get(id(inside.get_submodule(prefix)), traced)
     return found
 
 

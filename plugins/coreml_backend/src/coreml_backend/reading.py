@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from coremltools.converters.mil.mil.ops.defs.iOS18.compression import (
     constexpr_lut_to_dense,
     constexpr_sparse_to_dense,
 )
+from coremltools.libmodelpackage import ModelPackage
 
 from palette_core.errors import BackendError
 from palette_core.storage import read_json
@@ -42,15 +44,58 @@ def read_weights(path: str | Path) -> dict[str, Array]:
         BackendError: ``path`` is no package of an ML program, or its metadata is damaged.
     """
     model = open_package(path)
-    try:
-        names = dict(read_json(model.user_defined_metadata.get(METADATA_KEY, "{}")))
-    except (TypeError, ValueError) as error:
-        raise BackendError(f"{path}: its {METADATA_KEY!r} metadata is damaged: {error}") from None
+    names = _names_of(model.user_defined_metadata, path)
     weights: dict[str, Array] = {}
     for op in constant_expressions(model, roots=True):
         weight = decode(op)
         weights |= dict.fromkeys(names.get(op.name, [op.name]), weight)
     return weights
+
+
+def _names_of(metadata: Mapping[str, str], path: str | Path) -> dict[str, list[str]]:
+    try:
+        return dict(read_json(metadata.get(METADATA_KEY, "{}")))
+    except (TypeError, ValueError) as error:
+        raise BackendError(f"{path}: its {METADATA_KEY!r} metadata is damaged: {error}") from None
+
+
+def merged_names(of_functions: Iterable[Mapping[str, list[str]]]) -> dict[str, list[str]]:
+    """Return names of weights by operation; operations of other weights elsewhere have none."""
+    merged: dict[str, list[str]] = {}
+    for names in of_functions:
+        for op, weights in names.items():
+            if sorted(merged.setdefault(op, weights)) != sorted(weights):
+                merged[op] = []
+    return {op: weights for op, weights in merged.items() if weights}
+
+
+def keep_names(made: str | Path, *sources: str | Path) -> None:
+    """Let a package that coremltools has made of others call weights as these do.
+
+    ``save_multifunction`` and ``bisect_model`` lose the user-defined metadata of their packages,
+    and with it the names by which `read_weights` calls weights.
+
+    Args:
+        made: a package; only its metadata changes.
+        sources: packages that it was made of.
+
+    Raises:
+        BackendError: one of them cannot be read.
+    """
+    package = open_package(made)
+    found = [dict(open_package(path).user_defined_metadata) for path in sources]
+    there = {op.name for op in constant_expressions(package, roots=False)}
+    names = merged_names(_names_of(text, path) for text, path in zip(found, sources, strict=True))
+    kept = {op: weights for op, weights in names.items() if op in there}
+    spec = package.get_spec()
+    for metadata in found:
+        for key, value in metadata.items():
+            spec.description.metadata.userDefined.setdefault(key, value)
+    spec.description.metadata.userDefined[METADATA_KEY] = json.dumps(kept)
+    place = Path(ModelPackage(str(made)).getRootModel().path())
+    fresh = place.with_name(f".{place.name}.new")
+    fresh.write_bytes(spec.SerializeToString())
+    fresh.replace(place)
 
 
 def open_package(path: str | Path) -> Any:

@@ -111,5 +111,6 @@ def palette_core_export_backends() -> list[ExportBackendEntry]:
             suffix=".mlpackage",
             stored_forms=("indices", "sparse"),
             edits_programs=True,
+            takes_functions=True,
         )
     ]
