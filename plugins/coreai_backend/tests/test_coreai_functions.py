@@ -135,3 +135,22 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(BackendError, match=message):
         palettized()[1].export(tmp_path / "m.aimodel", inputs, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_in_files_of_their_own_chain(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)]
+    model = nn.Sequential(nn.Linear(8, 8), *layers, nn.Linear(8, 8)).eval()
+    model[4].weight = model[0].weight  # tied: in the files of both
+    palettizer = KMeansPalettizer(model, support.config(PalettizationSpec(n_bits=4)))
+    prepared = palettizer.prepare((X,))
+    with torch.no_grad():
+        wanted = prepared(X).numpy()
+    held, x = [], X.numpy()
+    for name, part in (("first", model[0]), ("body", model[1:4]), ("head", model[4])):
+        path = tmp_path / f"{name}.aimodel"
+        palettizer.export(path, functions={"main": ExportFunction((X,), module=part)})
+        held.append(sorted(read_weights(path)))
+        (x,) = run(path, "main", {"input": x}, {}).values()
+    assert np.abs(x - wanted).max() < 1e-5
+    assert held == [["0.weight"], ["1.0.weight", "2.0.weight", "3.0.weight"], ["0.weight"]]
