@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
 import decoder_support as support
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -19,6 +19,7 @@ from palette_core import KMeansPalettizer
 from palette_core.cli import main
 from palette_core.errors import BackendError, StateError
 from transformers_bridge import CachedDecoder, export_decoder
+
 
 def config(**spec: Any) -> dict[str, Any]:
     weight = {"n_bits": 4, **spec}
@@ -70,13 +71,16 @@ def test_core_ai_generates_the_tokens_of_torch(tmp_path, kind):
         "config.json", "generation_config.json", "made.aimodel", "metadata.json", "tokenizer",
     ]  # fmt: skip
     told = json.loads((out / "metadata.json").read_text())
-    assert (told["assets"], told["language"]["max_context_length"]) == ({"main": "made.aimodel"}, 96)
+    assert (told["assets"], told["language"]["max_context_length"]) == (
+        {"main": "made.aimodel"},
+        96,
+    )
     opened = transformers.AutoTokenizer.from_pretrained(out / "tokenizer")
     assert opened("w3 w8")["input_ids"] == [4, 9]
     assert transformers.AutoConfig.from_pretrained(out).vocab_size == 96
 
 
-def test_a_palettized_folder_becomes_one_for_the_runtime(tmp_path, capsys):
+def test_a_palettized_folder_becomes_one_for_the_runtime(tmp_path, capsys, monkeypatch):
     pytest.importorskip("coreai_torch")
     model = model_of("llama", num_hidden_layers=1)
     KMeansPalettizer(model, config()).prepare({"input_ids": torch.tensor([PROMPT])})
@@ -85,13 +89,15 @@ def test_a_palettized_folder_becomes_one_for_the_runtime(tmp_path, capsys):
     model_of("llama", num_hidden_layers=1).save_pretrained(dense)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config()))
     packed = tmp_path / "packed"
+    packs = ["-c", tmp_path / "config.yaml"]
     for line in (
-        ["palettize-checkpoint", dense, "-c", tmp_path / "config.yaml", "-o", packed],
+        ["palettize-checkpoint", dense, *packs, "-o", packed],
         ["export-decoder", packed, "-o", tmp_path / "out", "--context", 48],
-        ["export-decoder", dense, "-o", tmp_path / "own", "--context", 48, "-c", tmp_path / "config.yaml"],
+        ["export-decoder", dense, "-o", tmp_path / "own", "--context", 48, *packs],
     ):
+        monkeypatch.setattr(sys, "argv", ["palette", *map(str, line)])
         with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in line])
+            main()
         assert not ended.value.code, capsys.readouterr()
     assert "48 tokens of context" in capsys.readouterr().out
     for name in ("out", "own"):
@@ -141,8 +147,8 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: MODELS["t5"](), "is no decoder by itself"),
-        (lambda: MODELS["bert"](), "does not run with a cache|computes otherwise"),
+        (MODELS["t5"], "is no decoder by itself"),
+        (MODELS["bert"], "does not run with a cache|computes otherwise"),
         (
             lambda: model_of(
                 "llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}

@@ -113,8 +113,8 @@ class CachedDecoder(nn.Module):
         """
         end: Any = position_ids.shape[1]
         start: Any = end - input_ids.shape[1]
-        torch._check(start >= 0)
-        torch._check(end <= self.context)
+        torch._check(start >= 0)  # type: ignore[no-untyped-call]
+        torch._check(end <= self.context)  # type: ignore[no-untyped-call]
         keys, values = self.get_buffer(KEYS), self.get_buffer(VALUES)
         layers = [_Layer(k, v, start, end) for k, v in zip(keys, values, strict=True)]
         made = self.model(
