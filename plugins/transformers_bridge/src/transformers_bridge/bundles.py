@@ -99,8 +99,7 @@ def _options(backend: str, given: Mapping[str, Any] | None, name: str) -> dict[s
         raise BackendError(f"{', '.join(fixed)}: a runner knows the names; leave them out")
     if not name or name != Path(name).name or name.startswith("."):
         raise BackendError(f"name is {name!r}; expected that of a file, without a folder")
-    more = {} if backend == "coreai" else {"state_names": (KEYS, VALUES)}
-    return {**_NAMES, **more, **(given or {})}
+    return {**_NAMES, **(given or {})}
 
 
 def _write_companions(folder: Path, model: Any, tokenizer: Any) -> None:

@@ -1,4 +1,8 @@
-"""Registers the command; transformers is imported when it runs, not before."""
+"""Light part of the plug-in, for its listing: the command, and nothing heavy.
+
+A package of its own, because importing any part of ``transformers_bridge`` imports that package,
+which registers its quantizer with transformers and so has to import it.
+"""
 
 from __future__ import annotations
 
