@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             "sliding_window": 12,
             "tie_word_embeddings": False,
-            "initializer_range": 1.0,
+            "initializer_range": 0.05,
             "num_hidden_layers": 3,
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
         },
