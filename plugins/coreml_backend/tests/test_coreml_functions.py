@@ -177,3 +177,15 @@ def test_inputs_that_are_written_to_are_refused(tmp_path: Path) -> None:
     palettizer.prepare((X.clone(),))
     with pytest.raises(BackendError, match=r"'main' writes to its input 'x'.*register_buffer"):
         palettizer.export(tmp_path / "m.mlpackage", (X.clone(),))
+
+
+@pytest.mark.parametrize("show", [False, True])
+def test_bars_are_drawn_where_they_are_asked_for(
+    show: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    palettizer = KMeansPalettizer(nn.Sequential(nn.Linear(8, 512)).eval())
+    palettizer.prepare((X,))
+    functions = {"one": ExportFunction((X,)), "two": ExportFunction((X,))}
+    how: dict[str, Any] = {"backend_options": {"show_progress": show}}
+    palettizer.export(tmp_path / "m.mlpackage", functions=functions, **how)
+    assert ("passes/s" in capsys.readouterr().err) is show

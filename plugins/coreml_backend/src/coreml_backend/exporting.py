@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import coremltools as ct
+from coremltools.converters.mil.frontend.torch import ops
+from coremltools.converters.mil.mil.passes import pass_pipeline
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -107,7 +109,7 @@ def convert(
     how: dict[str, Any] = {"compute_precision": compute_precision(options, wide)}
     if check:
         how = {"pass_pipeline": ct.PassPipeline.EMPTY, "convert_to": "milinternal"}
-    with _error_lines() as lines:
+    with _error_lines() as lines, bars(options):
         try:
             return ct.convert(
                 program,
@@ -125,6 +127,20 @@ def convert(
                 f"coremltools {ct.__version__} cannot convert {_blamed(program, where, layer)}"
                 f"{': ' * bool(where)}{where}: {summary(error)}"
             ) from error
+
+
+@contextlib.contextmanager
+def bars(options: CoreMLOptions) -> Iterator[None]:
+    """Let coremltools draw no progress bars, unless they are asked for."""
+    places = () if options.show_progress else ((ops, "_tqdm"), (pass_pipeline, "tqdm"))
+    drawn = [(module, name, getattr(module, name)) for module, name in places]
+    try:
+        for module, name, _ in drawn:
+            setattr(module, name, lambda items, **_: items)
+        yield
+    finally:
+        for module, name, draws in drawn:
+            setattr(module, name, draws)
 
 
 # --- inside -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import coremltools as ct
 from torch import nn
 
-from coreml_backend.exporting import converted, trace
+from coreml_backend.exporting import bars, converted, trace
 from coreml_backend.reading import METADATA_KEY, merged_names, open_package
 from coreml_backend.refusals import check_stored, generation
 from coreml_backend_hooks import CoreMLOptions
@@ -57,7 +57,7 @@ def export_package(
         package, stored = converted(model, request.functions[name], program, faces[name], options)
         packages[name] = package
         names.append(stored)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, bars(options):
         package = _joined(packages, Path(folder)) if several else packages[MAIN]
         _describe(package, options, request.metadata)
         package.user_defined_metadata[METADATA_KEY] = json.dumps(merged_names(names))

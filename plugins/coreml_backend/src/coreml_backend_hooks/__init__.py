@@ -87,6 +87,7 @@ class CoreMLOptions(BaseModel):
     user_metadata: dict[str, str] = Field(
         default={}, description="Kept in the package, as Core ML's user-defined metadata."
     )
+    show_progress: bool = Field(default=False, description="Let coremltools draw progress bars.")
     author: str = Field(default="", description="Kept in the package's metadata.")
     license: str = Field(default="", description="Kept in the package's metadata.")
     description: str = Field(default="", description="Kept in the package's metadata.")
