@@ -18,6 +18,7 @@ from numba.core.registry import cpu_target
 
 import palette_core
 from palette_core._common import kernels
+from palette_core.tensors._product_kernel import decode_rows
 
 PACKAGE = Path(palette_core.__file__).parent
 SCRIPT = """
@@ -97,6 +98,34 @@ def test_kernels_that_close_over_others_are_kept(tmp_path: Path) -> None:
     assert ran(tmp_path, PRODUCTS)[0] == ["4", "1", "8", "1"]
 
 
+ROWS = """
+import numpy as np
+from palette_core.tensors._product_kernel import decode_rows
+indices, nothing = np.full(128, 1 << 3, np.uint8), np.zeros(0, np.float32)
+for n_bits in {}:
+    sizes = np.array([64, 1, 1, 1, 1, 2, 1, 2, 0])
+    table, out = np.arange(1 << n_bits, dtype=np.float32), np.zeros(128, np.float32)
+    decode_rows(n_bits)(indices, table, nothing, np.arange(2), sizes, out, 0, 2)
+    print(int(out[: 8 // n_bits].sum()), int(out[:3].sum()))
+"""
+
+
+@pytest.mark.slow
+@folders_can_be_chosen
+def test_kernels_of_one_factory_that_processes_compiled_apart_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    alone = {n_bits: ran(tmp_path, ROWS.format([n_bits]))[0] for n_bits in (1, 4)}
+    assert alone[1] != alone[4]
+    for order in ([1, 4], [4, 1]):
+        assert ran(tmp_path, ROWS.format(order))[0] == [x for n in order for x in alone[n]]
+
+
+def test_kernels_of_one_factory_have_names_of_their_own() -> None:
+    made = [decode_rows(n_bits).py_func.__qualname__ for n_bits in (1, 2, 3)]
+    assert len(set(made)) == 3
+
+
 @pytest.mark.slow
 @folders_can_be_chosen
 def test_damaged_files_are_named_and_done_without(tmp_path: Path) -> None:
@@ -164,14 +193,28 @@ def outer(x):
 """
 
 
-def test_a_kernel_that_calls_a_changed_one_is_not_taken_from_what_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+INTRINSIC = """
+from numba.core import types
+from numba.extending import intrinsic
+def made(builder, value):
+    return builder.add(value, value.type({}))
+@intrinsic
+def inner(context, x):
+    def generate(target, builder, signature, values):
+        return made(builder, values[0])
+    return types.int64(types.int64), generate
+"""
+
+
+@pytest.mark.parametrize("called", [INNER, INTRINSIC])
+def test_a_kernel_that_calls_what_changed_is_not_taken_from_what_is_kept(
+    called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     keys = []
     for by in (1, 1, 2):
-        (tmp_path / "inner_kernel_of_a_test.py").write_text(INNER.format(by))
+        (tmp_path / "inner_kernel_of_a_test.py").write_text(called.format(by))
         (tmp_path / "outer_kernel_of_a_test.py").write_text(OUTER)
         importlib.invalidate_caches()
         outer = importlib.import_module("outer_kernel_of_a_test").outer

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
+import itertools
 import sys
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
 import numba
@@ -86,6 +88,8 @@ def are_kept() -> bool:
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     _watch_compiling()
     options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, **options}
+    if function.__closure__:
+        _name_by_contents(function)
     made = numba.njit(**options)(function)
     try:
         # Beside the source; where that is read-only, in a folder of the user's.
@@ -93,6 +97,16 @@ def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     except RuntimeError:  # numba can write to neither
         _not_kept.append(function.__name__)
     return made
+
+
+def _name_by_contents(function: Callable[..., Any]) -> None:
+    """Tell kernels apart that one factory makes.
+
+    Machine code calls by name, and those that several processes compile, each to its own number,
+    have one name: loaded into one process, the first would be called in place of all others.
+    """
+    digest = hashlib.sha256(repr(_made_of(function)).encode()).hexdigest()[:12]
+    function.__qualname__ += f"_{digest}"
 
 
 class _Cache(FunctionCache):
@@ -119,12 +133,12 @@ class _Cache(FunctionCache):
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         """Return what tells the kept versions of a kernel apart.
 
-        Kernels that it calls count by what they are made of. numba leaves out those of other
-        modules, so that what is kept outlives a change of them; and pickles those that it closes
-        over, with a number of their own that differs in every process, so that nothing kept is
-        ever found.
+        Kernels and intrinsics that it calls count by what they are made of. numba leaves out
+        those of other modules, so that what is kept outlives a change of them; and pickles those
+        that it closes over, with a number of their own that differs in every process, so that
+        nothing kept is ever found.
         """
-        if not any(hasattr(value, "py_func") for value in _used_by(self._py_func)):
+        if not any(isinstance(value, FunctionType) for value in _used_by(self._py_func)):
             return super()._index_key(sig, codegen)  # type: ignore[no-untyped-call]
         made_of = repr(_made_of(self._py_func)).encode()
         return (sig, codegen.magic_tuple(), hashlib.sha256(made_of).hexdigest())
@@ -150,23 +164,46 @@ class _Cache(FunctionCache):
 
 
 def _used_by(function: Any) -> list[Any]:
-    """Return the kernels and numbers that a function closes over or knows by a global name."""
+    """Return what a function closes over or knows by a global name, of what makes it what it is.
+
+    Functions, of kernels and intrinsics those that they are made of, and constants.
+    """
     known = function.__globals__
     values = [cell.cell_contents for cell in function.__closure__ or ()]
-    values += [known[name] for name in function.__code__.co_names if name in known]
-    return [v for v in values if hasattr(v, "py_func") or isinstance(v, (int, float, str))]
+    values += [known[name] for name in _names(function.__code__) if name in known]
+    package = function.__module__.partition(".")[0]
+    found = []
+    for value in values:
+        made = getattr(value, "py_func", getattr(value, "_defn", None))
+        helps = isinstance(value, FunctionType) and value.__module__.split(".")[0] == package
+        if made or helps or isinstance(value, (int, float, str)):
+            found.append(made or value)
+    return found
+
+
+def _names(code: CodeType) -> list[str]:
+    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return [*code.co_names, *itertools.chain.from_iterable(inner)]
 
 
 def _made_of(function: Any, *callers: Any) -> tuple[Any, ...]:
-    """Return a kernel's name, code, constants and what it uses: numbers, and other kernels."""
-    code = function.__code__
-    constants = [v for v in code.co_consts if isinstance(v, (int, float, str))]
+    """Return a kernel's name, code, constants and what it uses: numbers, and other functions."""
     inner = [
-        _made_of(value.py_func, function, *callers) if hasattr(value, "py_func") else value
+        _made_of(value, function, *callers) if isinstance(value, FunctionType) else value
         for value in _used_by(function)
-        if getattr(value, "py_func", None) not in (function, *callers)
+        if value not in (function, *callers)
     ]
-    return function.__module__, function.__qualname__, code.co_code, *constants, *inner
+    return function.__module__, function.__qualname__, *_instructions(function.__code__), *inner
+
+
+def _instructions(code: CodeType) -> list[Any]:
+    found: list[Any] = [code.co_code]
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            found += _instructions(value)
+        elif isinstance(value, (int, float, str, tuple)):
+            found.append(value)
+    return found
 
 
 class _Watcher(event.Listener):
