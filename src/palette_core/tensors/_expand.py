@@ -15,6 +15,8 @@ from numba.core import cgutils, types
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
+from palette_core.tensors._expand_bytes import COUNT, expand_bytes, load_planes
+
 _build: Any = cgutils  # has no types
 
 STEP = 16  # indices
@@ -45,34 +47,36 @@ def _expand(
         packed: uint8, indices as one little-endian stream of bits.
         byte: where the first one begins; 16 bytes from where the last step begins are read.
         steps: how many.
-        table: float32, ``max(16, 2 ** bits)`` entries from ``first`` on are read.
+        table: float32 or uint16, ``max(16, 2 ** bits)`` entries from ``first`` on are read.
         first: where the table begins.
-        out: float32.
+        out: of the table's dtype.
         at: where in ``out`` to begin.
     """
     if not isinstance(bits, types.IntegerLiteral):
         raise RequireLiteralValue("bits")
     index = types.intp
     signature = types.void(bits, packed, index, index, table, index, out, index)
-    n_bits = bits.literal_value
+    n_bits, width = bits.literal_value, table.dtype.bitwidth // 8
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         def pointer(array: int, offset: int) -> Any:
             data = target.make_array(signature.args[array])(target, builder, values[array]).data
             return builder.gep(data, [values[offset]])
 
-        entries, to = pointer(4, 5), pointer(6, 7)
-        lanes = _lanes()
+        source, entries, to = pointer(1, 2), pointer(4, 5), pointer(6, 7)
+        done = _LONG(0)
+        if _has("avx512vbmi"):
+            done = _expand_most(builder, source, n_bits, entries, to, values[3], width)
+        lanes = _lanes() if width == 4 else 0
         permuted = lanes > 0 and 1 << n_bits <= _MOST_TABLES * lanes
         tables = _tables(builder, entries, n_bits, lanes) if permuted else []
-        with _build.for_range(builder, values[3]) as loop:
-            source = pointer(1, 2)
-            source = builder.gep(source, [builder.mul(loop.index, _LONG(2 * n_bits))])
+        with _build.for_range(builder, values[3], start=done) as loop:
+            some = builder.gep(source, [builder.mul(loop.index, _LONG(2 * n_bits))])
             place = builder.gep(to, [builder.mul(loop.index, _LONG(STEP))])
             if permuted:
-                _permute_step(builder, _unpacked(builder, source, n_bits), tables, lanes, place)
+                _permute_step(builder, _unpacked(builder, some, n_bits), tables, lanes, place)
             else:
-                _load_step(builder, source, n_bits, entries, place)
+                _load_step(builder, some, n_bits, entries, place, width)
         return target.get_dummy_value()
 
     return signature, generate
@@ -132,14 +136,31 @@ expand: Any = intrinsic(_expand)
 dot: Any = intrinsic(_dot)
 
 
-def _lanes() -> int:
-    """Return how many 32-bit values one instruction permutes, here."""
+def _expand_most(
+    builder: Any, source: Any, n_bits: int, entries: Any, to: Any, steps: Any, width: int
+) -> Any:
+    """Write entries by their bytes, some steps at once; return how many steps are done."""
+    planes = load_planes(builder, entries, n_bits, width)
+    at_once = COUNT // STEP
+    rounds = builder.sdiv(steps, _LONG(at_once))
+    with _build.for_range(builder, rounds) as loop:
+        some = builder.gep(source, [builder.mul(loop.index, _LONG(8 * n_bits))])
+        place = builder.gep(to, [builder.mul(loop.index, _LONG(COUNT))])
+        expand_bytes(builder, some, n_bits, planes, place)
+    return builder.mul(rounds, _LONG(at_once))
+
+
+def _has(feature: str) -> bool:
+    """Return whether the processor that kernels are compiled for has a feature."""
     named = os.environ.get("NUMBA_CPU_FEATURES")
     if named is not None:
-        has = {name[1:] for name in named.split(",") if name.startswith("+")}
-    else:
-        has = {name for name, there in binding.get_host_cpu_features().items() if there}
-    return 16 if "avx512f" in has else 8 if "avx2" in has else 0
+        return f"+{feature}" in named.split(",")
+    return bool(binding.get_host_cpu_features().get(feature))
+
+
+def _lanes() -> int:
+    """Return how many 32-bit values one instruction permutes, here."""
+    return 16 if _has("avx512f") else 8 if _has("avx2") else 0
 
 
 def _constant(kind: Any, values: list[int]) -> Any:
@@ -193,19 +214,22 @@ def _permuted(builder: Any, table: Any, indices: Any) -> Any:
     return found
 
 
-def _load_step(builder: Any, source: Any, n_bits: int, entries: Any, place: Any) -> None:
+def _load_step(
+    builder: Any, source: Any, n_bits: int, entries: Any, place: Any, width: int
+) -> None:
     """Look up one index after the other, eight from each word of as many bytes as bits.
 
     Atomic accesses are plain moves, and not put together to vectors, which takes twice as long.
     """
-    words = builder.bitcast(entries, _WORD.as_pointer())
-    out = builder.bitcast(place, _WORD.as_pointer())
+    kind = _WORD if width == 4 else _HALF
+    words = builder.bitcast(entries, kind.as_pointer())
+    out = builder.bitcast(place, kind.as_pointer())
     for half in range(2):
         start = builder.gep(source, [_LONG(half * n_bits)])
         word = builder.load(builder.bitcast(start, _LONG.as_pointer()), align=1)
         for i in range(8):
             index = builder.lshr(word, _LONG(i * n_bits))
             index = builder.and_(index, _LONG((1 << n_bits) - 1))
-            value = builder.load_atomic(builder.gep(words, [index]), "monotonic", 4)
+            value = builder.load_atomic(builder.gep(words, [index]), "monotonic", width)
             to = builder.gep(out, [_LONG(half * 8 + i)])
-            builder.store_atomic(value, to, "monotonic", 4)
+            builder.store_atomic(value, to, "monotonic", width)

@@ -50,6 +50,14 @@ def _component(luts: Any, table: Any, entries: Any, dim: Any, d: Any, own: Any, 
 
 
 @inner_kernel
+def _spread(found: Any, first: Any, count: Any, inner: Any, values: Any, out: Any, at: Any) -> None:
+    """Copy one value of each entry to where it lies, ``inner`` of them next to each other."""
+    for j in range(count // inner):
+        for h in range(inner):
+            out[at + j * inner * values + h] = found[first + j * inner + h]
+
+
+@inner_kernel
 def _factor(factors: Any, r: Any, block: Any, sizes: Any) -> Any:
     """Return the scale of a row's block; 1 where there are none."""
     rows_per_factor, factors_per_row = sizes[7], sizes[8]
@@ -78,14 +86,17 @@ def decode_rows(n_bits: int) -> Any:
     def run(
         packed: Any, luts: Any, factors: Any, rows: Any, sizes: Any, out: Any, first: Any, last: Any
     ) -> None:
-        """Decode ``rows[first:last]`` into the same rows of ``out``; see `products.Sizes`."""
+        """Decode ``rows[first:last]`` into the same rows of ``out``; see `products.Sizes`.
+
+        ``luts`` and ``out`` are float32, or uint16: entries of half precision that nothing scales.
+        """
         per_row, segments, dim, across, inner = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
         rows_per_table, tables_per_row = sizes[5], sizes[6]
         factors_per_row = sizes[8]
         count = per_row // segments
         values = 1 if across else dim
-        own = np.zeros(padded * values, np.float32)
-        found = np.empty(count * values, np.float32)
+        own = np.zeros(padded * values, luts.dtype)
+        found = np.empty(count * values, luts.dtype)
         have = -1
         for i in range(first, last):
             r = rows[i]
@@ -100,21 +111,16 @@ def decode_rows(n_bits: int) -> Any:
                         _component(luts, table, entries, dim, part, own, d * padded)
                 start = index_row * per_row + s * count
                 to = s * count * values
-                factor = _factor(factors, r, s * factors_per_row // segments, sizes)
+                at = i * per_row * values + to
                 if values == 1:
-                    pick(packed, start, count, own, 0, out, i * per_row + to)
-                    if factors_per_row > 0:
-                        for j in range(count):
-                            out[i * per_row + to + j] *= factor
-                    continue
-                for d in range(dim):
+                    pick(packed, start, count, own, 0, out, at)
+                for d in range(values if values > 1 else 0):
                     pick(packed, start, count, own, d * padded, found, d * count)
-                at = i * per_row * dim + to
-                for j in range(count // inner):
-                    for d in range(dim):
-                        for h in range(inner):
-                            out[at] = found[d * count + j * inner + h] * factor
-                            at += 1
+                    _spread(found, d * count, count, inner, values, out, at + d * inner)
+                if factors_per_row > 0:
+                    factor = _factor(factors, r, s * factors_per_row // segments, sizes)
+                    for j in range(count * values):
+                        out[at + j] *= factor
 
     return run
 

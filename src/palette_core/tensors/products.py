@@ -87,9 +87,12 @@ class Packed:
         self.rows = stored.shape[0]
         self.columns = math.prod(stored.shape[1:])
         self.indices = _flat(stored.parts["indices"])
-        self.luts, self.factors = _flat(entries), _NOTHING
+        self.luts, self.factors = _flat(entries.to(torch.float32)), _NOTHING
+        self.decoded, self._words = torch.float32, self.luts
         if stored.scale is not None:
             self.factors = _flat(stored.scale.to(torch.float32))
+        elif stored.dtype is not torch.float32:
+            self.decoded, self._words = stored.dtype, _flat(entries.view(torch.uint16))
 
     @classmethod
     def of(cls, stored: StoredTensor) -> Packed | None:
@@ -124,11 +127,13 @@ class Packed:
 
         Args:
             rows: int64 ``[R]`` numbers of rows; None is all.
-            out: float32 ``[R, columns]``.
+            out: ``decoded`` ``[R, columns]``: float32, but the weight's dtype where no scale
+                multiplies entries, which are copied then as words that nobody reads.
         """
         numbers = np.arange(self.rows) if rows is None else rows.numpy()
-        target, kernel = out.view(-1).numpy(), decode_rows(self.n_bits)
-        given = (self.indices, self.luts, self.factors, numbers, self.sizes, target)
+        kernel = decode_rows(self.n_bits)
+        target = _flat(out if out.dtype is torch.float32 else out.view(torch.uint16))
+        given = (self.indices, self._words, self.factors, numbers, self.sizes, target)
         _by_parts(lambda a, b: kernel(*given, a, b), len(numbers), self.columns)
         return out
 
@@ -148,7 +153,7 @@ def decode(stored: StoredTensor) -> Tensor | None:
     if packed is None:
         return None
     out = _room(packed.rows, packed.columns, stored.dtype)
-    if stored.dtype is torch.float32:
+    if packed.decoded is stored.dtype:
         return packed.decode(None, out).view(stored.shape)
     numbers = _count(packed.rows)
     for part in packed.tiles():
@@ -180,7 +185,7 @@ def linear(x: Tensor, stored: StoredTensor, bias: Tensor | None) -> Tensor | Non
     exact = stored.scale is None or stored.dtype is torch.float32
     few = count <= _FEW and size > _SMALL and exact
     if not few and len(packed.tiles()) == 1:
-        weight = packed.decode(None, _room(packed.rows, packed.columns))
+        weight = packed.decode(None, _room(packed.rows, packed.columns, packed.decoded))
         return torch.nn.functional.linear(x, weight.to(stored.dtype), given)
     out = (_few if few else _many)(x.reshape(-1, packed.columns), packed, given)
     return out.view(*x.shape[:-1], packed.rows)
@@ -195,7 +200,7 @@ def embedding(indices: Tensor, stored: StoredTensor) -> Tensor | None:
     low, high = torch.aminmax(numbers)
     if int(low) < 0 or int(high) >= packed.rows:
         return None  # torch says what is wrong
-    out = packed.decode(numbers, _room(len(numbers), packed.columns))
+    out = packed.decode(numbers, _room(len(numbers), packed.columns, packed.decoded))
     return out.to(stored.dtype).view(*indices.shape, packed.columns)
 
 
@@ -216,7 +221,7 @@ def _few(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
 def _many(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     numbers, tiles = _count(packed.rows), packed.tiles()
     out = _room(len(x), packed.rows, packed.dtype)
-    room = _room(tiles[0].stop, packed.columns)
+    room = _room(tiles[0].stop, packed.columns, packed.decoded)
     for part in tiles:
         tile = packed.decode(numbers[part], room[: part.stop - part.start]).to(packed.dtype)
         if bias is None:
@@ -239,7 +244,7 @@ def _by_parts(run: Callable[[int, int], Any], rows: int, work: int) -> None:
 def _entries(stored: StoredTensor) -> Tensor:
     typed = stored.typed()
     entries = dequantize_lut(typed.lut, typed.lut_scale, typed.lut_zero_point)
-    return entries.to(stored.dtype).to(torch.float32)
+    return entries.to(stored.dtype)
 
 
 def _room(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
