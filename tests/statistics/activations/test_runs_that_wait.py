@@ -57,14 +57,14 @@ def batches(n=5):
     return [torch.randn(12, 8, generator=generator) for _ in range(n)]
 
 
-def palettized(model, monkeypatch, *, waits=True, given=None, **options):
+def palettized(model, monkeypatch, *, waits=True, given=None, example=None, **options):
     """Return weights and algorithms; without ``waits`` from runs that start over."""
     given = batches() if given is None else given
     if not waits:
         monkeypatch.setattr(Scout, "may_wait", lambda self, structure, n: False)
     palettizer = KMeansPalettizer(model.eval(), CONFIG)
     palettizer.calibrate(given, sequential=True, **options)
-    palettizer.prepare(given[0])
+    palettizer.prepare(given[0] if example is None else example)
     monkeypatch.undo()
     assert run_threads() == []
     return {
@@ -282,6 +282,49 @@ def test_batches_that_differ_begin_anew(compensate, monkeypatch):
     given = [torch.randn(12, 8), torch.randn(13, 8)]
     options = {"compensate": compensate, "given": given}
     assert_same_either_way(Routed, monkeypatch, **options)
+
+
+class Choosing(nn.Module):
+    """A router, and experts one after the other: only those that some rows are sent to."""
+
+    def __init__(self, seed, order):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.before, self.router = nn.Linear(8, 8), nn.Linear(8, 12)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
+        self.head = nn.Linear(8, 4)
+        self.order = order
+        for parameter in self.parameters():
+            parameter.data.normal_(generator=generator)
+
+    def forward(self, x):
+        x = self.before(x)
+        chosen = self.router(x).argmax(-1)
+        out = torch.zeros_like(x)
+        for i in sorted(set(chosen.tolist()), key=lambda i: self.order * i):
+            out[chosen == i] = self.experts[i](x[chosen == i])
+        return self.head(x + out)
+
+
+class Turning(Choosing):
+    """Experts in an order that the inputs decide."""
+
+    def forward(self, x):
+        self.order = 1.0 if self.before(x)[0, 0] > 0 else -1.0
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.filterwarnings("ignore::palette_core.errors.PaletteWarning")  # experts without rows
+@pytest.mark.parametrize("turning", [False, True])
+def test_routes_that_palettized_weights_choose_are_followed(turning, seed, compensate, monkeypatch):
+    make = (lambda: Turning(seed, 1)) if turning else (lambda: Choosing(seed, 1))
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(5, 8, generator=generator)  # the unchanged model sends all batches one way
+    given = [rows + 0.01 * torch.randn(5, 8, generator=generator) for _ in range(4)]
+    options = {"compensate": compensate, "example": torch.randn(400, 8, generator=generator)}
+    assert_same_either_way(make, monkeypatch, given=given, **options)
 
 
 class Tied(Net):

@@ -99,13 +99,13 @@ class Pausing:
         self._decoded, self._batches, self._compensate = decoded, batches, compensate
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
-        self._now = [self._run(batch, decoded, strict=not compensate) for batch in batches]
+        self._now = [self._run(batch, decoded) for batch in batches]
         self._before: list[_Run] = []
         if compensate:  # the first batch has run: it was the scout
-            self._before = [self._run(batch, {}, strict=True) for batch in batches[1:]]
+            self._before = [self._run(batch, {}) for batch in batches[1:]]
 
-    def _run(self, batch: int, weights: Mapping[str, Tensor], *, strict: bool) -> _Run:
-        known = self._structure.calls if strict else None
+    def _run(self, batch: int, weights: Mapping[str, Tensor]) -> _Run:
+        known = set(self._structure.calls)
         return _Run(self._runner, batch, weights, self._done, known, self._reused)
 
     def enter(self, stage: str | None, names: Sequence[str]) -> None:
@@ -152,16 +152,15 @@ class Pausing:
         del stage
         if changed:
             _close(self._now)
-            strict = not self._compensate
-            self._now = [self._run(b, self._decoded, strict=strict) for b in self._batches]
+            self._now = [self._run(batch, self._decoded) for batch in self._batches]
 
     def complete(self) -> None:
-        """Let the runs of the unchanged model end, as they may have more to show.
+        """Let all runs end, as they may have more to show.
 
         Raises:
             CannotWait: they have.
         """
-        for run in self._before if self._compensate else self._now:
+        for run in (*self._before, *self._now):
             run.advance(None)
 
     def close(self) -> None:
@@ -178,7 +177,7 @@ class _Run:
         batch: which one.
         weights: what to use in place of weights; grows.
         done: names of weights at which it does not wait; grows.
-        known: how often weights are expected to be used; None expects nothing.
+        known: names of weights that steps will come to; others cannot be waited at.
         reused: weights that may be used again.
     """
 
@@ -188,12 +187,12 @@ class _Run:
         batch: int,
         weights: Mapping[str, Tensor],
         done: set[str],
-        known: Mapping[str, int | None] | None,
+        known: set[str],
         reused: set[str],
     ) -> None:
         self._runner, self._batch, self._weights = runner, batch, weights
         self._done, self._known, self._reused = done, known, reused
-        self._met: set[str] = set(reused)
+        self._met = reused | done  # what was done before has been fed by runs before this one
         self._at: Seen | None = None
         self._changes: list[Change] = []
         self._random: Any = None
@@ -234,11 +233,11 @@ class _Run:
     def _go(self, waiting: Waiting) -> None:
         def see(seen: Seen) -> None:
             if seen.name not in self._done:
-                if self._known is not None and seen.name not in self._known:
+                if seen.name not in self._known:
                     raise CannotWait
                 self._at = seen
                 waiting.wait()
-            elif self._known is not None and self._is_new(seen):
+            elif self._is_new(seen):  # palettized weights before it have sent inputs elsewhere
                 raise CannotWait
 
         self._runner.run(self._batch, see, weights=self._weights, on_any=waiting.check)
