@@ -100,7 +100,7 @@ def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 
 def _name_by_contents(function: Callable[..., Any]) -> None:
-    """Tell kernels apart that one factory makes.
+    """Give each kernel that one factory makes a name of its own.
 
     Machine code calls by name, and those that several processes compile, each to its own number,
     have one name: loaded into one process, the first would be called in place of all others.

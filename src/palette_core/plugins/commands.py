@@ -14,6 +14,7 @@ PALETTES_OWN = frozenset(
     {
         "allocate",
         "calibrate",
+        "compare",
         "demo",
         "export",
         "inspect",
@@ -22,6 +23,8 @@ PALETTES_OWN = frozenset(
         "palettize-checkpoint",
         "plan",
         "plugins",
+        "report",
+        "sweep",
         "validate",
         "verify",
     }
