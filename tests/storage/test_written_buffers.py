@@ -55,6 +55,18 @@ def prepared() -> nn.Module:
     return KMeansPalettizer(Decoder().eval()).prepare(X)
 
 
+def test_reports_count_none_of_them():
+    palettizer = KMeansPalettizer(Decoder().eval())
+    model = palettizer.prepare(X)
+    run = palettizer.report.run
+    assert run.bits_per_weight == bits_per_weight(model)
+    assert run.dense_bytes == sum(
+        t.numel() * t.element_size()
+        for name, t in Decoder().state_dict().items()
+        if name not in CACHES
+    )
+
+
 def test_caches_are_no_weights(prepared):
     plan = KMeansPalettizer(Decoder()).make_plan(X)
     assert list(plan.written) == CACHES

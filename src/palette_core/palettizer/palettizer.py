@@ -253,7 +253,7 @@ class KMeansPalettizer:
                 )  # fmt: skip
             warn(*plan.warnings, stacklevel=2)
             _log.info("planned: %s", plan.coverage.sentence())
-            size = model_bits(self._model)
+            size = model_bits(self._model, plan.written)
             with self._watch("palettize"):
                 if state_dict is None:
                     jobs, results = cluster_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self, final
 
 import torch
@@ -60,20 +60,29 @@ def _restored(value: float, parts: dict[str, Any]) -> BitsPerWeight:
     return made
 
 
-def model_bits(model: nn.Module) -> tuple[int, int]:
-    """Return bits and elements of all parameters and buffers of ``model``.
+def model_bits(model: nn.Module, written: Collection[str] | None = None) -> tuple[int, int]:
+    """Return bits and elements of all parameters and buffers of ``model`` but written ones.
 
     Palettized weights count as indices of n bits, tables and scales; tensors that are quantized
     by others as what they store; everything else at its full width; tied tensors once.
+
+    Args:
+        model: the model.
+        written: names of buffers that it writes when it runs; None takes those that are noted.
     """
-    counted = bits_by_module(model).values()
+    counted = bits_by_module(model, written).values()
     return sum(bits for bits, _ in counted), sum(elements for _, elements in counted)
 
 
-def bits_by_module(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return bits and elements of the tensors of every module, without its submodules."""
+def bits_by_module(
+    model: nn.Module, written: Collection[str] | None = None
+) -> dict[str, tuple[int, int]]:
+    """Return bits and elements of the tensors of every module, without its submodules.
+
+    Arguments are those of `model_bits`.
+    """
     counted: dict[str, list[tuple[int, int]]] = {}
-    states = frozenset(written_buffers(model))
+    states = frozenset(written_buffers(model) if written is None else written)
     seen: set[int] = set()
     for site in palette_sites(model):
         held: list[nn.Module] = [site.palette]
