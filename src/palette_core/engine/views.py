@@ -14,7 +14,7 @@ from torch import Tensor
 from palette_core.tensors.codebook import dequantize_lut
 from palette_core.tensors.palettized import PalettizedTensor
 
-_LOOKED_AT = 1 << 14  # weights, of rows that lie evenly spaced
+_LOOKED_AT = 1 << 13  # weights, of rows that lie evenly spaced
 _BINS = 64
 _WIDE = 6.0  # standard deviations; what lies further out is only counted
 _ENTRIES, _TABLES = 256, 24  # kept of all look-up tables
