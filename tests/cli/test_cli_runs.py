@@ -146,7 +146,7 @@ def test_a_sweep_makes_every_point_once(palette, tmp_path, monkeypatch):
     assert palette("sweep", "sweep.yaml", "--eval", "fac.py:evaluate")[0] == 0
     assert (tmp_path / "log").read_text().count("evaluated") == 5
     (tmp_path / "fac.py").write_text(
-        (tmp_path / "fac.py").read_text().replace("manual_seed(0)", "manual_seed(1)")
+        (tmp_path / "fac.py").read_text().replace("manual_seed(0)", "manual_seed(10)")
     )
     assert palette("sweep", "sweep.yaml", "--eval", "fac.py:evaluate")[0] == 0
     assert (tmp_path / "log").read_text().count("evaluated") == 9  # another model: all anew

@@ -32,6 +32,7 @@ from palette_core import (
 from palette_core.cli.app import app
 from palette_core.errors import BackendError, PlanError, PluginOptionsError
 from palette_core.palettizer.exporting import export
+from palette_core.palettizer.functions import Asked
 from palette_core.palettizer.targets import Target
 from palette_core.plugins import get_catalog
 
@@ -547,7 +548,7 @@ def test_files_that_the_entry_does_not_declare_are_an_error(tmp_path):
     entry = catalog.backend("openvino")
     target = Target("openvino", replace(entry, beside=()), entry.factory(entry.options()))
     with pytest.raises(BackendError, match=r"wrote m\.bin that its entry does not declare"):
-        export(prepared, target, catalog, tmp_path / "m.xml", X, None)
+        export(prepared, target, catalog, tmp_path / "m.xml", Asked(X))
     assert not list(tmp_path.iterdir())
 
 

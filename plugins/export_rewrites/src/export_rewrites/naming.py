@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
-from torch.utils._pytree import MappingKey, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import MappingKey, TreeSpec, tree_flatten_with_path, tree_unflatten
 
 from palette_core.errors import BackendError, did_you_mean
 from palette_core.plugins import ExportRequest, Names
@@ -108,8 +108,7 @@ def keys_of_outputs(program: ExportedProgram) -> list[str]:
     spec = program.call_spec.out_spec
     if spec is None:
         return []
-    tree = tree_unflatten(list(range(spec.num_leaves)), spec)
-    keys = [_key(path) for path, _ in tree_flatten_with_path(tree)[0]]
+    keys = [_key(path) for path in output_paths(spec)]
     (output,) = program.graph.find_nodes(op="output")
     given = [
         value
@@ -119,6 +118,26 @@ def keys_of_outputs(program: ExportedProgram) -> list[str]:
     if len(given) != len(keys):
         return []
     return [key for key, value in zip(keys, given, strict=True) if value is not None]
+
+
+def output_paths(spec: TreeSpec) -> list[tuple[Any, ...]]:
+    """Return the path of each leaf of what ``forward`` returns."""
+    tree = tree_unflatten(list(range(spec.num_leaves)), spec)
+    try:
+        return [path for path, _ in tree_flatten_with_path(tree)[0]]
+    except ValueError:  # diffusers registers its classes without what tells names
+        return [*_paths(spec)]
+
+
+def _paths(spec: TreeSpec, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield where each leaf is, by the names that containers keep as their context."""
+    if spec.is_leaf():
+        yield path
+        return
+    parts, context = spec.children(), spec.context
+    named = isinstance(context, (list, tuple)) and len(context) == len(parts)
+    for key, part in zip(context if named else range(len(parts)), parts, strict=True):
+        yield from _paths(part, (*path, MappingKey(key)))
 
 
 def _key(path: Sequence[Any]) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
 from export_rewrites import copied, module_of
+from export_rewrites.naming import output_paths
 from openvino_backend.weights import Weight, weights_of
 from palette_core.errors import BackendError
 
@@ -204,23 +204,7 @@ class _Flattening:
 def _output_names(program: ExportedProgram) -> list[str]:
     """Return names of a program's outputs: their path in what forward returns, or a number."""
     spec = program.call_spec.out_spec
-    leaves = pytree.tree_unflatten(range(spec.num_leaves), spec)
-    try:
-        paths = [path for path, _ in pytree.tree_flatten_with_path(leaves)[0]]
-    except ValueError:  # diffusers registers its classes without what tells names
-        paths = [*_paths(spec)]
-    return [_joined(path) or f"output_{at}" for at, path in enumerate(paths)]
-
-
-def _paths(spec: pytree.TreeSpec, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield where each leaf is, by the names that containers keep as their context."""
-    if spec.is_leaf():
-        yield path
-        return
-    parts, context = spec.children(), spec.context
-    named = isinstance(context, (list, tuple)) and len(context) == len(parts)
-    for key, part in zip(context if named else range(len(parts)), parts, strict=True):
-        yield from _paths(part, (*path, pytree.MappingKey(key)))
+    return [_joined(path) or f"output_{at}" for at, path in enumerate(output_paths(spec))]
 
 
 def _joined(path: tuple[Any, ...]) -> str:
