@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from browsers import chromium
@@ -306,6 +307,33 @@ def test_measuring_leaves_a_model_as_it_was() -> None:
     palettizer.finalize(backend="packed")
     with pytest.raises(StateError, match="measure"):
         palettizer.measure((x,))
+
+
+class _OfItsOwn(nn.Module):
+    """A model that switches its mode by rules of its own, and draws numbers by numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        raise RuntimeError("modes are chosen by the trainer")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        return self.layer(x) + float(np.random.rand())
+
+
+def test_measuring_sets_modes_itself_and_every_run_draws_alike() -> None:
+    torch.manual_seed(0)
+    model, x = _OfItsOwn(), torch.randn(4, 16)
+    palettizer = KMeansPalettizer(model)
+    palettizer.prepare(x)
+    drawn = np.random.get_state()[1].tolist()
+    (row,) = palettizer.measure(x).tensors
+    assert np.random.get_state()[1].tolist() == drawn
+    assert row.loss_share == 1
+    assert model.training
 
 
 class _Fragile(nn.Module):

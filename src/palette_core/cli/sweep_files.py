@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from palette_core._common.strict import FrozenModel
 from palette_core.cli.allocating import read_granularity
@@ -39,8 +39,6 @@ class Sweep(FrozenModel):
             tensor.
         calibration: FACTORY of calibration batches, for algorithms that look at inputs.
     """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     grid: dict[str, list[Any]] = Field(min_length=1)

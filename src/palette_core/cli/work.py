@@ -18,8 +18,8 @@ from palette_core.cli.factories import FactoryError, Loaded, load_factory
 from palette_core.cli.going_on import going_on_later
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.errors import CheckpointError
+from palette_core.model import evaluation_mode
 from palette_core.palettizer import KMeansPalettizer
-from palette_core.palettizer.measuring import evaluating
 from palette_core.reporting import console as show
 from palette_core.storage.bits import bits_per_weight, model_bits
 from palette_core.storage.model_checkpoints import load_checkpoint
@@ -176,7 +176,7 @@ def scores_of(evaluate: Callable[[Any], Any], model: Any) -> dict[str, float]:
     """
     name = getattr(evaluate, "__name__", "score")
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluation_mode(model):
             found = evaluate(model)
         scores = found if isinstance(found, Mapping) else {name: found}
         made = {str(key): float(value) for key, value in scores.items()}

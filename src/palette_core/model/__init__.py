@@ -1,7 +1,13 @@
 """Find which operation consumes which tensor of a model, by running it once."""
 
 from palette_core.model.inputs import ExampleInputs, as_inputs, call_arguments
-from palette_core.model.isolation import Baseline, Change, restored_state, undisturbed
+from palette_core.model.isolation import (
+    Baseline,
+    Change,
+    evaluation_mode,
+    restored_state,
+    undisturbed,
+)
 from palette_core.model.tracing import trace
 
 __all__ = [
@@ -10,6 +16,7 @@ __all__ = [
     "ExampleInputs",
     "as_inputs",
     "call_arguments",
+    "evaluation_mode",
     "restored_state",
     "trace",
     "undisturbed",

@@ -33,7 +33,7 @@ def undisturbed(model: nn.Module) -> Iterator[Baseline]:
         what puts everything back at once, for the next of several runs to find it.
     """
     with (
-        _evaluation_mode(model),
+        evaluation_mode(model),
         computed_once(model),
         restored_state(modules_of(model)) as restore,
         parametrize.cached(),
@@ -43,7 +43,7 @@ def undisturbed(model: nn.Module) -> Iterator[Baseline]:
 
 
 @contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch every module to evaluation, and back to the mode it was in."""
     # The flags themselves: train() and eval() may be the model's own, and do more, or refuse.
     flags = [(module, module.training) for module in modules_of(model)]

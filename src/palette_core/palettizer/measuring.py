@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from palette_core._common.progress import progress_bar
 from palette_core._common.pytrees import deep_copy, floating
+from palette_core._common.rng import untouched_global_rng
 from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.origins import told
 from palette_core.engine.results import Report
 from palette_core.engine.run_facts import RunFacts, environment
 from palette_core.errors import CalibrationError
-from palette_core.model import ExampleInputs, call_arguments, restored_state
+from palette_core.model import ExampleInputs, call_arguments, evaluation_mode, restored_state
 from palette_core.palettizer.palettized_weight import PalettizedWeight
 from palette_core.plugins.catalog import Catalog
 from palette_core.storage.packed_weight import PaletteModule
@@ -137,27 +138,15 @@ def _runs(model: nn.Module, inputs: ExampleInputs) -> Iterator[Callable[[], list
             args, kwargs = deep_copy(call_arguments(inputs))
         except TypeError as error:
             raise CalibrationError(f"the example inputs are for several runs: {error}") from error
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), restored_state(others):
+        with torch.no_grad(), untouched_global_rng(), restored_state(others):
             try:
                 return [tensor.clone() for tensor in floating(model(*args, **kwargs))]
             except Exception as error:
                 what = f"{type(error).__name__}: {error}"
                 raise CalibrationError(f"the model failed on the example inputs: {what}") from error
 
-    with evaluating(model):
+    with evaluation_mode(model):
         yield run
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each module back into its own."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

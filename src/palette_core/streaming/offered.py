@@ -14,7 +14,6 @@ from palette_core.streaming.skeleton import Skeleton
 GROUP = "palette_core.skeletons"
 """Entry points of this group are callables that get the folder of a checkpoint, and return its
 model without weights, as an ``nn.Module`` or a `Skeleton`, or None where it is none of theirs."""
-_KNOWN = "palette-core-transformers builds those of transformers"
 
 
 def offered_skeleton(folder: Path) -> Skeleton:
@@ -51,5 +50,5 @@ def offered_skeleton(folder: Path) -> Skeleton:
     asked = f"none of {', '.join(names)} builds" if names else "nothing is installed that builds"
     raise CheckpointError(
         f"calibration runs the model of {folder}, and {asked} it; give the model (skeleton=, or "
-        f"--model FACTORY), or install what does: {_KNOWN}"
+        f"--model FACTORY), or install a plug-in that does: one with an entry point of {GROUP!r}"
     )

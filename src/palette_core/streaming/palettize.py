@@ -66,8 +66,8 @@ def palettize_checkpoint(
             go by the inputs of layers: as its sequential mode does, but with one block of the
             model in memory at a time, whose inputs are kept in files below ``out``.
         skeleton: the model that takes them, with everything on the meta device that the checkpoint
-            has values for; None takes what an installed distribution builds, such as
-            palette-core-transformers, by the entry point group ``palette_core.skeletons``.
+            has values for; None takes what an installed distribution builds, by the entry point
+            group ``palette_core.skeletons``.
         compensate: let weights make good for errors of their inputs too.
 
     Raises:
