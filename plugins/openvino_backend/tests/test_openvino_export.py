@@ -30,6 +30,7 @@ from palette_core import (
     load_checkpoint,
 )
 from palette_core.cli.app import app
+from palette_core.cli.exporting import Target as Written
 from palette_core.errors import BackendError, PlanError, PluginOptionsError
 from palette_core.palettizer.exporting import export
 from palette_core.palettizer.functions import Asked
@@ -550,6 +551,15 @@ def test_files_that_the_entry_does_not_declare_are_an_error(tmp_path):
     with pytest.raises(BackendError, match=r"wrote m\.bin that its entry does not declare"):
         export(prepared, target, catalog, tmp_path / "m.xml", Asked(X))
     assert not list(tmp_path.iterdir())
+
+
+def test_sizes_are_those_of_both_files(tmp_path):
+    palettizer = KMeansPalettizer(mlp(), support.config(PalettizationSpec(n_bits=2)))
+    palettizer.prepare(X)
+    path = palettizer.export(tmp_path / "m.xml", X)
+    (written,) = palettizer.report.run.files
+    assert written.bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert Written(path, "openvino").size(path) == written.bytes > path.stat().st_size
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -191,6 +191,12 @@ def _sync(fresh: Path) -> None:
         _sync_entry(fresh)
 
 
+def size_on_disk(path: Path, *, beside: Sequence[str] = ()) -> int:
+    """Return the bytes of a file and of those ``beside`` it, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else (path, *map(path.with_suffix, beside))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def sync_file(path: Path) -> None:
     """Have a file written to the disk, so that a full one is noticed now.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.export import Dim
 
-from palette_core._common.files import check_place
+from palette_core._common.files import check_place, size_on_disk
 from palette_core._common.progress import progress_bar
 from palette_core.cli.advice import known_plugins
 from palette_core.cli.factories import FactoryError, Loaded
@@ -68,6 +68,10 @@ class Target:
                 backend_options=self.options,
             )
 
+    def size(self, path: Path) -> int:
+        """Return the bytes of a file of the backend, with those that belong to it."""
+        return size_on_disk(path, beside=get_catalog().backend(self.backend).beside)
+
 
 def make_target(
     output: Path, backend: str | None, options: Sequence[str] = (), dynamic: Sequence[str] = ()
@@ -116,7 +120,7 @@ def export_checkpoint(loaded: Loaded, checkpoint: Path, target: Target, *, as_js
     totals = {
         "bits_per_weight": bits,
         "checkpoint_bytes": size_on_disk(checkpoint),
-        "file_bytes": size_on_disk(written),
+        "file_bytes": target.size(written),
         "export_seconds": time.perf_counter() - started,
         "file": str(written),
     }
@@ -144,13 +148,6 @@ def read_options(
         except ConfigError as error:
             raise FactoryError(f"{flag} {text!r}: {value!r} is no YAML value ({error})") from None
     return options
-
-
-def size_on_disk(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    if path.is_dir():
-        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    return path.stat().st_size
 
 
 def in_words(totals: Mapping[str, Any]) -> dict[str, str]:

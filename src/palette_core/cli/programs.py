@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from palette_core.cli.exporting import Target, size_on_disk
+from palette_core.cli.exporting import Target
 from palette_core.cli.factories import FactoryError
 from palette_core.cli.going_on import going_on_later
 from palette_core.config import KMeansPalettizerConfig
@@ -60,13 +60,13 @@ def palettize(
     chosen: dict[str, Any] = {"backend": target.backend, "backend_options": target.options}
     if not as_json:
         show.plan(plan_program(path, config, **chosen), as_json=False)
-    before = size_on_disk(path)  # which may be where it is written
+    before = target.size(path)  # which may be where it is written
     with going_on_later(target.path) as folder:
         report = palettize_program(
             path, target.path, config, num_workers=num_workers, work_folder=folder, **chosen
         )
     write_reports(report, reports)
-    after = size_on_disk(target.path)
+    after = target.size(target.path)
     if as_json:
         totals = {"dense_bytes": before, "file_bytes": after, "file": str(target.path)}
         show.print_json({**report.to_dict(views=False), **totals})

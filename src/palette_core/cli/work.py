@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from palette_core._common.files import size_on_disk
 from palette_core._common.pytrees import floating
-from palette_core.cli.exporting import Target, in_words, size_on_disk
+from palette_core.cli.exporting import Target, in_words
 from palette_core.cli.factories import FactoryError, Loaded, load_factory
 from palette_core.cli.going_on import going_on_later
 from palette_core.config import KMeansPalettizerConfig
@@ -107,7 +108,7 @@ def palettize(
     totals = {
         "bits_per_weight": bits,
         "dense_bytes": dense_bits // 8,
-        "file_bytes": size_on_disk(written),
+        "file_bytes": target.size(written),
         "prepare_seconds": prepared - started,
         "export_seconds": time.perf_counter() - writing,
         "file": str(written),

@@ -6,7 +6,7 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 
+from palette_core._common.files import size_on_disk
 from palette_core.version import __version__
 
 _LIBRARIES = ("torch", "numpy", "numba", "transformers", "diffusers", "timm")
@@ -27,7 +28,7 @@ class WrittenFile:
     Attributes:
         backend: that wrote it.
         name: of the file or folder.
-        bytes: of all that it holds.
+        bytes: of all that it holds, files beside it included.
     """
 
     backend: str
@@ -64,10 +65,18 @@ class RunFacts:
     output_error: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
 
-    def with_file(self, backend: str, path: Path, seconds: Mapping[str, float]) -> Self:
-        """Return these facts and one more file, in the place of one of the same name."""
-        inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-        made = WrittenFile(backend, path.name, sum(p.stat().st_size for p in inside))
+    def with_file(
+        self, backend: str, path: Path, seconds: Mapping[str, float], beside: Sequence[str] = ()
+    ) -> Self:
+        """Return these facts and one more file, in the place of one of the same name.
+
+        Args:
+            backend: that wrote it.
+            path: of the file or folder.
+            seconds: by stage, with those of writing.
+            beside: suffixes of further files that belong to it.
+        """
+        made = WrittenFile(backend, path.name, size_on_disk(path, beside=beside))
         others = tuple(file for file in self.files if file.name != made.name)
         return replace(self, files=(*others, made), seconds=dict(seconds))
 

@@ -416,7 +416,9 @@ class KMeansPalettizer:
             with self._watch("write"):
                 made = export(model, target, self._catalog, place, asked)
             if model is self._model and self.report is not None:
-                run = self.report.run.with_file(target.name, made, self._watch.seconds)
+                run = self.report.run.with_file(
+                    target.name, made, self._watch.seconds, target.entry.beside
+                )
                 self.report = replace(self.report, run=run)
             return made
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from palette_core._common.bounded_json import MAX_CHARACTERS, read_json
 from palette_core.engine.results import Report
 from palette_core.errors import PaletteError
-
-_MOST_BYTES = 1 << 30
 
 
 class RunFileError(PaletteError, ValueError):
@@ -34,10 +32,10 @@ def read_run(path: Path) -> Run:
     how = "palette palettize … --report run.json writes one"
     if path.is_dir() or path.suffix == ".safetensors":
         raise RunFileError(f"{path} is no run but what a run has written; {how}")
-    if path.stat().st_size > _MOST_BYTES:
+    if path.stat().st_size > MAX_CHARACTERS:
         raise RunFileError(f"{path} is no run: {path.stat().st_size:,} bytes; {how}")
     try:
-        return Run(path.stem, Report.from_dict(json.loads(path.read_text(encoding="utf-8"))))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Run(path.stem, Report.from_dict(read_json(path.read_bytes())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise RunFileError(f"{path} is no run ({what}); {how}") from None

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from palette_core import KMeansPalettizer, PalettizationSpec
+from palette_core._common.files import size_on_disk
 from palette_core.errors import IncompatibleShapeError, PaletteError
 from palette_core.operations import installed_operations
 from palette_core.planning.choose import lay_out
@@ -179,7 +180,7 @@ def _sparse_overhead(subject: Subject, options: BaseModel) -> int:
         with tempfile.TemporaryDirectory() as folder:
             palettizer.prepare(inputs, **how)
             palettizer.export(Path(folder) / f"m{subject.entry.suffix}", inputs, **how)
-            sizes.append(sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()))
+            sizes.append(size_on_disk(Path(folder)))
     # Half of the indices less, four bits each, and a bit for each weight more: less by a quarter.
     return sizes[0] - sizes[1] + 64 * 64 // 8
 
