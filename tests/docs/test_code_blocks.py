@@ -13,6 +13,9 @@ The blocks of a page run in order, in one process and one empty directory:
 
 A block with ``title="name"`` is first written to that file, for the blocks after it. A block after
 ``<!-- no-run: reason -->`` is not run; there may be few of those.
+
+Pages need not seed what they draw: each begins with the random state of seed ``PALETTE_DOCS_SEED``
+(0). What a page asserts holds for others, too: try some when you write it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -32,7 +36,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from palette_core.errors import PaletteWarning
@@ -108,9 +114,16 @@ def _until_closed(page: Path, number: int, fence: re.Match[str], lines: Any) -> 
     raise BlockError(f"{page.name}:{number}: the fence is never closed")
 
 
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def run_page(page: Path) -> None:
     """Run the blocks of ``page`` in the current directory; raises at the first that fails."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    seed_everything(int(os.environ.get("PALETTE_DOCS_SEED", "0")))
     with warnings.catch_warnings():
         warnings.simplefilter("error", PaletteWarning)
         for block in blocks_of(page):
