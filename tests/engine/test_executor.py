@@ -188,6 +188,38 @@ def test_a_killed_worker_is_an_error_and_what_is_finished_is_kept() -> None:
     assert {job.plan.name for job in jobs if kept.find(job) is not None} == set(done)
 
 
+class DeadlyOnce:
+    """Ends the first process that it is unpickled in."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> object:
+        mark = repr(str(self.mark))
+        ends = "__import__('os').kill(__import__('os').getpid(), 9)"
+        return eval, (
+            f"__import__('os').path.exists({mark}) or (open({mark}, 'x').close(), {ends})",
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("workers_always")
+def test_work_of_a_killed_worker_is_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, jobs = planned()
+    jobs = [*jobs, *jobs, *jobs]
+    deadly = replace(jobs[3].plan, rule=DeadlyOnce(tmp_path / "x"))  # type: ignore[arg-type]
+    done: list[str] = []
+    found = Executor(2).run(
+        [*jobs[:3], replace(jobs[3], plan=deadly), *jobs[4:]], lambda name, _: done.append(name)
+    )
+    assert_same(found, Executor().run(jobs))
+    assert len(done) == len(jobs)
+    assert "a worker process ended early" in caplog.text
+    assert (tmp_path / "x").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("workers_always")
 def test_what_cannot_be_sent_to_a_worker_is_named() -> None:

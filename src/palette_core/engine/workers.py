@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NoReturn, TypeVar
 
 import joblib
@@ -25,8 +27,11 @@ from palette_core.plugins.catalog import get_catalog
 from palette_core.tensors.moments import InputMoments
 from palette_core.tensors.sensitivities import Sensitivity
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+_MOST_LOST = 2  # times that a call may be at work when a worker ends; then it is the likely cause
 _AT_ONCE = 4  # calls for each worker, where results come when all are there
 _ALONE = "num_workers=1 clusters in this process"
 _RETRY = "what is finished is kept by the palettizer, so that preparing again takes up from there"
@@ -93,7 +98,7 @@ def called_in_workers(
     """Call a function in workers, and yield what it returns in the order it is done.
 
     Backends of joblib that give no results before all are there, such as that of ray, get a few
-    calls at a time.
+    calls at a time. Where a process ends before it is done, others take up what was at work.
 
     Args:
         function: of a module.
@@ -103,17 +108,19 @@ def called_in_workers(
 
     Raises:
         PaletteError: the first failure.
-        WorkerError: a worker was killed or cannot be reached, or a call cannot be sent to one.
+        WorkerError: workers were killed again and again or cannot be reached, or a call cannot be
+            sent to one.
         OSError: as the function raises it.
     """
-    delayed = (joblib.delayed(function)(*arguments) for arguments in calls)
+    unfinished = _Unfinished(calls)
     try:
-        if get_active_backend()[0].supports_return_generator:
-            yield from joblib.Parallel(n_jobs=num_workers, return_as="generator_unordered")(delayed)
-            return
-        with joblib.Parallel(n_jobs=num_workers) as parallel:
-            while some := list(islice(delayed, _AT_ONCE * num_workers)):
-                yield from parallel(some)
+        while unfinished.more:
+            try:
+                for number, result in _results(function, unfinished, num_workers):
+                    unfinished.done(number)
+                    yield result
+            except BrokenExecutor as error:
+                unfinished.lost(error)
     except (PaletteError, MemoryError, torch.OutOfMemoryError):
         raise
     except BaseException as error:  # each backend has exceptions of its own
@@ -122,6 +129,58 @@ def called_in_workers(
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of files; those of lost connections have no number
         _explain(error, plans)
+
+
+class _Unfinished:
+    """Calls that are not done: those that were lost come first, then those not yet begun."""
+
+    def __init__(self, calls: Iterable[Sequence[Any]]) -> None:
+        self.more = True
+        self._fresh = iter(enumerate(calls))
+        self._lost: deque[tuple[int, Sequence[Any]]] = deque()
+        self._at_work: dict[int, Sequence[Any]] = {}
+        self._times: Counter[int] = Counter()
+
+    def __iter__(self) -> Iterator[tuple[int, Sequence[Any]]]:
+        for number, arguments in chain(_taken(self._lost), self._fresh):
+            self._at_work[number] = arguments
+            yield number, arguments
+        self.more = False
+
+    def done(self, number: int) -> None:
+        del self._at_work[number]
+
+    def lost(self, error: BrokenExecutor) -> None:
+        """Take up what was at work; raises the error where a call has been lost too often."""
+        self._times.update(self._at_work.keys())
+        if any(self._times[number] > _MOST_LOST for number in self._at_work):
+            raise error
+        _log.warning("a worker process ended early; calls done again: %d", len(self._at_work))
+        self._lost.extend(self._at_work.items())
+        self._at_work.clear()
+        self.more = True
+
+
+def _taken(lost: deque[T]) -> Iterator[T]:
+    while lost:
+        yield lost.popleft()
+
+
+def _results(
+    function: Callable[..., T], unfinished: _Unfinished, num_workers: int
+) -> Iterator[tuple[int, T]]:
+    delayed = (joblib.delayed(_numbered)(i, function, *given) for i, given in unfinished)
+    if get_active_backend()[0].supports_return_generator:
+        run = joblib.Parallel(n_jobs=num_workers, batch_size=1, return_as="generator_unordered")
+        yield from run(delayed)  # one at a time, so that little is lost with a worker
+        return
+    with joblib.Parallel(n_jobs=num_workers) as parallel:
+        while some := list(islice(delayed, _AT_ONCE * num_workers)):
+            yield from parallel(some)
+
+
+def _numbered(number: int, function: Callable[..., T], *arguments: Any) -> tuple[int, T]:
+    return number, function(*arguments)
 
 
 def _explain(error: BaseException, plans: Sequence[TensorPlan]) -> NoReturn:
