@@ -243,6 +243,10 @@ weights](../pruned-models.md), from iOS 18 on, are judged by tests of their own.
 A cell gives the bits tested, then what each deployment target does: **18** and **26** (iOS 18, iOS
 26 and their siblings) store it exactly, a number in parentheses is the reason below for which
 planning refuses it. A dash: the groups do not divide a weight of that shape.
+
+Not checkable here, and reported by others: the Neural Engine of macOS 26 refuses scales over
+float16 data, which **26** holds in rows with a scale per channel. The option `channel_scales`
+`folded` avoids them; what it decodes to is judged by tests of its own.
 """
 
 _LATER = """

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coreml_backend import read_weights, reading
 from coreml_backend.backend import CoreMLBackend
-from coreml_backend.constants import fold_scale
+from coreml_backend.folding import fold_scale
 from coreml_backend.reading import constant_expressions, open_package
 from coreml_backend_hooks import CoreMLOptions
 from palette_core import PerGroupedChannelGranularity

@@ -127,8 +127,8 @@ def test_a_package_whose_weights_are_cut_is_named(plain, tmp_path):
 def test_a_weight_that_would_not_decode_leaves_nothing(plain, tmp_path, monkeypatch):
     real = programs.emit
 
-    def wrong(tensor, name):
-        return real(type(tensor)(**{**vars(tensor), "lut": tensor.lut + 1}), name)
+    def wrong(tensor, name, **how):
+        return real(type(tensor)(**{**vars(tensor), "lut": tensor.lut + 1}), name, **how)
 
     monkeypatch.setattr(programs, "emit", wrong)
     with pytest.raises(BackendError, match="does not decode to its palettized values"):

@@ -6,7 +6,8 @@ What each deployment target stores is decided here, and only here:
 * iOS 18: a grid of tables and vector entries; tables of 8-bit integers are scaled *before* the
   look-up, so a scale per channel is multiplied into the tables, one for each channel;
 * both: of 8-bit scalars the integers that are picked stand for themselves, without a table;
-* iOS 26: integers are looked up first and scaled after, and so are channels.
+* iOS 26: integers are looked up first and scaled after, and so are channels; folded, integers have
+  one scale that is the product of both, and tables of floats are as for iOS 18.
 
 The orders are those into which coremltools' own pass ``canonicalize_quantized_lut_pattern`` would
 bring the operations; met in the other order, it repeats tables, or fails on vectors and groups.
@@ -16,44 +17,43 @@ Weights with a mask are stored from iOS 18 on, see `sparse`.
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import replace
 from typing import Any
 
 import coremltools as ct
 import numpy as np
 import numpy.typing as npt
-import torch
 from coremltools.converters.mil.mil import Builder, Var, types
 from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 from coremltools.optimize._utils import pack_elements_into_bits
 
+from coreml_backend.folding import fold_scale, one_scale
 from coreml_backend.sparse import emit_sparse
 from palette_core.errors import BackendError
-from palette_core.tensors import BlockLayout, PalettizedTensor
+from palette_core.tensors import PalettizedTensor
 
 Array = npt.NDArray[Any]
 
 
-def emit(palettized: PalettizedTensor, name: str) -> Var:
+def emit(palettized: PalettizedTensor, name: str, *, folds: bool = False) -> Var:
     """Add the constant expressions that decode to ``palettized`` to the current block.
 
     Args:
         palettized: a weight in float32 or float16.
         name: of the operation whose result is the weight; others get names derived from it.
+        folds: scale no floats, see `folding`.
 
     Raises:
         BackendError: the deployment target of the current conversion cannot store it.
     """
     key = digest(palettized)
     if palettized.mask is not None:
-        var = emit_sparse(palettized, name)
+        var = emit_sparse(palettized, name, folds=folds)
     elif not is_current_opset_version_compatible_with(ct.target.iOS18):
         var = _emit_ios16(palettized, name)
-    elif is_current_opset_version_compatible_with(ct.target.iOS26):
-        var = _emit_ios26(palettized, name)
-    else:
+    elif not is_current_opset_version_compatible_with(ct.target.iOS26):
         var = _emit_ios18(palettized, name)
+    else:
+        var = (_emit_folded if folds else _emit_ios26)(palettized, name)
     _mark(var, key)
     return var
 
@@ -70,58 +70,6 @@ def digest(palettized: PalettizedTensor) -> str:
             state.update(part.contiguous().numpy().data)
     state.update(f"{p.n_bits},{p.axis},{p.dtype}".encode())
     return state.hexdigest()
-
-
-def size_with_a_table_per_channel(layout: BlockLayout, n_bits: int, dtype: torch.dtype) -> float:
-    """Return the size of indices and tables once scales are folded in, in sizes of the weight."""
-    cells = list(layout.grid)
-    cells[layout.vector_axis] = layout.index_shape[layout.vector_axis]
-    width = dtype.itemsize * 8
-    tables = math.prod(cells) * (1 << n_bits) * layout.cluster_dim * width
-    return (math.prod(layout.index_shape) * n_bits + tables) / (math.prod(layout.shape) * width)
-
-
-def fold_scale(palettized: PalettizedTensor) -> PalettizedTensor:
-    """Return the same weight without a scale: each channel has a table of its own.
-
-    The products are those of `PalettizedTensor.decode`, so decoding gives the same bits.
-
-    Raises:
-        BackendError: the tables are integers, or would make the weight no smaller than dense.
-    """
-    scale = palettized.scale
-    if scale is None:
-        return palettized
-    if any(got not in (1, n) for got, n in zip(scale.shape, palettized.shape, strict=True)):
-        raise BackendError(
-            "scales per block of inputs cannot be multiplied into tables; set the deployment "
-            "target to iOS26"
-        )
-    if palettized.lut_scale is not None:
-        raise BackendError(
-            "a scale per channel cannot be multiplied into tables of integers; leave either out, "
-            "or set the deployment target to iOS26"
-        )
-    ratio = size_with_a_table_per_channel(palettized.layout, palettized.n_bits, palettized.dtype)
-    if ratio >= 1:
-        raise BackendError(
-            f"with a scale per channel each channel needs a table of its own, {ratio:.2f} times "
-            "the dense weight in all; leave the scale out, or set the deployment target to iOS26"
-        )
-    lut, axis, dim = palettized.lut, palettized.axis, palettized.cluster_dim
-    factors = scale
-    for at, (extent, cells) in enumerate(zip(palettized.shape, palettized.grid, strict=True)):
-        if scale.shape[at] > 1:
-            # From here on there is one table for each index along this axis.
-            count = extent // dim if at == axis else extent
-            lut = lut.repeat_interleave(count // cells, at)
-    # [..., channels, ...] -> [*grid, 1, D]: the D values of an entry lie along ``axis``.
-    if scale.shape[axis] > 1:
-        apart = scale.reshape(*scale.shape[:axis], -1, dim, *scale.shape[axis + 1 :])
-        factors = apart.movedim(axis + 1, -1).unsqueeze(-2)
-    else:
-        factors = scale[..., None, None]
-    return replace(palettized, lut=lut * factors, scale=None)
 
 
 # --- one per generation -------------------------------------------------------------------------
@@ -174,6 +122,16 @@ def _emit_ios26(p: PalettizedTensor, name: str) -> Var:
         var = _shift_scale(var, scale, zero, step_name)
     assert isinstance(var, Var)  # entries that stand for themselves have a step
     return var
+
+
+def _emit_folded(p: PalettizedTensor, name: str) -> Var:
+    if p.lut_scale is None or p.scale is None:
+        return _emit_ios26(fold_scale(p), name)
+    picked = p.picked_entries()
+    integers = p.lut.numpy()
+    data = _look_up(p, integers, f"{name}_integers") if picked is None else picked.numpy()
+    scale, zero = one_scale(p)
+    return _shift_scale(data, scale.numpy(), None if zero is None else zero.numpy(), name)
 
 
 def _as_lut(p: PalettizedTensor) -> tuple[int, ...]:

@@ -58,7 +58,8 @@ def converted(
             where there is one.
     """
     inside = function.module or model
-    with recording(_names(model, inside, program)) as lowered:
+    names, folds = _names(model, inside, program), options.channel_scales == "folded"
+    with recording(names, folds=folds) as lowered:
         package = convert(program, face, options, lowered.wide)
     package = renamed(package, face)
     return package, _stored_names(package, lowered)

@@ -53,11 +53,13 @@ class Lowered:
         names: names of weights by the name of the operation that decodes them; several where
             weights are equal, with the range in brackets where only part of one is stored.
         wide: names of those operations whose weights float16 does not hold.
+        folds: no floats are scaled, see `folding`.
     """
 
     given: dict[str, str] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     wide: set[str] = field(default_factory=set)
+    folds: bool = False
 
 
 _recorder: ContextVar[Lowered | None] = ContextVar("coreml_backend_recorder", default=None)
@@ -80,9 +82,9 @@ def register() -> None:
 
 
 @contextmanager
-def recording(given: dict[str, str]) -> Iterator[Lowered]:
+def recording(given: dict[str, str], *, folds: bool = False) -> Iterator[Lowered]:
     """Name weights as ``given`` says, and record what is lowered inside the block."""
-    record = Lowered(given)
+    record = Lowered(given, folds=folds)
     token = _recorder.set(record)
     try:
         yield record
@@ -108,7 +110,9 @@ def _lower(context: Any, node: Any, form: tuple[str, ...], decode: Decode) -> No
         if part is not None and part.val is None:
             raise BackendError(f"{node.name}: {name} is computed by the model, not a constant")
     values = {name: None if var is None else var.val for name, var in parts.items()}
-    palettized = with_float_tables(_palettized(node.name, values, form, decode))
+    record = _recorder.get()
+    folds = record is not None and record.folds
+    palettized = with_float_tables(_palettized(node.name, values, form, decode), folds=folds)
     name = _torch_name(str(given[form[0]]))
     users = _users(context, node.name)
     cut = [user for user in users if _cut(context, user, palettized, name)]
@@ -122,11 +126,13 @@ def _once(
     """Emit a weight, unless the same content has been emitted in this block already."""
     known = _emitted.setdefault(context, {})
     key = (digest(palettized), id(curr_block()))
+    record = _recorder.get()
+    folds = record is not None and record.folds
     if key not in known:
-        known[key] = emit(palettized, _new_name(torch_name, known.values()))
-    record, var = _recorder.get(), known[key]
+        known[key] = emit(palettized, _new_name(torch_name, known.values()), folds=folds)
+    var = known[key]
     if record is not None and recorded:
-        if not fits_float16(palettized):
+        if not fits_float16(palettized, folds=folds):
             record.wide.add(var.name)
         names = record.names.setdefault(var.name, [])
         names += [torch_name] * (torch_name not in names)

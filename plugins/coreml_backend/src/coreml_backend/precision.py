@@ -11,7 +11,7 @@ import torch
 from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 from torch import Tensor
 
-from coreml_backend.constants import fold_scale
+from coreml_backend.folding import fold_scale, folded_values, without_scales_of_floats
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.tensors import PalettizedTensor
 
@@ -32,7 +32,7 @@ _MOVES = (
 )
 
 
-def fits_float16(palettized: PalettizedTensor) -> bool:
+def fits_float16(palettized: PalettizedTensor, *, folds: bool = False) -> bool:
     """Return whether a float16 program reads a weight as it is, but for rounding.
 
     Judged are the values that Core ML decodes once tables and scales are cast: in each output
@@ -41,15 +41,24 @@ def fits_float16(palettized: PalettizedTensor) -> bool:
 
     Args:
         palettized: as it is to be stored by the conversion at hand.
+        folds: by a form that scales no floats, see `folding`.
     """
     p = palettized
-    if p.mask is None and not is_current_opset_version_compatible_with(ct.target.iOS26):
+    if p.mask is not None:
+        p = without_scales_of_floats(p) if folds else p
+    elif _is_before_ios26() or (folds and p.lut_scale is None):
         p = fold_scale(p)
     if p.lut_scale is None and p.scale is None and _rounds_well(p.lut):
         return True
-    lost, size = _errors(p.decode(), _in_float16(p).decode(), p.axis)
+    once = folds and p.lut_scale is not None and p.scale is not None
+    read = folded_values(p, torch.float16) if once else _in_float16(p).decode()
+    lost, size = _errors(p.decode(), read, p.axis)
     counts = size >= _NEGLIGIBLE * size.max()
     return bool(lost.isfinite().all() and (lost <= _LOSS * size)[counts].all())
+
+
+def _is_before_ios26() -> bool:
+    return not is_current_opset_version_compatible_with(ct.target.iOS26)
 
 
 def _errors(wanted: Tensor, read: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -70,14 +79,14 @@ def _rounds_well(lut: Tensor) -> bool:
     return bool(((size <= kept.max) & ((size >= kept.smallest_normal) | (size == 0))).all())
 
 
-def with_float_tables(palettized: PalettizedTensor) -> PalettizedTensor:
+def with_float_tables(palettized: PalettizedTensor, *, folds: bool = False) -> PalettizedTensor:
     """Return a float16 weight whose tables are read as they are meant to be.
 
     The scale of a table of 8-bit integers is small where the weights are, and float16 keeps few
     digits of it, or none. Such a table is stored as what its entries decode to, in float16.
     """
     p = palettized
-    if p.dtype != torch.float16 or p.lut_scale is None or fits_float16(p):
+    if p.dtype != torch.float16 or p.lut_scale is None or fits_float16(p, folds=folds):
         return p
     lut = p.codebook().lut.reshape(p.lut.shape)
     return replace(p, lut=lut, lut_scale=None, lut_zero_point=None)

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
+import coremltools as ct
 import numpy as np
 import torch
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.models.utils import _apply_graph_pass
 
 from coreml_backend.constants import emit
+from coreml_backend.folding import folded_values
 from coreml_backend.reading import open_package, program_of, read_weights
 from coreml_backend.refusals import generation
 from coreml_backend_hooks import CoreMLOptions
@@ -71,9 +73,9 @@ def replace_weights(
         BackendError: the package cannot be read, or a weight decodes to other values.
     """
     model = open_package(path)
-    target = generation(options)
+    target, folds = generation(options), options.channel_scales == "folded"
     made = _apply_graph_pass(
-        model, _Replacement(palettized, target), spec_version=target, skip_model_load=True
+        model, _Replacement(palettized, target, folds), spec_version=target, skip_model_load=True
     )
     for key, value in model.user_defined_metadata.items():
         made.user_defined_metadata[key] = value
@@ -81,7 +83,9 @@ def replace_weights(
     stored = read_weights(fresh)
     for name, tensor in palettized.items():
         found = stored.get(name + _PALETTIZED)
-        if found is None or not np.array_equal(found, tensor.decode().numpy()):
+        once = folds and tensor.mask is None and target >= ct.target.iOS26
+        wanted = folded_values(tensor, tensor.dtype) if once else tensor.decode()
+        if found is None or not np.array_equal(found, wanted.numpy()):
             raise BackendError(
                 f"{fresh}: {name} does not decode to its palettized values; keep its tables "
                 "floats, or leave it out of the config"
@@ -91,9 +95,11 @@ def replace_weights(
 
 @final
 class _Replacement(AbstractGraphPass):  # type: ignore[misc]  # coremltools has no types
-    def __init__(self, palettized: Mapping[str, PalettizedTensor], target: Any) -> None:
+    def __init__(
+        self, palettized: Mapping[str, PalettizedTensor], target: Any, folds: bool
+    ) -> None:
         super().__init__()
-        self._palettized, self._target = palettized, target
+        self._palettized, self._target, self._folds = palettized, target, folds
 
     def apply(self, prog: Any) -> None:
         for function in prog.functions.values():
@@ -101,13 +107,13 @@ class _Replacement(AbstractGraphPass):  # type: ignore[misc]  # coremltools has 
                 function.opset_version = self._target
             for op in list(_weights(function)):
                 if op.name in self._palettized:
-                    _replace(function, op, self._palettized[op.name])
+                    _replace(function, op, self._palettized[op.name], self._folds)
 
 
-def _replace(function: Any, op: Any, tensor: PalettizedTensor) -> None:
+def _replace(function: Any, op: Any, tensor: PalettizedTensor, folds: bool) -> None:
     before = {id(each) for each in function.operations}
     with function:
-        var = emit(tensor, op.name + _PALETTIZED)
+        var = emit(tensor, op.name + _PALETTIZED, folds=folds)
     # They are emitted at the end; what reads them comes earlier.
     for made in [each for each in function.operations if id(each) not in before]:
         function.operations.remove(made)

@@ -8,7 +8,7 @@ import coremltools as ct
 import torch
 from torch import nn
 
-from coreml_backend.constants import size_with_a_table_per_channel
+from coreml_backend.folding import size_with_a_table_per_channel
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.errors import BackendError
 from palette_core.plugins import (
@@ -110,7 +110,7 @@ def _first_obstacle(
     if quantized is not None and facts.dtype == torch.float16 and exact:
         what = _FLOATS if facts.in_program else f"{_ROUNDS}, or {_FLOATS}"
         return f"{_COARSE}; {what}", _with(spec, lut_qspec=None)
-    if target < ct.target.iOS26 and spec.is_scaled:
+    if spec.is_scaled:
         return _obstacle_to_scales(facts, spec, options)
     return None
 
@@ -132,6 +132,8 @@ def _obstacle_to_zeros(
 def _obstacle_to_scales(
     facts: TensorFacts, spec: PalettizationSpec, options: CoreMLOptions
 ) -> tuple[str, PalettizationSpec] | None:
+    if generation(options) >= ct.target.iOS26:
+        return _obstacle_to_folding(facts, spec, options)
     if spec.scale_block_size is not None:
         return (
             f"{options.deployment_target} scales tables, not weights: scales per block of inputs "
@@ -149,6 +151,30 @@ def _obstacle_to_scales(
         return (
             f"{why} each channel needs a table of its own, {ratio:.2f} times the dense weight in "
             "all; deployment_target iOS26 stores the scales beside one table",
+            _with(spec, enable_per_channel_scale=False),
+        )
+    return None
+
+
+def _obstacle_to_folding(
+    facts: TensorFacts, spec: PalettizationSpec, options: CoreMLOptions
+) -> tuple[str, PalettizationSpec] | None:
+    sparse = spec.sparsity_detection_threshold is not None
+    if options.channel_scales != "folded" or (spec.lut_qspec is not None and not sparse):
+        return None
+    why = "channel_scales folded multiplies scales into tables of floats"
+    instead = "tables of 8-bit integers, or channel_scales beside, need no such table"
+    if sparse:
+        instead = "channel_scales beside needs no such table"
+    if spec.scale_block_size is not None:
+        return (
+            f"{why}, which scales per block of inputs would need one table for each of; {instead}",
+            _with(spec, scale_block_size=None, enable_per_channel_scale=True),
+        )
+    ratio = size_with_a_table_per_channel(facts.layout, spec.n_bits, facts.dtype)
+    if ratio >= 1:
+        return (
+            f"{why}, one for each channel, {ratio:.2f} times the dense weight in all; {instead}",
             _with(spec, enable_per_channel_scale=False),
         )
     return None

@@ -15,21 +15,24 @@ import coremltools as ct
 from coremltools.converters.mil.mil import Builder, Var, types
 from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 
+from coreml_backend.folding import without_scales_of_floats
 from palette_core.errors import BackendError
 from palette_core.tensors import PalettizedTensor
 
 
-def emit_sparse(palettized: PalettizedTensor, name: str) -> Var:
+def emit_sparse(palettized: PalettizedTensor, name: str, *, folds: bool = False) -> Var:
     """Add the constant expressions that decode to a weight with a mask to the current block.
 
     Args:
         palettized: a weight in float32 or float16, whose mask leaves something.
         name: of the operation whose result is the weight.
+        folds: multiply scales into tables of floats, for no floats to be scaled.
 
     Raises:
         BackendError: the deployment target of the current conversion has no such expressions.
     """
-    p, lut = palettized, palettized.lut.numpy()
+    p = without_scales_of_floats(palettized) if folds else palettized
+    lut = p.lut.numpy()
     assert p.mask is not None
     if not is_current_opset_version_compatible_with(ct.target.iOS18):
         raise BackendError(

@@ -61,6 +61,13 @@ class CoreMLOptions(BaseModel):
         "tables, and so weights, by up to 0.05 %; float32 keeps them bit for bit. Layers whose "
         "weights float16 does not hold stay in float32.",
     )
+    channel_scales: Literal["beside", "folded"] = Field(
+        default="beside",
+        description="Where scales per channel go in packages for iOS26: beside one table, or "
+        "folded into the scale of 8-bit tables, or into a table of floats for each channel. The "
+        "Neural Engine is reported to refuse scales beside tables of floats. Older targets fold "
+        "dense weights in any case.",
+    )
     float32_operations: tuple[str, ...] = Field(
         default=(),
         description="Types of Core ML's operations that stay in float32 in a float16 program, "
