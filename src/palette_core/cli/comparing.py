@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from palette_core.reporting.comparison_files import (
     write_comparison,
 )
 from palette_core.reporting.files import check_report_file, write_report
-from palette_core.reporting.runs import Run, read_run
+from palette_core.reporting.runs import read_run
 
 
 def report(run: Path, output: Path, *, as_json: bool) -> None:
@@ -46,8 +45,7 @@ def compare(
     """
     if output is not None:
         check_comparison_file(output)
-    runs = [read_run(path) for path in paths]
-    found = compare_runs(_named_apart(paths, runs), by, minimize=minimize)
+    found = compare_runs(paths, by, minimize=minimize)
     if output is not None:
         write_comparison(found, output)
     if as_json:
@@ -56,16 +54,3 @@ def compare(
     show_comparison(found)
     if output is not None:
         show.totals({"comparison": str(output)})
-
-
-def _named_apart(paths: Sequence[Path], runs: Sequence[Run]) -> list[Run]:
-    """Return runs of different names: those of their files, with folders where these are alike."""
-    if len({run.name for run in runs}) == len(runs):
-        return list(runs)
-    texts = [path.with_suffix("").as_posix() for path in paths]
-    common = os.path.commonpath(texts) if len(set(texts)) > 1 else ""
-    names = [os.path.relpath(text, common) if common else text for text in texts]
-    return [
-        Run(name if names.count(name) == 1 else f"{name} ({at})", run.report)
-        for at, (name, run) in enumerate(zip(names, runs, strict=True), 1)
-    ]

@@ -81,7 +81,9 @@ def sweep(
             advance(point.name, 1)
         found = None
         if len(runs) > 1:
-            found = compare_runs([*runs.values()], by, minimize=minimize)
+            found = compare_runs(
+                {name: run.report for name, run in runs.items()}, by, minimize=minimize
+            )
             write_csv(_table(points, runs, refused, found), folder / _TABLE)
             write_comparison(found, folder / _PAGE)
     if not runs:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from os import PathLike
 from typing import Any
 
 from palette_core.engine.results import Report, TensorReport
 from palette_core.errors import PaletteError, did_you_mean
-from palette_core.reporting.runs import Run
+from palette_core.reporting.runs import Run, runs_of
 from palette_core.storage.forms.registry import DEFAULT_FORM
 
 OUTPUT_ERROR = "output error"
@@ -90,24 +92,54 @@ class RunComparison:
         """Return plain JSON values."""
         return asdict(self)
 
+    def to_html(self, title: str = "palette_core") -> str:
+        """Return a page that shows all of this, with everything that it needs in it."""
+        page: str = _drawn_by("html.comparisons").comparison_page(self, title)
+        return page
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the page, in a frame of its own."""
+        frame: str = _drawn_by("html.pages").framed(self.to_html())
+        return frame
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame``, one row for each run, scores beside the other figures.
+
+        Raises:
+            MissingFramesError: pandas is not installed.
+        """
+        return _drawn_by("frames").framed_rows(_drawn_by("comparison_files").rows_of(self))
+
+
+def _drawn_by(module: str) -> Any:
+    """Import what draws, which knows comparisons, when somebody asks for a drawing."""
+    return import_module(f"palette_core.reporting.{module}")
+
 
 def compare_runs(
-    runs: Sequence[Run], judge: str | None = None, *, minimize: bool = False
+    runs: Mapping[str, Report | str | PathLike[str]] | Sequence[str | PathLike[str]],
+    judge: str | None = None,
+    *,
+    minimize: bool = False,
 ) -> RunComparison:
     """Put runs beside each other.
 
     Args:
-        runs: two or more, of different names.
+        runs: two or more: reports, or files that ``palette palettize --report run.json`` has
+            written, by name; a sequence of files has the names of these.
         judge: a score, ``"output error"`` or ``"weight error"``, by which runs are judged; None
             is the first score that all have, else the first error that all have.
         minimize: of a score, less is better; of errors it always is.
 
     Raises:
         RunComparisonError: too few runs, or one has no such figure.
+        RunFileError: a file is no run.
+        OSError: a file cannot be read.
     """
-    if len(runs) < 2:
-        raise RunComparisonError(f"two runs or more are compared, got {len(runs)}")
-    ordered = sorted(((_row(run), run) for run in runs), key=lambda pair: pair[0].bits_per_weight)
+    named = runs_of(runs)
+    if len(named) < 2:
+        raise RunComparisonError(f"two runs or more are compared, got {len(named)}")
+    ordered = sorted(((_row(run), run) for run in named), key=lambda pair: pair[0].bits_per_weight)
     rows = [row for row, _ in ordered]
     known = [*dict.fromkeys(name for row in rows for name in row.scores)]
     known += [OUTPUT_ERROR, WEIGHT_ERROR]

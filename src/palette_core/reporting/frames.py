@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from palette_core.engine.results import Report
@@ -19,13 +20,22 @@ def frame(report: Report) -> Any:
     Raises:
         MissingFramesError: pandas is not installed.
     """
+    return framed_rows(rows(report))
+
+
+def framed_rows(records: Sequence[Mapping[str, Any]]) -> Any:
+    """Return records as a ``pandas.DataFrame``.
+
+    Raises:
+        MissingFramesError: pandas is not installed.
+    """
     try:
         import pandas
     except ImportError:
         raise MissingFramesError(
             "data frames need pandas: pip install 'palette-core[report]'"
         ) from None
-    return pandas.DataFrame(rows(report))
+    return pandas.DataFrame(list(records))
 
 
 def rows(report: Report) -> list[dict[str, Any]]:
