@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -196,6 +198,26 @@ def test_views_are_of_the_weights_themselves() -> None:
         assert abs(numpy.array(found.counts) - expected).sum() <= 4  # ends have five digits
     assert view.tables[0] == pytest.approx(sorted(set(decoded.flatten().tolist())), rel=1e-4)
     assert (view.looked_at, view.n_tables) == (weight.numel(), 1)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (64, 512)], ids=["whole", "in rows"])
+def test_views_are_of_what_was_prepared_whatever_became_of_it(shape: tuple[int, int]) -> None:
+    """They are made when somebody asks, and the weight and its table may be trained by then."""
+    torch.manual_seed(1)
+    layer = nn.Linear(shape[1], shape[0], bias=False)
+    views = []
+    for overwritten in (False, True):
+        model = copy.deepcopy(layer)
+        palettizer = KMeansPalettizer(model)
+        palettizer.prepare((torch.randn(2, shape[1]),))
+        assert palettizer.report is not None
+        if overwritten:
+            with torch.no_grad():
+                for tensor in (*model.parameters(), *model.buffers()):
+                    tensor.zero_()
+        views.append(pickle.loads(pickle.dumps(palettizer.report)).tensors[0].view)
+    assert views[0] == views[1]
+    assert views[0].weights.counts != (0,) * len(views[0].weights.counts)
 
 
 @pytest.mark.parametrize(

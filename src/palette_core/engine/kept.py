@@ -21,7 +21,7 @@ from palette_core._common.tensor_files import save_file
 from palette_core.engine.jobs import Job
 from palette_core.engine.origins import plugins_of
 from palette_core.engine.results import Clustered
-from palette_core.engine.views import WeightView
+from palette_core.engine.views import LateView
 from palette_core.errors import StateError
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
@@ -167,13 +167,14 @@ def _made_of(job: Job) -> list[str]:
 
 _ABOUT = "result"
 _PALETTIZED = "palettized"
+_VIEW = "late_view"
 
 
 def _write(path: Path, result: Clustered) -> None:
     made = vars(result.palettized)
     tensors = {n: v.detach().cpu().contiguous() for n, v in made.items() if isinstance(v, Tensor)}
-    about = {n: v for n, v in vars(result).items() if n != _PALETTIZED}
-    about["view"] = None if result.view is None else result.view.to_dict()
+    about = {n: v for n, v in vars(result).items() if n not in (_PALETTIZED, _VIEW)}
+    about[_VIEW] = None if result.late_view is None else result.late_view.made.to_dict()
     told = {_PALETTIZED: _plain(made), _ABOUT: about}
     fresh = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -202,6 +203,5 @@ def _read(path: Path, device: torch.device) -> Clustered:
     made = {name: tensor.to(device) for name, tensor in tensors.items()}
     palettized = PalettizedTensor(**{**plain, "dtype": parse_dtype(plain["dtype"])}, **made)
     palettized.check()
-    about, view = told[_ABOUT], told[_ABOUT]["view"]
-    about["view"] = None if view is None else WeightView.from_dict(view)
-    return Clustered(palettized, **about)
+    about = told[_ABOUT]
+    return Clustered(palettized, **{**about, _VIEW: LateView.from_dict(about[_VIEW])})

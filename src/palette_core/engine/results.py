@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from palette_core.engine.run_facts import RunFacts
-from palette_core.engine.views import WeightView
+from palette_core.engine.views import LateView, WeightView
 from palette_core.planning import (
     Coverage,
     DenseTensor,
@@ -39,7 +39,7 @@ class Clustered:
         objective_after: the same at the result.
         zeros_lost: share of the weights that are zero and decode to something else, where many
             are zero and the spec says nothing of zeros.
-        view: distributions and tables, for reports.
+        late_view: distributions and tables, for reports; None of a weight without elements.
     """
 
     palettized: PalettizedTensor
@@ -50,7 +50,7 @@ class Clustered:
     objective_before: float | None = None
     objective_after: float | None = None
     zeros_lost: float = 0.0
-    view: WeightView | None = None
+    late_view: LateView | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TensorReport:
         cluster_dim: values of an entry.
         lut_dtype: of the look-up tables, such as ``"float32"``.
         seed: of the weight, derived from the configuration's.
-        view: distributions and tables; None of a weight without elements.
+        late_view: what `view` is made of when somebody asks for it.
         output_error: ‖outputs − those of the dense weight‖² / ‖those‖² of the layer, on inputs
             that the palettized model gives it; None where it was not measured.
         loss_share: share of the model's output error that goes when this weight alone is dense;
@@ -104,13 +104,19 @@ class TensorReport:
     cluster_dim: int = 1
     lut_dtype: str = ""
     seed: int = 0
-    view: WeightView | None = None
+    late_view: LateView | None = field(default=None, repr=False)
     output_error: float | None = None
     loss_share: float | None = None
 
+    @property
+    def view(self) -> WeightView | None:
+        """Distributions and tables; None of a weight without elements."""
+        return None if self.late_view is None else self.late_view.made
+
     def to_dict(self, *, views: bool = True) -> dict[str, Any]:
         """Return plain JSON values; an infinite ratio becomes None, a view on request too."""
-        row = asdict(replace(self, view=None))
+        row = asdict(replace(self, late_view=None))
+        del row["late_view"]
         row["view"] = self.view.to_dict() if views and self.view is not None else None
         row["snr_db"] = self.snr_db if math.isfinite(self.snr_db) else None
         return row
@@ -118,10 +124,11 @@ class TensorReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Make one of what `to_dict` returns; other values are left out."""
-        row = {field.name: values[field.name] for field in fields(cls)}
+        names = [field.name for field in fields(cls) if field.name != "late_view"]
+        row = {name: values[name] for name in names}
         snr = math.inf if row["snr_db"] is None else row["snr_db"]
-        view = None if row["view"] is None else WeightView.from_dict(row["view"])
-        return cls(**{**row, "shape": tuple(row["shape"]), "snr_db": snr, "view": view})
+        view = LateView.from_dict(values["view"])
+        return cls(**{**row, "shape": tuple(row["shape"]), "snr_db": snr, "late_view": view})
 
 
 @dataclass(frozen=True)
@@ -256,7 +263,7 @@ def tensor_report(plan: TensorPlan, result: Clustered) -> TensorReport:
         cluster_dim=plan.spec.cluster_dim,
         lut_dtype=str(result.palettized.lut.dtype).removeprefix("torch."),
         seed=plan.seed,
-        view=result.view,
+        late_view=result.late_view,
     )
 
 

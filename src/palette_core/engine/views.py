@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
+from palette_core._common.pytrees import copied
 from palette_core.tensors.codebook import dequantize_lut
 from palette_core.tensors.palettized import PalettizedTensor
 
 _LOOKED_AT = 1 << 13  # weights, of rows that lie evenly spaced
+_KEPT = 1 << 16  # most that are kept until they are looked at
 _BINS = 64
 _WIDE = 6.0  # standard deviations; what lies further out is only counted
 _ENTRIES, _TABLES = 256, 24  # kept of all look-up tables
@@ -102,8 +105,56 @@ class WeightView:
         )
 
 
-def view_of(weight: Tensor, palettized: PalettizedTensor) -> WeightView | None:
-    """Look at a weight and what stands for it; None where it has no element.
+@final
+class LateView:
+    """View that is made when somebody asks for it: nobody looks at most reports.
+
+    Two are equal where their views are; pickled and copied it is the view.
+    """
+
+    def __init__(self, make: Callable[[], WeightView]) -> None:
+        self._make = make
+        self._made: WeightView | None = None
+
+    @property
+    def made(self) -> WeightView:
+        """The view."""
+        if self._made is None:
+            self._made = self._make()
+            self._make = _is_made  # lets go of the rows
+        return self._made
+
+    @classmethod
+    def of(cls, view: WeightView) -> Self:
+        """Hold a view that is there."""
+        late = cls(_is_made)
+        late._made = view
+        return late
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> Self | None:
+        """Hold what `WeightView.to_dict` returned, where it is one."""
+        return None if values is None else cls.of(WeightView.from_dict(values))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LateView) and self.made == other.made
+
+    def __hash__(self) -> int:
+        return hash(self.made)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LateView.of, (self.made,)
+
+
+def _is_made() -> WeightView:
+    raise AssertionError("the view is made")
+
+
+@torch.no_grad()
+def view_of(weight: Tensor, palettized: PalettizedTensor) -> LateView | None:
+    """Keep what is to be looked at of a weight and what stands for it; None without elements.
+
+    That is a copy of some rows, and neither of the arguments.
 
     Args:
         weight: floating and finite, on any device.
@@ -111,17 +162,27 @@ def view_of(weight: Tensor, palettized: PalettizedTensor) -> WeightView | None:
     """
     if not weight.numel() or weight.is_meta:
         return None
-    with torch.no_grad():
-        some, its = _evenly_spaced(weight.detach(), palettized)
-        dense, decoded = some.double().reshape(-1), its.decode().double().reshape(-1)
-        gaps = decoded - dense
-        errors = Distribution.of(gaps.cpu()) if bool(gaps.any()) else None
-        tables, count = _tables(palettized)
-        return WeightView(dense.numel(), Distribution.of(dense.cpu()), errors, tables, count)
+    weight = weight.detach()
+    some, its = _evenly_spaced(weight, palettized)
+    tables, count = _tables(palettized)
+    if some.numel() > _KEPT:
+        return LateView.of(_looked_at(some, its, tables, count))
+    if some is weight:
+        some, its = weight.clone(), copied(palettized)
+    return LateView(partial(_looked_at, some, its, tables, count))
+
+
+@torch.no_grad()
+def _looked_at(some: Tensor, its: PalettizedTensor, tables: Tensor, count: int) -> WeightView:
+    dense, decoded = some.double().reshape(-1), its.decode().double().reshape(-1)
+    gaps = decoded - dense
+    errors = Distribution.of(gaps.cpu()) if bool(gaps.any()) else None
+    rows = tuple(tuple(_rounded(x) for x in row) for row in tables.double().sort().values.tolist())
+    return WeightView(dense.numel(), Distribution.of(dense.cpu()), errors, rows, count)
 
 
 def _evenly_spaced(weight: Tensor, palettized: PalettizedTensor) -> tuple[Tensor, PalettizedTensor]:
-    """Return evenly spaced rows, each with the look-up tables of its own, or all of a small one."""
+    """Copy evenly spaced rows, each with the look-up tables of its own; all of a small one."""
     shape, dim = palettized.shape, palettized.cluster_dim
     unit = dim if palettized.axis == 0 else 1  # rows that decode together
     units = shape[0] // unit if shape else 1
@@ -129,47 +190,54 @@ def _evenly_spaced(weight: Tensor, palettized: PalettizedTensor) -> tuple[Tensor
     if wanted >= units or (palettized.mask is not None and dim > 1):
         return weight, palettized
     firsts = torch.arange(wanted, device=weight.device) * units // wanted * unit
-    rows = (firsts[:, None] + torch.arange(unit, device=weight.device)).reshape(-1)
+    rows = firsts
+    if unit > 1:
+        rows = (firsts[:, None] + torch.arange(unit, device=weight.device)).reshape(-1)
 
-    def of_units(part: Tensor | None) -> Tensor | None:
-        if part is None or part.shape[0] == 1:
-            return part
-        return part[firsts // (shape[0] // part.shape[0])]
+    def of(places: Tensor, part: Tensor | None, count: int) -> Tensor | None:
+        if part is None:
+            return None
+        run = count // part.shape[0]  # rows that have it together
+        return part.clone() if run == count else part[places if run == 1 else places // run]
 
-    lut = of_units(palettized.lut)
+    lut = of(firsts, palettized.lut, shape[0])
+    indices = of(firsts if unit == 1 else firsts // unit, palettized.indices, units)
+    assert indices is not None
     assert lut is not None
-    scale = palettized.scale
-    if scale is not None and scale.shape[0] > 1:
-        scale = scale[rows // (shape[0] // scale.shape[0])]
-    some = replace(
-        palettized,
-        indices=palettized.indices[firsts // unit if unit > 1 else rows],
-        lut=lut,
-        lut_scale=of_units(palettized.lut_scale),
-        lut_zero_point=of_units(palettized.lut_zero_point),
-        scale=scale,
-        mask=None if palettized.mask is None else palettized.mask[rows],
+    some = PalettizedTensor(
+        indices,
+        lut,
+        palettized.n_bits,
+        palettized.axis,
+        palettized.dtype,
+        of(firsts, palettized.lut_scale, shape[0]),
+        of(firsts, palettized.lut_zero_point, shape[0]),
+        of(rows, palettized.scale, shape[0]),
+        None if palettized.mask is None else palettized.mask[rows],
     )
     return weight[rows], some
 
 
-def _tables(palettized: PalettizedTensor) -> tuple[tuple[tuple[float, ...], ...], int]:
-    """Return entries of evenly spaced tables, and how many tables there are."""
+def _tables(palettized: PalettizedTensor) -> tuple[Tensor, int]:
+    """Return entries of evenly spaced tables, float64, one a row, and how many tables there are."""
     lut = palettized.lut
     size, count = math.prod(lut.shape[-2:]), math.prod(lut.shape[:-2])
     kept = min(count, _TABLES, max(1, _ENTRIES // size))
-    which = torch.arange(kept, device=lut.device) * count // kept
+    which = torch.arange(kept, device=lut.device) * count // kept if kept < count else None
 
     def chosen(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part.reshape(count, *part.shape[-2:])[which]
+        if part is None:
+            return None
+        rows = part.reshape(count, *part.shape[-2:])
+        return rows if which is None else rows[which]
 
     some = chosen(lut)
     assert some is not None
     entries = dequantize_lut(some, chosen(palettized.lut_scale), chosen(palettized.lut_zero_point))
-    entries = entries.to(palettized.dtype).double().reshape(kept, size).sort().values
+    entries = entries.to(palettized.dtype).to(torch.float64, copy=True).reshape(kept, size)
     if palettized.scale is not None:
-        entries = entries * float(palettized.scale.double().abs().median())
-    return tuple(tuple(_rounded(x) for x in row) for row in entries.tolist()), count
+        entries *= palettized.scale.double().abs().median()
+    return entries, count
 
 
 def _rounded(value: float) -> float:

@@ -227,12 +227,9 @@ def _finished(
             lost = int((palettized.decode()[weight == 0] != 0).sum())
             _refuse([f"{tensor.name}: {lost} zeros decode to something else"] if lost else [])
         error, norm = square_sums(weight, palettized)
-        view = view_of(weight, palettized)
-        finished.append(
-            replace(
-                result, palettized=palettized, squared_error=error, squared_norm=norm, view=view
-            )
-        )
+        late_view = view_of(weight, palettized)
+        made = replace(result, palettized=palettized, squared_error=error, squared_norm=norm)
+        finished.append(replace(made, late_view=late_view))
     return finished
 
 

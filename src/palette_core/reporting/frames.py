@@ -40,7 +40,7 @@ def framed_rows(records: Sequence[Mapping[str, Any]]) -> Any:
 
 def rows(report: Report) -> list[dict[str, Any]]:
     """Return one record for each tensor, dense ones last, without distributions."""
-    left_out = ("view", "vector_kmeans_config")
+    left_out = ("late_view", "vector_kmeans_config")
     found = [
         {
             "palettized": True,
