@@ -12,6 +12,7 @@ from palette_core.plugins import ClusterProblem
 from palette_core.tensors.codebook import Codebook
 
 _SPARE = 16  # points of a block looked at first, besides two for each entry
+_FEW = 256  # numbers that are counted one by one
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class ExactBlocks:
         if problem.zeros is not None:
             points = torch.cat([points, torch.zeros_like(points[:, :1])], dim=1)
         step = max(1, points.shape[1] // (2 * k + _SPARE))
-        blocks = torch.arange(len(points), device=points.device)
+        may_fit = None
         if step > 1:
             # Few points tell of nearly every other block that it has too many.
             may_fit = _counts(points[:, ::step]) <= k
             if not bool(may_fit.any()):
                 return None
+        blocks = torch.arange(len(points), device=points.device)
+        if may_fit is not None:
             blocks = blocks[may_fit]
         found = _Distinct.of(points if len(blocks) == len(points) else points[blocks])
         few = found.counts <= k
@@ -63,6 +66,9 @@ class ExactBlocks:
 
 def _counts(points: Tensor) -> Tensor:
     """Return ``[B]``: how many of the points ``[B, N, D]`` are distinct."""
+    if points.numel() <= _FEW:  # the interpreter is quicker than a dozen calls of torch
+        sets = [set(map(tuple, block)) for block in points.tolist()]
+        return torch.tensor([len(each) for each in sets], device=points.device)
     if points.shape[-1] > 1:
         return _Distinct.of(points).counts
     ordered = points[..., 0].sort(dim=1).values

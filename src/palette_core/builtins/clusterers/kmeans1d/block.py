@@ -73,7 +73,7 @@ def set_limits(lut: Any, low: Any, per_unit: Any, limits: Any, base: Any) -> Non
         per_unit: see `cells_of`.
         limits: ``[K]`` float32 out: the largest value at or below each midpoint of neighbouring
             entries; infinity for spare ones and for the last.
-        base: ``[cells]`` uint8 out: how many finite limits lie in lower cells.
+        base: ``[cells + 1]`` uint8 out: how many finite limits lie in lower cells.
     """
     last = lut.size - 1
     for i in range(lut.size):
@@ -84,7 +84,7 @@ def set_limits(lut: Any, low: Any, per_unit: Any, limits: Any, base: Any) -> Non
             if np.float64(limits[i]) > middle:
                 limits[i] = np.nextafter(limits[i], np.float32(-np.inf))
     at = np.empty(lut.size, np.int32)
-    cells_of(limits, low, per_unit, base.size - 1, at)
+    cells_of(limits, low, per_unit, base.size - 2, at)
     below = 0
     for c in range(base.size):
         while limits[below] < np.inf and at[below] < c:

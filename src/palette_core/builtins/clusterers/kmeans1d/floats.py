@@ -123,7 +123,7 @@ def fit_at_once(
         grid.per_unit,
         grid.width,
         np.zeros((cells, 2 if weight is None else 3)),
-        np.zeros(cells, np.uint8),
+        np.zeros(cells + 1, np.uint8),
         points,
         points.view(np.uint32),
         np.empty((2, 0 if weight is None else size), np.float32),

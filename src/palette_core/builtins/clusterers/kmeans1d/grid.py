@@ -170,7 +170,7 @@ def limits_of(lut: Float32s, grid: Grid) -> tuple[Float32s, NDArray[np.uint8]]:
 
     See `set_limits`.
     """
-    limits, base = np.empty_like(lut), np.empty(grid.top + 1, np.uint8)
+    limits, base = np.empty_like(lut), np.empty(grid.top + 2, np.uint8)
     set_limits(lut, grid.low, grid.per_unit, limits, base)
     return limits, base
 

@@ -9,6 +9,7 @@ import numpy as np
 from palette_core._common.kernels import inlined, kernel, short_kernel
 
 _CHUNK = 512  # points whose cells are worked out together, so that the compiler can vectorise
+_FEW = 8  # points that are asked together whether more is to be done: for most it is not
 
 
 @kernel
@@ -91,16 +92,34 @@ def gather_open(
         out_w: the same for weights, empty for none.
     """
     at = np.empty(_CHUNK, np.int32)
-    top = is_open.size - 1
+    top, few = is_open.size - 1, np.uint64(_FEW)
     n = 0
     for first in range(0, x.size, _CHUNK):
         part = x[first : first + _CHUNK]
+        weights = w[first : first + _CHUNK]
         cells_of(part, low, per_unit, top, at)
-        for i in range(part.size):
-            out_x[n] = part[i]
-            if w.size > 0:
-                out_w[n] = w[first + i]
-            n += is_open[at[i]]
+        i, size = np.uint64(0), np.uint64(part.size)
+        while i + few <= size:
+            some = np.uint8(0)
+            for j in range(few):
+                some |= is_open[np.uint64(at[i + j])]
+            if some:
+                n = _append(part, weights, at, is_open, i, few, out_x, out_w, n)
+            i += few
+        n = _append(part, weights, at, is_open, i, size - i, out_x, out_w, n)
+    return n
+
+
+@inlined
+def _append(
+    x: Any, w: Any, at: Any, is_open: Any, i: Any, count: Any, out_x: Any, out_w: Any, n: int
+) -> int:
+    """Write those of ``count`` points from ``i`` on that lie in open cells behind ``n`` others."""
+    for j in range(count):
+        out_x[n] = x[i + j]
+        if w.size > 0:
+            out_w[n] = w[i + j]
+        n += is_open[np.uint64(at[i + j])]
     return n
 
 
@@ -112,21 +131,36 @@ def assign_cells(x: Any, low: Any, per_unit: Any, base: Any, limits: Any, out: A
         x: points.
         low: see `cells_of`.
         per_unit: see `cells_of`.
-        base: ``[cells]`` uint8, limits in lower cells.
+        base: ``[cells + 1]`` uint8, limits in lower cells.
         limits: ascending float32, ending with infinity.
         out: codes.
     """
     at = np.empty(_CHUNK, np.int32)
-    top = base.size - 1
+    top, one, few = base.size - 2, np.uint64(1), np.uint64(_FEW)
     for first in range(0, x.size, _CHUNK):
         part, codes = x[first : first + _CHUNK], out[first : first + _CHUNK]
         cells_of(part, low, per_unit, top, at)
-        for i in range(np.uint64(part.size)):
-            code = np.uint64(base[np.uint64(at[i])])
-            code += np.uint64(part[i] > limits[code])
-            while part[i] > limits[code]:
-                code += np.uint64(1)
-            codes[i] = np.uint8(code)
+        i, size = np.uint64(0), np.uint64(part.size)
+        while i + few <= size:
+            some = np.uint8(0)  # limits lie in a cell
+            for j in range(few):
+                cell = np.uint64(at[i + j])
+                codes[i + j] = base[cell]
+                some |= base[cell] ^ base[cell + one]
+            if some:
+                _count_limits(part, at, base, limits, i, few, codes)
+            i += few
+        _count_limits(part, at, base, limits, i, size - i, codes)
+
+
+@inlined
+def _count_limits(x: Any, at: Any, base: Any, limits: Any, i: Any, count: Any, codes: Any) -> None:
+    """Write the codes of ``count`` points from ``i`` on, wherever limits lie."""
+    for j in range(count):
+        code = np.uint64(base[np.uint64(at[i + j])])
+        while x[i + j] > limits[code]:
+            code += np.uint64(1)
+        codes[i + j] = np.uint8(code)
 
 
 @short_kernel

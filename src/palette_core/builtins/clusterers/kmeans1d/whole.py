@@ -40,7 +40,7 @@ def fit_block(
     per_unit: Any,
     width: float,
     cells: Any,
-    is_open: Any,
+    flags: Any,
     points: Any,
     bits: Any,
     weights: Any,
@@ -59,7 +59,7 @@ def fit_block(
         per_unit: see `cells_of`.
         width: of a cell, at most.
         cells: zeros; see `fill_cells`.
-        is_open: ``[cells]`` uint8 zeros.
+        flags: ``[cells + 1]`` uint8 zeros.
         points: ``[2, N + 1]`` float32 scratch: points of open cells.
         bits: the same memory as uint32.
         weights: ``[2, N + 1]`` float32 scratch, ``[2, 0]`` for no weights.
@@ -73,6 +73,7 @@ def fit_block(
         whether it could be done: not with as few atoms as entries or more than M of them, and
         not where costs need more care or no λ gives K segments alone.
     """
+    is_open = flags[:-1]
     k, top = lut.size, is_open.size - 1
     fill_cells(x, w, low, per_unit, cells)
     is_open[0], is_open[top] = cells[0, 0] > 0.0, cells[top, 0] > 0.0
@@ -118,8 +119,8 @@ def fit_block(
         mean = mean_of(atoms[0], atoms[1], first, last)
         lut[i] = np.float32(min(max(mean, atoms[1, first]), atoms[1, last - 1]) + about)
     limits = points[0, :k]
-    set_limits(lut, low, per_unit, limits, is_open)
-    assign_cells(x, low, per_unit, is_open, limits, codes)
+    set_limits(lut, low, per_unit, limits, flags)
+    assign_cells(x, low, per_unit, flags, limits, codes)
     return True
 
 
