@@ -6,7 +6,6 @@ import torch
 
 import palette_core as pc
 from palette_core.engine.exact import ExactBlocks
-from palette_core.plugins import ClusterProblem
 
 ROWS = {"type": "per_grouped_channel", "axis": 0, "group_size": 8}
 COLUMNS = {"type": "per_grouped_channel", "axis": 1, "group_size": 8}
@@ -116,7 +115,7 @@ def test_exact_blocks_are_those_that_numpy_finds(dim, count):
     levels = torch.randint(1, 4, (6, 1, 1), generator=draw)
     points = torch.randint(0, 9, (6, count, dim), generator=draw) % levels - 1.0
     points[0] = torch.randn(count, dim, generator=draw)
-    found = ExactBlocks.of(ClusterProblem(points=points, n_entries=4))
+    found = ExactBlocks.of(points, 4)
     few = [b for b, x in enumerate(points) if len(np.unique(x.numpy(), axis=0)) <= 4]
     assert found is not None
     assert found.blocks.tolist() == few

@@ -8,7 +8,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from palette_core.plugins import ClusterProblem
 from palette_core.tensors.codebook import Codebook
 
 _SPARE = 16  # points of a block looked at first, besides two for each entry
@@ -31,10 +30,16 @@ class ExactBlocks:
     every: bool
 
     @classmethod
-    def of(cls, problem: ClusterProblem) -> Self | None:
-        """Find them, or None; where a problem has zeros, with an entry for zero in each table."""
-        points, k = problem.points.detach(), problem.n_entries
-        if problem.zeros is not None:
+    def of(cls, points: Tensor, k: int, *, and_zero: bool = False) -> Self | None:
+        """Find them, or return None.
+
+        Args:
+            points: ``[B, N, D]``.
+            k: entries of a table.
+            and_zero: one entry of each table is to be zero.
+        """
+        count, points = points.shape[1], points.detach()
+        if and_zero:
             points = torch.cat([points, torch.zeros_like(points[:, :1])], dim=1)
         step = max(1, points.shape[1] // (2 * k + _SPARE))
         may_fit = None
@@ -51,7 +56,7 @@ class ExactBlocks:
         if not bool(few.any()):
             return None
         codebook = found.codebook(few, k)
-        codebook = replace(codebook, codes=codebook.codes[:, : problem.points.shape[1]])
+        codebook = replace(codebook, codes=codebook.codes[:, :count])
         return cls(blocks[few], codebook, every=len(blocks) == len(points) and bool(few.all()))
 
     def put_into(self, codebook: Codebook) -> Codebook:

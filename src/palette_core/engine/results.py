@@ -156,6 +156,11 @@ class Report:
         return 8 * sum(t.palettized_bytes for t in self.tensors) / elements if elements else 0.0
 
     @property
+    def saved_bytes(self) -> int:
+        """Bytes by which the palettes are smaller than the weights that they stand for."""
+        return sum(row.dense_bytes - row.palettized_bytes for row in self.tensors)
+
+    @property
     def dense(self) -> tuple[DenseWeights, ...]:
         """Weights that stay dense, those of the most elements first, and what would reach them."""
         return self.coverage.dense

@@ -16,6 +16,9 @@ from typing import Any, Self
 import torch
 
 from palette_core._common.files import size_on_disk
+from palette_core.config import KMeansPalettizerConfig
+from palette_core.engine.origins import told
+from palette_core.plugins.catalog import Catalog
 from palette_core.version import __version__
 
 _LIBRARIES = ("torch", "numpy", "numba", "transformers", "diffusers", "timm")
@@ -116,6 +119,35 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def facts_of(
+    config: KMeansPalettizerConfig,
+    catalog: Catalog,
+    seconds: Mapping[str, float],
+    dense: tuple[int, int],
+    saved: int,
+) -> RunFacts:
+    """Return what is known about a run when weights are palettized.
+
+    Args:
+        config: the rules.
+        catalog: the installed plug-ins.
+        seconds: by stage.
+        dense: bits and elements of the model before, as `model_bits` counts them.
+        saved: bytes by which the palettes are smaller than their weights.
+    """
+    bits, elements = dense
+    size = bits // 8 - saved
+    return RunFacts(
+        seconds=dict(seconds),
+        environment=environment(),
+        config=told(config, catalog),
+        seed=config.seed,
+        bits_per_weight=8 * size / elements if elements else None,
+        dense_bytes=bits // 8,
+        bytes=size,
+    )
 
 
 def environment() -> dict[str, str]:

@@ -96,13 +96,14 @@ class Task:
         """Return whether tables can hold a weight as it is, with a zero where zeros are to stay."""
         if self.mask is not None:
             return False
-        problem = ClusterProblem(layout.split(weight), self.plan.spec.n_entries, zeros=zeros)
-        found = ExactBlocks.of(problem)
+        points, k = layout.split(weight), self.plan.spec.n_entries
+        found = ExactBlocks.of(points, k, and_zero=zeros is not None)
         return found is not None and found.every
 
     def _solve(self, problem: ClusterProblem) -> Codebook:
         plan, of_outputs = self.plan, self.item.entry.needs_moments
-        exact = ExactBlocks.of(problem)
+        and_zero = problem.zeros is not None
+        exact = ExactBlocks.of(problem.points, problem.n_entries, and_zero=and_zero)
         if exact is not None and exact.every:
             made = _stored(problem, exact.codebook, exact=True)
             # An error of rounding had better be made up for, by an algorithm that can.

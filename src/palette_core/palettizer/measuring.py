@@ -14,14 +14,10 @@ from palette_core._common.progress import progress_bar
 from palette_core._common.pytrees import deep_copy, floating
 from palette_core._common.rng import untouched_global_rng
 from palette_core._common.warned import warn
-from palette_core.config import KMeansPalettizerConfig
-from palette_core.engine.origins import told
 from palette_core.engine.results import Report
-from palette_core.engine.run_facts import RunFacts, environment
 from palette_core.errors import CalibrationError
 from palette_core.model import ExampleInputs, call_arguments, evaluation_mode, restored_state
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.plugins.catalog import Catalog
 from palette_core.storage.packed_weight import PaletteModule
 from palette_core.storage.sites import PaletteSite, palette_sites
 
@@ -45,36 +41,6 @@ class OutputErrors:
     model: float | None
     layers: Mapping[str, float]
     shares: Mapping[str, float]
-
-
-def facts_of(
-    report: Report,
-    config: KMeansPalettizerConfig,
-    catalog: Catalog,
-    seconds: Mapping[str, float],
-    dense: tuple[int, int],
-) -> RunFacts:
-    """Return what is known about a run when weights are palettized.
-
-    Args:
-        report: of the weights.
-        config: the rules.
-        catalog: the installed plug-ins.
-        seconds: by stage.
-        dense: bits and elements of the model before, as `model_bits` counts them.
-    """
-    bits, elements = dense
-    saved = sum(row.dense_bytes - row.palettized_bytes for row in report.tensors)
-    size = bits // 8 - saved
-    return RunFacts(
-        seconds=dict(seconds),
-        environment=environment(),
-        config=told(config, catalog),
-        seed=config.seed,
-        bits_per_weight=8 * size / elements if elements else None,
-        dense_bytes=bits // 8,
-        bytes=size,
-    )
 
 
 def with_errors(report: Report, found: OutputErrors) -> Report:

@@ -19,7 +19,7 @@ from palette_core.engine.cluster_model import cluster_model
 from palette_core.engine.executor import Executor
 from palette_core.engine.kept import Kept, keeper_in
 from palette_core.engine.results import Report, make_report, updated_report
-from palette_core.engine.run_facts import Stopwatch
+from palette_core.engine.run_facts import Stopwatch, facts_of
 from palette_core.errors import StateError
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
@@ -35,7 +35,7 @@ from palette_core.palettizer.calibration_session import Calibration
 from palette_core.palettizer.exporting import dequantize, export, finalize
 from palette_core.palettizer.functions import Asked
 from palette_core.palettizer.life_cycle import Action, State
-from palette_core.palettizer.measuring import facts_of, output_errors, with_errors
+from palette_core.palettizer.measuring import output_errors, with_errors
 from palette_core.palettizer.prepared_states import attach_stored
 from palette_core.palettizer.targets import ExportBackend as ExportBackend  # noqa: PLC0414 - public
 from palette_core.palettizer.targets import backend_for, find_target
@@ -280,7 +280,9 @@ class KMeansPalettizer:
                 note_written(self._model, plan.written)
             if not plan.tensors:  # else the palettes show it
                 life_cycle.mark(self._model, State.PREPARED)
-            run = facts_of(report, self._config, self._catalog, self._watch.seconds, size)
+            run = facts_of(
+                self._config, self._catalog, self._watch.seconds, size, report.saved_bytes
+            )
             self.plan, self.report = plan, replace(report, run=run)
             self._looked = None  # moments are large, and not needed any more
             self._kept.clear()
