@@ -11,7 +11,7 @@ from typing import Any
 
 from palette_core._common.files import check_place
 from palette_core.allocation import Allocation, Compared, allocate, compare_predictions
-from palette_core.cli.exporting import dynamic_shapes
+from palette_core.cli.axes import dynamic_shapes
 from palette_core.cli.factories import FactoryError, load_callable, load_factory
 from palette_core.config import KMeansPalettizerConfig, yaml_nodes
 from palette_core.errors import AllocationError, ConfigError, MissingArgumentError

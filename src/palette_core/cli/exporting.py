@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.export import Dim
-
 from palette_core._common.files import check_place, size_on_disk
 from palette_core._common.progress import progress_bar
 from palette_core.cli.advice import known_plugins
+from palette_core.cli.axes import dynamic_shapes, read_dynamic
 from palette_core.cli.factories import FactoryError, Loaded
+from palette_core.cli.functions import FunctionsFile, read_functions, read_metadata
 from palette_core.config import yaml_nodes
-from palette_core.errors import ConfigError, did_you_mean
-from palette_core.model import call_arguments
+from palette_core.errors import ConfigError
 from palette_core.palettizer import KMeansPalettizer
-from palette_core.palettizer.targets import backend_for
+from palette_core.palettizer.functions import Asked, make_request
+from palette_core.palettizer.targets import backend_for, find_target
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.options import validate_options
 from palette_core.reporting import console as show
@@ -37,12 +35,16 @@ class Target:
         backend: name of the export backend.
         options: options of the backend.
         dynamic: axes whose length may vary, by name of the input.
+        functions: functions and names that the file is to have, or None.
+        metadata: of the user's own, by key.
     """
 
     path: Path
     backend: str
     options: Mapping[str, Any] = field(default_factory=dict)
     dynamic: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    functions: FunctionsFile | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def dynamic_shapes(self, loaded: Loaded) -> dict[str, dict[int, Any] | None] | None:
         """Return ``dynamic`` as torch.export takes it, an entry for every input of ``forward``.
@@ -52,20 +54,38 @@ class Target:
         """
         return dynamic_shapes(self.dynamic, loaded)
 
-    def write(self, palettizer: KMeansPalettizer, loaded: Loaded) -> Path:
-        """Export ``loaded.model``, which is prepared or finalized.
+    def arguments(self, loaded: Loaded) -> dict[str, Any]:
+        """Return what `KMeansPalettizer.export` is told of a model: functions, or inputs; names.
 
         Raises:
-            FactoryError: ``dynamic`` names an input that the model does not have.
+            FactoryError: an axis, an input or a module that is named is not there.
+            BackendError: names or functions that no backend takes.
+        """
+        made = {} if self.functions is None else self.functions.arguments(loaded)
+        if self.metadata:
+            made["metadata"] = {**made.get("metadata", {}), **self.metadata}
+        if "functions" in made:
+            if self.dynamic:
+                raise FactoryError(
+                    "--dynamic is about one function; write dynamic for each in --functions"
+                )
+        else:
+            made["example_inputs"] = loaded.example_inputs
+            made["dynamic_shapes"] = self.dynamic_shapes(loaded)
+        # What no backend takes is refused here, before any work.
+        backend = find_target(get_catalog(), self.backend, self.options)
+        make_request(Asked(**made), loaded.model, backend)
+        return made
+
+    def write(self, palettizer: KMeansPalettizer, arguments: Mapping[str, Any]) -> Path:
+        """Export a model that is prepared or finalized, with what `arguments` has returned.
+
+        Raises:
             PaletteError: the backend cannot.
         """
         with progress_bar(f"Writing {self.path.name}", None):
             return palettizer.export(
-                self.path,
-                loaded.example_inputs,
-                backend=self.backend,
-                dynamic_shapes=self.dynamic_shapes(loaded),
-                backend_options=self.options,
+                self.path, backend=self.backend, backend_options=self.options, **arguments
             )
 
     def size(self, path: Path) -> int:
@@ -74,14 +94,20 @@ class Target:
 
 
 def make_target(
-    output: Path, backend: str | None, options: Sequence[str] = (), dynamic: Sequence[str] = ()
+    output: Path,
+    backend: str | None,
+    options: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
+    functions: Path | None = None,
+    metadata: Sequence[str] = (),
 ) -> Target:
     """Read the options of a command, and refuse, before any work, what cannot be written.
 
     Raises:
         FactoryError: the name has not the backend's suffix, a folder stands where a file is to
-            be, or a text cannot be read.
+            be, a text cannot be read, or the backend takes no functions and there are some.
         PaletteError: the backend is not installed, or does not know an option.
+        FileNotFoundError: there is no file of functions.
     """
     catalog = get_catalog()
     entry = catalog.backend(backend or _backend_for(output, catalog))
@@ -95,7 +121,22 @@ def make_target(
     check_place(output)
     read = read_options(options)
     validate_options(entry, read)
-    return Target(output, backend, read, read_dynamic(dynamic))
+    given = {"--functions": functions, "--metadata": metadata}
+    if not entry.takes_functions and any(given.values()):
+        first = next(flag for flag, value in given.items() if value)
+        able = [each.entry.name for each in catalog.export_backends if each.entry.takes_functions]
+        raise FactoryError(
+            f"{first}: backend {backend!r} takes no functions, names or metadata; "
+            f"backends that do: {', '.join(able) or 'none that is installed'}"
+        )
+    return Target(
+        output,
+        backend,
+        read,
+        read_dynamic(dynamic),
+        None if functions is None else read_functions(functions),
+        read_metadata(metadata),
+    )
 
 
 def _backend_for(output: Path, catalog: Catalog) -> str:
@@ -113,10 +154,11 @@ def export_checkpoint(loaded: Loaded, checkpoint: Path, target: Target, *, as_js
         PaletteError: the checkpoint does not fit the model, or the backend cannot take it.
         FileNotFoundError: no such checkpoint.
     """
+    arguments = target.arguments(loaded)
     model = load_checkpoint(checkpoint, loaded.model.eval())
     bits = bits_per_weight(model)
     started = time.perf_counter()
-    written = target.write(KMeansPalettizer(model), loaded)
+    written = target.write(KMeansPalettizer(model), arguments)
     totals = {
         "bits_per_weight": bits,
         "checkpoint_bytes": size_on_disk(checkpoint),
@@ -178,47 +220,3 @@ def _value(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if key == "cosine_to_dense" else f"{value:.2f}"
     return str(value)
-
-
-# --- axes whose length may vary -----------------------------------------------------------------
-
-
-def read_dynamic(texts: Sequence[str]) -> dict[str, dict[int, Any]]:
-    """Read ``INPUT:AXIS`` and ``INPUT:AXIS=MIN..MAX``: axes that may vary, by name of the input.
-
-    Raises:
-        FactoryError: a text is neither.
-    """
-    found: dict[str, dict[int, Any]] = {}
-    for text in texts:
-        match = re.fullmatch(r"\s*(\w+)\s*:\s*(\d+)\s*(?:=\s*(\d+)\s*\.\.\s*(\d+)\s*)?", text)
-        if match is None or (match[3] and int(match[3]) > int(match[4])):
-            raise FactoryError(
-                f"cannot read --dynamic {text!r}; write INPUT:AXIS or INPUT:AXIS=MIN..MAX, for "
-                "example input_ids:1=1..128"
-            )
-        # AUTO finds out which axes of several inputs must be equal.
-        length = Dim.AUTO if match[3] is None else Dim.AUTO(min=int(match[3]), max=int(match[4]))
-        found.setdefault(match[1], {})[int(match[2])] = length
-    return found
-
-
-def dynamic_shapes(
-    dynamic: Mapping[str, Mapping[int, Any]], loaded: Loaded
-) -> dict[str, dict[int, Any] | None] | None:
-    """Return axes that may vary as torch.export takes them: an entry for every input, or None.
-
-    Raises:
-        FactoryError: ``dynamic`` names an input that the model does not have.
-    """
-    if not dynamic:
-        return None
-    args, kwargs = call_arguments(loaded.example_inputs)
-    bound = inspect.signature(loaded.model.forward).bind(*args, **kwargs)
-    for name in dynamic:
-        if name not in bound.arguments:
-            raise FactoryError(
-                f"--dynamic {name}: the model has no such input"
-                f"{did_you_mean(name, bound.arguments)} (inputs: {', '.join(bound.arguments)})"
-            )
-    return {name: dict(dynamic[name]) if name in dynamic else None for name in bound.arguments}

@@ -84,6 +84,7 @@ def palettize(
     palettizer = KMeansPalettizer(loaded.model, config)
     dense_bits, _ = model_bits(loaded.model)
     dynamic_shapes = target.dynamic_shapes(loaded)
+    arguments = target.arguments(loaded)
     started = time.perf_counter()
     if calibrate is not None:
         palettizer.calibrate(**calibrate)
@@ -104,7 +105,7 @@ def palettize(
         scores = {} if evaluate is None else scores_of(evaluate, loaded.model)
         bits = bits_per_weight(loaded.model)
         writing = time.perf_counter()
-        written = target.write(palettizer, loaded)
+        written = target.write(palettizer, arguments)
     totals = {
         "bits_per_weight": bits,
         "dense_bytes": dense_bits // 8,

@@ -59,7 +59,8 @@ def plan(
     """
     from palette_core import KMeansPalettizer
     from palette_core.cli import checkpoints, programs
-    from palette_core.cli.exporting import dynamic_shapes, read_dynamic, read_options
+    from palette_core.cli.axes import dynamic_shapes, read_dynamic
+    from palette_core.cli.exporting import read_options
     from palette_core.cli.factories import load_factory
     from palette_core.reporting import console as show
 

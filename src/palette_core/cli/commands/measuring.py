@@ -135,7 +135,8 @@ def allocate(
 ) -> None:
     """Choose bits for every tensor within a target size, and write a configuration."""
     from palette_core.cli import allocating, work
-    from palette_core.cli.exporting import read_dynamic, read_options
+    from palette_core.cli.axes import read_dynamic
+    from palette_core.cli.exporting import read_options
 
     settings = load_config(config)
     work.check_picture_name(plot)

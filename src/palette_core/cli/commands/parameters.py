@@ -48,6 +48,23 @@ Dynamic = Annotated[
         "once per axis. Everything else keeps the shape of the example inputs.",
     ),
 ]
+Functions = Annotated[
+    Path | None,
+    typer.Option(
+        "--functions",
+        metavar="FILE",
+        help="YAML of the functions, names and metadata that the file is to have, for backends "
+        "that take them; see the page on exporting.",
+    ),
+]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="NAME=VALUE",
+        help="Text of your own to keep in the file; once per name.",
+    ),
+]
 Backend = Annotated[
     str | None,
     typer.Option(help="Export backend; default: the one that writes files named like --output."),

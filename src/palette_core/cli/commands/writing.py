@@ -15,7 +15,9 @@ from palette_core.cli.commands.parameters import (
     Dynamic,
     Evaluate,
     Factory,
+    Functions,
     Input,
+    Metadata,
     Report,
     Workers,
     load_config,
@@ -30,6 +32,8 @@ def palettize(
     backend: Backend = None,
     option: BackendOption = None,
     dynamic: Dynamic = None,
+    functions: Functions = None,
+    metadata: Metadata = None,
     num_workers: Workers = 1,
     sensitivities: Annotated[
         Path | None, typer.Option(help="File of sensitivities for weighted clustering.")
@@ -96,6 +100,8 @@ def palettize(
     about_models = {
         "--input": inputs,
         "--dynamic": dynamic,
+        "--functions": functions,
+        "--metadata": metadata,
         "--sensitivities": sensitivities,
         "--trust-sensitivities": trust_sensitivities,
         "--calibration": calibration,
@@ -111,7 +117,7 @@ def palettize(
             reports=report or (),
         )  # fmt: skip
         return
-    target = make_target(output, backend, option or (), dynamic or ())
+    target = make_target(output, backend, option or (), dynamic or (), functions, metadata or ())
     if is_program:
         programs.check_options(factory, about_models)
         programs.palettize(
@@ -153,13 +159,15 @@ def export(
     backend: Backend = None,
     option: BackendOption = None,
     dynamic: Dynamic = None,
+    functions: Functions = None,
+    metadata: Metadata = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a palettized model to a runtime's format, without palettizing it again."""
     from palette_core.cli.exporting import export_checkpoint, make_target
     from palette_core.cli.factories import load_factory
 
-    target = make_target(output, backend, option or (), dynamic or ())
+    target = make_target(output, backend, option or (), dynamic or (), functions, metadata or ())
     loaded = load_factory(factory, inputs or ())
     export_checkpoint(loaded, checkpoint, target, as_json=as_json)
 
