@@ -138,7 +138,9 @@ def test_what_the_file_says_reaches_the_backend(palette):
     assert found["names"] == [{"left": "first"}, ["scores"], None]
     functions = found["functions"]
     assert list(functions) == ["both", "again", "keyword", "inner", "twice"]
-    assert [module.removeprefix("Parametrized") for module, *_ in functions.values()] == ["Two"] * 3 + ["Linear", "Twice"]
+    assert [module.removeprefix("Parametrized") for module, *_ in functions.values()] == [
+        "Two"
+    ] * 3 + ["Linear", "Twice"]
     assert functions["both"][1] == functions["again"][1] == ["torch.float32[2, 16]"] * 2
     assert functions["again"][2:] == ["None", None]
     for part in ("'left': {0:", "min=1, max=8", "'right': {0:"):
