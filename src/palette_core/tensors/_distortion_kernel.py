@@ -9,6 +9,8 @@ import numpy as np
 
 from palette_core._common.kernels import inner_kernel, kernel
 
+_FLOAT32 = 24  # significant bits
+
 
 @kernel
 def add_squares(
@@ -133,17 +135,24 @@ def _add_scaled(
     least: int,
     out: Any,
 ) -> None:
-    """Add elements whose entries have a factor, or that each have a LUT of their own."""
+    """Add elements whose entries have a factor, or that each have a LUT of their own.
+
+    ``out`` is not what sums are added to: the next one would wait until it is written.
+    """
+    error, norm = out[0], out[4]
     for i in range(x.size):
         value = np.float64(x[i]) * per_unit
         entry = table[codes[i] * dim + (inner[first + i] if inner.size > 1 else 0)]
         if digits > 0:
             entry *= factors[inner_scale[first + i] if inner_scale.size > 1 else 0]
-            if digits < 53:
+            if digits == _FLOAT32:  # elements of which are never scaled by a power of two
+                entry = np.float64(np.float32(entry))
+            elif digits < 53:
                 entry = _rounded(entry, digits, least)
         gap = entry - value
-        out[0] += gap * gap
-        out[4] += value * value
+        error += gap * gap
+        norm += value * value
+    out[0], out[4] = error, norm
 
 
 @kernel
