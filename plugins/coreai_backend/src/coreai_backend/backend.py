@@ -12,6 +12,7 @@ from torch import nn
 from coreai_backend import programs
 from coreai_backend.dialect import check_operations, dialect, latest_node
 from coreai_backend.ir import quiet
+from coreai_backend.layouts import Layouts
 from coreai_backend.lowering import Taken, register_lowerings, take_indices, teach_converters
 from coreai_backend.operators import TRACED
 from coreai_backend.options import CoreAIOptions
@@ -111,8 +112,10 @@ class CoreAIBackend(Backend):
             raise BackendError(f"backend 'coreai' writes {_SUFFIX} folders, got {path}")
         check_stored(model)
         request = self._options.named(request)
+        from coreai.authoring.asset import OSVersion
+
         program = self.convert(self._traced(request), request, model)
-        program.save_asset(path, self._metadata(request))
+        program.save_asset(path, self._metadata(request), OSVersion[self._options.minimum_os])
         return path
 
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
@@ -153,6 +156,7 @@ class CoreAIBackend(Backend):
             from coreai_torch import TorchConverter
         asked = request or ExportRequest(dict.fromkeys(programs, ExportFunction(None)))
         faces = named(programs, asked)
+        layouts = None if request is None else Layouts(self._options, programs, faces)
         modes = TorchConverter.Mode
         converter = TorchConverter(mode=modes.DEBUG if self._options.debug_info else modes.RELEASE)
         for program in programs.values():
@@ -171,7 +175,7 @@ class CoreAIBackend(Backend):
                 for name, program in programs.items():
                     names = _as_converter_takes(faces[name])
                     converter.add_exported_program(program, **names, entrypoint_name=name)
-                return converter.to_coreai()
+                made = converter.to_coreai()
         except BackendError:
             raise
         # The converter raises whatever its parts raise.
@@ -181,6 +185,9 @@ class CoreAIBackend(Backend):
                 f"{summary(error)}. Write it in other operations, or register a lowering for it "
                 "and convert with coreai_backend.register_lowerings"
             ) from error
+        if layouts is not None:
+            layouts.apply(made)
+        return made
 
     def _metadata(self, request: ExportRequest) -> Any:
         from coreai.runtime import AIModelAssetMetadata
@@ -189,7 +196,7 @@ class CoreAIBackend(Backend):
         metadata.author = self._options.author
         metadata.license = self._options.license
         metadata.model_description = self._options.description
-        for key, value in request.metadata.items():
+        for key, value in {**self._options.user_metadata, **request.metadata}.items():
             metadata.set_custom(key, value)
         return metadata
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints
 
 from palette_core.plugins import ExportRequest
+
+Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+@final
+class Layout(BaseModel):
+    """Where a tensor lies and how its axes are spaced, as ``HardwareConstraints`` of Core AI."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allocation: Literal["MTLBuffer", "IOSurface", "Heap"]
+    alignments: tuple[PositiveInt, ...]
+    interleave: tuple[PositiveInt, ...]
 
 
 @final
@@ -33,6 +46,22 @@ class CoreAIOptions(BaseModel):
         default=None,
         description="Floating dtype of weights, inputs and outputs in the file; None is that of "
         "the model.",
+    )
+    static_shapes: dict[str, dict[Suffix, dict[str, tuple[PositiveInt, ...]]]] = Field(
+        default={},
+        description="Sets of fixed shapes that take the place of a function with axes that vary, "
+        "by function, set and input: {main: {prefill: {x: [1, 64]}}} makes main_prefill.",
+    )
+    hardware_constraints: dict[str, dict[str, Layout]] = Field(
+        default={},
+        description="Memory of inputs, outputs and states, by function and name: allocation "
+        "(MTLBuffer, IOSurface or Heap), alignments, one more than axes, and interleave.",
+    )
+    minimum_os: Literal["v27"] = Field(
+        default="v27", description="Oldest system that has to load the file."
+    )
+    user_metadata: dict[str, str] = Field(
+        default={}, description="Kept in the file, as metadata of its creator's."
     )
     author: str = Field(default="", description="Kept in the file's metadata.")
     license: str = Field(default="", description="Kept in the file's metadata.")
