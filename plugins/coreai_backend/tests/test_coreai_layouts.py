@@ -39,10 +39,20 @@ class Summing(nn.Module):
         return self.layer(x + y + self.cache)
 
 
-def export(path: Path, **options: Any) -> tuple[Summing, Path]:
+Prepared = tuple[Summing, KMeansPalettizer]
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    """One model for all: exports leave it as it is."""
     model = Summing().eval()
     palettizer = KMeansPalettizer(model, support.config(PalettizationSpec(n_bits=4)))
     palettizer.prepare((X, X))
+    return model, palettizer
+
+
+def export(prepared: Prepared, path: Path, **options: Any) -> tuple[Summing, Path]:
+    model, palettizer = prepared
     shapes = {"x": {0: ROWS}, "y": {0: ROWS}}
     functions = {
         "step": ExportFunction((X, X), shapes),
@@ -64,9 +74,12 @@ def run(path: Path, name: str, x: Tensor, cache: np.ndarray) -> np.ndarray:
     return asyncio.run(inside())
 
 
-def test_sets_of_shapes_and_memory_are_in_the_file_and_it_runs(tmp_path: Path) -> None:
+def test_sets_of_shapes_and_memory_are_in_the_file_and_it_runs(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     layouts = {"step_short": {"x": SURFACE, "scores": SURFACE}, "free": {"kv": BUFFER}}
     model, path = export(
+        prepared,
         tmp_path / "m.aimodel",
         static_shapes=SETS,
         hardware_constraints=layouts,
@@ -113,10 +126,10 @@ def test_sets_of_shapes_and_memory_are_in_the_file_and_it_runs(tmp_path: Path) -
     ],
 )
 def test_what_does_not_fit_is_refused(
-    options: dict[str, Any], message: str, tmp_path: Path
+    prepared: Prepared, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BackendError, match=message):
-        export(tmp_path / "m.aimodel", **options)
+        export(prepared, tmp_path / "m.aimodel", **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,6 +143,6 @@ def test_what_does_not_fit_is_refused(
         {"minimum_os": "v26"},
     ],
 )
-def test_values_are_checked(options: dict[str, Any], tmp_path: Path) -> None:
+def test_values_are_checked(prepared: Prepared, options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PluginOptionsError, match=next(iter(options))):
-        export(tmp_path / "m.aimodel", **options)
+        export(prepared, tmp_path / "m.aimodel", **options)
