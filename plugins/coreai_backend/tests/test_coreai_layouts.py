@@ -22,7 +22,7 @@ X = torch.linspace(-1, 1, 48).reshape(6, 8)
 ROWS = torch.export.Dim("rows", min=2, max=64)
 SETS = {"step": {"prefill": {"x": [6, 8], "y": [6, 8]}, "short": {"x": [3, 8], "y": [3, 8]}}}
 SURFACE = {"allocation": "IOSurface", "alignments": [1, 1, 64], "interleave": [1, 1]}
-BUFFER = {"allocation": "MTLBuffer", "alignments": [1, 64], "interleave": [1]}
+BUFFER = {"allocation": "MTLBuffer", "alignments": [1, 1], "interleave": [1]}
 
 
 class Summing(nn.Module):
@@ -99,7 +99,7 @@ def test_sets_of_shapes_and_memory_are_in_the_file_and_it_runs(
             wanted = model(x, x).numpy()
         assert np.abs(run(path, name, x, np.zeros(8, np.float32)) - wanted).max() < 1e-4
     text = str(AIProgram._load_bytecode(path / "main.mlirb"))
-    for part in ("IOSurface, alignments: [1x1x64]", "MTLBuffer, alignments: [1x64]"):
+    for part in ("IOSurface, alignments: [1x1x64]", "MTLBuffer, alignments: [1x1]"):
         assert part in text
     assert set(read_weights(path)) == {"layer.weight"}
     np.testing.assert_array_equal(read_weights(path)["layer.weight"], model.layer.weight.detach())
@@ -120,6 +120,10 @@ def test_sets_of_shapes_and_memory_are_in_the_file_and_it_runs(
         (
             {"hardware_constraints": {"step": {"x": SURFACE}}, "static_shapes": SETS},
             "no function is called 'step'.*there are free, step_prefill, step_short",
+        ),
+        (
+            {"hardware_constraints": {"free": {"kv": {**BUFFER, "alignments": [1, 64]}}}},
+            "free.kv is a state.*leave all of both at 1",
         ),
         ({"hardware_constraints": {"free": {"z": SURFACE}}}, "no input, output or state.* 'z'"),
         ({"hardware_constraints": {"free": {"x": BUFFER}}}, "x.alignments has 2 numbers.* takes 3"),

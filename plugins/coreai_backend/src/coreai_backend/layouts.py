@@ -25,6 +25,7 @@ class _Function:
     """A function as its file shows it: example tensors, with symbols for sizes that vary."""
 
     inputs: Mapping[str, Tensor]
+    states: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     program: ExportedProgram
 
@@ -62,6 +63,13 @@ class Layouts:
             for feature, layout in layouts.items():
                 where = f"{_LAYOUTS}: {name}"
                 rank = _known(where, "input, output or state", feature, given.features).ndim
+                spaced = {*layout.alignments, *layout.interleave} != {1}
+                if spaced and feature in given.states:
+                    raise BackendError(
+                        f"{where}.{feature} is a state; Core AI's runtime gives states that are "
+                        "aligned or interleaved values that nobody wrote (on Linux, coreai-core "
+                        "1.0.0b3), so leave all of both at 1"
+                    )
                 for field, axes in (("alignments", rank + 1), ("interleave", rank)):
                     have = len(getattr(layout, field))
                     if have != axes:
@@ -121,6 +129,7 @@ def _function(program: ExportedProgram, face: Interface) -> _Function:
     }  # fmt: skip
     return _Function(
         {**parts["states"], **parts["inputs"]},
+        parts["states"],
         {**parts["outputs"], **parts["states"], **parts["inputs"]},
         program,
     )

@@ -13,7 +13,7 @@ Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 @final
 class Layout(BaseModel):
-    """Where a tensor lies and how its axes are spaced, as ``HardwareConstraints`` of Core AI."""
+    """Memory of a tensor and spacing of its axes, as ``HardwareConstraints`` of Core AI."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
