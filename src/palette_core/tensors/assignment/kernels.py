@@ -14,17 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inner_kernel, kernel, kernel_with
-from palette_core.tensors.assignment._lane_kernel import LANES, nearest_in_lanes
+from palette_core._common.kernels import inner_kernel, kernel
+from palette_core.tensors.assignment._all_kernels import LANES, nearest_in_lanes, search_all
 
 CHUNK = 8192  # points whose sums are added up together, whoever does it
 SLACK = 1.0 + 1e-9  # bounds are used only where rounding cannot spoil them
 _SHRINK = 1.0 - 1e-6  # the same for bounds kept in float32
 _MANY = 64  # entries from which it may pay to search outwards from a good guess
 _FEW = 128  # coordinates of all entries up to which trying all beats any bounds
-
-# No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
-_minimum_kernel = kernel_with(fastmath={"nnan", "nsz"}, no_cpython_wrapper=True)
 
 
 @kernel
@@ -117,44 +114,6 @@ def search_near(  # noqa: PLR0912
     out[0] = first
     out[1] = min(math.sqrt(second), beyond)
     return best
-
-
-@inner_kernel
-def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out: Any) -> Any:
-    """Find the entry nearest to point i by trying all; otherwise as `search_near`.
-
-    ``columns`` is the table ``[D, K]``, so that the inner loops run over entries and vectorise;
-    ``costs`` is room for K numbers.
-    """
-    dim, count = columns.shape
-    elementwise = weights.shape[1] == dim and dim > 1
-    for d in range(dim):
-        x = np.float64(points[i, d])
-        w = np.float64(weights[i, d]) if elementwise else 1.0
-        if d == 0:
-            for k in range(count):
-                gap = x - columns[d, k]
-                costs[k] = w * (gap * gap)
-        else:
-            for k in range(count):
-                gap = x - columns[d, k]
-                costs[k] += w * (gap * gap)
-    first = _smallest(costs)
-    best = 0
-    while costs[best] != first:
-        best += 1
-    costs[best] = np.inf
-    out[0] = first
-    out[1] = math.sqrt(_smallest(costs))
-    return best
-
-
-@_minimum_kernel
-def _smallest(numbers: Any) -> Any:
-    low = np.inf
-    for number in numbers:
-        low = min(low, number)
-    return low
 
 
 @inner_kernel

@@ -1,17 +1,21 @@
-"""The nearest of a few entries for many points at once: loops over points, which vectorise.
+"""The nearest entry by trying all: of one point, or of many points at once where there are few.
 
-The sums are those of `kernels.search_all`, term by term, so the results are equal bit for bit.
+The sums are the same, term by term, so the results are equal bit for bit.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inner_kernel
+from palette_core._common.kernels import inner_kernel, kernel_with
 
 LANES = 256  # points looked at together; what they need stays in the nearest cache
+
+# No NaN comes in: with that promise a minimum vectorises, and no result depends on how.
+_minimum_kernel = kernel_with(fastmath={"nnan", "nsz"}, no_cpython_wrapper=True)
 
 
 @inner_kernel
@@ -92,3 +96,41 @@ def _keep_two(
         first[j] = total if less else near
         best[j] = k if less else best[j]
         second[j] = left if left < next_near else next_near
+
+
+@inner_kernel
+def search_all(points: Any, weights: Any, i: Any, columns: Any, costs: Any, out: Any) -> Any:
+    """Find the entry nearest to point i by trying all; otherwise as `kernels.search_near`.
+
+    ``columns`` is the table ``[D, K]``, so that the inner loops run over entries and vectorise;
+    ``costs`` is room for K numbers.
+    """
+    dim, count = columns.shape
+    elementwise = weights.shape[1] == dim and dim > 1
+    for d in range(dim):
+        x = np.float64(points[i, d])
+        w = np.float64(weights[i, d]) if elementwise else 1.0
+        if d == 0:
+            for k in range(count):
+                gap = x - columns[d, k]
+                costs[k] = w * (gap * gap)
+        else:
+            for k in range(count):
+                gap = x - columns[d, k]
+                costs[k] += w * (gap * gap)
+    first = _smallest(costs)
+    best = 0
+    while costs[best] != first:
+        best += 1
+    costs[best] = np.inf
+    out[0] = first
+    out[1] = math.sqrt(_smallest(costs))
+    return best
+
+
+@_minimum_kernel
+def _smallest(numbers: Any) -> Any:
+    low = np.inf
+    for number in numbers:
+        low = min(low, number)
+    return low
