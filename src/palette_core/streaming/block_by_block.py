@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from palette_core._common.progress import Advance
-from palette_core._common.pytrees import deep_copy
 from palette_core._common.rng import untouched_global_rng
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
@@ -27,60 +22,17 @@ from palette_core.plugins.checked.clusterers import damping_of
 from palette_core.statistics.activations import Feeder, Findings, InputCalibration, Runner
 from palette_core.statistics.activations.structure import find_structure
 from palette_core.storage.checksums import checksum
+from palette_core.streaming.batches import BlockCalibration
 from palette_core.streaming.job import read_sealed, write_sealed
 from palette_core.streaming.kept_outputs import BEFORE, NOW, KeptOutputs
 from palette_core.streaming.parts import Task, decoded_part, write_part
-from palette_core.streaming.skeleton import Skeleton, States
+from palette_core.streaming.skeleton import States
 from palette_core.streaming.source import SourceCheckpoint
 from palette_core.streaming.stretches import Stretch, in_dtype_of, source_of
 
 _PROGRESS = "blocks.json"
 _KEPT = "outputs"
 _AHEAD = -1
-
-
-@dataclass(frozen=True)
-class BlockCalibration:
-    """Calibration batches of a checkpoint, and the model that takes them.
-
-    Attributes:
-        batches: the model's inputs.
-        skeleton: the model.
-        compensate: aim at the outputs of the unchanged model rather than at its weights.
-    """
-
-    batches: tuple[ExampleInputs, ...]
-    skeleton: Skeleton
-    compensate: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.batches:
-            raise CalibrationError("calibration needs at least one batch, got none")
-        for number, batch in enumerate(self.batches):
-            try:
-                deep_copy(batch)
-            except TypeError as error:
-                raise CalibrationError(
-                    f"calibration batch {number} is run several times, always from the same "
-                    f"inputs: {error}; give as a tensor, or as a list, what it holds"
-                ) from error
-
-    def identity(self) -> dict[str, Any]:
-        """Return what has to be the same for two runs to find the same, as JSON values."""
-        told = "; ".join(_described(batch) for batch in self.batches)
-        return {
-            "batches": {"count": len(self.batches), "crc32": f"{zlib.crc32(told.encode()):08x}"},
-            "compensate": self.compensate,
-            "model": type(self.skeleton.model).__name__,
-            "blocks": len(self.skeleton.block_names()),
-            "torch": torch.__version__,
-        }
-
-
-def _described(batch: ExampleInputs) -> str:
-    leaves, form = tree_flatten(batch)
-    told = [checksum(x.cpu()) if isinstance(x, Tensor) else repr(x) for x in leaves]
-    return f"{form}: {', '.join(told)}"
 
 
 class BlockByBlock:

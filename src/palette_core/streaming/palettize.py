@@ -19,7 +19,7 @@ from palette_core.errors import CalibrationError, CheckpointError, PlanError
 from palette_core.planning.make import OnIncompatible
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.statistics.activations import batches_of
-from palette_core.streaming.block_by_block import BlockCalibration
+from palette_core.streaming.batches import BlockCalibration
 from palette_core.streaming.job import Sealed, identity
 from palette_core.streaming.offered import offered_skeleton
 from palette_core.streaming.planning import CheckpointPlan, plan_source

@@ -14,8 +14,9 @@ from palette_core.errors import CheckpointError, WorkerError
 from palette_core.storage.checkpoint_folders import SINGLE
 from palette_core.storage.span_writing import DamagedPieceError
 from palette_core.storage.tensor_spans import TensorFile
+from palette_core.streaming.batches import BlockCalibration
 from palette_core.streaming.beside import write_beside
-from palette_core.streaming.block_by_block import BlockByBlock, BlockCalibration
+from palette_core.streaming.block_by_block import BlockByBlock
 from palette_core.streaming.parts import Task, palettize_tensor, read_part
 from palette_core.streaming.planning import CheckpointPlan
 from palette_core.streaming.shards import assemble

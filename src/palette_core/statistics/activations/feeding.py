@@ -14,7 +14,8 @@ from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator
 from palette_core.statistics.activations.collect import moments_of
-from palette_core.statistics.activations.comparing import distance, why_nothing
+from palette_core.statistics.activations.comparing import why_nothing
+from palette_core.statistics.activations.judging import errors_of
 from palette_core.statistics.activations.options import Findings, InputCalibration
 from palette_core.statistics.activations.pausing import Pausing, Scout
 from palette_core.statistics.activations.restarting import Copies, Replays, Restarting
@@ -290,35 +291,10 @@ class Feeder:
         Raises:
             CalibrationError: there is nothing to judge by.
         """
-        totals = [0.0] * len(weights)
         known = self._replays.first if alone else self._replays.now
         rest = {} if alone else self.decoded
         changed = [{**rest, **mine} for mine in weights]
-        for batch in self._held_out:
-            for i, error in enumerate(self._errors(stage, batch, known[batch], changed)):
-                totals[i] += error
-        return totals
-
-    def _errors(
-        self,
-        stage: str | None,
-        batch: int,
-        answers: Mapping[str, Any],
-        weights: Sequence[Mapping[str, Tensor]],
-    ) -> list[float]:
-        output = self._replays.output
-        ran, truth = output(stage, batch, self._replays.first[batch], {})
-        others = [output(stage, batch, answers, changed) for changed in weights]
-        if any(also != ran for also, _ in others):
-            # Its weights decide whether it runs: only the model's own outputs can be compared.
-            return self._errors(None, batch, answers, weights)
-        why = why_nothing(truth)
-        if why is not None:
-            raise CalibrationError(
-                f"{stage or 'the model'} cannot be judged by {self._runner.label(batch)}: what "
-                f"the unchanged one returns on it {why}"
-            )
-        return [distance(truth, other) for _, other in others]
+        return errors_of(stage, self._replays, self._runner, self._held_out, known, changed)
 
 
 def _alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
