@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import coremltools as ct
+import numpy as np
 from coremltools.converters.mil.frontend.torch.utils import TORCH_DTYPE_TO_MIL_DTYPE
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from coreml_backend_hooks import CoreMLOptions
-from export_rewrites import Interface
+from export_rewrites import Feature, Interface
 from palette_core.errors import BackendError
 
 
-def input_types(
-    program: ExportedProgram, face: Interface, options: CoreMLOptions
-) -> dict[str, Any]:
-    """Return what ``coremltools.convert`` needs to be told of inputs: images, lists of shapes.
+def check_features(
+    programs: Mapping[str, ExportedProgram],
+    faces: Mapping[str, Interface],
+    options: CoreMLOptions,
+) -> None:
+    """Refuse options about inputs and outputs that no function has, before anything is converted.
 
     Raises:
-        BackendError: an image or a list of shapes is of no input of the program, an image has no
-            fixed shape, or a shape is one that the program does not take.
+        BackendError: naming option and input or output, with those that there are.
     """
-    if not options.image_inputs and not options.enumerated_shapes:
-        return {}
+    inputs = [name for face in faces.values() for name in _by_name(face.inputs)]
+    outputs = [name for face in faces.values() for name in _by_name(face.outputs)]
+    for option in ("image_inputs", "enumerated_shapes", "input_dtypes"):
+        _check_known(option, list(getattr(options, option)), "input", inputs)
+    _check_known("output_dtypes", list(options.output_dtypes), "output", outputs)
+    twice = [name for name in options.input_dtypes if name in options.image_inputs]
+    if twice:
+        raise BackendError(f"input_dtypes: {twice[0]!r} is an image, of image_inputs; choose one")
+    for name, program in programs.items():
+        _dtypes(program, faces[name].inputs, "input", options.input_dtypes)
+        _dtypes(program, faces[name].outputs, "output", options.output_dtypes)
+
+
+def types(program: ExportedProgram, face: Interface, options: CoreMLOptions) -> dict[str, Any]:
+    """Return what ``coremltools.convert`` is told of inputs and outputs: images, shapes, dtypes.
+
+    Options about what the program does not have are about other functions.
+
+    Raises:
+        BackendError: an image has no fixed shape, a shape is one that the program does not take,
+            or a dtype is none that the values can have.
+    """
+    made: dict[str, Any] = {}
+    if options.image_inputs or options.enumerated_shapes or options.input_dtypes:
+        made["inputs"] = _input_types(program, face, options)
+    dtypes = _dtypes(program, face.outputs, "output", options.output_dtypes)
+    if dtypes:
+        made["outputs"] = [
+            ct.TensorType(dtype=dtypes.get(each.node)) if each.node in dtypes else ct.TensorType()
+            for each in face.outputs
+        ]
+    return made
+
+
+def _input_types(program: ExportedProgram, face: Interface, options: CoreMLOptions) -> list[Any]:
     names = list(program.graph_signature.user_inputs)
-    called = {each.name: each.node for each in face.inputs if each.name}
-    images = {called.get(name, name): image for name, image in options.image_inputs.items()}
-    shapes = {called.get(name, name): each for name, each in options.enumerated_shapes.items()}
-    _check_known("image_inputs", list(images), names)
-    _check_known("enumerated_shapes", list(shapes), names)
+    nodes = _by_name(face.inputs)
+    images = {nodes.get(name): image for name, image in options.image_inputs.items()}
+    shapes = {nodes.get(name): each for name, each in options.enumerated_shapes.items()}
+    dtypes = _dtypes(program, face.inputs, "input", options.input_dtypes)
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
-    types = []
+    types: list[Any] = []
     for name in names:
         value = values[name]
         if name in images:
@@ -47,8 +82,39 @@ def input_types(
             _check_shapes(name, shapes[name], _bounds(program, value))
             listed = ct.EnumeratedShapes(shapes[name], default=shapes[name][0])
         # With a type, for coremltools makes float16 of what has none, token ids too.
-        types.append(ct.TensorType(name, listed, TORCH_DTYPE_TO_MIL_DTYPE[value.dtype]))
-    return {"inputs": types}
+        dtype = dtypes.get(name, TORCH_DTYPE_TO_MIL_DTYPE[value.dtype])
+        types.append(ct.TensorType(name, listed, dtype))
+    return types
+
+
+def _by_name(features: Sequence[Feature]) -> dict[str, str]:
+    """Return nodes by what users may call them: the name in the file, else key and node."""
+    found: dict[str, str] = {}
+    for each in features:
+        for name in (each.name,) if each.name else (each.key, each.node):
+            if name:
+                found.setdefault(name, each.node)
+    return found
+
+
+def _dtypes(
+    program: ExportedProgram, features: Sequence[Feature], what: str, asked: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return numpy's dtypes by node, of those that a program has."""
+    nodes = _by_name(features)
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    made: dict[str, Any] = {}
+    for name, dtype in asked.items():
+        if name not in nodes:
+            continue
+        value = values.get(nodes[name])
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            raise BackendError(
+                f"{what}_dtypes: {what} {name!r} holds no floats, and cannot be {dtype}; "
+                "what holds integers is int32 in the package"
+            )
+        made[nodes[name]] = np.dtype(dtype).type
+    return made
 
 
 def renamed(package: Any, face: Interface) -> Any:
@@ -132,7 +198,9 @@ def _check_shapes(
                 )
 
 
-def _check_known(option: str, given: Sequence[str], names: Sequence[str]) -> None:
+def _check_known(option: str, given: Sequence[str], what: str, names: Sequence[str]) -> None:
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise BackendError(f"{option}: no input is called {unknown[0]!r}; there are {list(names)}")
+        raise BackendError(
+            f"{option}: no {what} is called {unknown[0]!r}; there are {list(dict.fromkeys(names))}"
+        )

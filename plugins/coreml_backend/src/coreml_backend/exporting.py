@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from coreml_backend.activations import integers_for_quantized
 from coreml_backend.concatenations import part_before_joining
-from coreml_backend.describing import input_types, renamed
+from coreml_backend.describing import renamed, types
 from coreml_backend.dialect import check_operations, dialect
 from coreml_backend.lowering import Lowered, recording
 from coreml_backend.precision import compute_precision
@@ -116,7 +116,7 @@ def convert(
                 program,
                 minimum_deployment_target=generation(options),
                 skip_model_load=True,
-                **input_types(program, face, options),
+                **types(program, face, options),
                 **how,
             )
         except BackendError:

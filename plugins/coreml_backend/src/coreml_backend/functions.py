@@ -11,6 +11,7 @@ from typing import Any
 import coremltools as ct
 from torch import nn
 
+from coreml_backend.describing import check_features
 from coreml_backend.exporting import bars, converted, trace
 from coreml_backend.reading import METADATA_KEY, merged_names, open_package
 from coreml_backend.refusals import check_stored, generation
@@ -50,6 +51,7 @@ def export_package(
         for name, each in request.functions.items()
     }
     faces = named(programs, request)
+    check_features(programs, faces, options)
     for name, face in faces.items():
         _refuse_written_inputs(name, face, programs[name].graph_signature.inputs_to_buffers)
     packages, names = {}, []
@@ -89,4 +91,5 @@ def _joined(packages: Mapping[str, Any], folder: Path) -> Any:
 def _describe(package: Any, options: CoreMLOptions, metadata: Mapping[str, str]) -> None:
     package.user_defined_metadata.update({**options.user_metadata, **metadata})
     package.author, package.license = options.author, options.license
+    package.version = options.version
     package.short_description = options.description

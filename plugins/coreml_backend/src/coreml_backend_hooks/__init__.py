@@ -31,6 +31,8 @@ Target = Literal[
     "tvOS26",
 ]
 
+Float = Literal["float16", "float32"]
+
 
 @final
 class Image(BaseModel):
@@ -86,6 +88,13 @@ class CoreMLOptions(BaseModel):
         default={},
         description="Inputs that are images, by name: scale, bias and color_layout of each.",
     )
+    input_dtypes: dict[str, Float] = Field(
+        default={},
+        description="Dtype of inputs of floats, by name: float16 saves the cast from float32.",
+    )
+    output_dtypes: dict[str, Float] = Field(
+        default={}, description="Dtype of outputs of floats, by name, or by key of a dictionary."
+    )
     enumerated_shapes: dict[str, tuple[tuple[int, ...], ...]] = Field(
         default={},
         description="The shapes that an input may have, by name; the first is the default. Axes "
@@ -95,6 +104,7 @@ class CoreMLOptions(BaseModel):
         default={}, description="Kept in the package, as Core ML's user-defined metadata."
     )
     show_progress: bool = Field(default=False, description="Let coremltools draw progress bars.")
+    version: str = Field(default="", description="Kept in the package's metadata.")
     author: str = Field(default="", description="Kept in the package's metadata.")
     license: str = Field(default="", description="Kept in the package's metadata.")
     description: str = Field(default="", description="Kept in the package's metadata.")
