@@ -132,6 +132,17 @@ def test_what_does_not_fit_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_function_fails_on_is_told_with_its_name(prepared: Prepared, tmp_path: Path) -> None:
+    free = ({0: torch.export.Dim.AUTO},)
+    functions = {
+        "pick": ExportFunction((X, PLACES)),
+        "half": ExportFunction((X,), free, Half(prepared[0])),
+    }
+    with pytest.raises(BackendError, match="function 'half': axis 0 of input 'rows' has no max"):
+        prepared[1].export(tmp_path / "m.mlpackage", functions=functions)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_dtypes_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(PluginOptionsError, match="input_dtypes"):
         export(prepared, tmp_path / "m.mlpackage", {"input_dtypes": {"x": "float64"}})

@@ -18,7 +18,7 @@ from coreai_backend.operators import TRACED
 from coreai_backend.options import CoreAIOptions
 from coreai_backend.precision import in_precision
 from coreai_backend.refusals import check_stored, refusal
-from export_rewrites import Interface, named, rewritten, summary, tidy_outputs, trace
+from export_rewrites import Interface, named, of_function, rewritten, summary, tidy_outputs, trace
 from palette_core.errors import BackendError
 from palette_core.plugins import (
     Backend,
@@ -132,8 +132,9 @@ class CoreAIBackend(Backend):
         precision = self._options.compute_precision
         programs: dict[str, ExportedProgram] = {}
         for name, function in request.functions.items():
-            given = in_precision(_module_of(name, function), function.inputs, precision)
-            programs[name] = export_program(*given, function.dynamic_shapes)
+            with of_function(name, request.functions):
+                given = in_precision(_module_of(name, function), function.inputs, precision)
+                programs[name] = export_program(*given, function.dynamic_shapes)
         return programs
 
     def convert(
@@ -159,8 +160,9 @@ class CoreAIBackend(Backend):
         layouts = None if request is None else Layouts(self._options, programs, faces)
         modes = TorchConverter.Mode
         converter = TorchConverter(mode=modes.DEBUG if self._options.debug_info else modes.RELEASE)
-        for program in programs.values():
-            check_operations(program)
+        for name, program in programs.items():
+            with of_function(name, programs):
+                check_operations(program)
         register_lowerings(
             converter,
             [

@@ -16,7 +16,7 @@ from coreml_backend.exporting import bars, converted, trace
 from coreml_backend.reading import METADATA_KEY, merged_names, open_package
 from coreml_backend.refusals import check_stored, generation
 from coreml_backend_hooks import CoreMLOptions
-from export_rewrites import Interface, named
+from export_rewrites import Interface, named, of_function
 from palette_core.errors import BackendError
 from palette_core.plugins import ExportRequest
 
@@ -46,17 +46,19 @@ def export_package(
             f"{options.deployment_target} loads packages of one function {MAIN!r}, and not of "
             f"{', '.join(request.functions)}; deployment_target iOS18 does"
         )
-    programs = {
-        name: trace(each.module or model, each.inputs, each.dynamic_shapes)
-        for name, each in request.functions.items()
-    }
+    programs = {}
+    for name, each in request.functions.items():
+        with of_function(name, request.functions):
+            programs[name] = trace(each.module or model, each.inputs, each.dynamic_shapes)
     faces = named(programs, request)
     check_features(programs, faces, options)
     for name, face in faces.items():
         _refuse_written_inputs(name, face, programs[name].graph_signature.inputs_to_buffers)
     packages, names = {}, []
     for name, program in programs.items():
-        package, stored = converted(model, request.functions[name], program, faces[name], options)
+        asked = request.functions[name]
+        with of_function(name, request.functions):
+            package, stored = converted(model, asked, program, faces[name], options)
         packages[name] = package
         names.append(stored)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, bars(options):

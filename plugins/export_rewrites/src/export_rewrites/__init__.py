@@ -31,7 +31,7 @@ from export_rewrites.program import (
     rewritten,
     tidy_outputs,
 )
-from export_rewrites.tracing import evaluating, split_inputs, summary, trace
+from export_rewrites.tracing import evaluating, of_function, split_inputs, summary, trace
 
 __all__ = [
     "REWRITES",
@@ -48,6 +48,7 @@ __all__ = [
     "left_over",
     "module_of",
     "named",
+    "of_function",
     "rewritten",
     "split_inputs",
     "summary",

@@ -54,6 +54,17 @@ def trace(
         ) from error
 
 
+@contextlib.contextmanager
+def of_function(name: str, functions: Mapping[str, Any]) -> Iterator[None]:
+    """Name the function in what is raised about it, where there are several."""
+    try:
+        yield
+    except BackendError as error:
+        if len(functions) < 2:
+            raise
+        raise BackendError(f"function {name!r}: {error}") from error
+
+
 def _failing_module(model: nn.Module, error: Exception) -> str:
     """Return, in words, the innermost module in whose forward an error came up; else nothing."""
     names = {id(module): name for name, module in model.named_modules()}
