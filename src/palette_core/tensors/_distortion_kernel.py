@@ -86,7 +86,7 @@ def _count_zeros(x: Any) -> int:
     return int(count)
 
 
-@kernel
+@inner_kernel
 def _add_plain(x: Any, per_unit: float, codes: Any, table: Any, dim: int, out: Any) -> None:
     """Add elements of one LUT; four sums at once, as one would wait for the other."""
     # Unsigned indices: signed ones are looked at for being negative.
@@ -120,7 +120,7 @@ def _add_plain(x: Any, per_unit: float, codes: Any, table: Any, dim: int, out: A
     out[4], out[5], out[6], out[7] = n0, n1, n2, n3
 
 
-@kernel
+@inner_kernel
 def _add_scaled(
     x: Any,
     first: int,
@@ -155,7 +155,7 @@ def _add_scaled(
     out[0], out[4] = error, norm
 
 
-@kernel
+@inner_kernel
 def _rounded(value: float, digits: int, least: int) -> float:
     """Round to ``digits`` significant bits, to even, with no step below 2^least."""
     exponent = math.frexp(value)[1]

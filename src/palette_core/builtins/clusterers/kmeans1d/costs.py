@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inlined, kernel, short_kernel
+from palette_core._common.kernels import inlined, inner_kernel, kernel, short_kernel
 
 SHARP = 3e-10  # relative error of a cost above which the merged form is used
 LIGHT = 1e-13  # share of the total weight below which an atom is lost in running sums
@@ -47,7 +47,7 @@ def running_sums(w: Any, x: Any, sums: Any) -> None:
         sums[i, 2] = sums[i + 1, 2] - wx * x[i]
 
 
-@kernel
+@inner_kernel
 def _join(w1: float, m1: float, q1: float, w2: float, m2: float, q2: float) -> Any:
     w = w1 + w2
     if w1 == 0.0:
@@ -100,7 +100,7 @@ def merged_moments(w: Any, x: Any) -> Any:
     return out
 
 
-@kernel
+@inner_kernel
 def segment(merged: Any, n: int, i: int, j: int) -> Any:
     """Return weight, mean and cost of atoms i … j-1 (i < j) out of n, from `merged_moments`."""
     first, last = i // _RUN, (j - 1) // _RUN
@@ -126,7 +126,7 @@ def segment(merged: Any, n: int, i: int, j: int) -> Any:
     return _join(a, m, q, merged[0, t, 0], merged[0, t, 1], merged[0, t, 2])
 
 
-@kernel
+@inner_kernel
 def cost(moments: Any, n: int, i: int, j: int) -> float:
     """Return the cost of atoms i … j-1 out of n, i < j, from either form (by its rank)."""
     if j == i + 1:
@@ -139,7 +139,7 @@ def cost(moments: Any, n: int, i: int, j: int) -> float:
     return max(float(c), 0.0)
 
 
-@kernel
+@inner_kernel
 def _beats(moments: Any, n: int, total: Any, b: int, j: int, p: int) -> bool:
     """Return whether a last segment from j is at least as good as one from b, for the first p."""
     return bool(total[j] + cost(moments, n, j, p) <= total[b] + cost(moments, n, b, p))

@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import kernel, kernel_with
-from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products, factorize
+from palette_core._common.kernels import inlined, inner_kernel, kernel, kernel_with
+from palette_core.builtins.clusterers.layerwise.products import (
+    BATCH,
+    ZERO,
+    add_products,
+    copy,
+    factorize,
+)
 
 _fused_kernel = kernel_with(fastmath={"contract"})
+_inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 _ROUNDS = 20
 _DEEP, _WIDTH = 64, 128  # rows and columns of a tile of H; the one divides the other
@@ -52,7 +59,7 @@ def normal_equations(
     picked, begin, where = _pick(table[low:high], codes[low:high], wanted, slot, right.shape[2])
     code = np.empty(picked.shape, np.int32)
     scale = np.empty((strips * dim, columns), np.float32)
-    spot = np.arange(columns) // wide
+    spot = _blocks(columns, wide)
     for s in range(strips):
         for at in range(begin[s, -1]):
             j = picked[s, at]
@@ -82,7 +89,7 @@ def normal_equations(
                     if share[r] != 0.0 and first < last:
                         if group[r] != held:
                             held = group[r]
-                            tile[: bottom - top, : end - left] = h[held, top:bottom, left:end]
+                            copy(h[held, top:bottom, left:end], tile)
                         _add_lines(
                             tile, top, times, picked[s], code[s], scale[n], first, last, sums[n]
                         )
@@ -103,7 +110,16 @@ def normal_equations(
                 )
 
 
-@kernel
+@inlined
+def _blocks(columns: Any, wide: Any) -> Any:
+    """Return which factor of a row each column has; by a loop, which compiles sooner."""
+    out = np.empty(columns, np.int64)
+    for j in range(columns):
+        out[j] = j // wide
+    return out
+
+
+@inner_kernel
 def _pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
     """Return which columns look into a wanted table, and where its sums are.
 
@@ -136,7 +152,7 @@ def _pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
     return picked, begin, where
 
 
-@_fused_kernel
+@_inner_kernel
 def _add_lines(
     m: Any,
     top: Any,
@@ -172,7 +188,7 @@ def _add_lines(
             at += 1
 
 
-@_fused_kernel
+@_inner_kernel
 def _add_columns(
     sums: Any,
     left: Any,
@@ -270,7 +286,7 @@ def move_entries(
                 error[s * dim + d, j] += moves
     own, into = group[low * dim : high * dim], grad[low * dim : high * dim]
     for top in range(0, columns, BATCH):
-        add_products(change[:, top : top + BATCH], h, own, into, top, 0, columns)
+        add_products(change[:, top : top + BATCH], h, own, into, top, ZERO, columns)
 
 
 @kernel

@@ -14,6 +14,7 @@ from palette_core.builtins.clusterers.layerwise.kernels import best, nearest
 from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products
 
 _fused_kernel = kernel_with(fastmath={"contract"})
+_inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 
 @_fused_kernel
@@ -56,6 +57,7 @@ def feed_back(
         for i in range(columns):
             aim[r, i] = w[first + r, order[group[first + r], i]]
     made = np.empty((BATCH, rows), np.float32)
+    turned = np.empty((rows, BATCH), np.float32)
     fed = np.empty(rows, np.float32)
     own = group[first : first + rows]
     # Errors are fed to later columns of a batch one by one, and to all behind it at once.
@@ -101,10 +103,13 @@ def feed_back(
                     fed,
                     made[i - left],
                 )
-        add_products(made[: right - left].T.copy(), feedback, own, aim, left, right, columns)
+        for r in range(rows):
+            for k in range(right - left):
+                turned[r, k] = made[k, r]
+        add_products(turned[:, : right - left], feedback, own, aim, left, right, columns)
 
 
-@_fused_kernel
+@_inner_kernel
 def _take_scalars(
     w: Any,
     group: Any,
@@ -131,7 +136,7 @@ def _take_scalars(
         made[s - low] = w[s, at] - flat[t, code] * f
 
 
-@_fused_kernel
+@_inner_kernel
 def _take_vectors(
     w: Any,
     group: Any,
@@ -171,7 +176,7 @@ def _take_vectors(
             made[r - first] = w[r, at] - entry * factor[r, at // wide]
 
 
-@_fused_kernel
+@_inner_kernel
 def _add_fed(feedback: Any, group: Any, made: Any, left: Any, i: Any, fed: Any) -> None:
     """Set ``fed[r]`` to Σ_k made[k, r] · U[left + k, i], k up to column i; see `feed_back`."""
     fed[:] = 0.0

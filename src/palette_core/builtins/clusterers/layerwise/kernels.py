@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inlined, kernel, kernel_with
-from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products
+from palette_core._common.kernels import inlined, inner_kernel, kernel, kernel_with
+from palette_core.builtins.clusterers.layerwise.products import BATCH, ZERO, add_products
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 
@@ -44,7 +44,7 @@ def nearest(flat: Any, t: Any, x: Any) -> Any:
     return found
 
 
-@kernel
+@inner_kernel
 def best(flat: Any, t: Any, targets: Any, weights: Any) -> Any:
     """Return the entry of table ``t`` with the least Σ_d weights_d (entry_d − target_d)².
 
@@ -72,7 +72,7 @@ def multiply(error: Any, group: Any, h: Any, grad: Any, low: Any, high: Any) -> 
     # A few rows of H at a time serve all the rows.
     for top in range(0, columns, BATCH):
         f = error[low:high, top : top + BATCH]
-        add_products(f, h, group[low:high], grad[low:high], top, 0, columns)
+        add_products(f, h, group[low:high], grad[low:high], top, ZERO, columns)
 
 
 @_fused_kernel
@@ -119,10 +119,10 @@ def descend(
     total = 0
     for s in range(low, high):
         _set_corners(h, group[s * dim : (s + 1) * dim], held, corners)
-        _set_bounds(corners, table, flat, factor, wide, pinned, codes, s, 0, columns, bounds)
+        _set_bounds(corners, table, flat, factor, wide, pinned, codes, s, ZERO, columns, bounds)
         for _ in range(sweeps):
             changed = 0
-            j = _next(grad, s * dim, bounds, 0)
+            j = _next(grad, s * dim, bounds, ZERO)
             while j < columns:
                 t, old = table[s, j], codes[s, j]
                 off, least = np.float32(0.0), np.float32(np.inf)
@@ -164,7 +164,7 @@ def descend(
     return total
 
 
-@kernel
+@inner_kernel
 def _set_corners(h: Any, group: Any, held: Any, corners: Any) -> None:
     """Set ``corners`` to the diagonals of the matrices of some rows, which ``held`` names."""
     for d in range(group.shape[0]):
@@ -174,7 +174,7 @@ def _set_corners(h: Any, group: Any, held: Any, corners: Any) -> None:
                 corners[d, j] = h[held[d], j, j]
 
 
-@kernel
+@inner_kernel
 def _gap(flat: Any, t: Any, code: Any, gaps: Any) -> Any:
     """Return the least squared distance from an entry to another one, kept in ``gaps``."""
     if gaps[t, code] < 0.0:
@@ -191,7 +191,7 @@ def _gap(flat: Any, t: Any, code: Any, gaps: Any) -> Any:
     return gaps[t, code]
 
 
-@kernel
+@inner_kernel
 def _set_bounds(
     corners: Any,
     table: Any,
@@ -227,7 +227,7 @@ def _set_bounds(
         bounds[1, j] = np.inf if held or code == last else above
 
 
-@kernel
+@inner_kernel
 def _next(grad: Any, r: Any, bounds: Any, j: Any) -> Any:
     """Return the first element from ``j`` on whose gradient is not within its bounds."""
     columns = grad.shape[1]

@@ -12,13 +12,16 @@ import numpy as np
 from palette_core._common.kernels import inlined, kernel_with
 
 _fused_kernel = kernel_with(fastmath={"contract"})
+_inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 _PANEL = 48
 _TILE = 512  # columns, so that what four rows of a product need stays in the cache
 BATCH = 32
+# What kernels call each other with: for a plain 0 numba compiles the callee once more.
+ZERO = np.int64(0)
 
 
-@_fused_kernel
+@_inner_kernel
 def add_rows(f: Any, m: Any, out: Any, top: Any, bottom: Any, left: Any, right: Any) -> None:
     """Add Σ_k f[k − top] · m[k, left:right], k from ``top`` to ``bottom``, to ``out``."""
     into = out[left:right]
@@ -38,7 +41,7 @@ def add_rows(f: Any, m: Any, out: Any, top: Any, bottom: Any, left: Any, right: 
         k += 1
 
 
-@_fused_kernel
+@_inner_kernel
 def _add_four(f: Any, m: Any, out: Any, top: Any, left: Any, right: Any) -> None:
     """Add Σ_k f[r, k] · m[top + k, left:right] to row r of ``out``, four k and four rows."""
     a0, a1, a2, a3 = f[0, 0], f[0, 1], f[0, 2], f[0, 3]
@@ -56,7 +59,7 @@ def _add_four(f: Any, m: Any, out: Any, top: Any, left: Any, right: Any) -> None
         d[j] += d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3
 
 
-@_fused_kernel
+@_inner_kernel
 def _are_zero(f: Any) -> Any:
     for r in range(f.shape[0]):
         for k in range(f.shape[1]):
@@ -65,7 +68,7 @@ def _are_zero(f: Any) -> Any:
     return True
 
 
-@_fused_kernel
+@_inner_kernel
 def add_products(f: Any, m: Any, group: Any, out: Any, top: Any, left: Any, right: Any) -> None:
     """Add f · m[group[r], top:top + T, left:right] to columns ``left`` to ``right`` of each row r.
 
@@ -94,6 +97,14 @@ def add_products(f: Any, m: Any, group: Any, out: Any, top: Any, left: Any, righ
 
 
 # Copies are loops: those of whole arrays take numba seconds to compile.
+
+
+@inlined
+def copy(source: Any, into: Any) -> None:
+    """Copy a matrix to the corner of one that is at least as large."""
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            into[i, j] = source[i, j]
 
 
 @inlined
@@ -128,7 +139,7 @@ def factorize(a: Any) -> Any:
         for j in range(high - low):
             for i in range(j):
                 above[i] = -panel[i, j]
-            add_rows(above[:j], panel, panel[j], 0, j, j, n - low)
+            add_rows(above[:j], panel, panel[j], ZERO, j, j, n - low)
             if not panel[j, j] > 0.0:
                 return False
             scale = 1.0 / np.sqrt(panel[j, j])
@@ -141,5 +152,5 @@ def factorize(a: Any) -> Any:
             end = min(n, i + BATCH)
             its = np.empty((end - i, high - low))
             _negate(a[i:end, low:high], its)
-            add_products(its, lines, group[i:end], a[i:end, high:], 0, 0, end - high)
+            add_products(its, lines, group[i:end], a[i:end, high:], ZERO, ZERO, end - high)
     return True
