@@ -97,17 +97,8 @@ def normal_equations(
             first, last = begin[s, one], begin[s, other]
             for d in range(dim):
                 n, part = s * dim + d, np.float64(share[(low + s) * dim + d])
-                _add_columns(
-                    sums[n],
-                    left,
-                    part,
-                    picked[s],
-                    code[s],
-                    scale[n],
-                    first,
-                    last,
-                    square[where[s], d],
-                )
+                own = square[where[s], d]
+                _add_columns(sums[n], left, part, picked[s], code[s], scale[n], first, last, own)
 
 
 @inlined
