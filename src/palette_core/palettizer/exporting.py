@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,13 +13,28 @@ from palette_core._common.files import atomic_path
 from palette_core.errors import BackendError
 from palette_core.model.snapshot import ModelSnapshot
 from palette_core.palettizer import life_cycle
-from palette_core.palettizer.functions import Asked, inputs_for, make_request, of_model
+from palette_core.palettizer.functions import (
+    MAIN,
+    Asked,
+    checked_metadata,
+    inputs_for,
+    make_request,
+    of_model,
+)
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
+from palette_core.palettizer.parts import (
+    check_folder,
+    check_parts,
+    make_parts,
+    warn_of,
+    write_manifest,
+)
 from palette_core.palettizer.targets import ExportBackend, Target, find_target
 from palette_core.palettizer.training_session import complete_training
 from palette_core.planning import refusals
 from palette_core.plugins.catalog import Catalog
+from palette_core.plugins.export_requests import ExportRequest
 from palette_core.storage.folding import fold
 from palette_core.storage.mapped_files import WeightFolder
 from palette_core.storage.pack import pack
@@ -91,13 +107,7 @@ def export(
     """
     if path.suffix != target.entry.suffix:
         raise BackendError(f"backend {target.name!r} writes {target.entry.suffix}, got {path}")
-    if not traces_weights(model):
-        life_cycle.check(Action.EXPORT, model)
-    elif target.is_ours:
-        raise BackendError(
-            f"backend {target.name!r} needs the palettes as modules, and this model is a graph "
-            "that decodes them; give it the finalized model that the graph was made of"
-        )
+    _check_state(model, target)
     request = make_request(asked, model, target)
     if not target.is_ours:
         _refuse_offloaded(model, target)
@@ -105,23 +115,104 @@ def export(
     # Whatever fails, the model is as before, and so is what stands at the path.
     before = _snapshot(model, target)
     with atomic_path(path, beside=target.entry.beside) as fresh, before:
-        foreign = palette_sites(model, PackedWeight)
-        if palette_sites(model, PalettizedWeight):
-            _refuse_unfit(model, target)
-            model = _finalized(model, target, catalog)
-        with _left_alone(model, target, before), _as_stored(foreign):
-            _check_stored(model, target)
+        with _finalized_for(model, target, catalog, before) as final:
             if request is not None:
-                written = target.backend.export_functions(model, of_model(request, model), fresh)
-            else:
-                inputs = inputs_for(target, asked.example_inputs)
-                written = target.backend.export(model, inputs, fresh, asked.dynamic_shapes)
-            if not fresh.exists():
-                raise BackendError(
-                    f"backend {target.name!r} wrote {written} instead of the path that it was given"
-                )
-        _refuse_undeclared(target, fresh)
+                request = of_model(request, final)
+            inputs = inputs_for(target, asked.example_inputs)
+            _write(final, target, request, (inputs, asked.dynamic_shapes), fresh)
+        _refuse_undeclared(target, [fresh])
     return path
+
+
+def export_parts(
+    model: nn.Module, target: Target, catalog: Catalog, folder: Path, asked: Asked
+) -> Path:
+    """Finalize where that is still to be done, and write a file for each part in a folder.
+
+    Raises:
+        StateError: the model is neither prepared nor finalized.
+        BackendError: as of `export`, naming the part; or the folder is none of parts.
+        OSError: as of `export`; files are there all or none.
+
+    Warns:
+        PaletteWarning: of weights in several files or in none, and of what no file computes.
+    """
+    beside = [name for name in _NOT_WITH_PARTS if getattr(asked, name) is not None]
+    if beside:
+        raise BackendError(f"parts have {', '.join(beside)} of their own; give them by ExportPart")
+    if asked.metadata is not None and not target.entry.takes_functions:
+        raise BackendError(f"backend {target.name!r} takes no metadata")
+    _check_state(model, target)
+    given = check_parts(asked.parts, model, target)
+    metadata = checked_metadata(asked.metadata)
+    _refuse_offloaded(model, target)
+    check_folder(folder, target)
+    inputs = inputs_for(target, asked.example_inputs)
+    before = _snapshot(model, target)
+    with atomic_path(folder) as fresh, before:
+        fresh.mkdir()
+        with _finalized_for(model, target, catalog, before) as final:
+            parts = make_parts(given, final, inputs)
+            for name, part in parts.functions.items():
+                request = ExportRequest({MAIN: part}, metadata=metadata)
+                file = fresh / f"{name}{target.entry.suffix}"
+                how = (part.inputs, part.dynamic_shapes)
+                takes = request if target.entry.takes_functions else None
+                try:
+                    _write(part.module or final, target, takes, how, file, of=final)
+                except BackendError as error:
+                    raise BackendError(f"part {name!r}: {error}") from error
+        _refuse_undeclared(target, [fresh / f"{name}{target.entry.suffix}" for name in given])
+        write_manifest(parts, fresh, target)
+    warn_of(parts)
+    return folder
+
+
+_NOT_WITH_PARTS = ("functions", "dynamic_shapes", "input_names", "output_names", "state_names")
+
+
+def _check_state(model: nn.Module, target: Target) -> None:
+    if not traces_weights(model):
+        life_cycle.check(Action.EXPORT, model)
+    elif target.is_ours:
+        raise BackendError(
+            f"backend {target.name!r} needs the palettes as modules, and this model is a graph "
+            "that decodes them; give it the finalized model that the graph was made of"
+        )
+
+
+@contextlib.contextmanager
+def _finalized_for(
+    model: nn.Module, target: Target, catalog: Catalog, before: ModelSnapshot
+) -> Iterator[nn.Module]:
+    """Yield the model as the backend is to write it."""
+    foreign = palette_sites(model, PackedWeight)
+    if palette_sites(model, PalettizedWeight):
+        _refuse_unfit(model, target)
+        model = _finalized(model, target, catalog)
+    with _left_alone(model, target, before), _as_stored(foreign):
+        _check_stored(model, target)
+        yield model
+
+
+def _write(
+    model: nn.Module,
+    target: Target,
+    request: ExportRequest | None,
+    main: tuple[Any, Any],
+    fresh: Path,
+    *,
+    of: nn.Module | None = None,
+) -> None:
+    """Let the backend write one file: of a request, or of ``model``, inputs and dynamic shapes."""
+    if request is not None:
+        written = target.backend.export_functions(of or model, request, fresh)
+    else:
+        written = target.backend.export(model, main[0], fresh, main[1])
+    if not fresh.exists():
+        raise BackendError(
+            f"backend {target.name!r} wrote {written} instead of the path that it was given"
+        )
 
 
 def _refuse_offloaded(model: nn.Module, target: Target) -> None:
@@ -198,10 +289,11 @@ def _as_stored(finalized: Sequence[PaletteSite[PackedWeight]]) -> Iterator[None]
             palette.traced_as = function
 
 
-def _refuse_undeclared(target: Target, fresh: Path) -> None:
+def _refuse_undeclared(target: Target, fresh: Sequence[Path]) -> None:
     """Refuse files that would be lost, because the backend does not say that it writes them."""
-    declared = {fresh.name, *(fresh.with_suffix(suffix).name for suffix in target.entry.beside)}
-    found = {entry.name for entry in fresh.parent.iterdir()}
+    suffixes = (target.entry.suffix, *target.entry.beside)
+    declared = {path.with_suffix(suffix).name for path in fresh for suffix in suffixes}
+    found = {entry.name for entry in fresh[0].parent.iterdir()}
     if found != declared:
         more = ", ".join(sorted(found - declared)) or "nothing"
         fewer = ", ".join(sorted(declared - found)) or "nothing"

@@ -17,7 +17,7 @@ from palette_core.palettizer.targets import Target
 from palette_core.plugins.export_requests import ExportFunction, ExportRequest, Names
 from palette_core.storage.sites import palette_sites
 
-_DEFAULT = "main"
+MAIN = "main"
 _KINDS = ("input_names", "output_names", "state_names")
 
 
@@ -32,6 +32,7 @@ class Asked:
     output_names: Names | None = None
     state_names: Names | None = None
     metadata: Mapping[str, str] | None = None
+    parts: Mapping[str, Any] | None = None
 
 
 def make_request(asked: Asked, model: nn.Module, target: Target) -> ExportRequest | None:
@@ -49,7 +50,7 @@ def make_request(asked: Asked, model: nn.Module, target: Target) -> ExportReques
         raise BackendError(_takes_none(target, used))
     functions: Any = asked.functions
     if functions is None:
-        functions = {_DEFAULT: ExportFunction(asked.example_inputs, asked.dynamic_shapes)}
+        functions = {MAIN: ExportFunction(asked.example_inputs, asked.dynamic_shapes)}
     elif asked.example_inputs is not None or asked.dynamic_shapes is not None:
         raise BackendError("functions have inputs and dynamic_shapes of their own; give either")
     elif not isinstance(functions, Mapping) or not functions:
@@ -58,7 +59,7 @@ def make_request(asked: Asked, model: nn.Module, target: Target) -> ExportReques
     return ExportRequest(
         {name: _function(name, each, model, target) for name, each in functions.items()},
         **names,
-        metadata=_metadata(asked.metadata),
+        metadata=checked_metadata(asked.metadata),
     )
 
 
@@ -130,25 +131,42 @@ def _function(name: object, given: object, model: nn.Module, target: Target) -> 
         )
     if not isinstance(given, ExportFunction):
         raise BackendError(f"function {name!r} must be an ExportFunction, got {given!r:.200}")
+    return checked_function(f"function {name!r}", given, model, target)
+
+
+def checked_function(
+    what: str, given: ExportFunction, model: nn.Module, target: Target
+) -> ExportFunction:
+    """Return a function with inputs and names as backends take them.
+
+    Raises:
+        BackendError: beginning with ``what``: its module is none, or not of the model, or inputs
+            or names are none.
+    """
     module: object = model if given.module is None else given.module
     if not isinstance(module, nn.Module):
-        raise BackendError(f"function {name!r}: module is no torch.nn.Module: {module!r:.200}")
+        raise BackendError(f"{what}: module is no torch.nn.Module: {module!r:.200}")
     own = {id(site.palette) for site in palette_sites(model)}
     foreign = [site.name for site in palette_sites(module) if id(site.palette) not in own]
     if foreign:
         raise BackendError(
-            f"function {name!r}: {foreign[0]} of its module is a palettized weight of another "
+            f"{what}: {foreign[0]} of its module is a palettized weight of another "
             "model; a function's module holds the model, or parts of it"
         )
     try:
         names = {kind: checked_names(kind, getattr(given, kind)) for kind in _KINDS}
         inputs = inputs_for(target, given.inputs)
     except BackendError as error:
-        raise BackendError(f"function {name!r}: {error}") from None
+        raise BackendError(f"{what}: {error}") from None
     return replace(given, inputs=inputs, **names)
 
 
-def _metadata(given: object) -> dict[str, str]:
+def checked_metadata(given: object) -> dict[str, str]:
+    """Return metadata as texts by name.
+
+    Raises:
+        BackendError: it is none.
+    """
     if given is None:
         return {}
     if isinstance(given, Mapping) and all(

@@ -20,7 +20,7 @@ from palette_core.engine.executor import Executor
 from palette_core.engine.kept import Kept, keeper_in
 from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.engine.run_facts import Stopwatch, facts_of
-from palette_core.errors import StateError
+from palette_core.errors import BackendError, StateError
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
 from palette_core.palettizer import life_cycle
@@ -32,7 +32,7 @@ from palette_core.palettizer.calibration import (
     sensitivities_of,
 )
 from palette_core.palettizer.calibration_session import Calibration
-from palette_core.palettizer.exporting import dequantize, export, finalize
+from palette_core.palettizer.exporting import dequantize, export, export_parts, finalize
 from palette_core.palettizer.functions import Asked
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.measuring import output_errors, with_errors
@@ -48,7 +48,7 @@ from palette_core.planning import (
     refuse_program,
 )
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.plugins.export_requests import ExportFunction, Names
+from palette_core.plugins.export_requests import ExportFunction, ExportPart, Names
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
 from palette_core.storage.bits import model_bits
 from palette_core.storage.sensitivity_files import save_sensitivities
@@ -378,6 +378,7 @@ class KMeansPalettizer:
         output_names: Names | None = None,
         state_names: Names | None = None,
         metadata: Mapping[str, str] | None = None,
+        parts: Mapping[str, str | Sequence[str] | ExportPart | ExportFunction] | None = None,
     ) -> Path:
         """Finalize where that is still to be done, and write the backend's file.
 
@@ -396,6 +397,9 @@ class KMeansPalettizer:
             output_names: names of outputs, in order, or by key of a dictionary.
             state_names: names of states, in the order of buffers, or by the buffer's name.
             metadata: of your own, kept in the file.
+            parts: modules of the model that get files of their own, by name, in a folder
+                ``path``: names, ranges such as ``"layers[0:6]"``, or both in order, an
+                `ExportPart`, or an `ExportFunction` with its module.
 
         Raises:
             StateError: the model is neither prepared nor finalized.
@@ -408,15 +412,18 @@ class KMeansPalettizer:
         with torch_state_kept():
             model = self._chosen(model)
             place = Path(path)
+            if backend is None and parts is not None:
+                raise BackendError("parts go to a folder, whose name tells no backend; name it")
             name = backend_for(self._catalog, place) if backend is None else backend
             target = find_target(self._catalog, name, backend_options)
             asked = Asked(
                 example_inputs, dynamic_shapes, functions, input_names, output_names, state_names,
-                metadata,
+                metadata, parts,
             )  # fmt: skip
+            write = export if parts is None else export_parts
             _log.info("writing %s by backend %s", place, target.name)
             with self._watch("write"):
-                made = export(model, target, self._catalog, place, asked)
+                made = write(model, target, self._catalog, place, asked)
             if model is self._model and self.report is not None:
                 run = self.report.run.with_file(
                     target.name, made, self._watch.seconds, target.entry.beside

@@ -39,6 +39,30 @@ class ExportFunction:
 
 
 @dataclass(frozen=True)
+class ExportPart:
+    """One of several files of a model: modules that follow each other.
+
+    Inputs are those that the first of them gets when the model runs, and others that later ones
+    get from before; the output is that of the last.
+
+    Attributes:
+        modules: names of modules, in the order in which they run, or ranges of a list's, as
+            ``"layers[0:6]"``.
+        dynamic_shapes: as in ``torch.export.export``, by name of the input.
+        input_names: names of its inputs, in order, or by argument of the module that gets it.
+        output_names: names of its outputs, in order, or by key.
+        state_names: names of its states, in the order of buffers, or by the buffer's name in the
+            model.
+    """
+
+    modules: str | Sequence[str]
+    dynamic_shapes: Any = None
+    input_names: Names | None = None
+    output_names: Names | None = None
+    state_names: Names | None = None
+
+
+@dataclass(frozen=True)
 class ExportRequest:
     """Request to a backend that takes functions; checked, but for names in the model.
 

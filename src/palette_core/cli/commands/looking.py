@@ -90,14 +90,22 @@ def plan(
 
 def inspect(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Packed checkpoint: a .safetensors file, or a folder.")
+        Path,
+        typer.Argument(
+            help="Packed checkpoint: a .safetensors file, or a folder; or a folder of parts."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a packed checkpoint holds, and where it comes from."""
+    """Show what a packed checkpoint holds, and where it comes from; or parts of a model."""
+    from palette_core.palettizer.parts import MANIFEST, read_manifest
     from palette_core.reporting import checkpoints as show
+    from palette_core.reporting import parts
     from palette_core.storage import open_checkpoint
 
+    if (checkpoint / MANIFEST).is_file():
+        parts.contents(checkpoint, read_manifest(checkpoint), as_json=as_json)
+        return
     with open_checkpoint(checkpoint) as reader:
         show.contents(checkpoint, reader, as_json=as_json)
 

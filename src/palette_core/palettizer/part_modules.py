@@ -1,0 +1,362 @@
+"""Parts of a model as modules of their own, found by running it once on example inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten_with_path, tree_leaves, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+from palette_core._common.modules import modules_of
+from palette_core._common.pytrees import mapped
+from palette_core.errors import BackendError
+from palette_core.model import ExampleInputs, call_arguments, evaluation_mode, restored_state
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
+
+
+Flow = dict[str, str | int]
+
+
+class Source(NamedTuple):
+    """Source of an argument: an input of the part, or a result of one of its steps.
+
+    Attributes:
+        step: index of the step; None is an input.
+        at: name of the input, or index among the tensors of the result.
+    """
+
+    step: int | None
+    at: str | int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Call of one module of a part: each leaf of its arguments is a source or a constant."""
+
+    path: str
+    leaves: tuple[Any, ...]
+    tree: TreeSpec
+
+
+@dataclass
+class RecordedPart:
+    """Part of a model, with what it was given and has returned in the run.
+
+    Attributes:
+        module: calls the modules of the part as the model did.
+        inputs: by name, as they were when the part began.
+        flows: by name of the input, where it comes from: ``{"part": "body", "output": 0}``, a
+            result of a part before it; ``{"model": "input_ids"}``; or None where the model itself
+            computes it.
+        output: copy of what its last module returned.
+    """
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    flows: dict[str, Flow | None]
+    output: Any
+
+
+def record_parts(
+    model: nn.Module, paths: Mapping[str, Sequence[str]], example_inputs: ExampleInputs
+) -> dict[str, RecordedPart]:
+    """Run a model once, and return its parts as modules with their inputs.
+
+    Args:
+        model: it is run in evaluation mode, and left as it was.
+        paths: by part, the names of modules that follow each other.
+        example_inputs: of the model.
+
+    Raises:
+        BackendError: a module does not run exactly once or not in this order, the model computes
+            something between two modules of a part, or a part alone returns something else.
+    """
+    args, kwargs = call_arguments(example_inputs)
+    names = dict.fromkeys(path for part in paths.values() for path in part)
+    calls: dict[str, list[_Call]] = {path: [] for path in names}
+    watch, versions = _Watch(), _versions((args, kwargs))
+    known: dict[int, tuple[Flow, int]] = {
+        id(leaf): ({"model": name}, versions[id(leaf)])
+        for name, leaf in _named_leaves(model, args, kwargs)[0]
+        if isinstance(leaf, Tensor)
+    }
+    with (
+        evaluation_mode(model),
+        restored_state(modules_of(model)) as restore,
+        torch.no_grad(),
+    ):
+        with _hooked(model, calls, watch), watch:
+            model(*args, **kwargs)
+        restore()
+        made = {}
+        for name, part in paths.items():
+            recorded = _Wiring(name, [_only_call(name, path, calls) for path in part], watch)
+            made[name] = recorded.part(model, known)
+            last = recorded.calls[-1]
+            for at, result in enumerate(_tensors(last.output)):
+                known[id(result)] = {"part": name, "output": at}, last.output_versions[id(result)]
+        for name, alone in made.items():
+            _check_alone(name, alone)
+            restore()
+    return made
+
+
+# --- the run ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Call:
+    """One call of a module; times count operations."""
+
+    path: str
+    module: nn.Module
+    given: tuple[tuple[Any, ...], dict[str, Any]]
+    copies: tuple[tuple[Any, ...], dict[str, Any]]
+    versions: dict[int, int]
+    start: int
+    end: int = -1
+    output: Any = None
+    output_copy: Any = None
+    output_versions: dict[int, int] = field(default_factory=dict)
+
+
+@final
+class _Watch(TorchFunctionMode):
+    """Clock of operations, and when each tensor was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self._made: Any = WeakIdKeyDictionary()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        self.now += 1
+        given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and id(leaf) not in given:
+                self._made[leaf] = self.now
+        return result
+
+    def made(self, tensor: Tensor) -> int:
+        """Return when a tensor was made; 0 is before the run."""
+        return int(self._made.get(tensor, 0))
+
+
+def _versions(value: Any) -> dict[int, int]:
+    """Return how often each tensor has been written to, by its id."""
+    return {id(t): 0 if t.is_inference() else t._version for t in _tensors(value)}
+
+
+@contextlib.contextmanager
+def _hooked(model: nn.Module, calls: dict[str, list[_Call]], watch: _Watch) -> Iterator[None]:
+    handles = []
+
+    def before(path: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+            start = watch.now
+            with torch._C.DisableTorchFunction():
+                copies = mapped(torch.clone, (args, kwargs))
+            versions = _versions((args, kwargs))
+            calls[path].append(_Call(path, module, (args, kwargs), copies, versions, start))
+
+        return record
+
+    def after(path: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            del module, args, kwargs
+            call = calls[path][-1]
+            with torch._C.DisableTorchFunction():
+                call.output_copy = mapped(torch.clone, output)
+            call.output, call.output_versions = output, _versions(output)
+            call.end = watch.now
+
+        return record
+
+    try:
+        for path in calls:
+            module = model.get_submodule(path)
+            handles += [
+                module.register_forward_pre_hook(before(path), with_kwargs=True),
+                module.register_forward_hook(after(path), with_kwargs=True),
+            ]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _only_call(part: str, path: str, calls: Mapping[str, list[_Call]]) -> _Call:
+    found = calls[path]
+    if len(found) != 1:
+        raise BackendError(
+            f"part {part!r}: {path} runs {len(found)} times with these inputs, and a part calls "
+            "each of its modules once; write a module that does what it is to do, and give "
+            "ExportFunction(inputs, module=it)"
+        )
+    return found[0]
+
+
+# --- from calls to a module ---------------------------------------------------------------------
+
+
+@dataclass
+class _Wiring:
+    name: str
+    calls: list[_Call]
+    watch: _Watch
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def part(self, model: nn.Module, known: Mapping[int, tuple[Flow, int]]) -> RecordedPart:
+        """Return the part; ``known`` are tensors from elsewhere, by id, with their versions."""
+        steps = [self._step(at, call) for at, call in enumerate(self.calls)]
+        flows: dict[str, Flow | None] = {}
+        for name, tensor in self.originals.items():
+            of, version = known.get(id(tensor), (None, -1))
+            # Else what the model does between parts has written to it.
+            flows[name] = of if version == self.versions[name] else None
+        module = part_module(model, steps, list(self.inputs))
+        return RecordedPart(module, self.inputs, flows, self.calls[-1].output_copy)
+
+    def _step(self, at: int, call: _Call) -> Step:
+        if at and call.start < self.calls[at - 1].end:
+            raise BackendError(
+                f"part {self.name!r}: {call.path} does not run after {self.calls[at - 1].path}; "
+                "name the modules of a part in the order in which they run"
+            )
+        named, tree = _named_leaves(call.module, *call.given)
+        copies = _named_leaves(call.module, *call.copies)[0]
+        leaves = [
+            self._source(at, call, name, leaf, copy)
+            for (name, leaf), (_, copy) in zip(named, copies, strict=True)
+        ]
+        return Step(call.path, tuple(leaves), tree)
+
+    def _source(self, at: int, call: _Call, name: str, leaf: Any, copy: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            if isinstance(leaf, _PLAIN):
+                return leaf
+            raise BackendError(
+                f"part {self.name!r}: {name} of {call.path} is a {type(leaf).__name__}, and a file "
+                "takes and gives tensors only; leave it out of the inputs of the model, or switch "
+                "off what makes it (use_cache=False)"
+            )
+        is_written = False
+        for before in reversed(range(at)):
+            earlier = self.calls[before]
+            # What modules in between have written they write again.
+            versions = earlier.output_versions if before == at - 1 else call.versions
+            for index, result in enumerate(_tensors(earlier.output)):
+                if result is leaf and versions[id(leaf)] == call.versions[id(leaf)]:
+                    return Source(before, index)
+                is_written = is_written or result is leaf
+        if is_written or self.watch.made(leaf) > self.calls[0].start:
+            raise BackendError(
+                f"part {self.name!r}: {name} of {call.path} is computed by the model itself, "
+                f"between {self.calls[at - 1].path} and it; write a module that computes it, and "
+                "give ExportFunction(inputs, module=it)"
+            )
+        for known, tensor in self.originals.items():
+            if tensor is leaf:
+                return Source(None, known)
+        while name in self.inputs:
+            name = f"{name}_"
+        self.inputs[name], self.originals[name] = copy, leaf
+        self.versions[name] = call.versions[id(leaf)]
+        return Source(None, name)
+
+
+def _named_leaves(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[tuple[str, Any]], TreeSpec]:
+    """Return the leaves of a call, named after the arguments of ``forward`` that hold them."""
+    of_forward = inspect.signature(module.forward).parameters.values()
+    positional = [p.name for p in of_forward if p.kind is not p.KEYWORD_ONLY]
+    found, tree = tree_flatten_with_path((args, kwargs))
+    named = []
+    for path, leaf in found:
+        first, *keys = (str(getattr(key, "idx", getattr(key, "key", key))) for key in path)
+        if first == "0":
+            at = int(keys[0])
+            keys[0] = positional[at] if at < len(positional) else f"{positional[-1]}_{at}"
+        named.append(("_".join(keys), leaf))
+    return named, tree
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+class _Part(nn.Module):
+    """Modules of a model, called as it calls them; they keep its names."""
+
+    _steps: Sequence[Step]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Any:
+        """Return what the last module returns."""
+        results: list[Any] = []
+
+        def value(leaf: Any) -> Any:
+            if not isinstance(leaf, Source):
+                return leaf
+            if leaf.step is None:
+                return inputs[str(leaf.at)]
+            return _tensors(results[leaf.step])[int(leaf.at)]
+
+        for step in self._steps:
+            args, kwargs = tree_unflatten([value(leaf) for leaf in step.leaves], step.tree)
+            results.append(self.get_submodule(step.path)(*args, **kwargs))
+        return results[-1]
+
+
+def part_module(model: nn.Module, steps: Sequence[Step], inputs: Sequence[str]) -> nn.Module:
+    """Return a module that calls ``steps``, and whose ``forward`` takes the named inputs."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *inputs)]
+    signature = inspect.Signature(parameters)
+
+    def forward(self: _Part, *args: Any, **kwargs: Any) -> Any:
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        return self.run(given)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]  # converters read the names
+    made: _Part = type("Part", (_Part,), {"forward": forward})()
+    made._steps = tuple(steps)
+    for step in steps:
+        owner: nn.Module = made
+        *owners, last = step.path.split(".")
+        for name in owners:
+            if name not in owner._modules:
+                owner.add_module(name, nn.Module())
+            owner = getattr(owner, name)
+        owner.add_module(last, model.get_submodule(step.path))
+    return made
+
+
+def _check_alone(name: str, part: RecordedPart) -> None:
+    """Run a part by itself, and compare."""
+    got = part.module(**mapped(torch.clone, part.inputs))
+    for found, wanted in zip(_tensors(got), _tensors(part.output), strict=True):
+        near = 1e-4 * max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0)
+        if found.shape != wanted.shape or not torch.allclose(
+            found.double(), wanted.double(), rtol=0, atol=near, equal_nan=True
+        ):
+            raise BackendError(
+                f"part {name!r} returns something else by itself than in the model: what it "
+                "computes depends on more than its arguments and buffers; write a module that "
+                "holds all of it, and give ExportFunction(inputs, module=it)"
+            )

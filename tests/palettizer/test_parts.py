@@ -1,0 +1,313 @@
+"""Parts of a model in files of their own: chains, what is told of them, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from palette_core import ExportFunction, ExportPart, KMeansPalettizer, KMeansPalettizerConfig
+from palette_core.errors import BackendError, PaletteWarning
+from palette_core.palettizer.life_cycle import State, state_of
+from palette_core.plugins import Backend, ExportBackendEntry, NoOptions
+
+IDS, SCALE = (
+    torch.tensor([3, 1, 4, 1]),
+    torch.linspace(0.5, 1.5, 4)[:, None].expand(4, 32).contiguous(),
+)
+
+
+class Programs(Backend):
+    """Writes what torch.export makes of a model, which torch can load and run."""
+
+    def check_support(self, facts: Any) -> None:
+        return None
+
+    def check_place(self, path: Path) -> None:
+        return None
+
+    def finalize(self, model: nn.Module, palettized: Any) -> nn.Module:
+        return model
+
+    def export(self, model: nn.Module, inputs: Any, path: Path, dynamic_shapes: Any = None) -> Path:
+        if self.fails_at == path.stem:
+            raise BackendError("no more")
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        with torch.no_grad():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+        torch.export.save(program, path)
+        return path
+
+    fails_at = ""
+
+
+@pytest.fixture
+def programs(register: Any) -> Any:
+    made = Programs()
+    entry = ExportBackendEntry(
+        name="programs", summary="programs of torch", interface=1, options=NoOptions,
+        factory=lambda _: made, suffix=".pt2",
+    )  # fmt: skip
+    register(entry)
+    return made
+
+
+class Block(nn.Module):
+    """A layer with a state, arguments by name, and two results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.register_buffer("kept", torch.zeros(16))
+
+    def forward(
+        self, x: Tensor, scale: Tensor, *, mask: Tensor | None = None, times: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        assert mask is None
+        self.kept.copy_(self.kept + x.mean(0))
+        return x + self.down(self.up(x).relu() * scale) * times + self.kept, scale * 1.5
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.layers = nn.ModuleList(Block() for _ in range(4))
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor, scale: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x, scale = layer(x, scale, mask=None, times=0.5)
+        return self.head(self.norm(x))
+
+
+PARTS: dict[str, Any] = {
+    "embeddings": "embed",
+    "first": "layers[:2]",
+    "rest": ["layers[2:]", "norm"],
+    "head": ExportPart("head"),
+}
+
+
+def prepared(model: nn.Module | None = None) -> tuple[nn.Module, KMeansPalettizer]:
+    torch.manual_seed(0)
+    model = (Whole() if model is None else model).train()
+    palettizer = KMeansPalettizer(model, KMeansPalettizerConfig.presets.w4_all())
+    palettizer.prepare((IDS, SCALE))
+    return model, palettizer
+
+
+def run_chain(folder: Path, **given: Tensor) -> Tensor:
+    """Run the files as the manifest says that they are connected, and return the last result."""
+    told = json.loads((folder / "parts.json").read_text())
+    results: dict[str, list[Tensor]] = {}
+    for part in told["parts"]:
+        inputs = {}
+        for each in part["inputs"]:
+            source = each["from"]
+            inputs[each["name"]] = (
+                given[source["model"]]
+                if "model" in source
+                else results[source["part"]][source["output"]]
+            )
+        assert set(part["files"]) <= {file.name for file in folder.iterdir()}
+        module = torch.export.load(folder / part["files"][0]).module()
+        with torch.no_grad():
+            result = module(**inputs)
+        results[part["name"]] = list(result) if isinstance(result, tuple) else [result]
+    return results[part["name"]][0]
+
+
+def test_the_chain_returns_what_the_model_does(programs, tmp_path) -> None:
+    model, palettizer = prepared()
+    values = {name: buffer.clone() for name, buffer in model.named_buffers() if "kept" in name}
+    with pytest.warns(PaletteWarning, match="embed.weight is in the files of embeddings and head"):
+        folder = palettizer.export(
+            tmp_path / "parts", (IDS, SCALE), backend="programs", parts=PARTS
+        )  # fmt: skip
+    got = run_chain(folder, ids=IDS, scale=SCALE)
+    assert all(torch.equal(model.get_buffer(name), value) for name, value in values.items())
+    assert model.training
+    with torch.no_grad():
+        wanted = model.eval()(IDS, SCALE)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_what_the_files_hold_is_told(programs, tmp_path) -> None:
+    _, palettizer = prepared()
+    parts = {name: PARTS[name] for name in ("embeddings", "first", "head")}
+    with pytest.warns(PaletteWarning) as told:
+        folder = palettizer.export(tmp_path / "p", (IDS, SCALE), backend="programs", parts=parts)
+    held = json.loads((folder / "parts.json").read_text())
+    (copies,) = held["copies"]
+    assert copies["weight"] == "embed.weight"
+    assert copies["parts"] == ["embeddings", "head"]
+    assert copies["bytes"] == 32 * 16 // 2 + 16 * 4  # indices, and a table of floats
+    assert "layers.2.up.weight" in held["left_out"]
+    assert "norm.weight" in held["left_out"]
+    assert not any(name.startswith(("embed", "layers.0", "head")) for name in held["left_out"])
+    texts = [str(each.message) for each in told if each.category is PaletteWarning]
+    assert any("1 copy more than in one file, 320 bytes" in text for text in texts)
+    assert any("in no part" in text and "norm.weight" in text for text in texts)
+    assert any("computed by the model itself, and by no file: input of 'head'" in t for t in texts)
+    assert all(each.filename == __file__ for each in told if each.category is PaletteWarning)
+    assert palettizer.report is not None
+
+
+def test_functions_of_ones_own_are_parts(programs, tmp_path) -> None:
+    class Tail(nn.Module):
+        def __init__(self, whole: Whole) -> None:
+            super().__init__()
+            self.norm, self.head = whole.norm, whole.head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(x))
+
+    model, palettizer = prepared()
+    x, rows = torch.randn(4, 16), torch.export.Dim("rows", min=2, max=8)
+    parts = {"tail": ExportFunction((x,), {"x": {0: rows}}, Tail(model))}
+    with pytest.warns(PaletteWarning, match="in no part"):
+        folder = palettizer.export(tmp_path / "p", backend="programs", parts=parts)
+    made = torch.export.load(folder / "tail.pt2").module()
+    more = torch.randn(7, 16)
+    torch.testing.assert_close(made(more), Tail(model).eval()(more))
+
+
+def test_files_are_there_all_or_none(programs, tmp_path) -> None:
+    model, palettizer = prepared()
+    how = {"backend": "programs", "parts": PARTS}
+    programs.fails_at = "rest"
+    with pytest.raises(BackendError, match=r"part 'rest': .*no more"):
+        palettizer.export(tmp_path / "p", (IDS, SCALE), **how)
+    assert list(tmp_path.iterdir()) == []
+    assert state_of(model) is State.PREPARED
+    programs.fails_at = ""
+    with pytest.warns(PaletteWarning):
+        palettizer.export(tmp_path / "p", (IDS, SCALE), **how)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "p").iterdir()}
+    programs.fails_at = "head"
+    with pytest.raises(BackendError, match="part 'head'"):
+        palettizer.export(tmp_path / "p", (IDS, SCALE), **how)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "p").iterdir()} == before
+    programs.fails_at = ""
+    with pytest.warns(PaletteWarning):
+        palettizer.export(tmp_path / "p", (IDS, SCALE), backend="programs", parts={"e": "embed"})
+    assert sorted(file.name for file in (tmp_path / "p").iterdir()) == ["e.pt2", "parts.json"]
+    (tmp_path / "p" / "mine.txt").write_text("mine")
+    with pytest.raises(BackendError, match=r"mine\.txt, which is no part"):
+        palettizer.export(tmp_path / "p", (IDS, SCALE), **how)
+    (tmp_path / "q").mkdir()
+    with pytest.raises(BackendError, match="is no folder of parts"):
+        palettizer.export(tmp_path / "q", (IDS, SCALE), **how)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"a": "layer"}, r"no module 'layer'.*layers"),
+    "empty": ({"a": "layers[9:]"}, r"layers\[9:\] is empty; layers has 4 modules"),
+    "twice": ({"a": ["layers[:2]", "layers.1"]}, r"layers\.1 and layers\.1 hold the same"),
+    "inside": ({"a": ["layers", "layers.1"]}, "hold the same module"),
+    "order": ({"a": ["layers.1", "layers.0"]}, r"layers\.0 does not run after layers\.1"),
+    "never": ({"a": "layers"}, r"layers runs 0 times"),
+    "no name": ({"a b": "embed"}, "no name of a file"),
+    "one file": ({"A": "embed", "a": "head"}, "one file"),
+    "none": ({}, "parts must be modules"),
+    "number": ({"a": 3}, "must be names of modules"),
+    "no text": ({"a": [3]}, "has no module"),
+    "no modules": ({"a": []}, "must be names of modules"),
+    "no module": ({"a": ExportFunction((IDS,))}, "needs its module here"),
+    "names": ({"a": ExportPart("embed", output_names="x")}, "takes no output_names"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_part_is_refused(case: str, programs, tmp_path) -> None:
+    parts, why = REFUSED[case]
+    model, palettizer = prepared()
+    with pytest.raises(BackendError, match=f"(?s){why}"):
+        palettizer.export(tmp_path / "p", (IDS, SCALE), backend="programs", parts=parts)
+    assert list(tmp_path.iterdir()) == []
+    assert state_of(model) is State.PREPARED
+
+
+def test_what_else_is_refused(programs, tmp_path) -> None:
+    _, palettizer = prepared()
+    inputs = (IDS, SCALE)
+    for arguments, why in (
+        ({"backend": None}, "name it"),
+        ({"backend": "packed"}, "keeps all weights of a model"),
+        ({"output_names": ("x",)}, "output_names of their own"),
+        ({"metadata": {"a": "b"}}, "takes no metadata"),
+        ({"path": tmp_path / "p.pt2"}, "give the path of a folder"),
+        ({"example_inputs": None}, "give example_inputs"),
+    ):
+        how = {"path": tmp_path / "p", "example_inputs": inputs, "backend": "programs"}
+        with pytest.raises(BackendError, match=why):
+            palettizer.export(**{**how, "parts": PARTS, **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+class Between(nn.Module):
+    """What the model does between two layers of its own."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.how, self.factor = how, 1.0
+
+    def forward(self, ids: Tensor, scale: Tensor) -> Tensor:
+        x = self.layers[0](self.embed(ids))
+        if self.how == "made":
+            x = x * scale[:, :16]
+        if self.how == "written":
+            x.mul_(scale[:, :16])
+        if self.how == "item":
+            x[0] = 1.0
+        if self.how == "twice":
+            x = self.layers[0](x)
+        return self.layers[1](x)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        *((how, "input of layers.1 is computed by the model itself, between layers.0 and it")
+          for how in ("made", "written", "item")),
+        ("twice", "layers.0 runs 2 times"),
+    ],
+)  # fmt: skip
+def test_what_happens_between_modules_is_not_lost(how: str, why: str, programs, tmp_path) -> None:
+    _, palettizer = prepared(Between(how))
+    with pytest.raises(BackendError, match=why):
+        palettizer.export(
+            tmp_path / "p", (IDS, SCALE), backend="programs", parts={"a": "layers[:]"}
+        )  # fmt: skip
+
+
+def test_a_module_that_depends_on_more_than_its_arguments_is_refused(programs, tmp_path) -> None:
+    class Reads(nn.Module):
+        def __init__(self, owner: list[Any]) -> None:
+            super().__init__()
+            self.layer, self.owner = nn.Linear(16, 16), owner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.owner[0].factor
+
+    model = Between("")
+    model.layers[1] = Reads([model])
+
+    def set_factor(module: nn.Module, args: Any) -> None:
+        module.factor = 3.0
+
+    model.register_forward_pre_hook(set_factor)
+    _, palettizer = prepared(model)
+    with pytest.raises(BackendError, match="returns something else by itself"):
+        palettizer.export(
+            tmp_path / "p", (IDS, SCALE), backend="programs", parts={"a": "layers[:]"}
+        )  # fmt: skip
