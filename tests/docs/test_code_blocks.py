@@ -60,7 +60,7 @@ NEEDED = {  # by page, or its folder
     "programs.md": "coremltools",
     "unet.md": "diffusers",
     "decoder.md": "openvino",
-    "whisper.md": "transformers",
+    "whisper.md": "transformers_bridge",
 }
 MOST_NOT_RUN = 6
 MARKER = re.compile(r"<!--\s*(no-run|exit):\s*(.*?)\s*-->")

@@ -80,6 +80,39 @@ def test_core_ai_generates_the_tokens_of_torch(tmp_path, kind):
     assert transformers.AutoConfig.from_pretrained(out).vocab_size == 96
 
 
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3", marks=SLOW)])
+def test_core_ml_holds_what_generates_the_tokens_of_torch(tmp_path, kind):
+    """Judged by an evaluator of ML programs; states are float16, the rest float32 here."""
+    ct = pytest.importorskip("coremltools")
+    evaluator = pytest.importorskip("mil_evaluator")
+    model = model_of(kind)
+    KMeansPalettizer(model, config()).prepare({"input_ids": torch.tensor([PROMPT])})
+    exact = {"compute_precision": "float32"}
+    out = export_decoder(
+        model, tmp_path / "made", "coreml", context=48, name="file", backend_options=exact
+    )
+    assert sorted(os.listdir(out)) == [
+        "config.json", "file.mlpackage", "generation_config.json",
+    ]  # fmt: skip
+    path = out / "file.mlpackage"
+    described = ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+    assert [each.name for each in described.input] == ["input_ids", "position_ids"]
+    assert [each.name for each in described.output] == ["logits"]
+    package = evaluator.Package(path)
+    shape = model.config.num_hidden_layers, 1, 2, 48, 16
+    assert {name: state.shape for name, state in package.states.items()} == {
+        "keyCache": shape, "valueCache": shape,
+    }  # fmt: skip
+    for prompt in (PROMPT, [7]):  # the states are not cleared in between
+        text, given, found = list(prompt), list(prompt), []
+        for _ in range(16):
+            logits = package(support.inputs_of(text, given))["logits"]
+            given = [int(logits[0, -1].argmax())]
+            text += given
+            found += given
+        assert found == support.torch_tokens(model, prompt, 16)
+
+
 def test_a_palettized_folder_becomes_one_for_the_runtime(tmp_path, capsys, monkeypatch):
     pytest.importorskip("coreai_torch")
     model = model_of("llama", num_hidden_layers=1)

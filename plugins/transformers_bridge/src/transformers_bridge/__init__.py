@@ -4,10 +4,20 @@ To import this package is enough: it registers a quantizer under the name that `
 such a folder has in its ``quantization_config``. Without it, transformers finds no weights there.
 """
 
-from transformers_bridge.bundles import export_decoder
+from transformers_bridge.bundles import export_decoder, export_speech
 from transformers_bridge.decoders import CachedDecoder
 from transformers_bridge.options import PaletteConfig
 from transformers_bridge.quantizer import PaletteQuantizer
 from transformers_bridge.skeletons import skeleton
+from transformers_bridge.speech import SpeechDecoder, SpeechEncoder
 
-__all__ = ["CachedDecoder", "PaletteConfig", "PaletteQuantizer", "export_decoder", "skeleton"]
+__all__ = [
+    "CachedDecoder",
+    "PaletteConfig",
+    "PaletteQuantizer",
+    "SpeechDecoder",
+    "SpeechEncoder",
+    "export_decoder",
+    "export_speech",
+    "skeleton",
+]
