@@ -135,30 +135,33 @@ class _Unfinished:
     """Calls that are not done: those that were lost come first, then those not yet begun."""
 
     def __init__(self, calls: Iterable[Sequence[Any]]) -> None:
-        self.more = True
+        self._ended = False
         self._fresh = iter(enumerate(calls))
         self._lost: deque[tuple[int, Sequence[Any]]] = deque()
         self._at_work: dict[int, Sequence[Any]] = {}
         self._times: Counter[int] = Counter()
 
+    @property
+    def more(self) -> bool:
+        return not self._ended or bool(self._lost or self._at_work)
+
     def __iter__(self) -> Iterator[tuple[int, Sequence[Any]]]:
+        self._lost.extend(self._at_work.items())  # of a pass that workers have left
+        self._at_work.clear()
         for number, arguments in chain(_taken(self._lost), self._fresh):
             self._at_work[number] = arguments
             yield number, arguments
-        self.more = False
+        self._ended = True
 
     def done(self, number: int) -> None:
         del self._at_work[number]
 
     def lost(self, error: BrokenExecutor) -> None:
-        """Take up what was at work; raises the error where a call has been lost too often."""
+        """Count what was at work; raises the error where a call has been lost too often."""
         self._times.update(self._at_work.keys())
         if any(self._times[number] > _MOST_LOST for number in self._at_work):
             raise error
         _log.warning("a worker process ended early; calls done again: %d", len(self._at_work))
-        self._lost.extend(self._at_work.items())
-        self._at_work.clear()
-        self.more = True
 
 
 def _taken(lost: deque[T]) -> Iterator[T]:
