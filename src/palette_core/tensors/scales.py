@@ -15,7 +15,6 @@ from palette_core.errors import IncompatibleShapeError
 from palette_core.tensors.layout import Shape
 
 _SMALL, _LARGE = 2.0**-13, 2.0**14  # float16 holds these, and what lies between, in full
-_DEAD = 2.0**-18  # of the largest factor: EfficientNet's dead channels have less
 
 
 def scale_shape(shape: Shape, axis: int, block_size: int | None) -> Shape:
@@ -115,15 +114,15 @@ def stored_dtype(dtype: torch.dtype, scale: Tensor) -> torch.dtype:
     """Return the dtype that block scales of a weight of ``dtype`` are stored in.
 
     It is float16 for float32 and float64 weights, unless that would lose digits of a factor
-    that is not zero. Of channels that training left all but dead, whose factors are below 2^-18 of
-    the largest, it may lose them: a weight there moves by less than 2^-25, or 2^-18 of the
-    largest if that is less, and the whole tensor would take twice the bits for scales.
+    that is not zero.
     """
-    if dtype.itemsize <= 2 or scale.numel() == 0:
-        return dtype if dtype.itemsize <= 2 else torch.float16
+    if dtype.itemsize <= 2:
+        return dtype
+    if scale.numel() == 0:
+        return torch.float16
     low, high = (float(end) for end in torch.aminmax(scale))
-    if 0.0 <= low < _SMALL:
-        used = scale[scale > high * _DEAD]
+    if low == 0.0:
+        used = scale[scale != 0]
         low = float(used.min()) if used.numel() else _SMALL
     return torch.float16 if low >= _SMALL and high <= _LARGE else dtype
 
