@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self, final
@@ -10,6 +9,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from palette_core._common.modules import named_modules
 from palette_core._common.pytrees import tensors
 from palette_core._common.wrapped import parts_of
 from palette_core.storage.sites import palette_sites
@@ -91,9 +91,7 @@ def bits_by_module(
             pair = site.palette.size_in_bits(), site.palette.palettized_shape().numel()
             counted.setdefault(_owner(site.name), []).append(pair)
         seen.update(id(t) for part in held for t in part.state_dict(keep_vars=True).values())
-    for name, tensor in itertools.chain(
-        model.named_parameters(), model.named_buffers(), _packed_by_others(model)
-    ):
+    for name, tensor in _tensors_of(model):
         if id(tensor) not in seen and name not in states:
             seen.add(id(tensor))
             counted.setdefault(_owner(name), []).append((_bits_of(tensor), tensor.numel()))
@@ -109,11 +107,30 @@ def _owner(name: str) -> str:
     return re.split(r"(?:^|\.)parametrizations(?:\.|$)", owner)[0]
 
 
-def _packed_by_others(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors that are neither parameters nor buffers, as of torch's quantized modules."""
+def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters, then buffers, then what is neither, as in torch's quantized modules."""
+    modules = named_modules(model)
+    for registry in ("_parameters", "_buffers"):
+        for owner, module in modules:
+            for name, tensor in getattr(module, registry).items():
+                if tensor is not None:
+                    yield f"{owner}.{name}" if owner else name, tensor
+    if all(_is_saved_by_torch(module) for _, module in modules):
+        return  # then a state dict, which takes its time, holds nothing else
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             yield from ((name, tensor) for tensor in tensors(value))
+
+
+def _is_saved_by_torch(module: nn.Module) -> bool:
+    """Return whether a state dict holds parameters and buffers of a module, and nothing else."""
+    kind = type(module)
+    return (
+        kind._save_to_state_dict is nn.Module._save_to_state_dict
+        and kind.get_extra_state is nn.Module.get_extra_state
+        and kind.state_dict is nn.Module.state_dict
+        and not module._state_dict_hooks
+    )
 
 
 def _bits_of(tensor: Tensor) -> int:
