@@ -23,13 +23,9 @@ from palette_core.palettizer.functions import (
 )
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.palettizer.parts import (
-    check_folder,
-    check_parts,
-    make_parts,
-    warn_of,
-    write_manifest,
-)
+from palette_core.palettizer.parts.asked import check_parts
+from palette_core.palettizer.parts.files import check_folder, write_manifest
+from palette_core.palettizer.parts.making import make_parts, warn_of
 from palette_core.palettizer.targets import ExportBackend, Target, find_target
 from palette_core.palettizer.training_session import complete_training
 from palette_core.planning import refusals

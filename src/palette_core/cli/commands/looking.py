@@ -98,7 +98,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a packed checkpoint holds, and where it comes from; or parts of a model."""
-    from palette_core.palettizer.parts import MANIFEST, read_manifest
+    from palette_core.palettizer.parts.files import MANIFEST, read_manifest
     from palette_core.reporting import checkpoints as show
     from palette_core.reporting import parts
     from palette_core.storage import open_checkpoint

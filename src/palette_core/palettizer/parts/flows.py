@@ -1,49 +1,34 @@
-"""Parts of a model as modules of their own, found by running it once on example inputs."""
+"""Data flow between parts of a model, found by running it once on example inputs."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten_with_path, tree_leaves, tree_unflatten
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils._pytree import TreeSpec, tree_flatten_with_path
 
 from palette_core._common.modules import modules_of
 from palette_core._common.pytrees import mapped
 from palette_core.errors import BackendError
 from palette_core.model import ExampleInputs, call_arguments, evaluation_mode, restored_state
+from palette_core.palettizer.parts.calls import (
+    Call,
+    Watch,
+    only_call,
+    recording,
+    tensors,
+    versions_of,
+)
+from palette_core.palettizer.parts.modules import Source, Step, part_module
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
 Flow = dict[str, str | int]
-
-
-class Source(NamedTuple):
-    """Source of an argument: an input of the part, or a result of one of its steps.
-
-    Attributes:
-        step: index of the step; None is an input.
-        at: name of the input, or index among the tensors of the result.
-    """
-
-    step: int | None
-    at: str | int
-
-
-@dataclass(frozen=True)
-class Step:
-    """Call of one module of a part: each leaf of its arguments is a source or a constant."""
-
-    path: str
-    leaves: tuple[Any, ...]
-    tree: TreeSpec
 
 
 @dataclass
@@ -81,8 +66,8 @@ def record_parts(
     """
     args, kwargs = call_arguments(example_inputs)
     names = dict.fromkeys(path for part in paths.values() for path in part)
-    calls: dict[str, list[_Call]] = {path: [] for path in names}
-    watch, versions = _Watch(), _versions((args, kwargs))
+    calls: dict[str, list[Call]] = {path: [] for path in names}
+    watch, versions = Watch(), versions_of((args, kwargs))
     known: dict[int, tuple[Flow, int]] = {
         id(leaf): ({"model": name}, versions[id(leaf)])
         for name, leaf in _named_leaves(model, args, kwargs)[0]
@@ -93,119 +78,20 @@ def record_parts(
         restored_state(modules_of(model)) as restore,
         torch.no_grad(),
     ):
-        with _hooked(model, calls, watch), watch:
+        with recording(model, calls, watch), watch:
             model(*args, **kwargs)
         restore()
         made = {}
         for name, part in paths.items():
-            recorded = _Wiring(name, [_only_call(name, path, calls) for path in part], watch)
+            recorded = _Wiring(name, [only_call(name, path, calls) for path in part], watch)
             made[name] = recorded.part(model, known)
             last = recorded.calls[-1]
-            for at, result in enumerate(_tensors(last.output)):
+            for at, result in enumerate(tensors(last.output)):
                 known[id(result)] = {"part": name, "output": at}, last.output_versions[id(result)]
         for name, alone in made.items():
             _check_alone(name, alone)
             restore()
     return made
-
-
-# --- the run ------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Call:
-    """One call of a module; times count operations."""
-
-    path: str
-    module: nn.Module
-    given: tuple[tuple[Any, ...], dict[str, Any]]
-    copies: tuple[tuple[Any, ...], dict[str, Any]]
-    versions: dict[int, int]
-    start: int
-    end: int = -1
-    output: Any = None
-    output_copy: Any = None
-    output_versions: dict[int, int] = field(default_factory=dict)
-
-
-@final
-class _Watch(TorchFunctionMode):
-    """Clock of operations, and when each tensor was made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0
-        self._made: Any = WeakIdKeyDictionary()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        result = func(*args, **(kwargs or {}))
-        self.now += 1
-        given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf) not in given:
-                self._made[leaf] = self.now
-        return result
-
-    def made(self, tensor: Tensor) -> int:
-        """Return when a tensor was made; 0 is before the run."""
-        return int(self._made.get(tensor, 0))
-
-
-def _versions(value: Any) -> dict[int, int]:
-    """Return how often each tensor has been written to, by its id."""
-    return {id(t): 0 if t.is_inference() else t._version for t in _tensors(value)}
-
-
-@contextlib.contextmanager
-def _hooked(model: nn.Module, calls: dict[str, list[_Call]], watch: _Watch) -> Iterator[None]:
-    handles = []
-
-    def before(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any, kwargs: Any) -> None:
-            start = watch.now
-            with torch._C.DisableTorchFunction():
-                copies = mapped(torch.clone, (args, kwargs))
-            versions = _versions((args, kwargs))
-            calls[path].append(_Call(path, module, (args, kwargs), copies, versions, start))
-
-        return record
-
-    def after(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            del module, args, kwargs
-            call = calls[path][-1]
-            with torch._C.DisableTorchFunction():
-                call.output_copy = mapped(torch.clone, output)
-            call.output, call.output_versions = output, _versions(output)
-            call.end = watch.now
-
-        return record
-
-    try:
-        for path in calls:
-            module = model.get_submodule(path)
-            handles += [
-                module.register_forward_pre_hook(before(path), with_kwargs=True),
-                module.register_forward_hook(after(path), with_kwargs=True),
-            ]
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _only_call(part: str, path: str, calls: Mapping[str, list[_Call]]) -> _Call:
-    found = calls[path]
-    if len(found) != 1:
-        raise BackendError(
-            f"part {part!r}: {path} runs {len(found)} times with these inputs, and a part calls "
-            "each of its modules once; write a module that does what it is to do, and give "
-            "ExportFunction(inputs, module=it)"
-        )
-    return found[0]
 
 
 # --- from calls to a module ---------------------------------------------------------------------
@@ -214,8 +100,8 @@ def _only_call(part: str, path: str, calls: Mapping[str, list[_Call]]) -> _Call:
 @dataclass
 class _Wiring:
     name: str
-    calls: list[_Call]
-    watch: _Watch
+    calls: list[Call]
+    watch: Watch
     inputs: dict[str, Tensor] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
@@ -231,7 +117,7 @@ class _Wiring:
         module = part_module(model, steps, list(self.inputs))
         return RecordedPart(module, self.inputs, flows, self.calls[-1].output_copy)
 
-    def _step(self, at: int, call: _Call) -> Step:
+    def _step(self, at: int, call: Call) -> Step:
         if at and call.start < self.calls[at - 1].end:
             raise BackendError(
                 f"part {self.name!r}: {call.path} does not run after {self.calls[at - 1].path}; "
@@ -245,7 +131,7 @@ class _Wiring:
         ]
         return Step(call.path, tuple(leaves), tree)
 
-    def _source(self, at: int, call: _Call, name: str, leaf: Any, copy: Any) -> Any:
+    def _source(self, at: int, call: Call, name: str, leaf: Any, copy: Any) -> Any:
         if not isinstance(leaf, Tensor):
             if isinstance(leaf, _PLAIN):
                 return leaf
@@ -259,7 +145,7 @@ class _Wiring:
             earlier = self.calls[before]
             # What modules in between have written they write again.
             versions = earlier.output_versions if before == at - 1 else call.versions
-            for index, result in enumerate(_tensors(earlier.output)):
+            for index, result in enumerate(tensors(earlier.output)):
                 if result is leaf and versions[id(leaf)] == call.versions[id(leaf)]:
                     return Source(before, index)
                 is_written = is_written or result is leaf
@@ -296,61 +182,10 @@ def _named_leaves(
     return named, tree
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-class _Part(nn.Module):
-    """Modules of a model, called as it calls them; they keep its names."""
-
-    _steps: Sequence[Step]
-
-    def run(self, inputs: Mapping[str, Tensor]) -> Any:
-        """Return what the last module returns."""
-        results: list[Any] = []
-
-        def value(leaf: Any) -> Any:
-            if not isinstance(leaf, Source):
-                return leaf
-            if leaf.step is None:
-                return inputs[str(leaf.at)]
-            return _tensors(results[leaf.step])[int(leaf.at)]
-
-        for step in self._steps:
-            args, kwargs = tree_unflatten([value(leaf) for leaf in step.leaves], step.tree)
-            results.append(self.get_submodule(step.path)(*args, **kwargs))
-        return results[-1]
-
-
-def part_module(model: nn.Module, steps: Sequence[Step], inputs: Sequence[str]) -> nn.Module:
-    """Return a module that calls ``steps``, and whose ``forward`` takes the named inputs."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in ("self", *inputs)]
-    signature = inspect.Signature(parameters)
-
-    def forward(self: _Part, *args: Any, **kwargs: Any) -> Any:
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
-        del given["self"]
-        return self.run(given)
-
-    forward.__signature__ = signature  # type: ignore[attr-defined]  # converters read the names
-    made: _Part = type("Part", (_Part,), {"forward": forward})()
-    made._steps = tuple(steps)
-    for step in steps:
-        owner: nn.Module = made
-        *owners, last = step.path.split(".")
-        for name in owners:
-            if name not in owner._modules:
-                owner.add_module(name, nn.Module())
-            owner = getattr(owner, name)
-        owner.add_module(last, model.get_submodule(step.path))
-    return made
-
-
 def _check_alone(name: str, part: RecordedPart) -> None:
     """Run a part by itself, and compare."""
     got = part.module(**mapped(torch.clone, part.inputs))
-    for found, wanted in zip(_tensors(got), _tensors(part.output), strict=True):
+    for found, wanted in zip(tensors(got), tensors(part.output), strict=True):
         near = 1e-4 * max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0)
         if found.shape != wanted.shape or not torch.allclose(
             found.double(), wanted.double(), rtol=0, atol=near, equal_nan=True
