@@ -14,10 +14,13 @@ from palette_core.cli.advice import known_plugins
 from palette_core.cli.axes import dynamic_shapes, read_dynamic
 from palette_core.cli.factories import FactoryError, Loaded
 from palette_core.cli.functions import FunctionsFile, read_functions, read_metadata
+from palette_core.cli.parts import PartsFile, read_parts
 from palette_core.config import yaml_nodes
 from palette_core.errors import ConfigError
 from palette_core.palettizer import KMeansPalettizer
 from palette_core.palettizer.functions import Asked, make_request
+from palette_core.palettizer.parts.asked import check_parts
+from palette_core.palettizer.parts.files import check_folder
 from palette_core.palettizer.targets import backend_for, find_target
 from palette_core.plugins.catalog import Catalog, get_catalog
 from palette_core.plugins.options import validate_options
@@ -31,12 +34,13 @@ class Target:
     """Place and manner of an export.
 
     Attributes:
-        path: the file to write.
+        path: the file to write; with parts, their folder.
         backend: name of the export backend.
         options: options of the backend.
         dynamic: axes whose length may vary, by name of the input.
         functions: functions and names that the file is to have, or None.
         metadata: of the user's own, by key.
+        parts: parts of the model that get files of their own, or None.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class Target:
     dynamic: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     functions: FunctionsFile | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    parts: PartsFile | None = None
 
     def dynamic_shapes(self, loaded: Loaded) -> dict[str, dict[int, Any] | None] | None:
         """Return ``dynamic`` as torch.export takes it, an entry for every input of ``forward``.
@@ -64,7 +69,9 @@ class Target:
         made = {} if self.functions is None else self.functions.arguments(loaded)
         if self.metadata:
             made["metadata"] = {**made.get("metadata", {}), **self.metadata}
-        if "functions" in made:
+        if self.parts is not None:
+            made |= {"example_inputs": loaded.example_inputs, "parts": self.parts.parts(loaded)}
+        elif "functions" in made:
             if self.dynamic:
                 raise FactoryError(
                     "--dynamic is about one function; write dynamic for each in --functions"
@@ -74,7 +81,11 @@ class Target:
             made["dynamic_shapes"] = self.dynamic_shapes(loaded)
         # What no backend takes is refused here, before any work.
         backend = find_target(get_catalog(), self.backend, self.options)
-        make_request(Asked(**made), loaded.model, backend)
+        if self.parts is None:
+            make_request(Asked(**made), loaded.model, backend)
+        else:
+            check_parts(made["parts"], loaded.model, backend)
+            check_folder(self.path, backend)
         return made
 
     def write(self, palettizer: KMeansPalettizer, arguments: Mapping[str, Any]) -> Path:
@@ -89,30 +100,46 @@ class Target:
             )
 
     def size(self, path: Path) -> int:
-        """Return the bytes of a file of the backend, with those that belong to it."""
+        """Return the bytes of a file of the backend, with those that belong to it, or of parts."""
         return size_on_disk(path, beside=get_catalog().backend(self.backend).beside)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Options of a command about what a file, or a folder of parts, is to hold.
+
+    Attributes:
+        dynamic: axes whose length may vary, as texts.
+        functions: file of functions and names.
+        metadata: ``NAME=VALUE``.
+        parts: file of parts.
+    """
+
+    dynamic: Sequence[str] = ()
+    functions: Path | None = None
+    metadata: Sequence[str] = ()
+    parts: Path | None = None
 
 
 def make_target(
     output: Path,
     backend: str | None,
     options: Sequence[str] = (),
-    dynamic: Sequence[str] = (),
-    functions: Path | None = None,
-    metadata: Sequence[str] = (),
+    content: Content = Content(),
 ) -> Target:
     """Read the options of a command, and refuse, before any work, what cannot be written.
 
     Raises:
         FactoryError: the name has not the backend's suffix, a folder stands where a file is to
-            be, a text cannot be read, or the backend takes no functions and there are some.
+            be, a text cannot be read, or options do not go together or with the backend.
         PaletteError: the backend is not installed, or does not know an option.
-        FileNotFoundError: there is no file of functions.
+        FileNotFoundError: there is no file of functions, or of parts.
     """
     catalog = get_catalog()
+    _check_parts_alone(content, backend)
     entry = catalog.backend(backend or _backend_for(output, catalog))
     backend = entry.name
-    if output.suffix != entry.suffix:
+    if content.parts is None and output.suffix != entry.suffix:
         raise FactoryError(
             f"backend {backend!r} writes {entry.suffix} files, got --output {output}"
         )
@@ -121,7 +148,7 @@ def make_target(
     check_place(output)
     read = read_options(options)
     validate_options(entry, read)
-    given = {"--functions": functions, "--metadata": metadata}
+    given = {"--functions": content.functions, "--metadata": content.metadata}
     if not entry.takes_functions and any(given.values()):
         first = next(flag for flag, value in given.items() if value)
         able = [each.entry.name for each in catalog.export_backends if each.entry.takes_functions]
@@ -133,10 +160,21 @@ def make_target(
         output,
         backend,
         read,
-        read_dynamic(dynamic),
-        None if functions is None else read_functions(functions),
-        read_metadata(metadata),
+        read_dynamic(content.dynamic),
+        None if content.functions is None else read_functions(content.functions),
+        read_metadata(content.metadata),
+        None if content.parts is None else read_parts(content.parts),
     )
+
+
+def _check_parts_alone(content: Content, backend: str | None) -> None:
+    if content.parts is None:
+        return
+    if backend is None:
+        raise FactoryError("--parts goes to a folder, whose name tells no backend; add --backend")
+    for flag, value in {"--functions": content.functions, "--dynamic": content.dynamic}.items():
+        if value:
+            raise FactoryError(f"{flag} is about one file; write it for each part in --parts")
 
 
 def _backend_for(output: Path, catalog: Catalog) -> str:

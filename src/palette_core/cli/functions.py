@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
@@ -22,7 +22,9 @@ _KINDS = ("input_names", "output_names", "state_names")
 _Names = str | list[str] | dict[str, str] | None
 
 
-class _Named(BaseModel):
+class Named(BaseModel):
+    """Names of inputs, outputs and states."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     input_names: _Names = None
@@ -35,15 +37,28 @@ class _Named(BaseModel):
         return {kind: names for kind, names in given.items() if names is not None}
 
 
-@final
-class _Function(_Named):
+class Called(BaseModel):
+    """Inputs, axes and module of a function."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
     inputs: str | list[str] | dict[str, str] | None = None
     dynamic: str | list[str] = Field(default_factory=list)
     module: str | None = None
 
+    @property
+    def axes(self) -> list[str]:
+        """Texts of axes whose length may vary."""
+        return [self.dynamic] if isinstance(self.dynamic, str) else self.dynamic
+
 
 @final
-class _Content(_Named):
+class _Function(Called, Named):
+    pass
+
+
+@final
+class _Content(Named):
     functions: dict[str, _Function | None] = Field(default_factory=dict)
     metadata: dict[str, str] = Field(default_factory=dict)
 
@@ -73,22 +88,8 @@ class FunctionsFile:
         return made
 
     def _function(self, name: str, given: _Function, loaded: Loaded) -> ExportFunction:
-        field = "module"
-        try:
-            module = None if given.module is None else _module(given.module, loaded.model)
-            field = "inputs"
-            if given.inputs is None and module is not None:
-                raise FactoryError("missing; a module of its own has inputs of its own")
-            inputs = loaded.example_inputs if given.inputs is None else _inputs(given.inputs)
-            called = Loaded(loaded.model if module is None else module, inputs)
-            _check_call(called)
-            field = "dynamic"
-            texts = [given.dynamic] if isinstance(given.dynamic, str) else given.dynamic
-            axes = dynamic_shapes(read_dynamic(texts, "axis"), called, "axis of")
-        except FactoryError as error:
-            where = problems.dotted(("functions", name, field))
-            raise FactoryError(f"{self.path}: {where}: {error}") from None
-        return ExportFunction(inputs, axes, module, **given.names())
+        where = f"{self.path}: {problems.dotted(('functions', name))}"
+        return made_function(where, given, given.names(), loaded)
 
 
 def read_functions(path: Path) -> FunctionsFile:
@@ -98,16 +99,29 @@ def read_functions(path: Path) -> FunctionsFile:
         ConfigError: it is no YAML of that kind; one line for each problem, with its line.
         FileNotFoundError: there is no such file.
     """
+    return FunctionsFile(path, read_yaml(path, _Content, "functions, names or metadata"))
+
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def read_yaml(path: Path, kind: type[Content], holds: str) -> Content:
+    """Read a YAML file of a kind; ``holds`` says what it has.
+
+    Raises:
+        ConfigError: it is none; one line for each problem, with its line.
+        FileNotFoundError: there is no such file.
+    """
     text = path.read_bytes()
     if not text.strip():
-        raise ConfigError(f"{path}: the file is empty; it has functions, names or metadata")
+        raise ConfigError(f"{path}: the file is empty; it has {holds}")
     content, root = yaml_nodes.read(str(path), text)
 
     def locate(parts: problems.Path) -> str:
         return f"{path}:{yaml_nodes.line_of(root, parts)}: "
 
     try:
-        return FunctionsFile(path, _Content.model_validate(content))
+        return kind.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n".join(problems.lines(error, (), locate))) from None
 
@@ -128,6 +142,30 @@ def read_metadata(texts: Sequence[str]) -> dict[str, str]:
 
 
 # --- what a function says of the model ------------------------------------------------------------
+
+
+def made_function(
+    where: str, given: Called, names: Mapping[str, Any], loaded: Loaded
+) -> ExportFunction:
+    """Return a function of a loaded model.
+
+    Raises:
+        FactoryError: a module, an input or an axis is not there; beginning with ``where``.
+    """
+    field = "module"
+    try:
+        module = None if given.module is None else _module(given.module, loaded.model)
+        field = "inputs"
+        if given.inputs is None and module is not None:
+            raise FactoryError("missing; a module of its own has inputs of its own")
+        inputs = loaded.example_inputs if given.inputs is None else _inputs(given.inputs)
+        called = Loaded(loaded.model if module is None else module, inputs)
+        _check_call(called)
+        field = "dynamic"
+        axes = dynamic_shapes(read_dynamic(given.axes, "axis"), called, "axis of")
+    except FactoryError as error:
+        raise FactoryError(f"{where}.{field}: {error}") from None
+    return ExportFunction(inputs, axes, module, **names)
 
 
 def _module(text: str, model: nn.Module) -> nn.Module:

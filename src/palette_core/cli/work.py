@@ -96,6 +96,7 @@ def palettize(
             backend=target.backend,
             backend_options=target.options,
             dynamic_shapes=dynamic_shapes,
+            parts=arguments.get("parts"),
             trust_sensitivities=trust_sensitivities,
             work_folder=work_folder,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from palette_core.palettizer.functions import (
 )
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.palettized_weight import PalettizedWeight
-from palette_core.palettizer.parts.asked import check_parts
+from palette_core.palettizer.parts.asked import check_beside, check_parts
 from palette_core.palettizer.parts.files import check_folder, write_manifest
-from palette_core.palettizer.parts.making import make_parts, warn_of
+from palette_core.palettizer.parts.making import make_parts
+from palette_core.palettizer.parts.telling import stored_weights, warn_of
 from palette_core.palettizer.targets import ExportBackend, Target, find_target
 from palette_core.palettizer.training_session import complete_training
 from palette_core.planning import refusals
@@ -121,9 +122,16 @@ def export(
 
 
 def export_parts(
-    model: nn.Module, target: Target, catalog: Catalog, folder: Path, asked: Asked
+    model: nn.Module,
+    target: Target,
+    catalog: Catalog,
+    folder: Path,
+    asked: Asked,
+    said: Collection[str] = (),
 ) -> Path:
     """Finalize where that is still to be done, and write a file for each part in a folder.
+
+    What a plan for parts has ``said`` is not told again.
 
     Raises:
         StateError: the model is neither prepared nor finalized.
@@ -133,9 +141,7 @@ def export_parts(
     Warns:
         PaletteWarning: of weights in several files or in none, and of what no file computes.
     """
-    beside = [name for name in _NOT_WITH_PARTS if getattr(asked, name) is not None]
-    if beside:
-        raise BackendError(f"parts have {', '.join(beside)} of their own; give them by ExportPart")
+    check_beside(asked)
     if asked.metadata is not None and not target.entry.takes_functions:
         raise BackendError(f"backend {target.name!r} takes no metadata")
     _check_state(model, target)
@@ -148,7 +154,7 @@ def export_parts(
     with atomic_path(folder) as fresh, before:
         fresh.mkdir()
         with _finalized_for(model, target, catalog, before) as final:
-            parts = make_parts(given, final, inputs)
+            parts = make_parts(given, final, inputs, stored_weights(final))
             for name, part in parts.functions.items():
                 request = ExportRequest({MAIN: part}, metadata=metadata)
                 file = fresh / f"{name}{target.entry.suffix}"
@@ -160,11 +166,8 @@ def export_parts(
                     raise BackendError(f"part {name!r}: {error}") from error
         _refuse_undeclared(target, [fresh / f"{name}{target.entry.suffix}" for name in given])
         write_manifest(parts, fresh, target)
-    warn_of(parts)
+    warn_of(parts, said)
     return folder
-
-
-_NOT_WITH_PARTS = ("functions", "dynamic_shapes", "input_names", "output_names", "state_names")
 
 
 def _check_state(model: nn.Module, target: Target) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -36,6 +37,7 @@ from palette_core.palettizer.exporting import dequantize, export, export_parts, 
 from palette_core.palettizer.functions import Asked
 from palette_core.palettizer.life_cycle import Action, State
 from palette_core.palettizer.measuring import output_errors, with_errors
+from palette_core.palettizer.parts.telling import planned_parts
 from palette_core.palettizer.prepared_states import attach_stored
 from palette_core.palettizer.targets import ExportBackend as ExportBackend  # noqa: PLC0414 - public
 from palette_core.palettizer.targets import backend_for, find_target
@@ -48,7 +50,7 @@ from palette_core.planning import (
     refuse_program,
 )
 from palette_core.plugins.catalog import Catalog, get_catalog
-from palette_core.plugins.export_requests import ExportFunction, ExportPart, Names
+from palette_core.plugins.export_requests import AnyPart, ExportFunction, Names
 from palette_core.statistics.activations import Findings, InputCalibration, Loss, batches_of, look
 from palette_core.storage.bits import model_bits
 from palette_core.storage.sensitivity_files import save_sensitivities
@@ -106,17 +108,20 @@ class KMeansPalettizer:
         backend: str | ExportBackend | None = None,
         backend_options: Mapping[str, Any] | None = None,
         dynamic_shapes: Any = None,
+        parts: Mapping[str, AnyPart] | None = None,
     ) -> Plan:
         """Trace the model and decide about every tensor, changing nothing; arguments as `prepare`.
 
         Raises:
             TracingError: the model fails on the inputs.
             PlanError: see `planning.make_plan`.
+            BackendError: ``parts`` are none; see `export`.
         """
         with torch_state_kept():
             check_backend_named(
-                backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes
-            )
+                backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes,
+                parts=parts,
+            )  # fmt: skip
             target = (
                 None if backend is None else find_target(self._catalog, backend, backend_options)
             )
@@ -129,6 +134,9 @@ class KMeansPalettizer:
                 on_incompatible=on_incompatible,
                 backend=None if target is None else target.backend,
             )
+            if target is not None and parts is not None:
+                asked = Asked(example_inputs, dynamic_shapes, parts=parts)
+                return planned_parts(made, self._model, target, asked)
             if target is not None:
                 refuse_program(self._model, example_inputs, target.backend, dynamic_shapes)
             return made
@@ -198,6 +206,7 @@ class KMeansPalettizer:
         backend: str | ExportBackend | None = None,
         backend_options: Mapping[str, Any] | None = None,
         dynamic_shapes: Any = None,
+        parts: Mapping[str, AnyPart] | None = None,
         trust_sensitivities: bool = False,
         show_progress: bool | None = None,
         work_folder: str | Path | None = None,
@@ -224,6 +233,7 @@ class KMeansPalettizer:
             backend: refuse, before the work, what this export backend cannot take.
             backend_options: the options it will export with.
             dynamic_shapes: those it will export with, see `export`.
+            parts: likewise, in the place of these; copies of weights are counted and said.
             trust_sensitivities: take those of other weights, such as of another precision.
             show_progress: None shows a bar on a terminal.
             work_folder: keep each result in this folder, a file each, made where it is missing, so
@@ -235,6 +245,7 @@ class KMeansPalettizer:
             ValueError: ``num_workers`` is less than 1.
             TracingError: the model fails on the inputs.
             PlanError: see `planning.make_plan`.
+            BackendError: ``parts`` are none.
             WeightError: a weight to be palettized is NaN or infinite.
             SensitivityError: the file does not fit.
             StateDictError: ``state_dict`` does not fit; the message names all that is wrong.
@@ -249,7 +260,7 @@ class KMeansPalettizer:
             with self._watch("trace and plan"):
                 plan = self.make_plan(
                     example_inputs, on_incompatible=on_incompatible, backend=backend,
-                    backend_options=backend_options, dynamic_shapes=dynamic_shapes,
+                    backend_options=backend_options, dynamic_shapes=dynamic_shapes, parts=parts,
                 )  # fmt: skip
             warn(*plan.warnings, stacklevel=2)
             _log.info("planned: %s", plan.coverage.sentence())
@@ -378,7 +389,7 @@ class KMeansPalettizer:
         output_names: Names | None = None,
         state_names: Names | None = None,
         metadata: Mapping[str, str] | None = None,
-        parts: Mapping[str, str | Sequence[str] | ExportPart | ExportFunction] | None = None,
+        parts: Mapping[str, AnyPart] | None = None,
     ) -> Path:
         """Finalize where that is still to be done, and write the backend's file.
 
@@ -420,7 +431,8 @@ class KMeansPalettizer:
                 example_inputs, dynamic_shapes, functions, input_names, output_names, state_names,
                 metadata, parts,
             )  # fmt: skip
-            write = export if parts is None else export_parts
+            said = () if self.plan is None or model is not self._model else self.plan.notes
+            write = export if parts is None else partial(export_parts, said=said)
             _log.info("writing %s by backend %s", place, target.name)
             with self._watch("write"):
                 made = write(model, target, self._catalog, place, asked)

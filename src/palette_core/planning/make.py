@@ -187,12 +187,20 @@ def check_backend_named(backend: object, **about_it: Any) -> None:
 
 
 def refuse_program(
-    model: nn.Module, example_inputs: ExampleInputs, backend: Backend, dynamic_shapes: Any = None
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    backend: Backend,
+    dynamic_shapes: Any = None,
+    what: str = "",
 ) -> None:
-    """Raise a `PlanError` that names each operation of ``model`` that ``backend`` cannot export."""
+    """Raise a `PlanError` that names each operation of ``model`` that ``backend`` cannot export.
+
+    It begins with ``what``.
+    """
     found = backend.check_program(model, as_inputs(example_inputs), dynamic_shapes)
     if found:
-        raise PlanError("the backend cannot export: " + "; ".join(r.reason for r in found))
+        reasons = "; ".join(refusal.reason for refusal in found)
+        raise PlanError(f"{what}the backend cannot export: {reasons}")
 
 
 def _refuse(tensors: list[TensorPlan], backend: Backend, in_program: bool) -> None:

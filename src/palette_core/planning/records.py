@@ -107,6 +107,22 @@ class DenseTensor:
 
 
 @dataclass(frozen=True)
+class WeightCopies:
+    """A weight that the files of several parts hold.
+
+    Attributes:
+        weight: its name.
+        parts: names of those parts.
+        bytes: what it takes in one of them; in a plan at least, where forms that depend on values
+            may be chosen.
+    """
+
+    weight: str
+    parts: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Decisions about every tensor of a model.
 
@@ -119,6 +135,8 @@ class Plan:
         coverage: how much of the model is palettized, and what would reach the rest.
         written: names of buffers that the model writes when it runs, such as caches: states, which
             count as no weights, and which checkpoints leave out.
+        copies: weights that several parts would hold, where it was made for parts.
+        left_out: names of weights that no part would hold, likewise.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -127,6 +145,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     coverage: Coverage = field(default_factory=Coverage)
     written: tuple[str, ...] = ()
+    copies: tuple[WeightCopies, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -62,6 +62,10 @@ class ExportPart:
     state_names: Names | None = None
 
 
+AnyPart = str | Sequence[str] | ExportPart | ExportFunction
+"""Part of a model as users write it: names of modules, or what says more."""
+
+
 @dataclass(frozen=True)
 class ExportRequest:
     """Request to a backend that takes functions; checked, but for names in the model.

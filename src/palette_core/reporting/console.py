@@ -194,6 +194,8 @@ def plan(value: Plan, *, as_json: bool) -> None:
                 "dense": [asdict(d) for d in value.dense],
                 "notes": list(value.notes),
                 "coverage": value.coverage.to_dict(),
+                "copies": [asdict(each) for each in value.copies],
+                "left_out": list(value.left_out),
             }
         )
         return

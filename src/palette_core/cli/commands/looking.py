@@ -15,6 +15,7 @@ from palette_core.cli.commands.parameters import (
     Dynamic,
     Factory,
     Input,
+    Parts,
     load_config,
 )
 
@@ -51,6 +52,7 @@ def plan(
     ] = None,
     option: BackendOption = None,
     dynamic: Dynamic = None,
+    parts: Parts = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which tensor gets which spec, and the rule that decided. Changes nothing.
@@ -62,21 +64,25 @@ def plan(
     from palette_core.cli.axes import dynamic_shapes, read_dynamic
     from palette_core.cli.exporting import read_options
     from palette_core.cli.factories import load_factory
+    from palette_core.cli.parts import read_parts
     from palette_core.reporting import console as show
 
     settings = load_config(config)
     options, axes = read_options(option or ()), read_dynamic(dynamic or ())
     if programs.is_program(factory):
-        programs.check_options(factory, {"--input": inputs, "--dynamic": dynamic})
+        about_models = {"--input": inputs, "--dynamic": dynamic, "--parts": parts}
+        programs.check_options(factory, about_models)
         programs.plan(Path(factory), settings, backend, options, as_json=as_json)
         return
     if checkpoints.is_checkpoint(factory):
         about = {"--input": inputs, "--dynamic": dynamic, "--backend": backend, "--option": option}
-        checkpoints.check_options(factory, about)
+        checkpoints.check_options(factory, {**about, "--parts": parts})
         checkpoints.plan(Path(factory), settings, as_json=as_json)
         return
-    if (options or axes) and backend is None:
-        flag = "--option" if options else "--dynamic"
+    about_backend = {"--option": options, "--dynamic": axes, "--parts": parts}
+    given = [flag for flag, value in about_backend.items() if value]
+    if given and backend is None:
+        flag = given[0]
         raise typer.BadParameter(f"{flag} is for the export backend; name it with --backend")
     loaded = load_factory(factory, inputs or ())
     made = KMeansPalettizer(loaded.model, settings).make_plan(
@@ -84,6 +90,7 @@ def plan(
         backend=backend,
         backend_options=options,
         dynamic_shapes=dynamic_shapes(axes, loaded),
+        parts=None if parts is None else read_parts(parts).parts(loaded),
     )
     show.plan(made, as_json=as_json)
 

@@ -57,6 +57,18 @@ Functions = Annotated[
         "that take them; see the page on exporting.",
     ),
 ]
+Parts = Annotated[
+    Path | None,
+    typer.Option(
+        "--parts",
+        metavar="FILE",
+        help="YAML of parts of the model that get files of their own, in a folder; see the page on "
+        "exporting.",
+    ),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="File to write; with --parts, a folder.")
+]
 Metadata = Annotated[
     list[str] | None,
     typer.Option(

@@ -18,6 +18,8 @@ from palette_core.cli.commands.parameters import (
     Functions,
     Input,
     Metadata,
+    Output,
+    Parts,
     Report,
     Workers,
     load_config,
@@ -26,7 +28,7 @@ from palette_core.cli.commands.parameters import (
 
 def palettize(
     factory: Factory,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    output: Output,
     config: ConfigFile = None,
     inputs: Input = None,
     backend: Backend = None,
@@ -34,6 +36,7 @@ def palettize(
     dynamic: Dynamic = None,
     functions: Functions = None,
     metadata: Metadata = None,
+    parts: Parts = None,
     num_workers: Workers = 1,
     sensitivities: Annotated[
         Path | None, typer.Option(help="File of sensitivities for weighted clustering.")
@@ -84,7 +87,7 @@ def palettize(
     of a model folder or .safetensors file, which becomes a folder as by palettize-checkpoint.
     """
     from palette_core.cli import checkpoints, programs, work
-    from palette_core.cli.exporting import make_target
+    from palette_core.cli.exporting import Content, make_target
     from palette_core.cli.factories import load_batches, load_callable, load_factory
 
     settings = load_config(config)
@@ -102,6 +105,7 @@ def palettize(
         "--dynamic": dynamic,
         "--functions": functions,
         "--metadata": metadata,
+        "--parts": parts,
         "--sensitivities": sensitivities,
         "--trust-sensitivities": trust_sensitivities,
         "--calibration": calibration,
@@ -117,7 +121,8 @@ def palettize(
             reports=report or (),
         )  # fmt: skip
         return
-    target = make_target(output, backend, option or (), dynamic or (), functions, metadata or ())
+    content = Content(dynamic or (), functions, metadata or (), parts)
+    target = make_target(output, backend, option or (), content)
     if is_program:
         programs.check_options(factory, about_models)
         programs.palettize(
@@ -154,20 +159,22 @@ def export(
     checkpoint: Annotated[
         Path, typer.Argument(help="Packed checkpoint (.safetensors) of that model.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    output: Output,
     inputs: Input = None,
     backend: Backend = None,
     option: BackendOption = None,
     dynamic: Dynamic = None,
     functions: Functions = None,
     metadata: Metadata = None,
+    parts: Parts = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a palettized model to a runtime's format, without palettizing it again."""
-    from palette_core.cli.exporting import export_checkpoint, make_target
+    from palette_core.cli.exporting import Content, export_checkpoint, make_target
     from palette_core.cli.factories import load_factory
 
-    target = make_target(output, backend, option or (), dynamic or (), functions, metadata or ())
+    content = Content(dynamic or (), functions, metadata or (), parts)
+    target = make_target(output, backend, option or (), content)
     loaded = load_factory(factory, inputs or ())
     export_checkpoint(loaded, checkpoint, target, as_json=as_json)
 

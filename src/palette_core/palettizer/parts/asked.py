@@ -10,12 +10,24 @@ from typing import Any
 from torch import nn
 
 from palette_core.errors import BackendError, did_you_mean
-from palette_core.palettizer.functions import checked_function, checked_names
+from palette_core.palettizer.functions import Asked, checked_function, checked_names
 from palette_core.palettizer.targets import Target
 from palette_core.plugins.export_requests import ExportFunction, ExportPart
 
 _RANGE = re.compile(r"(?P<path>[^\[\]]*)\[(?P<start>-?\d*):(?P<stop>-?\d*)\]")
 _KINDS = ("input_names", "output_names", "state_names")
+
+
+def check_beside(asked: Asked) -> None:
+    """Refuse what describes one file, beside parts.
+
+    Raises:
+        BackendError: naming it.
+    """
+    of_one = ("functions", "dynamic_shapes", *_KINDS)
+    beside = [name for name in of_one if getattr(asked, name) is not None]
+    if beside:
+        raise BackendError(f"parts have {', '.join(beside)} of their own; give them by ExportPart")
 
 
 def check_parts(parts: object, model: nn.Module, target: Target) -> dict[str, Any]:

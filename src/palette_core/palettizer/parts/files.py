@@ -87,8 +87,8 @@ def write_manifest(parts: Parts, fresh: Path, target: Target) -> None:
         "backend": target.name,
         "parts": listed,
         "copies": [
-            {"weight": weight, "parts": names, "bytes": size}
-            for weight, (names, size) in parts.copies.items()
+            {"weight": each.weight, "parts": list(each.parts), "bytes": each.bytes}
+            for each in parts.copies
         ],
         "left_out": parts.left_out,
     }

@@ -1,19 +1,27 @@
-"""Parts to write, and what is to be told about them."""
+"""Parts to write, made of a model, and what they share."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from palette_core.errors import BackendError, PaletteWarning
+from palette_core.errors import BackendError, did_you_mean
 from palette_core.model import ExampleInputs
-from palette_core.palettizer.parts.flows import Flow, record_parts
+from palette_core.palettizer.parts.alone import Alone, run_alone
+from palette_core.palettizer.parts.flows import Flow, check_output, record_parts
+from palette_core.planning.records import WeightCopies
 from palette_core.plugins.export_requests import ExportFunction, ExportPart
-from palette_core.storage.sites import palette_sites
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of the model as files hold it: its tensors, and its bytes in one file."""
+
+    tensors: list[Tensor]
+    bytes: int
 
 
 @dataclass
@@ -23,23 +31,33 @@ class Parts:
     Attributes:
         functions: by name; each with its module and inputs.
         flows: by part, where each of its inputs comes from; of parts named by modules.
-        copies: weights that several files hold: by name, those parts and its bytes in one.
+        copies: weights that several files hold.
         left_out: names of weights that no file holds.
     """
 
     functions: dict[str, ExportFunction]
     flows: dict[str, dict[str, Flow | None]] = field(default_factory=dict)
-    copies: dict[str, tuple[list[str], int]] = field(default_factory=dict)
+    copies: list[WeightCopies] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
 
 def make_parts(
-    parts: Mapping[str, Any], model: nn.Module, example_inputs: ExampleInputs | None
+    parts: Mapping[str, Any],
+    model: nn.Module,
+    example_inputs: ExampleInputs | None,
+    weights: Mapping[str, Weight],
 ) -> Parts:
-    """Return the parts of a finalized model, run once where they are named by modules.
+    """Return the parts of a model, which is run where they are named by modules, and they are.
+
+    Args:
+        parts: as `check_parts` returns them.
+        model: dense, or finalized.
+        example_inputs: of the model, for parts that are named by modules.
+        weights: of the model, by name.
 
     Raises:
-        BackendError: as of `record_parts`, or there are no inputs to run it on.
+        BackendError: as of `record_parts`, there are no inputs to run it on, a part fails or
+            returns something else by itself, or a state is of several parts.
     """
     named = {name: part for name, part in parts.items() if isinstance(part, ExportPart)}
     if named and example_inputs is None:
@@ -57,66 +75,67 @@ def make_parts(
         found = recorded[name]
         made.flows[name] = found.flows
         made.functions[name] = ExportFunction(
-            found.inputs, part.dynamic_shapes, found.module, part.input_names,
+            found.inputs, _axes(name, part, found.inputs), found.module, part.input_names,
             part.output_names, part.state_names,
         )  # fmt: skip
-    _count(made, model)
-    return made
+    alone = {name: _alone(name, function) for name, function in made.functions.items()}
+    _check_states(alone, model)
+    for name, found in recorded.items():
+        check_output(name, alone[name].output, found.output)
+    return _counted(made, alone, weights)
 
 
-def warn_of(parts: Parts) -> None:
-    """Warn of what a user may not expect: copies, weights in no file, inputs that no file computes.
-
-    Warns:
-        PaletteWarning: one for each kind.
-    """
-    for weight, (names, size) in parts.copies.items():
-        more = len(names) - 1
-        _warn(
-            f"{weight} is in the files of {', '.join(names[:-1])} and {names[-1]}: "
-            f"{more} {'copy' if more == 1 else 'copies'} more than in one file, "
-            f"{size * more:,} bytes"
+def _axes(name: str, part: ExportPart, inputs: Mapping[str, Tensor]) -> Any:
+    """Return axes that may vary as torch.export takes them: an entry for every input."""
+    axes = part.dynamic_shapes
+    if not isinstance(axes, Mapping):
+        return axes
+    unknown = [each for each in axes if each not in inputs]
+    if unknown:
+        raise BackendError(
+            f"part {name!r}: dynamic_shapes has {unknown[0]!r}, which is no input of it"
+            f"{did_you_mean(str(unknown[0]), inputs)} (inputs: {', '.join(inputs)})"
         )
-    if parts.left_out:
-        _warn(f"in no part, and so in no file: {', '.join(parts.left_out)}")
-    between = [
-        f"{name} of {part!r}"
-        for part, inputs in parts.flows.items()
-        for name, source in inputs.items()
-        if source is None
-    ]
-    if between and len(parts.flows) == len(parts.functions):  # else a function may compute them
-        _warn(f"computed by the model itself, and by no file: {', '.join(between)}")
+    return {each: axes.get(each) for each in inputs}
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, PaletteWarning, stacklevel=5)
+def _alone(name: str, function: ExportFunction) -> Alone:
+    if function.module is None or function.inputs is None:
+        raise BackendError(f"part {name!r}: give the inputs of its ExportFunction")
+    try:
+        return run_alone(function.module, function.inputs)
+    except BackendError as error:
+        raise BackendError(f"part {name!r}: {error}") from error
 
 
-def _count(made: Parts, model: nn.Module) -> None:
-    """Find the weights that several parts hold, and those that none does."""
-    held = {name: _tensors(function.module) for name, function in made.functions.items()}
-    for weight, tensors in _weights(model).items():
-        parts = [name for name, ids in held.items() if any(id(t) in ids for t in tensors)]
-        if len(parts) > 1:
-            made.copies[weight] = (parts, sum(t.numel() * t.element_size() for t in tensors))
-        elif not parts:
-            made.left_out.append(weight)
+def _check_states(alone: Mapping[str, Alone], model: nn.Module) -> None:
+    """Refuse a buffer that one part writes and another uses: each file would have its own.
+
+    Raises:
+        BackendError: naming the first of them, and those parts.
+    """
+    names = {id(buffer): name for name, buffer in model.named_buffers()}
+    for writer, run in alone.items():
+        for key, local in run.written.items():
+            others = [name for name, other in alone.items() if name != writer and key in other.used]
+            if others:
+                raise BackendError(
+                    f"part {writer!r} writes state {names.get(key, local)}, which "
+                    f"{' and '.join(map(repr, others))} {'use' if len(others) > 1 else 'uses'}, "
+                    "too; each file would have a state of its own, and none would see what another "
+                    "writes. Make one part of what takes it, write both as functions= of one file, "
+                    "or pass its values from part to part as inputs and outputs"
+                )
 
 
-def _tensors(module: nn.Module | None) -> set[int]:
-    assert module is not None  # parts have one
-    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-
-
-def _weights(model: nn.Module) -> dict[str, list[Tensor]]:
-    """Return the tensors of each palettized weight, and of each parameter that is none."""
-    found: dict[str, list[Tensor]] = {}
-    seen: set[int] = set()
-    for site in palette_sites(model):
-        found[site.name] = list(site.palette.buffers())
-        seen.update(map(id, (*site.palette.buffers(), *site.palette.parameters())))
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in seen and parameter.numel():  # packed weights leave empty ones
-            found[name] = [parameter]
-    return found
+def _counted(made: Parts, alone: Mapping[str, Alone], weights: Mapping[str, Weight]) -> Parts:
+    """Add the weights that several parts hold, and those that none does."""
+    copies, left_out = [], []
+    for name, weight in weights.items():
+        ids = {id(tensor) for tensor in weight.tensors}
+        holders = tuple(part for part, run in alone.items() if ids & run.used)
+        if len(holders) > 1:
+            copies.append(WeightCopies(name, holders, weight.bytes))
+        elif not holders:
+            left_out.append(name)
+    return replace(made, copies=copies, left_out=left_out)
