@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from clustering.contenders import PeakMemory
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -72,12 +73,6 @@ class Decoder(nn.Module):
         return self.lm_head(self.norm(x))
 
 
-def resident(what: str = "VmRSS") -> float:
-    """Return a figure of this process in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
-
-
 def write(folder: Path, width: int, blocks: int) -> int:
     """Write a checkpoint, a shard for each block; returns its bytes."""
     folder.mkdir()
@@ -102,11 +97,10 @@ def measured(how: str, width: int, blocks: int, batches: int, length: int) -> di
     with tempfile.TemporaryDirectory() as place:
         _palettize("streamed", Path(place) / "warm", 64, 1, 1, 16)
         total = write(Path(place) / "src", width, blocks)
-        before = resident()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        memory = PeakMemory()
         started = time.process_time()
         _palettize(how, Path(place), width, blocks, batches, length)
-        peak = resident("VmHWM") - before
+        peak = memory.growth() / 2**20
         return {"size": total / 2**20, "peak": peak, "seconds": time.process_time() - started}
 
 

@@ -21,11 +21,11 @@ from numba.core.caching import FunctionCache
 
 _PACKAGE = __name__.partition(".")[0]
 _MESSAGE = (
-    f"{_PACKAGE}: compiling kernels for this machine; this happens once and takes ten to "
+    f"{_PACKAGE}: compiling kernels for this machine; this happens once and takes five to "
     "fifteen seconds"
 )
 _AGAIN = (
-    f"{_PACKAGE}: compiling kernels, which takes ten to fifteen seconds in every process: "
+    f"{_PACKAGE}: compiling kernels, which takes five to fifteen seconds in every process: "
     "they cannot be kept; NUMBA_CACHE_DIR may name a folder for them"
 )
 
