@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from palette_core.cli import main
+from palette_core.reporting import console
 
 Command = Callable[..., tuple[int | str, str, str]]
 
 
 @pytest.fixture
+def talk() -> Iterator[None]:
+    """Put back what ``-v`` and ``-q`` say of the rest of the process."""
+    logger, quiet = logging.getLogger("palette_core"), console.console.quiet
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+    console.console.quiet = quiet
+
+
+@pytest.fixture
 def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    talk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Run ``palette`` in an empty folder; returns code, out and err."""
+    del talk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     showwarning = warnings.showwarning
