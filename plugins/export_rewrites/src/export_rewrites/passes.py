@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 aten = torch.ops.aten
-_CHECKS = (
+CHECKS = (
     aten._assert_tensor_metadata.default,
     aten._assert_async.msg,
     aten._assert_scalar.default,
@@ -42,7 +42,7 @@ def drop_constant_inputs(program: ExportedProgram) -> None:
 def drop_checks(graph: fx.Graph) -> None:
     """Take out assertions, and copies that nothing distinguishes from what they copy."""
     for node in list(graph.nodes):
-        if node.target in _CHECKS:
+        if node.target in CHECKS:
             graph.erase_node(node)
         elif node.target in _COPIES:
             node.replace_all_uses_with(node.args[0])

@@ -29,6 +29,7 @@ from export_rewrites.passes import (
     name_outputs,
     rename_words,
 )
+from export_rewrites.repeats import decomposed
 from export_rewrites.states import settle_extremes, write_out_shapes
 from export_rewrites.tracing import summary
 from palette_core.errors import BackendError
@@ -67,7 +68,7 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
     """
     free_views(program.graph)
     try:
-        program = program.run_decompositions(decompositions(dialect))
+        program = decomposed(program, decompositions(dialect))
     except Exception as error:
         raise BackendError(
             _forgotten_writes(program)
