@@ -20,6 +20,7 @@ from coreml_backend.concatenations import part_before_joining
 from coreml_backend.describing import renamed, types
 from coreml_backend.dialect import check_operations, dialect
 from coreml_backend.lowering import Lowered, recording
+from coreml_backend.pipelines import unhurried
 from coreml_backend.precision import compute_precision
 from coreml_backend.refusals import generation
 from coreml_backend_hooks import CoreMLOptions
@@ -110,7 +111,7 @@ def convert(
     how: dict[str, Any] = {"compute_precision": compute_precision(options, wide)}
     if check:
         how = {"pass_pipeline": ct.PassPipeline.EMPTY, "convert_to": "milinternal"}
-    with _error_lines() as lines, bars(options):
+    with _error_lines() as lines, bars(options), unhurried():
         try:
             return ct.convert(
                 program,
