@@ -38,7 +38,7 @@ def smollm2() -> Loaded:
 
 
 def smollm2_decoder() -> tuple[nn.Module, dict[str, Tensor]]:
-    """SmolLM2-135M as transformers has it, its keys and values in states of OpenVINO."""
+    """SmolLM2-135M as transformers has it, its keys and values in states of OpenVINO that grow."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from openvino_backend import Decoder

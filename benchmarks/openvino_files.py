@@ -1,17 +1,18 @@
 """OpenVINO files beside NNCF's: size, memory, time of the first answer, and of batches.
 
     python benchmarks/openvino_files.py [--rows 4096] [--model FACTORY] [--embeddings]
-        [--rounds N] [--only WORD] [--export-peak]
+        [--rounds N] [--only WORD] [--threads N] [--export-peak]
 
 Needs openvino; NNCF's forms take part where nncf is installed (``pip install nncf``, 3.4 here).
 The subject is a square linear layer, or the model of a ``file.py:callable`` and its example inputs.
-Every form is written once and measured in a process of its own, on two threads of the runtime, in
-turn by rounds; the quickest counts. Memory is what the process takes more once the model has
-answered, without pages of the mapped file and what is free again, and at its peak. Times are ratios
-to dense float32; the runtime quantizes activations as it does by default, in forms that let it. A
-decoder with states (``models.py:smollm2_decoder``) generates 24 tokens; its time is the
-least of one. ``--embeddings`` palettizes them too. ``--export-peak`` measures memory of an export
-instead, over that of the process with the palettized model, as a share of the dense weights.
+Every form is written once and measured in a process of its own, in turn by rounds, every other one
+backwards; the quickest counts. Memory is what the process takes more once the model has answered,
+without pages of the mapped file and what is free again, and at its peak. Times are ratios to dense
+float32; the runtime quantizes activations as it does by default, in forms that let it. A decoder
+with states (``models.py:smollm2_decoder``) generates 24 tokens; its time is the least of one, by
+the clock, and of the processor, which other processes on the machine disturb less.
+``--embeddings`` palettizes them too. ``--export-peak`` measures memory of an export instead, over
+that of the process with the palettized model, as a share of the dense weights.
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ def shapes_of(model: nn.Module, factory: str | None) -> Any:
     return model.dynamic_shapes() if hasattr(model, "dynamic_shapes") else None
 
 
+def options_of(model: nn.Module) -> dict[str, Any]:
+    """Return options of the backend: of a decoder, what its states are."""
+    options: dict[str, Any] = model.backend_options() if hasattr(model, "backend_options") else {}
+    return options
+
+
 def config_of(embeddings: bool, **spec: Any) -> pc.KMeansPalettizerConfig:
     """Return a config of 4 bits for default weights, and embeddings where they are asked for."""
     made = pc.PalettizationSpec(n_bits=4, **spec)
@@ -76,13 +83,30 @@ def config_of(embeddings: bool, **spec: Any) -> pc.KMeansPalettizerConfig:
     )
 
 
+def export(
+    palettizer: pc.KMeansPalettizer,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...] | dict[str, Tensor],
+    path: Path,
+    factory: str | None,
+) -> None:
+    """Write a prepared model."""
+    palettizer.export(
+        path,
+        inputs,
+        backend="openvino",
+        dynamic_shapes=shapes_of(model, factory),
+        backend_options=options_of(model),
+    )
+
+
 def forms(factory: str | None, rows: int, *, embeddings: bool) -> dict[str, Write]:
     """Return what writes each form to an ``.xml``."""
 
     def dense(path: Path) -> None:
         model, inputs = load(factory, rows)
         entry = get_catalog().backend("openvino")
-        backend = entry.factory(entry.options())
+        backend = entry.factory(entry.options(**options_of(model)))
         backend.export(model, inputs, path, shapes_of(model, factory))
 
     def ours(**spec: Any) -> Write:
@@ -90,8 +114,7 @@ def forms(factory: str | None, rows: int, *, embeddings: bool) -> dict[str, Writ
             model, inputs = load(factory, rows)
             palettizer = pc.KMeansPalettizer(model, config_of(embeddings, **spec))
             palettizer.prepare(inputs, backend="openvino")
-            shapes = shapes_of(model, factory)
-            palettizer.export(path, inputs, backend="openvino", dynamic_shapes=shapes)
+            export(palettizer, model, inputs, path, factory)
 
         return write
 
@@ -145,23 +168,28 @@ def memory() -> tuple[int, int]:
     return private * 1024, int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def measure(path: Path, inputs: dict[str, np.ndarray[Any, Any]], batches: tuple[int, ...]) -> None:
+def measure(
+    path: Path, inputs: dict[str, np.ndarray[Any, Any]], batches: tuple[int, ...], threads: int
+) -> None:
     """Print, as JSON, what a file takes in this process."""
     core = ov.Core()
     before, peak_before = memory()
     start = time.perf_counter()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(str(path), "CPU", settings)
     request = compiled.create_infer_request()
     request.infer(inputs)
     first = time.perf_counter() - start
     after, peak = memory()
-    times = {}
+    times: dict[str, float] = {}
     for batch in batches:
         given = {name: np.repeat(each, batch, axis=0) for name, each in inputs.items()}
-        times[batch] = min(timed(lambda given=given: request.infer(given)) for _ in range(20))
+        times[f"batch {batch}"] = min(
+            timed(lambda given=given: request.infer(given)) for _ in range(20)
+        )
     if "position_ids" in inputs:
-        times = {1: min(generate(request, 24) for _ in range(3))}
+        clock, busy = zip(*(generate(request, 24) for _ in range(3)), strict=True)
+        times = {"token": min(clock), "processor": min(busy)}
     found = {"memory": after - before, "peak": peak - peak_before, "first": first, "times": times}
     print(json.dumps(found))
 
@@ -173,9 +201,14 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def generate(request: Any, count: int) -> float:
-    """Take the likeliest ``count`` tokens after a prompt of one; returns least seconds of one."""
-    token, seconds = 1, []
+def generate(request: Any, count: int) -> tuple[float, float]:
+    """Take the likeliest ``count`` tokens after a prompt of one.
+
+    Returns:
+        The least seconds of a token, by the clock and of the processor.
+    """
+    request.reset_state()
+    token, seconds, busy = 1, [], []
     for at in range(count):
         given = {
             "input_ids": np.array([[token]]),
@@ -183,9 +216,11 @@ def generate(request: Any, count: int) -> float:
             "position_ids": np.array([[at]]),
             "beam_idx": np.zeros(1, np.int32),
         }
+        start = time.process_time()
         seconds.append(timed(lambda given=given: request.infer(given)))
+        busy.append(time.process_time() - start)
         token = int(request.get_output_tensor(0).data[0, -1].argmax())
-    return min(seconds)
+    return min(seconds), min(busy)
 
 
 def export_peak(factory: str | None, rows: int, *, embeddings: bool) -> None:
@@ -201,17 +236,16 @@ def export_peak(factory: str | None, rows: int, *, embeddings: bool) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory()[1]
     with tempfile.TemporaryDirectory() as folder:
-        path, shapes = Path(folder) / "model.xml", shapes_of(model, factory)
-        palettizer.export(path, inputs, backend="openvino", dynamic_shapes=shapes)
+        export(palettizer, model, inputs, Path(folder) / "model.xml", factory)
     peak = memory()[1] - before
     print(f"export: {peak / 1e6:.0f} MB over the model's, {peak / size:.2f} of {size / 1e6:.0f} MB")
 
 
-def in_a_process(path: Path) -> dict[str, Any]:
+def in_a_process(path: Path, threads: int) -> dict[str, Any]:
     """Return what a fresh process measures."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
-        [sys.executable, __file__, _MEASURE, str(path)],
+        [sys.executable, __file__, _MEASURE, str(path), str(threads)],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -230,7 +264,7 @@ def main() -> None:
         path = Path(sys.argv[2])
         given = dict(np.load(path.parent / "inputs.npz"))
         batches = BATCHES if int(given.pop("batched")) else (1,)
-        measure(path, given, batches)
+        measure(path, given, batches, int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=4096)
@@ -238,6 +272,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="forms with this in their name, and dense")
     parser.add_argument("--embeddings", action="store_true", help="palettize embeddings too")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--export-peak", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -247,7 +282,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, inputs = load(options.model, options.rows)
         named = inputs if isinstance(inputs, dict) else call_names(model, inputs)
-        kept = {name: each[:1].numpy() for name, each in named.items()}
+        kept = {k: each[:1].numpy() for k, each in named.items() if isinstance(each, Tensor)}
         del model
         np.savez(Path(folder) / "inputs.npz", batched=int(options.model is None), **kept)
         paths = {}
@@ -258,18 +293,22 @@ def main() -> None:
                 paths[name] = Path(folder) / f"{len(paths)}.xml"
                 write(paths[name])
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in paths}
-        for _ in range(options.rounds):
-            for name, path in paths.items():
-                rounds[name].append(in_a_process(path))
+        for turn in range(options.rounds):
+            for name in list(paths)[:: -1 if turn % 2 else 1]:
+                rounds[name].append(in_a_process(paths[name], options.threads))
         dense: dict[str, Any] | None = None
         for name, path in paths.items():
             best = best_of(rounds[name])
             dense = dense or best
             size = sum(path.with_suffix(end).stat().st_size for end in (".xml", ".bin"))
             times = ", ".join(
-                f"batch {batch} {seconds / dense['times'][batch]:.2f}"
+                f"{batch} {seconds / dense['times'][batch]:.2f}"
                 for batch, seconds in best["times"].items()
             )
+            if "token" in best["times"] and name.startswith("ours"):
+                rates = (dense["times"][k] / t for k, t in best["times"].items())
+                told = " and ".join(f"{rate:.2f}" for rate in rates)
+                times += f": {told} times the dense tokens per second (2 wanted)"
             print(
                 f"{name}: {size / 1e6:.1f} MB on disk, {best['memory'] / 1e6:.0f} in memory, peak "
                 f"{best['peak'] / 1e6:.0f}, first answer {best['first'] / dense['first']:.2f}, "

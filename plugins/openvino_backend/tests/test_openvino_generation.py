@@ -51,6 +51,7 @@ def folder(tmp_path_factory):
         SPEC,
         ("embedding",),
         dynamic_shapes=decoder.dynamic_shapes(),
+        backend_options=decoder.backend_options(),
     )
     return path, decoder
 
@@ -68,33 +69,64 @@ def torch_tokens(model: nn.Module, prompt: list[int], count: int) -> list[int]:
 def run_tokens(request, prompt: list[int], count: int) -> list[int]:
     """Return what a compiled file generates, each token read once."""
     found, given, at = [], list(prompt), 0
+    request.reset_state()
     for _ in range(count):
-        places = np.arange(at, at + len(given))[None]
-        inputs = {
-            "input_ids": np.array([given]),
-            "position_ids": places,
-            "attention_mask": np.ones((1, at + len(given)), np.int64),
-            "beam_idx": np.zeros(1, np.int32),
-        }
+        logits = read(request, given, at)
         at += len(given)
-        given = [int(request.infer(inputs)["logits"][0, -1].argmax())]
+        given = [int(logits[0, -1].argmax())]
         found += given
     return found
+
+
+def read(request, tokens: list[int], at: int) -> np.ndarray:
+    """Return the logits of tokens that ``at`` others came before."""
+    inputs = {
+        "input_ids": np.array([tokens]),
+        "position_ids": np.arange(at, at + len(tokens))[None],
+        "attention_mask": np.ones((1, at + len(tokens)), np.int64),
+        "beam_idx": np.zeros(1, np.int32),
+    }
+    return request.infer(inputs)["logits"].copy()
 
 
 def test_a_llama_with_its_cache_in_states_generates_the_tokens_of_torch(folder):
     path, decoder = folder
     model = ov.Core().read_model(path)
-    assert [port.get_any_name() for port in model.inputs] == [*decoder.example_inputs()]
+    assert [port.get_any_name() for port in model.inputs] == [*decoder.example_inputs()][:4]
+    assert [port.get_any_name() for port in model.outputs] == ["logits"]
     request = support.compiled(path).create_infer_request()
     assert {s.name for s in request.query_state()} == {
-        f"{part}_{at}" for part in ("keys", "values") for at in range(2)
+        f"past_{part}_{at}" for part in ("keys", "values") for at in range(2)
     }
-    # One text after the other, without resetting what the first one left in the states.
     for prompt in (PROMPT, [7], [3] * 9):
         wanted = torch_tokens(decoder.model, prompt, 20)
         assert run_tokens(request, prompt, 20) == wanted
         assert len(set(wanted)) > 5
+
+
+def test_logits_read_in_pieces_are_those_of_torch(folder):
+    path, decoder = folder
+    request, text = support.compiled(path).create_infer_request(), [*range(3, 21)]
+    found = np.concatenate([read(request, text[a:b], a) for a, b in ((0, 9), (9, 10), (10, 18))], 1)
+    with torch.no_grad():
+        wanted = decoder.model(input_ids=torch.tensor([text]), use_cache=False).logits
+        here = decoder(**{**decoder.example_inputs(5, 0), "past": None})["logits"]
+        same = decoder.model(input_ids=torch.arange(5)[None], use_cache=False).logits
+    assert support.difference([found], [wanted]) < 1e-5
+    torch.testing.assert_close(here, same)
+
+
+def test_the_runtime_joins_attention_and_cache_and_keeps_the_cache_as_it_is(folder):
+    path, _ = folder
+    compiled = ov.Core().compile_model(path, "CPU", {**support.EXACT, "PERF_COUNT": True})
+    request = compiled.create_infer_request()
+    read(request, PROMPT, 0)
+    kinds = [node.node_type for node in request.get_profiling_info()]
+    assert kinds.count("ScaledDotProductAttentionWithKVCache") == 2
+    assert "ScatterElementsUpdate" not in kinds
+    assert compiled.get_property("KV_CACHE_PRECISION") == ov.Type.f32
+    rounded = ov.Core().compile_model(path, "CPU", {"KV_CACHE_PRECISION": "u8"})
+    assert rounded.get_property("KV_CACHE_PRECISION") == ov.Type.u8
 
 
 def test_what_made_the_palettes_is_in_the_file(folder):
@@ -109,7 +141,7 @@ def test_what_made_the_palettes_is_in_the_file(folder):
 
 
 def test_other_caches_are_refused():
-    with pytest.raises(BackendError, match="has layers of StaticSlidingWindowLayer"):
+    with pytest.raises(BackendError, match="has layers of DynamicSlidingWindowLayer"):
         Decoder(
             transformers.MistralForCausalLM(
                 transformers.MistralConfig(

@@ -78,7 +78,7 @@ class OpenVINOBackend(Backend):
                 model; the message names the operation and its module where there is one.
         """
         with calling(model, self._options.function):
-            program, made = converted(model, example_inputs, dynamic_shapes)
+            program, made = converted(model, example_inputs, dynamic_shapes, self._options.states)
         sites = palette_sites(model, PackedWeight)
         origins = {s.name: s.palette.origin for s in sites if s.palette.origin is not None}
         write_model(finish(program, made, self._options, origins), path)

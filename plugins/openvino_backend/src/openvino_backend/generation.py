@@ -1,6 +1,6 @@
 """Decoders of transformers with their cache inside, and the folder that generation opens.
 
-``openvino_genai`` drives a model with four inputs and keeps its cache as states of the runtime;
+``openvino_genai`` drives a model with four inputs whose cache grows in states of the runtime;
 `Decoder` gives a model of transformers that form, and `write_companions` puts beside its files what
 else the folder needs.
 """
@@ -37,83 +37,110 @@ _KEPT = (
 
 @final
 class Decoder(nn.Module):
-    """A causal language model of transformers whose keys and values are buffers.
+    """A causal language model of transformers whose keys and values the runtime keeps.
 
-    For one text at a time. The buffers become states of the runtime; what they hold behind
-    ``position_ids`` is not read, so a text can be begun anew, or continued from any place.
+    For one text at a time. Its argument ``past`` becomes states, by the option ``states`` of the
+    backend (`backend_options`); they hold as many places as there were tokens, so a text is begun
+    by resetting them. In this form the CPU joins attention with its cache, and adds to it in place.
 
     Args:
         model: in evaluation mode, with attention that looks at all that came before.
-        longest: places of the cache, for what is given and what is generated.
+        longest: how many tokens a text may have, what is given and what is generated.
 
     Raises:
         BackendError: its cache is not made of keys and values of all places.
     """
 
-    _layers: list[Any]
-
     def __init__(self, model: Any, longest: int) -> None:
         super().__init__()
-        from transformers import StaticCache
-        from transformers.cache_utils import StaticLayer
-
         self.model, self.longest = model, longest
-        config = model.config.get_text_config()
-        self._cache = StaticCache(config=config, max_cache_len=longest)
-        self._layers = list(self._cache.layers)
-        other = {type(each).__name__ for each in self._layers if type(each) is not StaticLayer}
+        self._config = model.config.get_text_config()
+        other = {type(each).__name__ for each in self._cache().layers} - {"DynamicLayer"}
         if other:
             raise BackendError(
                 f"the cache of {type(model).__name__} has layers of {', '.join(sorted(other))}, "
                 "and Decoder takes those only that keep all keys and values"
             )
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        for at in range(len(self._layers)):
-            for name in ("keys", "values"):
-                empty = torch.zeros(1, heads, longest, width, dtype=model.dtype)
-                self.register_buffer(f"{name}_{at}", empty)
-        self._cache.early_initialization(1, heads, width, model.dtype, torch.device("cpu"))
+
+    def _cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self._config)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, beam_idx: Tensor
-    ) -> dict[str, Tensor]:
-        """Return logits of the next token, at each place of ``input_ids``.
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        beam_idx: Tensor,
+        past: dict[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Return logits of the next token, at each place of ``input_ids``, and what came so far.
 
         Args:
             input_ids: ``[1, n]`` int64, tokens that follow each other.
             attention_mask: ``[1, places up to the last token]`` int64; not read.
             position_ids: ``[1, n]`` int64, places of the tokens.
-            beam_idx: ``[1]`` int32; not read.
-        """
-        del attention_mask, beam_idx
-        for at, layer in enumerate(self._layers):
-            layer.keys, layer.values = getattr(self, f"keys_{at}"), getattr(self, f"values_{at}")
-            layer.cumulative_length = position_ids[0, 0].clone()
-        made = self.model(
-            input_ids=input_ids, position_ids=position_ids, cache=self._cache, use_cache=True
-        )
-        return {"logits": made.logits}
+            beam_idx: ``[1]`` int32, 0: which text of ``past`` goes on.
+            past: ``keys_0``, ``values_0``, ``keys_1`` and so on, ``[1, heads, places before n,
+                width]`` in the dtype of the model; None where nothing came before.
 
-    def example_inputs(self, tokens: int = 4) -> dict[str, Tensor]:
-        """Return inputs of the first ``tokens`` tokens of a text."""
+        Returns:
+            ``logits``, ``[1, n, vocabulary]``, and ``present``, the next ``past``.
+        """
+        del attention_mask
+        cache, past = self._cache(), self._empty(0) if past is None else past
+        for at, layer in enumerate(cache.layers):
+            pair = (past[f"{name}_{at}"].index_select(0, beam_idx) for name in ("keys", "values"))
+            keys, values = pair
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+        made = self.model(
+            input_ids=input_ids, position_ids=position_ids, cache=cache, use_cache=True
+        )
+        present: dict[str, Tensor] = {}
+        for at, layer in enumerate(cache.layers):
+            present |= {f"keys_{at}": layer.keys, f"values_{at}": layer.values}
+        return {"logits": made.logits, "present": present}
+
+    def _empty(self, places: int) -> dict[str, Tensor]:
+        config = self._config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         return {
-            "input_ids": torch.arange(tokens)[None],
-            "attention_mask": torch.ones(1, tokens + 1, dtype=torch.int64),
-            "position_ids": torch.arange(tokens)[None],
-            "beam_idx": torch.zeros(1, dtype=torch.int32),
+            f"{name}_{at}": torch.zeros(1, heads, places, width, dtype=self.model.dtype)
+            for at in range(config.num_hidden_layers)
+            for name in ("keys", "values")
         }
 
-    def dynamic_shapes(self) -> dict[str, dict[int, Any] | None]:
+    def example_inputs(self, tokens: int = 4, before: int = 3) -> dict[str, Any]:
+        """Return inputs of ``tokens`` tokens of a text, after ``before`` others, all zeros."""
+        return {
+            "input_ids": torch.arange(tokens)[None],
+            "attention_mask": torch.ones(1, before + tokens, dtype=torch.int64),
+            "position_ids": torch.arange(before, before + tokens)[None],
+            "beam_idx": torch.zeros(1, dtype=torch.int32),
+            "past": self._empty(before),
+        }
+
+    def dynamic_shapes(self) -> dict[str, Any]:
         """Return ``dynamic_shapes`` of any number of tokens up to ``longest``."""
         tokens = torch.export.Dim("tokens", max=self.longest)
         seen = torch.export.Dim("seen", max=self.longest)
-        axes: dict[str, dict[int, Any] | None] = {
-            name: {1: tokens} for name in ("input_ids", "position_ids")
+        before = torch.export.Dim("before", max=self.longest - 1)
+        return {
+            "input_ids": {1: tokens},
+            "attention_mask": {1: seen},
+            "position_ids": {1: tokens},
+            "beam_idx": None,
+            "past": {name: {2: before} for name in self._empty(0)},
         }
-        return {**axes, "attention_mask": {1: seen}, "beam_idx": None}
+
+    def backend_options(self) -> dict[str, Any]:
+        """Return options of the backend that make ``past`` states."""
+        return {"states": ("past",)}
 
 
 def write_companions(source: str | Path, folder: str | Path) -> list[str]:

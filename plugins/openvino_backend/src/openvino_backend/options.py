@@ -38,6 +38,13 @@ class OpenVINOOptions(BaseModel):
         "arithmetic it computes them in one go, and they drop NaN. Takes a few percent of the "
         "time, a third in depthwise convolutions.",
     )
+    states: tuple[str, ...] = Field(
+        default=(),
+        description="Names of forward's arguments, a tensor or a nest of them each, that the "
+        "runtime keeps from call to call; forward's last outputs are their next values, in the "
+        "same order. They begin as zeros, with axes that dynamic_shapes lets vary as short as it "
+        "lets them be, so that a cache grows from nothing.",
+    )
     input_names: tuple[str, ...] = Field(
         default=(),
         description="Names of the inputs, in the order of the model's; empty keeps those of its "

@@ -2,12 +2,14 @@
 
 The converter folds whatever hangs on constants, look-ups included, so palettized weights come to
 it as inputs, and `lowering` puts the look-ups in their place afterwards. It forgets writes to
-buffers, so such a buffer becomes an input and an output, which `states` joins.
+buffers, so such a buffer becomes an input and an output, which `states` joins; it also joins
+arguments of the model with outputs, where the model keeps them from call to call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from export_rewrites import copied, module_of
 from export_rewrites.naming import output_paths
+from openvino_backend.states import State
 from openvino_backend.weights import Weight, weights_of
 from palette_core.errors import BackendError
+from palette_core.tensors import dtype_name
 
 UNUSED = "nothing"  # name of an input before all others
 
@@ -49,27 +54,29 @@ class FlatProgram:
     graph: fx.GraphModule
     inputs: list[Input] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
-    states: list[tuple[str, Tensor]] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
 
 
-def flatten(model: nn.Module, program: ExportedProgram) -> FlatProgram:
+def flatten(model: nn.Module, program: ExportedProgram, kept: Sequence[str] = ()) -> FlatProgram:
     """Make a decomposed program flat.
 
     Args:
         model: that the program was made of; it knows the names of palettized weights.
         program: left as it is.
+        kept: arguments of the model's ``forward`` whose next values are its last outputs.
 
     Raises:
-        BackendError: an output is no tensor, or a palettized weight no constant.
+        BackendError: an output is no tensor, or a palettized weight no constant; or ``kept`` does
+            not fit the model.
     """
-    return _Flattening(model, program).run()
+    return _Flattening(model, program, kept).run()
 
 
 class _Flattening:
     """The steps of `flatten`, which share the new graph and what stands for old nodes in it."""
 
-    def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
+    def __init__(self, model: nn.Module, program: ExportedProgram, kept: Sequence[str]) -> None:
         self._model, self._program = model, program
         self._old = program.graph_signature
         self._held = {**program.constants, **program.state_dict}
@@ -77,6 +84,7 @@ class _Flattening:
         self._new: dict[fx.Node, fx.Node] = {}
         self._made = FlatProgram(fx.GraphModule(self._root, fx.Graph()))
         self._placeholders = {n.name: n for n in program.graph.find_nodes(op="placeholder")}
+        self._kept = _inputs_of(model, program, kept) if kept else []
 
     def run(self) -> FlatProgram:
         made = self._made
@@ -127,16 +135,18 @@ class _Flattening:
         for spec in self._old.input_specs:
             if spec.kind is not InputKind.USER_INPUT or isinstance(spec.arg, ConstantArgument):
                 continue
-            node = self._placeholders[spec.arg.name]
-            value = node.meta["val"]
-            if not isinstance(value, Tensor):
-                raise BackendError(
-                    f"input {node.name!r} is a {type(value).__name__}, and OpenVINO takes tensors "
-                    "only; leave it out of dynamic_shapes, or give it as a tensor"
-                )
-            self._placeholder(node, f"input_{len(self._new)}")
-            sizes = tuple(self._range(size) for size in value.shape)
-            yield Input(node.name, sizes, value.dtype)
+            if spec.arg.name not in self._kept:
+                yield self._input(self._placeholders[spec.arg.name], "input")
+
+    def _input(self, node: fx.Node, kind: str) -> Input:
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            raise BackendError(
+                f"input {node.name!r} is a {type(value).__name__}, and OpenVINO takes tensors "
+                "only; leave it out of dynamic_shapes, or give it as a tensor"
+            )
+        self._placeholder(node, f"{kind}_{len(self._new)}")
+        return Input(node.name, tuple(self._range(size) for size in value.shape), value.dtype)
 
     def _range(self, size: Any) -> tuple[int, int | None]:
         if isinstance(size, int):
@@ -146,12 +156,18 @@ class _Flattening:
         least = 0 if found is None else int(found.lower)
         return least, most if most is None or most < 1 << 30 else None
 
-    def _states(self) -> Iterator[tuple[str, Tensor]]:
+    def _states(self) -> Iterator[State]:
         mutated = set(self._old.buffers_to_mutate.values())
         for name, buffer in self._old.inputs_to_buffers.items():
             if buffer in mutated:
                 self._placeholder(self._placeholders[name], f"state_{len(self._new)}")
-                yield buffer, self._held[buffer].detach()
+                first = self._held[buffer].detach()
+                yield State(buffer, first, tuple(first.shape))
+        for name in self._kept:
+            given = self._input(self._placeholders[name], "state")
+            first = torch.zeros([least for least, _ in given.sizes], dtype=given.dtype)
+            sizes = (least if least == most else None for least, most in given.sizes)
+            yield State(name, first, tuple(sizes))
 
     def _constant(self, node: fx.Node) -> None:
         targets = {
@@ -195,10 +211,60 @@ class _Flattening:
                 # The converter gives a result that is given out twice, once.
                 kept.append(copied(self._graph, made) if made in kept else made)
                 found.append(name)
-        if not kept:
-            raise BackendError("the model returns no tensor, so there is nothing to export")
-        self._graph.output((*kept, *(written[name] for name, _ in self._made.states)))
-        return found
+        n_own = len(kept) - len(self._kept)
+        if n_own < 1:
+            raise BackendError(_too_few(len(kept), len(self._kept)))
+        for state, new, name in zip(self._kept, kept[n_own:], found[n_own:], strict=True):
+            _check_next(self._placeholders[state], new, name)
+            written[state] = new
+        self._graph.output((*kept[:n_own], *(written[state.name] for state in self._made.states)))
+        return found[:n_own]
+
+
+def _inputs_of(model: nn.Module, program: ExportedProgram, kept: Sequence[str]) -> list[str]:
+    """Return names of the inputs that arguments of the model's ``forward`` are made of."""
+    specs = program.graph_signature.input_specs
+    names = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+    args, kwargs = tree_unflatten(names, program.call_spec.in_spec)
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    unknown = [name for name in kept if name not in given]
+    if unknown:
+        raise BackendError(
+            f"states names {', '.join(map(repr, unknown))}, and example_inputs give "
+            f"{', '.join(map(repr, given))}"
+        )
+    return [leaf for name in dict.fromkeys(kept) for leaf in tree_leaves(given[name])]
+
+
+def _too_few(outputs: int, kept: int) -> str:
+    if not kept:
+        return "the model returns no tensor, so there is nothing to export"
+    return (
+        f"states has {kept} tensors, and the model returns {outputs}: what it is asked for first, "
+        "then the next value of each"
+    )
+
+
+def _check_next(old: fx.Node, new: fx.Node, name: str) -> None:
+    """Refuse a next value that a state cannot hold."""
+    have, want = new.meta["val"], old.meta["val"]
+    if (
+        have.dtype is not want.dtype
+        or have.dim() != want.dim()
+        or any(
+            isinstance(size, int) and size != other
+            for size, other in zip(want.shape, have.shape, strict=True)
+        )
+    ):
+        raise BackendError(
+            f"output {name!r} is {_described(have)}, and would be the next value of state "
+            f"{old.name!r}, which is {_described(want)}; return the next values last, in the order "
+            "of states"
+        )
+
+
+def _described(value: Tensor) -> str:
+    return f"{dtype_name(value.dtype)} [{', '.join(map(str, value.shape))}]"
 
 
 def _output_names(program: ExportedProgram) -> list[str]:

@@ -41,11 +41,12 @@ def converted(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     dynamic_shapes: Any = None,
+    kept: Sequence[str] = (),
 ) -> tuple[FlatProgram, ov.Model]:
     """Trace a model in evaluation mode and convert it, palettized weights and states as inputs.
 
     Operations that the converter finds no conversion for are rewritten, until it finds one for
-    all of them.
+    all of them. ``kept`` as in `flatten`.
 
     Returns:
         The program, and what the converter makes of it.
@@ -60,7 +61,7 @@ def converted(
         while True:
             decomposed = rewritten(program, dialect(lacking))
             check_operations(decomposed)
-            flat = flatten(model, decomposed)
+            flat = flatten(model, decomposed, kept)
             try:
                 return flat, _converted(flat)
             except _NotConvertedError as error:
