@@ -134,7 +134,9 @@ class CoreAIBackend(Backend):
         for name, function in request.functions.items():
             with of_function(name, request.functions):
                 given = in_precision(_module_of(name, function), function.inputs, precision)
-                programs[name] = export_program(*given, function.dynamic_shapes)
+                programs[name] = export_program(
+                    *given, function.dynamic_shapes, stack_traces=self._options.debug_info
+                )
         return programs
 
     def convert(
@@ -235,14 +237,20 @@ def export_program(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     dynamic_shapes: Any = None,
+    *,
+    stack_traces: bool = True,
 ) -> ExportedProgram:
     """Trace a model in evaluation mode and decompose it as the converter wants it.
+
+    Without stack traces the converter reads none, of which it writes nothing but for debugging.
 
     Raises:
         BackendError: no example inputs, or ``torch.export`` fails on the model.
     """
     with quiet():
-        program = trace(model, example_inputs, dynamic_shapes, backend="coreai")
+        program = trace(
+            model, example_inputs, dynamic_shapes, backend="coreai", stack_traces=stack_traces
+        )
         program = rewritten(program, dialect())
     tidy_outputs(program)
     return program

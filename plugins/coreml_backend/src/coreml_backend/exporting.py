@@ -76,7 +76,7 @@ def trace(
     Raises:
         BackendError: no inputs, torch.export fails, or a dynamic dimension has no maximum.
     """
-    program = exported(model, example_inputs, dynamic_shapes, backend="coreml")
+    program = exported(model, example_inputs, dynamic_shapes, backend="coreml", stack_traces=False)
     integers_for_quantized(program)
     program = rewritten(program, dialect())
     part_before_joining(program)

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import OutputKind
 
 from export_rewrites._registry import known_rewrites
+from export_rewrites.compiling import compiled_late
 from export_rewrites.complex_numbers import write_out_complex
 from export_rewrites.folding import fold_constants
 from export_rewrites.naming import OUTPUT_KEYS, keys_of_outputs
@@ -68,7 +69,8 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
     """
     free_views(program.graph)
     try:
-        program = decomposed(program, decompositions(dialect))
+        with compiled_late():
+            program = decomposed(program, decompositions(dialect))
     except Exception as error:
         raise BackendError(
             _forgotten_writes(program)

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
+from export_rewrites.compiling import compiled_late
 from palette_core.errors import BackendError
 
 _NO_PYTREE = re.compile(
@@ -27,6 +28,7 @@ def trace(
     dynamic_shapes: Any = None,
     *,
     backend: str,
+    stack_traces: bool = True,
 ) -> ExportedProgram:
     """Export a model in evaluation mode.
 
@@ -36,13 +38,14 @@ def trace(
             tensor becomes a constant of the program.
         dynamic_shapes: as in ``torch.export.export``.
         backend: the name to blame in messages.
+        stack_traces: whether nodes keep the lines of code that they come from, which takes a while.
 
     Raises:
         BackendError: no inputs, inputs of another kind, or ``torch.export`` fails.
     """
     args, kwargs = split_inputs(example_inputs, backend)
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), compiled_late(), traces_on(stack_traces):
             return torch.export.export(
                 model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
@@ -52,6 +55,17 @@ def trace(
             f"{_failing_module(model, error)}: "
             f"{_advice(error) or summary(error) + _BY_ITSELF}"
         ) from error
+
+
+@contextlib.contextmanager
+def traces_on(wanted: bool) -> Iterator[None]:
+    """Let torch keep stack traces in what it traces inside the block, or not."""
+    before = fx.config.do_not_emit_stack_traces
+    fx.config.do_not_emit_stack_traces = before or not wanted
+    try:
+        yield
+    finally:
+        fx.config.do_not_emit_stack_traces = before
 
 
 @contextlib.contextmanager
