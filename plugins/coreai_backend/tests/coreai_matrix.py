@@ -30,6 +30,7 @@ from torch.export.graph_signature import (
 )
 
 from coreai_backend.backend import CoreAIBackend, export_program
+from coreai_backend.externalized import Exported
 from coreai_backend.options import CoreAIOptions
 from coreai_backend.reader import stored_weights
 from palette_core import (
@@ -305,7 +306,7 @@ def write_weights(dtype: torch.dtype, folder: Path) -> tuple[Path, dict[Case, Pa
     }
     path = folder / f"{str(dtype).removeprefix('torch.')}.aimodel"
     program = program_of({case.name: weight for case, weight in taken.items()})
-    backend.convert({"main": program}).save_asset(path)
+    backend.convert({"main": Exported(program)}).save_asset(path)
     return path, taken
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -11,6 +11,7 @@ from torch import nn
 
 from coreai_backend import programs
 from coreai_backend.dialect import check_operations, dialect, latest_node
+from coreai_backend.externalized import Exported, exported
 from coreai_backend.ir import quiet
 from coreai_backend.layouts import Layouts
 from coreai_backend.lowering import Taken, register_lowerings, take_indices, teach_converters
@@ -60,8 +61,7 @@ class CoreAIBackend(Backend):
     ) -> Sequence[Refusal]:
         """Trace and convert the model as it is, which is what export will do."""
         try:
-            given = in_precision(model, example_inputs, self._options.compute_precision)
-            self.convert({MAIN: export_program(*given, dynamic_shapes)})
+            self.convert({MAIN: self._exported(MAIN, model, example_inputs, dynamic_shapes)})
         except BackendError as error:
             return [Refusal(str(error))]
         return []
@@ -128,27 +128,38 @@ class CoreAIBackend(Backend):
         """Write an ``.aimodel`` with palettized weights, each decoded again; see `programs`."""
         return programs.replace_weights(path, palettized, fresh)
 
-    def _traced(self, request: ExportRequest) -> dict[str, ExportedProgram]:
-        precision = self._options.compute_precision
-        programs: dict[str, ExportedProgram] = {}
+    def _traced(self, request: ExportRequest) -> dict[str, Exported]:
+        programs: dict[str, Exported] = {}
         for name, function in request.functions.items():
             with of_function(name, request.functions):
-                given = in_precision(_module_of(name, function), function.inputs, precision)
-                programs[name] = export_program(
-                    *given, function.dynamic_shapes, stack_traces=self._options.debug_info
+                module = _module_of(name, function)
+                programs[name] = self._exported(
+                    name, module, function.inputs, function.dynamic_shapes
                 )
         return programs
 
+    def _exported(self, name: str, model: nn.Module, inputs: Any, dynamic_shapes: Any) -> Exported:
+        model, inputs = in_precision(model, inputs, self._options.compute_precision)
+        return exported(
+            name,
+            model,
+            self._options,
+            lambda: export_program(
+                model, inputs, dynamic_shapes, stack_traces=self._options.debug_info
+            ),
+            _as_converter_reads,
+        )
+
     def convert(
         self,
-        programs: Mapping[str, ExportedProgram],
+        given: Mapping[str, Exported],
         request: ExportRequest | None = None,
         model: nn.Module | None = None,
     ) -> AIProgram:
         """Convert decomposed programs, whose packed indices move over to the result.
 
         Args:
-            programs: by the name of their function.
+            given: by the name of their function.
             request: which names are asked for; None keeps the program's own.
             model: calls the weights by its names; None leaves them those of the programs.
 
@@ -157,28 +168,29 @@ class CoreAIBackend(Backend):
         """
         with quiet():
             from coreai_torch import TorchConverter
+        programs = {name: each.program for name, each in given.items()}
         asked = request or ExportRequest(dict.fromkeys(programs, ExportFunction(None)))
         faces = named(programs, asked)
         layouts = None if request is None else Layouts(self._options, programs, faces)
         modes = TorchConverter.Mode
         converter = TorchConverter(mode=modes.DEBUG if self._options.debug_info else modes.RELEASE)
-        for name, program in programs.items():
+        taken: list[Taken] = []
+        for name, each in given.items():
+            names = _names_in(model, asked.functions[name].module)
             with of_function(name, programs):
-                check_operations(program)
-        register_lowerings(
-            converter,
-            [
-                Taken(
-                    program, take_indices(program), _names_in(model, asked.functions[name].module)
-                )
-                for name, program in programs.items()
-            ],
-        )
+                for program, prefix in _programs_of(each):
+                    check_operations(program)
+                    taken.append(Taken(program, take_indices(program), names, prefix))
+        register_lowerings(converter, taken)
         try:
             with quiet(), latest_node(converter) as node:
                 for name, program in programs.items():
-                    names = _as_converter_takes(faces[name])
-                    converter.add_exported_program(program, **names, entrypoint_name=name)
+                    face = _as_converter_takes(faces[name])
+                    inner = [each.record for each in given[name].inner]
+                    converter.add_exported_program(
+                        program, **face, entrypoint_name=name,
+                        _externalized_exported_programs=inner or None,
+                    )  # fmt: skip
                 made = converter.to_coreai()
         except BackendError:
             raise
@@ -251,6 +263,17 @@ def export_program(
         program = trace(
             model, example_inputs, dynamic_shapes, backend="coreai", stack_traces=stack_traces
         )
-        program = rewritten(program, dialect())
+        return _as_converter_reads(program)
+
+
+def _as_converter_reads(program: ExportedProgram) -> ExportedProgram:
+    program = rewritten(program, dialect())
     tidy_outputs(program)
     return program
+
+
+def _programs_of(given: Exported) -> Iterator[tuple[ExportedProgram, str]]:
+    """Yield the programs of a function, with the prefix of their names in its module."""
+    yield given.program, ""
+    for each in given.inner:
+        yield each.program, f"{each.path}."

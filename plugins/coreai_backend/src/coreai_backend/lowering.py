@@ -67,12 +67,14 @@ class Taken:
     Attributes:
         program: the program.
         tensors: what `take_indices` has taken out of it.
-        names: names of weights in the file, where they are others than in the program.
+        names: names of weights in the file, where they are others than in the function's module.
+        prefix: of the program's names there, with a dot, where it is of a part of that.
     """
 
     program: ExportedProgram
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
 
 def register_lowerings(converter: TorchConverter, taken: Sequence[Taken] = ()) -> None:
@@ -205,7 +207,7 @@ class _Constants:
     def __init__(self, taken: Taken) -> None:
         self.program = program = taken.program
         signature = program.graph_signature
-        self._names = taken.names
+        self._names, self._prefix = taken.names, taken.prefix
         self._held = {**program.constants, **program.state_dict, **taken.tensors}
         self._first: dict[Any, str] = {}
         for name, tensor in self._held.items():
@@ -247,7 +249,7 @@ class _Constants:
     def weight_name(self, node: Any, indices: Tensor, part: str) -> str:
         """Return the qualified name of the first weight that these indices stand for."""
         name = self._first.get(_place(indices), node.name)
-        own = _PARAMETRIZED.sub(r"\g<state>", name).removesuffix(f".{part}")
+        own = self._prefix + _PARAMETRIZED.sub(r"\g<state>", name).removesuffix(f".{part}")
         return self._names.get(own, own)
 
 

@@ -23,6 +23,16 @@ class Layout(BaseModel):
 
 
 @final
+class Composite(BaseModel):
+    """Operation that a module stands for, and the module's numbers and texts that say more."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operation: Annotated[str, StringConstraints(min_length=1)]
+    attributes: tuple[str, ...] = ()
+
+
+@final
 class CoreAIOptions(BaseModel):
     """Options of the ``coreai`` backend."""
 
@@ -56,6 +66,16 @@ class CoreAIOptions(BaseModel):
         default={},
         description="Memory of inputs, outputs and states, by function and name: allocation "
         "(MTLBuffer, IOSurface or Heap), alignments, one more than axes, and interleave.",
+    )
+    externalize: tuple[str, ...] = Field(
+        default=(),
+        description="Names of modules, or of their classes, that become graphs of their own, "
+        "called where the model calls them; they take and return tensors.",
+    )
+    composites: dict[str, Composite] = Field(
+        default={},
+        description="The same, marked as an operation that a compiler may know: "
+        "{norm: {operation: rms_norm, attributes: [eps]}}.",
     )
     minimum_os: Literal["v27"] = Field(
         default="v27", description="Oldest system that has to load the file."
