@@ -16,6 +16,7 @@ import coreml_backend
 from coreml_backend import precision
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig, PalettizationSpec
 from palette_core import ModuleKMeansPalettizerConfig as Module
+from palette_core.tensors import PalettizedTensor
 
 SIZES = {"1": 1.0, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6, "1e-8": 1e-8, "1e5": 1e5}
 SPECS = {
@@ -135,3 +136,45 @@ def test_channels_are_judged_a_few_at_a_time(least, tmp_path, monkeypatch) -> No
     path = export(nn.Sequential(layer).eval(), torch.randn(2, 64), spec, tmp_path / "m.mlpackage")
     stored = coreml_backend.read_weights(path)["0.weight"]
     assert stored.dtype == (np.float32 if least < 1e-3 else np.float16)
+
+
+def palettized(shape, grid, vector: int, sizes: Tensor, seed: int) -> PalettizedTensor:
+    """Return a weight of random entries, the tables of each group of channels times a size."""
+    some = torch.Generator().manual_seed(seed)
+    lut = torch.randn(*grid, 16, vector, generator=some)
+    lut = lut * sizes.reshape(-1, *[1] * (lut.dim() - 1))
+    lut[..., 0, :] = 1e-9  # beyond float16
+    indices = torch.randint(16, (shape[0] // vector, *shape[1:]), generator=some)
+    return PalettizedTensor(indices.to(torch.uint8), lut, 4, 0, torch.float32)
+
+
+@pytest.mark.parametrize("exponent", range(-9, 7))
+@pytest.mark.parametrize(
+    ("shape", "grid", "vector"),
+    [
+        ((8, 200), (4, 1), 1),
+        ((8, 40), (4, 2), 1),
+        ((8, 12, 3, 3), (4, 1, 1, 1), 2),
+        ((8,), (4,), 1),
+    ],
+    ids=["long", "two tables", "vectors", "one axis"],
+)
+def test_a_few_values_never_say_more_than_all(shape, grid, vector, exponent, monkeypatch) -> None:
+    sizes = torch.tensor([1.0, 3.0, 0.3, 1.7]) * 10.0**exponent
+    for seed in range(5):
+        weight = palettized(shape, grid, vector, sizes, seed)
+        weight.check()
+        large = precision._is_large(weight)
+        with monkeypatch.context() as patched:
+            patched.setattr(precision, "_is_large", lambda p: False)
+            patched.setattr(precision, "_is_before_ios26", lambda: False)
+            assert precision.fits_float16(weight) or not large
+        if len(shape) > 1:
+            assert large or not -3 <= exponent <= 3
+            assert not large or -5 < exponent < 5
+
+
+def test_a_channel_that_is_small_is_looked_at_as_a_whole() -> None:
+    weight = palettized((8, 200), (4, 1), 1, torch.tensor([1.0, 1.0, 1e-5, 1.0]), 0)
+    assert not precision._is_large(weight)
+    assert precision._is_large(palettized((8, 200), (4, 1), 1, torch.ones(4), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,14 @@ from coremltools.converters.mil.mil.block import is_current_opset_version_compat
 from torch import Tensor
 
 from coreml_backend.folding import fold_scale, folded_values, without_scales_of_floats
+from coreml_backend.slicing import take
 from coreml_backend_hooks import CoreMLOptions
 from palette_core.tensors import PalettizedTensor
 
 _LOSS = 2.0**-10  # twice what rounding to float16 costs a weight of its normal range
 _NEGLIGIBLE = 1e-4  # of the largest channel: what float16 makes of such a channel is not looked at
 _AT_ONCE = 1 << 20  # values in float64
+_LOOKED_AT = 64  # values of a channel that may tell all there is to know
 # Between a weight and the operation that computes with it.
 _MOVES = (
     "cast",
@@ -48,13 +51,30 @@ def fits_float16(palettized: PalettizedTensor, *, folds: bool = False) -> bool:
         p = without_scales_of_floats(p) if folds else p
     elif _is_before_ios26() or (folds and p.lut_scale is None):
         p = fold_scale(p)
-    if p.lut_scale is None and p.scale is None and _rounds_well(p.lut):
+    if p.lut_scale is None and p.scale is None and (_rounds_well(p.lut) or _is_large(p)):
         return True
     once = folds and p.lut_scale is not None and p.scale is not None
     read = folded_values(p, torch.float16) if once else _in_float16(p).decode()
     lost, size = _errors(p.decode(), read, p.axis)
     counts = size >= _NEGLIGIBLE * size.max()
     return bool(lost.isfinite().all() and (lost <= _LOSS * size)[counts].all())
+
+
+def _is_large(p: PalettizedTensor) -> bool:
+    """Return whether a few values of each channel tell that float16 loses less than is allowed.
+
+    A value v loses 2⁻¹¹ of itself, or 2⁻²⁵ where it is smaller than float16's normal range. Both
+    together stay below `_LOSS` of a channel of n values whose squares add up to more than
+    n · 2⁻⁵⁰ / (`_LOSS`² - 2⁻²²), and the squares of a part of it are no more than those of all.
+    """
+    shape, axis = p.shape, p.axis
+    dim = max((at for at in range(len(shape)) if at != axis), key=shape.__getitem__, default=axis)
+    part = None if dim == axis else take(p, dim, 0, min(_LOOKED_AT, shape[dim] // p.grid[dim]))
+    if p.mask is not None or part is None or p.lut.abs().max() > torch.finfo(torch.float16).max:
+        return False
+    squares = part.decode().movedim(axis, 0).flatten(1).double().square().sum(1)
+    values = math.prod(shape) // shape[axis]
+    return bool((squares > values * 2.0**-50 / (_LOSS**2 - 2.0**-22)).all())
 
 
 def _is_before_ios26() -> bool:
