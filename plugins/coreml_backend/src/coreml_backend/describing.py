@@ -15,6 +15,13 @@ from coreml_backend_hooks import CoreMLOptions
 from export_rewrites import Feature, Interface
 from palette_core.errors import BackendError
 
+_LAYOUTS = {
+    "RGB": ct.colorlayout.RGB,
+    "BGR": ct.colorlayout.BGR,
+    "G": ct.colorlayout.GRAYSCALE,
+    "G16": ct.colorlayout.GRAYSCALE_FLOAT16,
+}
+
 
 def check_features(
     programs: Mapping[str, ExportedProgram],
@@ -30,13 +37,19 @@ def check_features(
     outputs = [name for face in faces.values() for name in _by_name(face.outputs)]
     for option in ("image_inputs", "enumerated_shapes", "input_dtypes"):
         _check_known(option, list(getattr(options, option)), "input", inputs)
-    _check_known("output_dtypes", list(options.output_dtypes), "output", outputs)
-    twice = [name for name in options.input_dtypes if name in options.image_inputs]
-    if twice:
-        raise BackendError(f"input_dtypes: {twice[0]!r} is an image, of image_inputs; choose one")
+    for option in ("image_outputs", "output_dtypes"):
+        _check_known(option, list(getattr(options, option)), "output", outputs)
+    for what in ("input", "output"):
+        dtypes, images = getattr(options, f"{what}_dtypes"), getattr(options, f"image_{what}s")
+        twice = [name for name in dtypes if name in images]
+        if twice:
+            raise BackendError(
+                f"{what}_dtypes: {twice[0]!r} is an image, of image_{what}s; choose one"
+            )
     for name, program in programs.items():
         _dtypes(program, faces[name].inputs, "input", options.input_dtypes)
         _dtypes(program, faces[name].outputs, "output", options.output_dtypes)
+        _images(program, faces[name], options)
 
 
 def types(program: ExportedProgram, face: Interface, options: CoreMLOptions) -> dict[str, Any]:
@@ -52,11 +65,38 @@ def types(program: ExportedProgram, face: Interface, options: CoreMLOptions) -> 
     if options.image_inputs or options.enumerated_shapes or options.input_dtypes:
         made["inputs"] = _input_types(program, face, options)
     dtypes = _dtypes(program, face.outputs, "output", options.output_dtypes)
-    if dtypes:
+    images = _images(program, face, options)
+    if dtypes or images:
         made["outputs"] = [
-            ct.TensorType(dtype=dtypes.get(each.node)) if each.node in dtypes else ct.TensorType()
+            images.get(each.node, ct.TensorType(dtype=dtypes.get(each.node)))
             for each in face.outputs
         ]
+    return made
+
+
+def _images(
+    program: ExportedProgram, face: Interface, options: CoreMLOptions
+) -> dict[str, ct.ImageType]:
+    """Return images among the outputs of a program, by node.
+
+    Raises:
+        BackendError: one has other axes than an image of its colors, or a dynamic size.
+    """
+    nodes = _by_name(face.outputs)
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    made: dict[str, ct.ImageType] = {}
+    for name, layout in options.image_outputs.items():
+        if name not in nodes:
+            continue
+        shape = list(getattr(values.get(nodes[name]), "shape", ()))
+        colors = 3 if layout in ("RGB", "BGR") else 1
+        fits = len(shape) == 4 and shape[:2] == [1, colors]
+        if not fits or not all(isinstance(size, int) for size in shape):
+            raise BackendError(
+                f"image_outputs: {name!r} is {[str(size) for size in shape]}, and an image of "
+                f"{layout} is [1, {colors}, height, width], of a fixed size"
+            )
+        made[nodes[name]] = ct.ImageType(color_layout=_LAYOUTS[layout])
     return made
 
 

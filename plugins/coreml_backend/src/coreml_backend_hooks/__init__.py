@@ -88,6 +88,11 @@ class CoreMLOptions(BaseModel):
         default={},
         description="Inputs that are images, by name: scale, bias and color_layout of each.",
     )
+    image_outputs: dict[str, Literal["RGB", "BGR", "G", "G16"]] = Field(
+        default={},
+        description="Outputs that are images, by name: their color layout. Values are pixels, 0 to "
+        "255; those of G16, gray, are float16.",
+    )
     input_dtypes: dict[str, Float] = Field(
         default={},
         description="Dtype of inputs of floats, by name: float16 saves the cast from float32.",
