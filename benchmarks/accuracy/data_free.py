@@ -1,8 +1,8 @@
 """Palettes with and without data, beside NNCF's and coreai-opt's: error of weights, and of models.
 
     PALETTE_LOADERS=folder python benchmarks/accuracy/data_free.py [--models minilm effnet]
-        [--bits 4 3] [--rows 'blocks of 64' 'CB4, blocks of 64'] [--seeds 3] [--no-judging]
-        [--results data_free.json] [--markdown data_free.md]
+        [--bits 4 3] [--rows 'blocks of 64' 'CB4, blocks of 64'] [--seeds 0 1 2] [--no-judging]
+        [--results data_free.json] [--kept] [--markdown data_free.md]
 
 Every method palettizes the same weights, and counts as many bits for scales as it stores: one of
 16 for each block, or 32 where float16 does not hold it. A block is as large as is asked for, or
@@ -13,8 +13,9 @@ one float per channel; *symmetric* and *with zero* tables are fitted like the ot
 to their form. *On noise* is calibrated without data: see `palettes.noise`.
 
 Figures are kept in the results file, where one is named, and not measured again, so that a run goes
-on where it was interrupted. Seeds choose what is calibrated on, what noise is drawn, and, of
-EfficientNet and Whisper, what is judged on; where none of these counts, the first one is all.
+on where it was interrupted; ``--kept`` makes the tables of what there is. Seeds choose what is
+calibrated on, what noise is drawn, and, of EfficientNet and Whisper, what is judged on; where none
+of these counts, the first one is all.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from figures import Row, kept
+from figures import Row, kept, read
 from methods import _TYPES
 from palettes import (
     Given,
@@ -108,14 +109,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--rows", nargs="+", choices=ROWS | OTHERS, default=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--no-judging", action="store_true", help="errors of weights alone")
     parser.add_argument("--results", type=Path, help="where figures are kept, and taken from")
+    parser.add_argument("--kept", action="store_true", help="measure nothing that is not kept yet")
     parser.add_argument("--markdown", type=Path, help="write a table of each model")
     parser.add_argument("--check", action="store_true", help="compare CB4 with NNCF, and end")
     args = parser.parse_args()
     if args.check:
         return check()
+    if args.kept and not args.results:
+        parser.error("--kept wants --results")
     rows = [row for name in args.models for row in _rows(args, name)]
     if args.markdown:
         args.markdown.write_text("\n".join(_table(name, rows, args.bits) for name in args.models))
@@ -140,6 +144,8 @@ def _rows(args: argparse.Namespace, name: str) -> list[Row]:
                 return {**about, **_measured(task(about["seed"]), about, not args.no_judging)}
 
             key = " | ".join(str(part) for part in about.values())
+            if args.kept and key not in read(args.results):
+                continue
             row = kept(args.results, key, measure) if args.results else measure()
             assert row is not None
             print(_said(row), flush=True)
