@@ -13,29 +13,17 @@ from part_models import programs as programs  # noqa: PLC0414 - a fixture
 from torch import Tensor, nn
 
 from palette_core import ExportFunction, ExportPart
-from palette_core.errors import BackendError, PaletteWarning
+from palette_core.errors import BackendError, ContractError, PaletteWarning
 from palette_core.palettizer.life_cycle import State, state_of
+from palette_core.testing.chains import run_chain
 
 
-def run_chain(folder: Path, **given: Tensor) -> Tensor:
-    """Run the files as the manifest says that they are connected, and return the last result."""
-    told = json.loads((folder / "parts.json").read_text())
-    results: dict[str, list[Tensor]] = {}
-    for part in told["parts"]:
-        inputs = {}
-        for each in part["inputs"]:
-            source = each["from"]
-            inputs[each["name"]] = (
-                given[source["model"]]
-                if "model" in source
-                else results[source["part"]][source["output"]]
-            )
-        assert set(part["files"]) <= {file.name for file in folder.iterdir()}
-        module = torch.export.load(folder / part["files"][0]).module()
-        with torch.no_grad():
-            result = module(**inputs)
-        results[part["name"]] = list(result) if isinstance(result, tuple) else [result]
-    return results[part["name"]][0]
+def run(path: Path, inputs: list[Tensor]) -> list[Tensor]:
+    program = torch.export.load(path)
+    names = program.graph_signature.user_inputs
+    with torch.no_grad():
+        result = program.module()(**dict(zip(names, inputs, strict=True)))
+    return list(result) if isinstance(result, tuple) else [result]
 
 
 def test_the_chain_returns_what_the_model_does(programs, tmp_path) -> None:
@@ -45,12 +33,24 @@ def test_the_chain_returns_what_the_model_does(programs, tmp_path) -> None:
         folder = palettizer.export(
             tmp_path / "parts", (IDS, SCALE), backend="programs", parts=PARTS
         )  # fmt: skip
-    got = run_chain(folder, ids=IDS, scale=SCALE)
+    (got,) = run_chain(folder, {"ids": IDS, "scale": SCALE}, run)["head"]
     assert all(torch.equal(model.get_buffer(name), value) for name, value in values.items())
     assert model.training
     with torch.no_grad():
         wanted = model.eval()(IDS, SCALE)
     torch.testing.assert_close(got, wanted)
+
+
+def test_a_chain_with_other_files_or_a_gap_is_no_chain(programs, tmp_path) -> None:
+    _, palettizer = prepared()
+    how = {"backend": "programs", "parts": {"embeddings": "embed", "head": "head"}}
+    with pytest.warns(PaletteWarning):
+        folder = palettizer.export(tmp_path / "p", (IDS, SCALE), **how)
+    with pytest.raises(ContractError, match="input of 'head' is computed by no file"):
+        run_chain(folder, {"ids": IDS, "scale": SCALE}, run)
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(ContractError, match=r"mine\.txt"):
+        run_chain(folder, {"ids": IDS, "scale": SCALE}, run)
 
 
 def test_what_the_files_hold_is_told(programs, tmp_path) -> None:
