@@ -280,6 +280,7 @@ def test_versions_and_palettes_are_written_down(tmp_path):
     assert row.pop("seed") > 0
     assert row == {
         "layer": "palette_core/0.weight",
+        "first_row": 0,
         "shape": [16, 8],
         "n_bits": 3,
         "cluster_dim": 1,

@@ -18,6 +18,7 @@ from openvino_backend.nodes import TYPES, Constants, Output
 from openvino_backend.not_numbers import keep_not_numbers
 from openvino_backend.options import OpenVINOOptions
 from openvino_backend.precision import store_in_float16
+from openvino_backend.products import Rows, join_products
 from openvino_backend.programs import FlatProgram, Input
 from openvino_backend.states import join_states
 from openvino_backend.uses import gathers_rows, multiplies, varying
@@ -73,7 +74,9 @@ def finish(
         model, parameters[states], results[len(program.outputs) :], program.states, constants
     )
     model.validate_nodes_and_infer_types()
-    _inform(model, program, stored, origins or {})
+    joined = join_products(model)
+    places = {name: joined.get(layer, Rows(layer, 0)) for name, layer in stored.items()}
+    _inform(model, program, places, origins or {})
     return Converted(model, constants)
 
 
@@ -144,14 +147,15 @@ def _shape(wanted: Input) -> PartialShape:
 
 
 def _inform(
-    model: ov.Model, program: FlatProgram, stored: dict[str, str], origins: Mapping[str, Origin]
+    model: ov.Model, program: FlatProgram, places: dict[str, Rows], origins: Mapping[str, Origin]
 ) -> None:
     """Write down what was palettized how, by which configuration, plug-ins and versions."""
     sources: list[Source] = []
     weights = {}
     for weight in program.weights:
         row = {
-            "layer": stored[weight.name],
+            "layer": places[weight.name].layer,
+            "first_row": places[weight.name].first,
             "shape": list(weight.shape),
             "n_bits": weight.n_bits,
             "cluster_dim": weight.dim,

@@ -75,11 +75,13 @@ class _Model:
 
     def weight(self, facts: dict[str, Any]) -> Array:
         """Return what a layer gives; of one that gives rows, all of them in order."""
-        name, known = facts["layer"], {}
+        name, first = facts["layer"], facts.get("first_row", 0)
+        known: dict[str, Array] = {}
         tokens = self._by_name.get(name.removesuffix("/rows") + "/tokens")
         if name.endswith("/rows") and tokens is not None:
             known[tokens.attrib["id"]] = np.arange(facts["shape"][0], dtype=np.int32)
-        return self._value(self._by_name[name].attrib["id"], known)
+        value = self._value(self._by_name[name].attrib["id"], known)
+        return value[first : first + facts["shape"][0]]
 
     def _value(self, layer_id: str, known: dict[str, Array]) -> Array:
         if layer_id in known:
@@ -197,6 +199,7 @@ _OPERATIONS: dict[str, Callable[..., Array]] = {
     "Convert": _convert,
     "Gather": _gather,
     "Concat": _concat,
+    "Broadcast": lambda _, value, shape: np.broadcast_to(value, shape.tolist()),
     "ShapeOf": lambda _, value: np.array(value.shape, np.int64),
     "Reshape": lambda _, value, shape: value.reshape(shape.tolist()),
     "Transpose": lambda _, value, order: value.transpose(order.tolist()),
