@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,11 @@ from palette_core.builtins.clusterers.kmeans_vector import kernels, sampling, se
 from palette_core.builtins.clusterers.kmeans_vector.cells import as_cells
 from palette_core.builtins.clusterers.kmeans_vector.options import (
     CELLS_TOL,
+    SAMPLE_TOL,
     START_TOL,
     SWAP_TOL,
     KMeansVectorOptions,
+    first_step,
     sample_size,
     trials_of,
     tries,
@@ -35,10 +37,10 @@ def fit_blocks(
     with Workers() as workers:
         tables = workers.map(lambda block: _distinct(block, n_entries), blocks)
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
-        sampled = workers.map(lambda block: _sample(block, n_entries, seed), open_blocks)
-        samples = [levels[0] for levels in sampled]
+        sampled = workers.map(lambda block: _sample(block, n_entries, seed, options), open_blocks)
+        samples = [few.levels[0] for few in sampled]
         seedings = [
-            tries(options.restarts, len(few[0].points), n_entries, cells=len(few) > 1)
+            tries(options.restarts, len(few.levels[0].points), n_entries, part=len(few.levels) > 1)
             for few in sampled
         ]
         tasks = [
@@ -50,7 +52,7 @@ def fit_blocks(
         best: dict[int, Floats] = {}
         for block, count in zip(open_blocks, seedings, strict=True):
             best[block.index] = min(itertools.islice(started, count), key=lambda one: one[0])[1]
-        better = workers.map(lambda of: _better(of, best[of[0].index], options), sampled)
+        better = workers.map(lambda of: _better(of, best[of.levels[0].index], options), sampled)
         best = {b.index: table for b, table in zip(open_blocks, better, strict=True)}
         del sampled, samples, tasks  # as much memory as the blocks
         polished = workers.each(
@@ -118,15 +120,27 @@ def _start(
     return total, full
 
 
-def _sample(block: Block, n_entries: int, seed: int) -> list[Block]:
-    """Return few points that stand for a block, then, where that helps, ever more of them."""
+class _Few(NamedTuple):
+    """Few points that stand for a block, then, where that helps, more of them.
+
+    Iteration on them goes on until the cost falls by less than ``tol`` times itself.
+    """
+
+    levels: list[Block]
+    tol: float
+
+
+def _sample(block: Block, n_entries: int, seed: int, options: KMeansVectorOptions) -> _Few:
     size = sample_size(n_entries)
     if block.points.shape[0] <= size:
-        return [block]
+        return _Few([block], options.tol)
     cells = as_cells(block.points, block.weights, n_entries)
     if cells:
-        return [Block(block.index, *level) for level in cells]
-    draws = np.sort(np.random.default_rng([seed, block.index, 0]).random(size))
+        # Here the last bit of the way costs little.
+        return _Few([Block(block.index, *level) for level in cells], CELLS_TOL * options.tol)
+    # One draw in each of as many equal parts: less noise than draws from all of it.
+    draws = np.random.default_rng([seed, block.index, 0]).random(size)
+    draws = (np.arange(size) + draws) / size
     chosen = np.empty(size, dtype=np.int64)
     scale = np.empty(size)
     sampling.coreset(block.points, block.weights, draws, chosen, scale)
@@ -134,22 +148,26 @@ def _sample(block: Block, n_entries: int, seed: int) -> list[Block]:
     if block.weights.shape[1]:
         weights = weights * block.weights[chosen]
     weights = (weights / weights.max()).astype(np.float32)
-    return [Block(block.index, block.points[chosen], np.ascontiguousarray(weights))]
+    points, step = block.points[chosen], first_step(n_entries)
+    levels = [
+        Block(block.index, np.ascontiguousarray(points[::s]), np.ascontiguousarray(weights[::s]))
+        for s in ((step, 1) if step > 1 else (1,))
+    ]
+    return _Few(levels, max(options.tol, SAMPLE_TOL) if step > 1 else options.tol)
 
 
-def _better(levels: list[Block], table: Floats, options: KMeansVectorOptions) -> Floats:
+def _better(few: _Few, table: Floats, options: KMeansVectorOptions) -> Floats:
     """Improve a table on few points that stand for a block, then on more of them."""
-    table = _swap(levels[0], table, options)
-    for level in levels[1:]:
-        # Here the last bit of the way costs little.
-        _Lloyd(level, table).iterate(table, options.max_iter, CELLS_TOL * options.tol)
+    table = _swap(few.levels[0], table, options, few.tol)
+    for level in few.levels[1:]:
+        _Lloyd(level, table).iterate(table, options.max_iter, few.tol)
     return table
 
 
-def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
+def _swap(block: Block, table: Floats, options: KMeansVectorOptions, tol: float) -> Floats:
     """Swap entries to better places of a sample while that lowers the cost."""
     job = _Lloyd(block, table)
-    total = job.iterate(table, options.max_iter, options.tol)
+    total = job.iterate(table, options.max_iter, tol)
     job.run(table, known=False)
     wanted = table.shape[0] // 4
     for _ in range(options.swaps):
@@ -162,7 +180,7 @@ def _swap(block: Block, table: Floats, options: KMeansVectorOptions) -> Floats:
         )
         if not made:
             break
-        found = trial.iterate(moved, options.max_iter, max(options.tol, SWAP_TOL))
+        found = trial.iterate(moved, options.max_iter, max(tol, SWAP_TOL))
         if found < total * (1 - SWAP_TOL):
             job, table, total = trial, moved, found
             job.run(table, known=False)

@@ -8,12 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SWAP_TOL = 1e-4  # a swap must lower the cost by this fraction
 START_TOL = 3e-4  # on a sample, a start is judged when its cost falls by less than this
-CELLS_TOL = 0.1  # on cells, iteration goes on to this part of its tolerance
+CELLS_TOL = 0.05  # on cells, iteration goes on to this part of its tolerance
+SAMPLE_TOL = 1e-4  # on a sample, whose noise is larger, it may end sooner
 _SAMPLE = 16384  # points for seeding, at least
 _SAMPLE_PER_ENTRY = 64
+_FIRST = 2048  # points of a sample to start with, at least
+_FIRST_PER_ENTRY = 128
 _TRIES_OF_ENTRIES = 48
 _TRIED_DISTANCES = 1 << 19
-_TRIED_OF_CELLS = 1 << 18  # where cells stand for a large block
+_TRIED_OF_PART = 1 << 18  # where more points come after the few
 _MOST_TRIES = 32
 _MOST_STEPS = 1_000_000_000  # kernels count in 64 bits
 
@@ -23,14 +26,19 @@ def sample_size(n_entries: int) -> int:
     return max(_SAMPLE, _SAMPLE_PER_ENTRY * n_entries)
 
 
+def first_step(n_entries: int) -> int:
+    """Return which points of a sample to start with: 1 for all, 2 for every other one, …."""
+    return max(1, sample_size(n_entries) // max(_FIRST, _FIRST_PER_ENTRY * n_entries))
+
+
 def trials_of(trials: int | None, n_entries: int) -> int:
     """Return how many points to try for each entry in seeding."""
     return 2 + int(math.log(n_entries)) if trials is None else trials
 
 
-def tries(restarts: int, n_points: int, n_entries: int, *, cells: bool = False) -> int:
+def tries(restarts: int, n_points: int, n_entries: int, *, part: bool = False) -> int:
     """Return how many seedings to try: more where one costs little, in small blocks and tables."""
-    budget = _TRIED_OF_CELLS if cells else _TRIED_DISTANCES
+    budget = _TRIED_OF_PART if part else _TRIED_DISTANCES
     affordable = min(_MOST_TRIES, budget // (max(1, n_points) * n_entries))
     return max(restarts, _TRIES_OF_ENTRIES // n_entries, affordable)
 
@@ -58,5 +66,5 @@ class KMeansVectorOptions(BaseModel):
     )
     max_iter: int = Field(default=300, ge=1, le=_MOST_STEPS, description="most iterations")
     tol: float = Field(
-        default=1e-5, ge=0.0, allow_inf_nan=False, description="relative gain at which to stop"
+        default=2e-5, ge=0.0, allow_inf_nan=False, description="relative gain at which to stop"
     )
