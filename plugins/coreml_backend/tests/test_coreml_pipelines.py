@@ -4,12 +4,13 @@ import coremltools as ct
 import numpy as np
 import pytest
 from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import Program
+from coremltools.converters.mil.mil import Program, types
 from coremltools.converters.mil.mil.block import Block
 from coremltools.converters.mil.mil.passes import pass_registry
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline, PassPipelineManager
 
+from coreml_backend import pipelines
 from coreml_backend.pipelines import propagate, unhurried
 
 
@@ -73,6 +74,36 @@ def test_shared_sets_are_never_changed() -> None:
     assert before["both"] == ["one", "other"]
     assert after["both"] == ["other"]
     assert after["first"] == ["one"]
+
+
+def test_constant_expressions_are_found_again_only_where_something_has_changed(monkeypatch) -> None:
+    walks = []
+    monkeypatch.setattr(pipelines, "propagate", lambda block: walks.append(block.name))
+    with unhurried():
+        block = program().functions["main"]
+        walks.clear()
+        for _ in range(3):
+            with block:
+                pass
+        assert walks == []
+        first = next(op for op in block.operations if op.name == "first")
+        with block:
+            first.set_inputs(weight=first.inputs["weight"])
+        assert len(walks) == 1
+        with block:
+            mb.relu(x=first.outputs[0])
+        assert len(walks) == 2
+
+
+def test_kinds_of_types_are_told_as_ever() -> None:
+    kinds = [types.fp32, types.int32, types.str, types.bool, types.tensor(types.fp16, (2, 3)), None]
+    kinds += [types.list(types.fp32), types.state(types.tensor(types.fp16, (2,))), "no type"]
+    asked = (types.is_tensor, types.is_str)
+    wanted = [[ask(kind) for kind in kinds] for ask in asked]
+    with unhurried():
+        for _ in range(2):
+            assert [[ask(kind) for kind in kinds] for ask in asked] == wanted
+    assert wanted[0].count(True) == wanted[1].count(True) == 1
 
 
 class Spoils(AbstractGraphPass):

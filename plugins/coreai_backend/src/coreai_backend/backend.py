@@ -19,7 +19,16 @@ from coreai_backend.operators import TRACED
 from coreai_backend.options import CoreAIOptions
 from coreai_backend.precision import in_precision
 from coreai_backend.refusals import check_stored, refusal
-from export_rewrites import Interface, named, of_function, rewritten, summary, tidy_outputs, trace
+from export_rewrites import (
+    Interface,
+    collecting_later,
+    named,
+    of_function,
+    rewritten,
+    summary,
+    tidy_outputs,
+    trace,
+)
 from palette_core.errors import BackendError
 from palette_core.plugins import (
     Backend,
@@ -114,8 +123,9 @@ class CoreAIBackend(Backend):
         request = self._options.named(request)
         from coreai.authoring.asset import OSVersion
 
-        program = self.convert(self._traced(request), request, model)
-        program.save_asset(path, self._metadata(request), OSVersion[self._options.minimum_os])
+        with collecting_later():
+            program = self.convert(self._traced(request), request, model)
+            program.save_asset(path, self._metadata(request), OSVersion[self._options.minimum_os])
         return path
 
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:

@@ -13,7 +13,7 @@ from coreml_backend.functions import MAIN, export_package
 from coreml_backend.programs import read_program, replace_weights
 from coreml_backend.refusals import refuse
 from coreml_backend_hooks import CoreMLOptions
-from export_rewrites import interface_of
+from export_rewrites import collecting_later, interface_of
 from palette_core.errors import BackendError
 from palette_core.plugins import (
     Backend,
@@ -47,8 +47,9 @@ class CoreMLBackend(Backend):
     ) -> Sequence[Refusal]:
         """Trace and convert the model as it is, which is what export will do."""
         try:
-            program = trace(model, example_inputs, dynamic_shapes)
-            convert(program, interface_of(program), self._options, check=True)
+            with collecting_later():
+                program = trace(model, example_inputs, dynamic_shapes)
+                convert(program, interface_of(program), self._options, check=True)
         except BackendError as error:
             return [Refusal(str(error))]
         return []
@@ -71,11 +72,12 @@ class CoreMLBackend(Backend):
     ) -> Path:
         """Write a package; see `exporting.export_package`."""
         main = ExportFunction(example_inputs, dynamic_shapes, model)
-        return export_package(model, ExportRequest({MAIN: main}), path, self._options)
+        return self.export_functions(model, ExportRequest({MAIN: main}), path)
 
     def export_functions(self, model: nn.Module, request: ExportRequest, path: Path) -> Path:
         """Write a package of several functions, or of chosen names; see `functions`."""
-        return export_package(model, request, path, self._options)
+        with collecting_later():
+            return export_package(model, request, path, self._options)
 
     def read_program(self, path: Path) -> Mapping[str, ProgramWeight]:
         """Return the dense weights of a package; see `programs`."""

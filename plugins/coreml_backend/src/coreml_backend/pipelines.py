@@ -1,10 +1,11 @@
 """Less of what coremltools does over and over while it converts, with the same result.
 
 coremltools 9.0 checks a program as a whole after each of a hundred passes, writes it out in words
-for a log that nobody reads, and finds anew, after each pass, which constant expressions every
-variable comes from. For a deep model these are most of its seconds. In `unhurried` programs are
-checked when they enter a pipeline of passes and when they leave it, words are written only where
-they are read, and sets of constant expressions are shared by variables that have the same.
+for a log that nobody reads, finds anew, after each pass, which constant expressions every variable
+comes from, and describes types anew each time that it asks of which kind they are. For a deep model
+these are most of its seconds. In `unhurried` programs are checked when they enter a pipeline of
+passes and when they leave it, words are written only where they are read, constant expressions are
+found where something has changed, and types are described once.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import cache
+from itertools import count
 from typing import Any
 
 from coremltools import _logger
-from coremltools.converters.mil.mil import Program
+from coremltools.converters.mil.mil import Operation, Program
 from coremltools.converters.mil.mil.block import Block
 from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
+from coremltools.converters.mil.mil.types import type_mapping
 from coremltools.converters.mil.mil.var import InternalVar, Var
 
 
@@ -25,7 +29,7 @@ from coremltools.converters.mil.mil.var import InternalVar, Var
 def unhurried() -> Iterator[None]:
     """Let conversions inside the block do so."""
     check, apply = Program.validate, PassPipelineManager.apply_pipeline
-    written = Program.__str__
+    written, sets = Program.__str__, Operation._validate_and_set_inputs
 
     def apply_all(program: Any, pipeline: Any) -> None:
         check(program)
@@ -36,13 +40,29 @@ def unhurried() -> Iterator[None]:
             Program.validate = check
         check(program)
 
+    changes, found = count(), dict[int, tuple[Any, int]]()
+    latest = next(changes)
+
+    def set_inputs(op: Any, *arguments: Any, **named: Any) -> None:
+        nonlocal latest
+        latest = next(changes)
+        sets(op, *arguments, **named)
+
+    def propagate_anew(block: Any) -> None:
+        _, known = found.get(id(block), (block, None))
+        if known != latest:
+            propagate(block)
+            found[id(block)] = block, latest
+
     def in_words(program: Any, *arguments: Any, **named: Any) -> Any:
         return written(program, *arguments, **named) if _logger.isEnabledFor(logging.DEBUG) else ""
 
     places: tuple[tuple[Any, str, Any], ...] = (
         (PassPipelineManager, "apply_pipeline", staticmethod(apply_all)),
         (Program, "__str__", in_words),
-        (Block, "_propagate_nonreplaceable_vars", propagate),
+        (Block, "_propagate_nonreplaceable_vars", propagate_anew),
+        (Operation, "_validate_and_set_inputs", set_inputs),
+        (type_mapping, "get_type_info", cache(type_mapping.get_type_info)),
     )
     before = [(owner, name, vars(owner)[name]) for owner, name, _ in places]
     for owner, name, made in places:

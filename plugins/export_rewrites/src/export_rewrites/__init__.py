@@ -20,6 +20,7 @@ from export_rewrites import (
 )
 from export_rewrites._registry import REWRITES, Rewrite, known_rewrites
 from export_rewrites.checks import unfit
+from export_rewrites.collecting import collecting_later
 from export_rewrites.folding import held_constants
 from export_rewrites.naming import Feature, Interface, interface_of, named
 from export_rewrites.program import (
@@ -39,6 +40,7 @@ __all__ = [
     "Feature",
     "Interface",
     "Rewrite",
+    "collecting_later",
     "copied",
     "decompositions",
     "evaluating",
