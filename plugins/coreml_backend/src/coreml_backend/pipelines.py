@@ -82,7 +82,7 @@ def _check_scopes(program: Any, check_essential_scope: bool | None = False) -> N
 
 
 def propagate(block: Any) -> None:
-    """Tell every variable of a block which constant expressions it comes from, as coremltools does.
+    """Note constant expressions at every variable that comes from them, as coremltools does.
 
     Sets are shared where they are alike; coremltools itself only ever replaces them.
     """

@@ -1,4 +1,4 @@
-"""What tells programs whose operations can be looked at one by one."""
+"""Signs of programs whose operations can be looked at one by one."""
 
 from __future__ import annotations
 

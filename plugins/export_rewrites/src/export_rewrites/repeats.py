@@ -82,7 +82,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Made:
-    """What an operation becomes: nodes in order, what they read by number, and what is returned.
+    """Result of an operation: nodes in order, what they read by number, and what is returned.
 
     Arguments come first in these numbers.
     """

@@ -22,7 +22,7 @@ _LARGEST = 1 << 21  # values of a weight; of more, the product itself is what ta
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a weight is to be found.
+    """Place where a weight is to be found.
 
     Attributes:
         layer: name of the node that gives it.

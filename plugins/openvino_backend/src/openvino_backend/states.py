@@ -1,4 +1,4 @@
-"""What a model keeps from call to call, as states of the runtime.
+"""States of the runtime for values that a model keeps from call to call.
 
 Those are buffers that it writes to, and arguments that its outputs are the next values of. Keys and
 values that grow so, behind a look-up by ``beam_idx``, the CPU joins with the attention that reads
