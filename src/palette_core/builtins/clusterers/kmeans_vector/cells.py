@@ -21,9 +21,8 @@ _SAMPLE = 4096  # points looked at to place the grid
 _TAIL = 0.005  # share of these left out at either end
 _WIDER = 0.25  # of what lies between, added at either end
 _PER_ROOT = 16  # coarse cells along an axis, for each entry along it
-_LEVELS = 2  # grids, each with twice as many cells along an axis as the one before
+_LEVELS = 3  # grids, each with twice as many cells along an axis as the one before
 _POINTS_PER_CELL = 2  # at least
-_POINTS_PER_SUM = 6  # the sums of a band then take half the memory of the points
 _MOST_FAR = 8  # one of so many points may lie beyond the grid
 _SERVED = 2  # cells for each entry that may cost nothing in the end
 _STRIP = 1 << 14  # cells whose sums stand beside each other, empty ones too
@@ -60,9 +59,7 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> list[Weighted]:
     outside = np.empty(count // _MOST_FAR, np.int64)
     levels, squares = [_Level(low, points.dtype) for _ in range(_LEVELS)], np.zeros(1)
     coarsest: list[Floats] = []
-    bands = 1  # that take turns in the same memory
-    while cells * cells // bands > count // _POINTS_PER_SUM and cells // bands % 4 == 0:
-        bands *= 2  # each of as many rows as make whole ones of the coarser level
+    bands = 1 if count >= cells * cells else 4  # that take turns in the same memory
     places = np.empty(cells * cells // bands, np.int32)
     sums = np.empty((min(count, places.size), 3))
     far = 0
