@@ -72,3 +72,43 @@ def test_states_are_written_as_buffers_are(tmp_path, way):
                 np.testing.assert_allclose(state["kept"].numpy(), wanted / 2, atol=1e-5)
 
     asyncio.run(compare())
+
+
+class Shares(nn.Module):
+    """Two layers that write to one cache, which hangs in both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Writes(by_index_copy) for _ in range(2))
+        self.layers[1].cache = self.layers[0].cache
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](x, places)[:, :, :3], places + 4)
+
+
+def test_a_state_may_hang_in_two_modules(tmp_path):
+    torch.manual_seed(0)
+    model = Shares().eval()
+    example = torch.randn(1, 2, 3, 8), torch.tensor([2, 3, 4])
+    path = support.exported(
+        model,
+        example,
+        tmp_path / "model.aimodel",
+        PalettizationSpec(n_bits=4),
+        backend_options={"state_names": ["kept"], "output_names": ["y"]},
+    )
+
+    async def compare() -> None:
+        state = {"kept": NDArray(np.zeros((1, 2, SIZE, 8), np.float32))}
+        async with AIModelAsset.load(path).executable() as loaded:
+            function = loaded.load_function("main")
+            for first in (0, 3, 5):
+                x, places = torch.randn(1, 2, 3, 8), torch.arange(first, first + 3)
+                given = {"x": NDArray(x.numpy()), "places": NDArray(places.int().numpy())}
+                found = np.array((await function(inputs=given, state=state))["y"].numpy())
+                with torch.no_grad():
+                    wanted = model(x, places).numpy()
+                np.testing.assert_allclose(found, wanted, atol=1e-5)
+                np.testing.assert_allclose(state["kept"].numpy(), wanted / 2, atol=1e-5)
+
+    asyncio.run(compare())

@@ -93,6 +93,30 @@ def test_rewritten_programs_write_the_same(way) -> None:
         torch.testing.assert_close(found(*inputs), wanted(*inputs), rtol=0, atol=0, equal_nan=True)
 
 
+class Shares(nn.Module):
+    """Two layers that write to one cache, which hangs in both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Writes(by_index_copy) for _ in range(2))
+        self.layers[1].cache = self.layers[0].cache
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        first = self.layers[0](x, places)
+        return first - self.layers[1](x / 2, places)
+
+
+def test_a_state_may_hang_in_two_modules() -> None:
+    wanted = Shares()
+    program = rewritten(exported(Shares()), Dialect(lambda op: True))
+    states = program.graph_signature.buffers_to_mutate.values()
+    assert list(states) == ["layers.1.cache"]
+    found = program.module()
+    for count, first in ((3, 1), (1, 4), (2, 5)):
+        inputs = given(count, first)
+        torch.testing.assert_close(found(*inputs), wanted(*inputs), rtol=0, atol=0, equal_nan=True)
+
+
 def test_states_have_their_shapes_in_the_program() -> None:
     program = rewritten(exported(Writes(by_moving_up)), Dialect(lambda op: True))
     (output,) = program.graph.find_nodes(op="output")

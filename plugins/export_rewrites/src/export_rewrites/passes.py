@@ -113,6 +113,24 @@ def name_outputs(program: ExportedProgram) -> None:
             spec.arg.name = node.name
 
 
+def drop_second_names(program: ExportedProgram) -> None:
+    """Take out names of buffers under which nothing reads them, as another one stands for them.
+
+    torch traces a buffer that hangs in several places by one of its names, and keeps the others.
+    Where the model writes to it, torch then decomposes no program with the same tensor twice.
+    """
+    held = {**program.state_dict, **program.constants}
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    specs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.BUFFER]
+    read = {id(held[spec.target]) for spec in specs if nodes[spec.arg.name].users}
+    for spec in specs:
+        node = nodes[spec.arg.name]
+        if not node.users and id(held[spec.target]) in read:
+            program.graph.erase_node(node)
+            program.graph_signature.input_specs.remove(spec)
+            program.graph_module.recompile()
+
+
 def drop_unread(program: ExportedProgram) -> None:
     """Take out tensors that nothing reads any more; converters read all of them."""
     signature = program.graph_signature

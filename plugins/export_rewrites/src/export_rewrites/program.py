@@ -23,6 +23,7 @@ from export_rewrites.naming import OUTPUT_KEYS, keys_of_outputs
 from export_rewrites.passes import (
     drop_checks,
     drop_constant_inputs,
+    drop_second_names,
     drop_unread,
     fill_defaults,
     free_views,
@@ -68,6 +69,7 @@ def rewritten(program: ExportedProgram, dialect: Dialect) -> ExportedProgram:
         dialect: what the converter takes.
     """
     free_views(program.graph)
+    drop_second_names(program)
     try:
         with compiled_late():
             program = decomposed(program, decompositions(dialect))
