@@ -18,13 +18,18 @@ Command = Callable[..., tuple[int | str, str, str]]
 
 @pytest.fixture
 def talk() -> Iterator[None]:
-    """Put back what ``-v`` and ``-q`` say of the rest of the process."""
-    logger, quiet = logging.getLogger("palette_core"), console.console.quiet
-    level, handlers = logger.level, list(logger.handlers)
+    """Begin, and end, as a process does that ``-v`` and ``-q`` have said nothing to."""
+
+    def begin() -> None:
+        logging.getLogger("palette_core").setLevel(logging.NOTSET)
+        console.console.quiet = False
+
+    logger = logging.getLogger("palette_core")
+    handlers = list(logger.handlers)
+    begin()
     yield
-    logger.setLevel(level)
+    begin()
     logger.handlers[:] = handlers
-    console.console.quiet = quiet
 
 
 @pytest.fixture

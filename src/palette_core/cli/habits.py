@@ -23,8 +23,11 @@ def is_debugging() -> bool:
 
 
 def is_quiet() -> bool:
-    """Return whether nothing but errors is to be told."""
-    return not logging.getLogger(LOGGER).isEnabledFor(logging.WARNING)
+    """Return whether nothing but errors is to be told.
+
+    Levels that a model's libraries give the loggers of the whole process do not count.
+    """
+    return logging.getLogger(LOGGER).level > logging.WARNING
 
 
 def common_options() -> list[Any]:
