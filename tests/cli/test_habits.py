@@ -21,6 +21,11 @@ FACTORY = """
 
     def broken():
         return mistaken_name
+
+    def hushed():
+        import logging
+        logging.getLogger().setLevel(logging.CRITICAL)
+        return load()
 """
 CONFIG = """
     kmeans_palettization_config:
@@ -73,6 +78,12 @@ def test_little_and_much_is_told(run):
     steps = run(*PALETTIZE, "-v").stderr
     assert "traced" in steps
     assert "1.weight: " not in steps
+
+
+def test_warnings_are_told_whatever_a_library_does_to_all_loggers(run):
+    told = run("palettize", "model.py:hushed", *PALETTIZE[2:])
+    assert told.returncode == 0
+    assert "stays dense" in told.stderr
 
 
 def test_json_is_printed_where_nothing_else_is(run):
