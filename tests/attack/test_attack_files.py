@@ -6,6 +6,7 @@ import pytest
 from file_attack import full_disks, kills
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_a_kill_anywhere_leaves_the_older_and_the_next_run_clears_away():
     outcome = kills(40)

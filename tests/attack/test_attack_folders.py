@@ -13,6 +13,7 @@ def test_damaged_folders_are_refused_or_palettized_and_any_change_is_found():
     assert outcome.counts["palettized refused"] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_runs_are_gone_on_from_and_write_the_same_files():
     outcome = kills(12)

@@ -11,6 +11,7 @@ from palette_core.errors import ConfigError
 ROOT = "kmeans_palettization_config"
 
 
+@pytest.mark.slow
 def test_random_files_load_or_are_refused_in_time_by_an_error_of_ours():
     outcome = attack(150)
     assert not outcome.broken, "\n".join(outcome.broken)

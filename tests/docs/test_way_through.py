@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_no_way_is_longer_than_the_page_says() -> None:
     run = [sys.executable, ROOT / "tools" / "way_through.py"]
     printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
