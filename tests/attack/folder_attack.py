@@ -83,10 +83,14 @@ def _each(count: int, seed: int, cases: tuple[Case, ...], palettize: Action = _a
     with tempfile.TemporaryDirectory(prefix="attack-") as whole, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         palettize(Path(whole))  # kernels are compiled
-        shutil.rmtree(Path(whole) / "out")
-        started = time.perf_counter()
-        palettize(Path(whole))
-        _seconds[:] = [time.perf_counter() - started]
+        times = []
+        for _ in range(3):
+            shutil.rmtree(Path(whole) / "out")
+            started = time.perf_counter()
+            palettize(Path(whole))
+            times.append(time.perf_counter() - started)
+        # The shortest: after a time that something else made long, no run would be there to kill.
+        _seconds[:] = [min(times)]
         for number in range(count):
             case = cases[number % len(cases)]
             with tempfile.TemporaryDirectory(prefix="attack-") as copy:
