@@ -44,6 +44,21 @@ class Writes(nn.Module):
         return self.cache * 2
 
 
+async def compare(path, model, pieces) -> None:
+    """Run a file and the model on ``(count, first)`` rows; both write to their caches."""
+    state = {"kept": NDArray(np.zeros((1, 2, SIZE, 8), np.float32))}
+    async with AIModelAsset.load(path).executable() as loaded:
+        function = loaded.load_function("main")
+        for count, first in pieces:
+            x, places = torch.randn(1, 2, count, 8), torch.arange(first, first + count)
+            given = {"x": NDArray(x.numpy()), "places": NDArray(places.int().numpy())}
+            found = np.array((await function(inputs=given, state=state))["y"].numpy())
+            with torch.no_grad():
+                wanted = model(x, places).numpy()
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+            np.testing.assert_allclose(state["kept"].numpy(), wanted / 2, atol=1e-5)
+
+
 @pytest.mark.parametrize("way", [by_index_copy, by_index, by_moving_up])
 def test_states_are_written_as_buffers_are(tmp_path, way):
     torch.manual_seed(0)
@@ -58,20 +73,7 @@ def test_states_are_written_as_buffers_are(tmp_path, way):
         backend_options={"state_names": ["kept"], "output_names": ["y"]},
     )
 
-    async def compare() -> None:
-        state = {"kept": NDArray(np.zeros((1, 2, SIZE, 8), np.float32))}
-        async with AIModelAsset.load(path).executable() as loaded:
-            function = loaded.load_function("main")
-            for count, first in ((3, 0), (1, 3), (8, 4), (2, 14)):
-                x, places = torch.randn(1, 2, count, 8), torch.arange(first, first + count)
-                given = {"x": NDArray(x.numpy()), "places": NDArray(places.int().numpy())}
-                found = np.array((await function(inputs=given, state=state))["y"].numpy())
-                with torch.no_grad():
-                    wanted = model(x, places).numpy()
-                np.testing.assert_allclose(found, wanted, atol=1e-5)
-                np.testing.assert_allclose(state["kept"].numpy(), wanted / 2, atol=1e-5)
-
-    asyncio.run(compare())
+    asyncio.run(compare(path, model, ((3, 0), (1, 3), (8, 4), (2, 14))))
 
 
 class Shares(nn.Module):
@@ -98,17 +100,4 @@ def test_a_state_may_hang_in_two_modules(tmp_path):
         backend_options={"state_names": ["kept"], "output_names": ["y"]},
     )
 
-    async def compare() -> None:
-        state = {"kept": NDArray(np.zeros((1, 2, SIZE, 8), np.float32))}
-        async with AIModelAsset.load(path).executable() as loaded:
-            function = loaded.load_function("main")
-            for first in (0, 3, 5):
-                x, places = torch.randn(1, 2, 3, 8), torch.arange(first, first + 3)
-                given = {"x": NDArray(x.numpy()), "places": NDArray(places.int().numpy())}
-                found = np.array((await function(inputs=given, state=state))["y"].numpy())
-                with torch.no_grad():
-                    wanted = model(x, places).numpy()
-                np.testing.assert_allclose(found, wanted, atol=1e-5)
-                np.testing.assert_allclose(state["kept"].numpy(), wanted / 2, atol=1e-5)
-
-    asyncio.run(compare())
+    asyncio.run(compare(path, model, ((3, 0), (3, 3), (3, 5))))
