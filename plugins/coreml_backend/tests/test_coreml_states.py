@@ -40,13 +40,31 @@ class Writes(nn.Module):
         return self.cache * 2
 
 
+class Shares(nn.Module):
+    """Two layers that write to one cache, which hangs in both."""
+
+    def __init__(self, way) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Writes(way) for _ in range(2))
+        self.layers[1].cache = self.layers[0].cache
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](x, places)[:, :, :3], places + 4)
+
+
 @pytest.mark.parametrize(
-    ("way", "dynamic"),
-    [(by_index, False), (by_index, True), (by_scatter, True), (by_moving_up, True)],
+    ("kind", "way", "dynamic"),
+    [
+        (Writes, by_index, False),
+        (Writes, by_index, True),
+        (Writes, by_scatter, True),
+        (Writes, by_moving_up, True),
+        (Shares, by_index, False),
+    ],
 )
-def test_states_are_written_as_buffers_are(tmp_path, way, dynamic):
+def test_states_are_written_as_buffers_are(tmp_path, kind, way, dynamic):
     torch.manual_seed(0)
-    model = Writes(way).eval()
+    model = kind(way).eval()
     inputs = torch.randn(1, 2, 3, 8), torch.tensor([2, 3, 4])
     palettizer = KMeansPalettizer(model)
     palettizer.prepare(inputs)
