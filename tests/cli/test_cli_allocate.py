@@ -107,9 +107,28 @@ def test_other_candidates_are_named_by_what_tells_them_apart(palette):
     assert "2 bits 16 × axis 0:" in out
 
 
+def test_blocks_of_scales_to_choose_from(palette):
+    common = ("allocate", "fac.py", "--target-bpw", 5.3, "-o", "c.yaml", "--candidates", "4")
+    code, out, err = palette(*common, "--scale-block-size", "16,32,48,none", "--json")
+    assert code == 0, err
+    for tensor in json.loads(out)["tensors"]:
+        sizes = [c["spec"]["scale_block_size"] for c in tensor["candidates"]]
+        assert sorted(sizes, key=str) == [16, 32, None]  # 48 divides neither 32 nor 64 inputs
+        spec = tensor["candidates"][tensor["chosen"]]["spec"]
+        assert spec["scale_block_size"] == 16  # the budget has room for the smallest blocks
+    assert "scale_block_size: 16" in Path("c.yaml").read_text()
+    _, out, _ = palette(*common, "--scale-block-size", "16,32")
+    assert "scale / 32:" in " ".join(out.split())  # the other candidate, told from the chosen one
+    code, out, err = palette("palettize", "fac.py", "-c", "c.yaml", "-o", "m.safetensors", "--json")
+    assert code == 0, err
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (("--scale-block-size", "16;4"), ["16;4", "--scale-block-size", "16,32,64"]),
+        (("--scale-block-size", "48"), ["no candidate is left", "48", "32"]),
+        (("--scale-block-size", "0"), ["scale_block_size", "0"]),
         (("--candidates", "2;4"), ["--candidates", "2,3,4,6,8"]),
         (("--candidates", "2,7"), ["candidate 7"]),
         (("--granularity", "[1]"), ["--granularity", "per_tensor"]),

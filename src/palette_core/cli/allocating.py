@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ def run(
     *,
     candidates: str,
     granularities: Sequence[str],
+    block_sizes: str | None,
     data: str | None,
     dynamic: Mapping[str, Mapping[int, Any]],
     measure: str | None,
@@ -50,7 +52,7 @@ def run(
             check_place(path, is_file=True)
     if dynamic and how["backend"] is None:
         raise FactoryError("--dynamic is for the export backend; name it with --backend")
-    specs = read_candidates(candidates, granularities)
+    specs = read_candidates(candidates, granularities, block_sizes)
     call = None if measure is None else load_callable(measure)
     loaded = load_factory(factory, inputs)
     batches = () if data is None else list(_inputs(data))
@@ -113,23 +115,47 @@ def _options_named() -> Iterator[None]:
 _OVER = {"palettized": "palettized ones", "model": "whole model"}
 
 
-def read_candidates(bits: str, granularities: Sequence[str]) -> list[int | dict[str, Any]]:
-    """Turn ``"2,3,4"`` and granularities, such as ``"16"`` or ``"per_tensor"``, into candidates.
+def read_candidates(
+    bits: str, granularities: Sequence[str], block_sizes: str | None = None
+) -> list[int | dict[str, Any]]:
+    """Turn ``"2,3,4"``, granularities and sizes of scale blocks into candidates: all of each.
+
+    Args:
+        bits: of an index.
+        granularities: such as ``"16"`` or ``"per_tensor"``; none leaves the configuration's.
+        block_sizes: such as ``"16,64,none"``; None leaves the configuration's.
 
     Raises:
         FactoryError: a text cannot be read.
     """
-    try:
-        numbers = [int(part) for part in bits.split(",")]
-    except ValueError:
-        raise FactoryError(
-            f"cannot read --candidates {bits!r}; write bits with commas, such as 2,3,4,6,8"
-        ) from None
-    if not granularities:
+    numbers = [_whole("--candidates", part, "2,3,4,6,8") for part in bits.split(",")]
+    axes: dict[str, list[Any]] = {}
+    if granularities:
+        axes["granularity"] = [read_granularity(text) for text in granularities]
+    if block_sizes is not None:
+        axes["scale_block_size"] = [_block_size(part) for part in block_sizes.split(",")]
+    if not axes:
         return list(numbers)
     return [
-        {"n_bits": n, "granularity": read_granularity(g)} for g in granularities for n in numbers
+        {"n_bits": n, **dict(zip(axes, chosen, strict=True))}
+        for chosen in itertools.product(*axes.values())
+        for n in numbers
     ]
+
+
+def _block_size(text: str) -> int | None:
+    if text.strip() == "none":
+        return None
+    return _whole("--scale-block-size", text, "16,32,64, with none for no blocks")
+
+
+def _whole(option: str, text: str, example: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise FactoryError(
+            f"cannot read {text!r} in {option}; write whole numbers with commas, such as {example}"
+        ) from None
 
 
 def read_granularity(text: str) -> Any:

@@ -80,6 +80,14 @@ def allocate(
             "1; once each. Default: what the configuration says."
         ),
     ] = None,
+    scale_block_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES",
+            help="Inputs that share a scale, to choose from, such as 16,32,64; none is no blocks. "
+            "Default: what the configuration says.",
+        ),
+    ] = None,
     over: Annotated[
         str, typer.Option(help="Average over 'palettized' weights, or over the whole 'model'.")
     ] = "palettized",
@@ -161,6 +169,7 @@ def allocate(
         output,
         candidates=candidates,
         granularities=granularity or (),
+        block_sizes=scale_block_size,
         data=data,
         dynamic=read_dynamic(dynamic or ()),
         measure=measure,
