@@ -139,69 +139,6 @@ def cost(moments: Any, n: int, i: int, j: int) -> float:
     return max(float(c), 0.0)
 
 
-@inner_kernel
-def _beats(moments: Any, n: int, total: Any, b: int, j: int, p: int) -> bool:
-    """Return whether a last segment from j is at least as good as one from b, for the first p."""
-    return bool(total[j] + cost(moments, n, j, p) <= total[b] + cost(moments, n, b, p))
-
-
-@inlined
-def charged(moments: Any, n: int, charge: float, total: Any, back: Any, queue: Any) -> int:
-    """Minimise cost + charge · segments over all partitions of atoms 0 … n-1.
-
-    Args:
-        moments: see `cost`.
-        n: number of atoms.
-        charge: λ.
-        total: ``[n + 1]`` out: best charged cost of the first j atoms.
-        back: ``[n + 1]`` int32 out: where the last segment of that partition starts.
-        queue: ``[2, n + 1]`` int32 scratch.
-
-    Returns:
-        The number of segments.
-    """
-    start, since = queue[0], queue[1]  # candidate starts, and the first j each is best for
-    head, tail = 0, 0
-    start[0], since[0] = 0, 1
-    total[0] = 0.0
-    guess = 1
-    for j in range(1, n + 1):
-        while head < tail and since[head + 1] <= j:
-            head += 1
-        i = _wide(start[head])
-        total[j], back[j] = total[i] + cost(moments, n, i, j) + charge, i
-        hi = n + 1  # from here on j beats the last candidate; n + 1 stands for never
-        while tail > head and since[tail] > j:
-            if not _beats(moments, n, total, _wide(start[tail]), j, _wide(since[tail])):
-                break
-            hi = _wide(since[tail])
-            tail -= 1
-        b = _wide(start[tail])
-        lo = max(j, _wide(since[tail]))  # here it does not
-        p, step = guess + 1, 1
-        while hi - lo > 1:
-            p = min(max(p, lo + 1), hi - 1)
-            if _beats(moments, n, total, b, j, p):
-                hi = p
-                p -= step
-            else:
-                lo = p
-                p += step
-            step += step
-            if step > 32:
-                p = (lo + hi) // 2
-        if hi <= n:
-            tail += 1
-            start[tail], since[tail] = j, hi
-            guess = hi
-    segments = 0
-    j = n
-    while j > 0:
-        j = back[j]
-        segments += 1
-    return segments
-
-
 @inlined
 def trace(back: Any, n: int, segments: int, cuts: Any) -> None:
     """Follow ``back`` from n; write the ``segments + 1`` cuts in ascending order."""

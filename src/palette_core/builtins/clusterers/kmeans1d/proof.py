@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from palette_core.builtins.clusterers.kmeans1d.charging import charged
 from palette_core.builtins.clusterers.kmeans1d.costs import (
-    charged,
     merged_moments,
     path_cost,
 )

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import inlined, kernel
-from palette_core.builtins.clusterers.kmeans1d.costs import charged, path_cost, trace
+from palette_core.builtins.clusterers.kmeans1d.charging import charged
+from palette_core.builtins.clusterers.kmeans1d.costs import path_cost, trace
 
 COARSE = 1024  # more atoms than this: find λ on fewer, merged ones first
 MERGE = 4

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from palette_core.builtins.clusterers.kmeans1d.charging import charged
 from palette_core.builtins.clusterers.kmeans1d.costs import (
     LIGHT,
     SHARP,
-    charged,
     merged_moments,
     path_cost,
     rounding_error,
