@@ -34,10 +34,30 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def all_names(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return what ``model.named_modules(remove_duplicate=False)`` gives: each by every name."""
+    found: list[tuple[str, nn.Module]] = []
+
+    def look(name: str, module: nn.Module) -> None:
+        found.append((name, module))
+        inside = module._modules
+        if inside:
+            prefix = f"{name}." if name else ""
+            for key, part in inside.items():
+                if part is not None:
+                    look(prefix + key, part)
+
+    look("", model)
+    return found
+
+
 def plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the tensors that are attributes of a module like any other."""
+    own = vars(module)
+    if _NO_TENSORS.issuperset(map(type, own.values())):
+        return []  # as for most modules, and quickly
     return [
         (name, value)
-        for name, value in vars(module).items()
+        for name, value in own.items()
         if type(value) not in _NO_TENSORS and isinstance(value, Tensor)
     ]

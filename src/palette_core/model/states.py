@@ -69,6 +69,22 @@ def states_of(module: nn.Module) -> list[State]:
     return found
 
 
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Return the tensors of `states_of` alone, quickly."""
+    found = [tensor for _, tensor in plain_tensors(module)]
+    for registry in (module._parameters, module._buffers):
+        if registry:
+            found += [t for t in registry.values() if t is not None and not is_lazy(t)]
+    return found + [getattr(module, name) for name in _parametrized(module)]
+
+
+def type_of(module: nn.Module) -> type[nn.Module]:
+    """Return the type of a module, without the class that parametrizations have given it."""
+    if "parametrizations" not in module._modules:
+        return type(module)  # as most; torch asks by an attribute that is missing
+    return parametrize.type_before_parametrizations(module)
+
+
 def _module_obstacle(module: nn.Module) -> str | None:
     """Return why nothing that hangs in a module can be replaced, or None."""
     if isinstance(module, torch.jit.ScriptModule):

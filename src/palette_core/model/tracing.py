@@ -8,7 +8,7 @@ the operation receives it itself, not something computed from it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +17,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from palette_core._common.modules import modules_of, named_modules
+from palette_core._common.modules import all_names, modules_of, named_modules
 from palette_core._common.pytrees import deep_copy, tensors
 from palette_core._common.rng import untouched_global_rng
-from palette_core._common.undoing import undone
 from palette_core.config.names import type_name
 from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import undisturbed
-from palette_core.model.states import State, is_lazy, is_parametrization, states_of
+from palette_core.model.run_hooks import RunHooks
+from palette_core.model.states import (
+    State,
+    is_lazy,
+    is_parametrization,
+    states_of,
+    tensors_of,
+    type_of,
+)
 from palette_core.model.views import StateStorages
 from palette_core.operations import COPIES, installed_operations, op_type_of
 
@@ -98,39 +105,6 @@ class _Frame:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-class _Hook:
-    """A hook of one module, which does nothing in copies that ``forward`` makes of the module."""
-
-    def __init__(
-        self, module: nn.Module, call: Callable[..., None], hooked: list[nn.Module]
-    ) -> None:
-        self._module = module
-        self._call = call
-        self._hooked = hooked
-
-    def __call__(self, module: nn.Module, *more: Any) -> None:
-        if module is self._module:
-            self._call(module, *more)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        copy = memo.get(id(self._module))
-        if copy is None:
-            return self
-        self._hooked.append(copy)
-        return _Hook(copy, _do_nothing, self._hooked)  # which may be copied in its turn
-
-
-def _do_nothing(*args: Any) -> None:
-    del args
-
-
-def _remove_hooks_from(module: nn.Module) -> None:
-    for registry in (module._forward_pre_hooks, module._forward_hooks):
-        for key in [key for key, hook in registry.items() if isinstance(hook, _Hook)]:
-            del registry[key]
-            module._forward_hooks_always_called.pop(key, None)
-
-
 class _Recorder(TorchFunctionMode):
     """Watches operations while hooks keep track of the module that runs."""
 
@@ -139,7 +113,8 @@ class _Recorder(TorchFunctionMode):
         self._model = model
         self._names = {id(m): n for n, m in named_modules(model)}
         self._frames: list[_Frame] = []
-        self._hooked: list[nn.Module] = []  # with copies of modules that forward makes
+        self._hooks = RunHooks(self._enter_module, self._leave_module)
+        self._op_types: dict[Any, str | None] = {}  # by function
         self._uses: dict[int, dict[Use, None]] = {}
         self._views: dict[int, tuple[int, str]] = {}  # axis and operation
         self._ran: set[str] = set()
@@ -159,15 +134,11 @@ class _Recorder(TorchFunctionMode):
         modules = [m for m in modules_of(self._model) if not isinstance(m, torch.jit.ScriptModule)]
         for module in modules:
             self._learn_states(module)
-        self._hooked += modules
+        self._hooks.put_into(modules)
         try:
-            for module in modules:
-                module.register_forward_pre_hook(_Hook(module, self._enter_module, self._hooked))
-                leave = _Hook(module, self._leave_module, self._hooked)
-                module.register_forward_hook(leave, always_call=True)
             super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:
-            self._remove_hooks()
+            self._hooks.remove()
             raise
         return self
 
@@ -175,14 +146,9 @@ class _Recorder(TorchFunctionMode):
         try:
             super().__exit__(*exc)  # type: ignore[no-untyped-call]
         finally:
-            self._remove_hooks()
+            self._hooks.remove()
 
-    def _remove_hooks(self) -> None:
-        with undone(self._hooked, _remove_hooks_from):
-            pass
-
-    def _enter_module(self, module: nn.Module, args: Any) -> None:
-        del args
+    def _enter_module(self, module: nn.Module) -> None:
         name = self._names[id(module)]
         self._frames.append(_Frame(module, name))
         self._ran.add(name)
@@ -190,10 +156,9 @@ class _Recorder(TorchFunctionMode):
 
     def _learn_states(self, module: nn.Module) -> None:
         if not isinstance(module, parametrize.ParametrizationList):
-            self._states.update((id(state.tensor), state.tensor) for state in states_of(module))
+            self._states.update((id(tensor), tensor) for tensor in tensors_of(module))
 
-    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        del args, output
+    def _leave_module(self, module: nn.Module) -> None:
         if self._frames and self._frames[-1].module is module:  # its pre-hooks may have failed
             self._frames.pop()
             self._storages.forget_copies()
@@ -202,7 +167,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        op_type = op_type_of(func)
+        op_type = self._op_type_of(func)
         if self._frames and op_type is not None:
             try:
                 self._record(op_type, func, args, kwargs)
@@ -217,6 +182,15 @@ class _Recorder(TorchFunctionMode):
             if isinstance(source, Tensor) and self._storages.state_of(source) is not None:
                 self._storages.copied(source, out)
         return out
+
+    def _op_type_of(self, func: Any) -> str | None:
+        try:
+            return self._op_types[func]
+        except KeyError:
+            self._op_types[func] = found = op_type_of(func)
+            return found
+        except TypeError:  # it has no hash
+            return op_type_of(func)
 
     def _record(
         self, op_type: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -255,12 +229,12 @@ class _Recorder(TorchFunctionMode):
         """Return the records; call after the run, while values that are computed are kept."""
         names: dict[int, list[str]] = {}
         modules: dict[int, nn.Module] = {}
-        for name, module in self._model.named_modules(remove_duplicate=False):
+        for name, module in all_names(self._model):
             names.setdefault(id(module), []).append(name)
             modules[id(module)] = module
         records = tuple(
-            ModuleRecord(tuple(names[key]), type_name(parametrize.type_before_parametrizations(m)))
-            for key, m in modules.items()
+            ModuleRecord(tuple(names[key]), type_name(type_of(module)))
+            for key, module in modules.items()
             if not is_parametrization(names[key][0])
         )
         return ModelGraph(records, tuple(self._tensor_records()), tuple(self._written()))
@@ -281,13 +255,13 @@ class _Recorder(TorchFunctionMode):
             _, first = places[0]
             uses = tuple(self._uses.get(key, {}))
             yield TensorRecord(
-                tuple(Owner(name, state.name) for name, state in places),
+                tuple([Owner(name, state.name) for name, state in places]),
                 tuple(first.tensor.shape),
                 first.tensor.dtype,
                 first.kind,
                 uses,
                 bool(uses) or any(name in self._ran for name, _ in places),
-                next(filter(None, (state.obstacle for _, state in places)), None),
+                next(filter(None, [state.obstacle for _, state in places]), None),
                 *self._views.get(key, (None, None)),
             )
 

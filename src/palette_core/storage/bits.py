@@ -15,6 +15,7 @@ from palette_core._common.wrapped import parts_of
 from palette_core.storage.sites import palette_sites
 from palette_core.storage.written_buffers import written_buffers
 
+_PLAIN = (Tensor, nn.Parameter)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
@@ -104,6 +105,8 @@ def bits_by_module(
 def _owner(name: str) -> str:
     """Return the name of the module that a tensor hangs in, by which it is computed or not."""
     owner = name.rpartition(".")[0]
+    if "parametrizations" not in owner:
+        return owner
     return re.split(r"(?:^|\.)parametrizations(?:\.|$)", owner)[0]
 
 
@@ -135,6 +138,8 @@ def _is_saved_by_torch(module: nn.Module) -> bool:
 
 def _bits_of(tensor: Tensor) -> int:
     """Return the bits that a tensor stores: for classes that wrap others, those of the others."""
+    if type(tensor) in _PLAIN and not tensor.is_quantized:
+        return tensor.numel() * tensor.element_size() * 8
     parts = list(parts_of(tensor).values())
     if tensor.is_quantized and tensor.qscheme() in _PER_CHANNEL:
         parts += [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]

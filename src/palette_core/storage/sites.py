@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, final, overload
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from palette_core._common.modules import all_names
 from palette_core.model.parametrization import chain_input, parametrizations
 from palette_core.storage.packed_weight import PaletteModule
 
@@ -98,7 +99,8 @@ def palette_sites(model: nn.Module, kind: type[Any] = PaletteModule) -> list[Pal
 
 
 def _parametrized(model: nn.Module) -> Iterator[Place]:
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        if parametrize.is_parametrized(module):
+    for prefix, module in all_names(model):
+        # What most modules lack is asked for first: torch looks for an attribute.
+        if "parametrizations" in module._modules and parametrize.is_parametrized(module):
             for state in parametrizations(module):
                 yield Place(f"{prefix}.{state}" if prefix else state, module, state)
