@@ -164,20 +164,24 @@ def view_of(weight: Tensor, palettized: PalettizedTensor) -> LateView | None:
         return None
     weight = weight.detach()
     some, its = _evenly_spaced(weight, palettized)
-    tables, count = _tables(palettized)
+    # A single table is kept with the rows already.
+    tables = None if _is_plain_table(palettized) else _tables(palettized)
     if some.numel() > _KEPT:
-        return LateView.of(_looked_at(some, its, tables, count))
+        return LateView.of(_looked_at(some, its, tables))
     if some is weight:
         some, its = weight.clone(), copied(palettized)
-    return LateView(partial(_looked_at, some, its, tables, count))
+    return LateView(partial(_looked_at, some, its, tables))
 
 
 @torch.no_grad()
-def _looked_at(some: Tensor, its: PalettizedTensor, tables: Tensor, count: int) -> WeightView:
+def _looked_at(
+    some: Tensor, its: PalettizedTensor, tables: tuple[Tensor, int] | None
+) -> WeightView:
+    entries, count = _tables(its) if tables is None else tables
     dense, decoded = some.double().reshape(-1), its.decode().double().reshape(-1)
     gaps = decoded - dense
     errors = Distribution.of(gaps.cpu()) if bool(gaps.any()) else None
-    rows = tuple(tuple(_rounded(x) for x in row) for row in tables.double().sort().values.tolist())
+    rows = tuple(tuple(_rounded(x) for x in row) for row in entries.double().sort().values.tolist())
     return WeightView(dense.numel(), Distribution.of(dense.cpu()), errors, rows, count)
 
 
@@ -216,6 +220,11 @@ def _evenly_spaced(weight: Tensor, palettized: PalettizedTensor) -> tuple[Tensor
         None if palettized.mask is None else palettized.mask[rows],
     )
     return weight[rows], some
+
+
+def _is_plain_table(palettized: PalettizedTensor) -> bool:
+    """Return whether one table, without factors, stands for all of a weight."""
+    return palettized.scale is None and math.prod(palettized.grid) == 1
 
 
 def _tables(palettized: PalettizedTensor) -> tuple[Tensor, int]:

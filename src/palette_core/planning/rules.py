@@ -141,6 +141,8 @@ class RuleBook:
 
     def _decided(self, tensor: TensorRecord) -> Decision:
         candidates = list(self._candidates(tensor))
+        if len(candidates) == 1:
+            return candidates[0].decision
         for pool in (
             [c for c in candidates if c.binding],
             [c for c in candidates if c.decision.asked],
@@ -175,15 +177,17 @@ class RuleBook:
         return ModuleRule(1, order, place, config, on_itself, on_itself)
 
     def _candidates(self, tensor: TensorRecord) -> Iterator[_Candidate]:
-        owners = {owner.module for owner in tensor.owners}
-        users = (use.module for use in tensor.uses)
-        for module in dict.fromkeys([*(owner.module for owner in tensor.owners), *users]):
+        places = [owner.module for owner in tensor.owners]
+        owners = set(places)
+        for module in dict.fromkeys([*places, *[use.module for use in tensor.uses]]):
             if module not in self._modules:
                 continue
             rule = self.rule_for(module)
-            # A module's own name for a tensor comes before those that other owners have for it.
-            ranked = sorted(tensor.owners, key=lambda owner: owner.module != module)
-            names = [owner.state for owner in ranked]
+            names = [owner.state for owner in tensor.owners]
+            if len(names) > 1:
+                # A module's own name for a tensor comes before those that others have for it.
+                ranked = sorted(tensor.owners, key=lambda owner: owner.module != module)
+                names = [owner.state for owner in ranked]
             if module in owners and rule.on_itself:
                 yield from self._module_state(rule, names, tensor)
             # An owner's rules see every use of its tensor; others only their own.

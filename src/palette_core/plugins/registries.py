@@ -42,6 +42,10 @@ class Registered(Generic[EntryT]):
     distribution: Distribution
 
     def __str__(self) -> str:
+        return self._said
+
+    @cached_property
+    def _said(self) -> str:
         return f"{kind_of(self.entry)} {self.entry.name!r} ({self.distribution})"
 
 

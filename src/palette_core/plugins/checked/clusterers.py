@@ -100,6 +100,11 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _ends(values: Tensor) -> tuple[float, ...]:
+    """Return the least and the greatest value, NaN where there is one; nothing of no values."""
+    return tuple(float(end) for end in torch.aminmax(values)) if values.numel() else ()
+
+
 def _check_codebook(made: Made[Any], codebook: Any, problem: ClusterProblem) -> None:
     """Refuse what is not a codebook of the problem, before it reaches a model."""
     if type(codebook) is not Codebook:
@@ -122,7 +127,7 @@ def _check_codebook(made: Made[Any], codebook: Any, problem: ClusterProblem) -> 
             raise made.wrong(f"returned {what} {got}, expected {right}")
     if not lut.dtype.is_floating_point:
         raise made.wrong(f"returned a lut of {lut.dtype}, expected a floating dtype")
-    if not bool(torch.isfinite(lut.to(problem.points.dtype)).all()):
+    if not all(math.isfinite(end) for end in _ends(lut.to(problem.points.dtype))):
         raise made.wrong(
             f"returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
         )
