@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -149,19 +149,23 @@ class Pass:
         """Assign every point; return the cost. ``known``: the codes are a good guess."""
         if known:
             kernels.rank_neighbours(table, self.order, self.gaps)
-        shares = 1 if workers is None else min(workers.count, self.block.chunks)
-        edges = [self.block.chunks * i // shares for i in range(shares + 1)]
 
-        def part(i: int) -> None:
+        def part(first: int, last: int) -> None:
             kernels.assign_chunks(
                 self.block.points, self.block.weights, table, self.order, self.gaps, self.drift,
-                self.codes, self.lower, known, edges[i], edges[i + 1],
+                self.codes, self.lower, known, first, last,
                 self.sums, self.mass, self.worst, self.totals,
             )  # fmt: skip
 
-        if workers is None:
-            part(0)
-        else:
-            workers.map(part, range(shares))
+        self.share(part, workers)
         # Added in order, so that any number of threads gives the same sum.
         return float(sum(self.totals))
+
+    def share(self, part: Callable[[int, int], None], workers: Workers | None) -> None:
+        """Call for all chunks, some from ``first`` to before ``last`` by each worker."""
+        shares = 1 if workers is None else min(workers.count, self.block.chunks)
+        edges = [self.block.chunks * i // shares for i in range(shares + 1)]
+        if workers is None:
+            part(0, self.block.chunks)
+        else:
+            workers.map(lambda i: part(edges[i], edges[i + 1]), range(shares))

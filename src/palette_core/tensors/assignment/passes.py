@@ -10,6 +10,8 @@ from torch import Tensor
 
 from palette_core.tensors.nearest import pieces
 
+_WIDE = 8  # bytes of an index
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -102,10 +104,10 @@ def tidy_entries(entries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     blocks, count, dim = entries.shape
     used = torch.zeros((blocks, count), dtype=torch.uint8, device=codes.device)
-    # Some blocks at a time: look-ups take wide indices.
-    some = [block for block, _ in pieces(blocks, 1, codes.shape[1])]
-    for b in some:
-        used[b].scatter_(1, codes[b].long(), 1)
+    # A few codes at a time: look-ups take indices of eight bytes.
+    some = pieces(blocks, codes.shape[1], _WIDE)
+    for b, n in some:
+        used[b].scatter_(1, codes[b, n].long(), 1)
     order = torch.arange(count, device=codes.device).expand(blocks, -1)
     for d in reversed(range(dim)):
         order = order.gather(1, entries[..., d].gather(1, order).argsort(dim=1, stable=True))
@@ -115,6 +117,6 @@ def tidy_entries(entries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor
     source = order.gather(1, torch.minimum(at, last))
     rank = torch.empty_like(order).scatter_(1, order, at).to(torch.uint8)
     new_codes = torch.empty_like(codes)
-    for b in some:
-        new_codes[b] = rank[b].gather(1, codes[b].long())
+    for b, n in some:
+        new_codes[b, n] = rank[b].gather(1, codes[b, n].long())
     return entries.gather(1, source[..., None].expand(-1, -1, dim)), source, new_codes

@@ -21,11 +21,12 @@ _SAMPLE = 4096  # points looked at to place the grid
 _TAIL = 0.005  # share of these left out at either end
 _WIDER = 0.25  # of what lies between, added at either end
 _PER_ROOT = 16  # coarse cells along an axis, for each entry along it
-_LEVELS = 3  # grids, each with twice as many cells along an axis as the one before
+_LEVELS = 2  # grids, each with twice as many cells along an axis as the one before
 _POINTS_PER_CELL = 2  # at least
 _MOST_FAR = 8  # one of so many points may lie beyond the grid
 _SERVED = 2  # cells for each entry that may cost nothing in the end
-_STRIP = 1 << 14  # cells whose sums stand beside each other, empty ones too
+_ROW = 24  # bytes for the sums of a cell
+_STRIP = 1 << 12  # cells whose sums stand beside each other, empty ones too
 _MOST_HIDDEN = 0.1  # of the least cost to be expected: what points may cost about their means
 
 Floats = NDArray[Any]
@@ -59,7 +60,8 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> list[Weighted]:
     outside = np.empty(count // _MOST_FAR, np.int64)
     levels, squares = [_Level(low, points.dtype) for _ in range(_LEVELS)], np.zeros(1)
     coarsest: list[Floats] = []
-    bands = 1 if count >= cells * cells else 4  # that take turns in the same memory
+    # Many cells take turns, in bands, in memory that had better be less than the points'.
+    bands = 1 if cells * cells * _ROW <= points.nbytes else 4
     places = np.empty(cells * cells // bands, np.int32)
     sums = np.empty((min(count, places.size), 3))
     far = 0
@@ -75,11 +77,13 @@ def as_cells(points: Floats, weights: Floats, n_entries: int) -> list[Weighted]:
             coarsest.append(filled[0])
             for level, found in zip(levels, filled, strict=True):
                 level.add(found)
+    del places, sums
     all_coarse = np.concatenate(coarsest)
+    coarsest.clear()
     hidden = float(squares[0]) - float((all_coarse[:, 1:] ** 2 / all_coarse[:, :1]).sum())
     if hidden > _MOST_HIDDEN * _seen(all_coarse, n_entries) / n_entries:
         return []
-    del places, sums
+    del all_coarse
     outside = outside[:far]
     its_weights = weights[outside] if weights.shape[1] else np.ones((far, 1), np.float32)
     return [level.joined(points[outside], its_weights) for level in levels]

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from palette_core.builtins.clusterers.kmeans_vector import kernels, sampling, seeding
+from palette_core.builtins.clusterers.kmeans_vector import sampling, seeding
 from palette_core.builtins.clusterers.kmeans_vector.cells import as_cells
+from palette_core.builtins.clusterers.kmeans_vector.lloyd import Lloyd
 from palette_core.builtins.clusterers.kmeans_vector.options import (
     CELLS_TOL,
     SAMPLE_TOL,
@@ -39,10 +40,7 @@ def fit_blocks(
         open_blocks = [block for block, table in zip(blocks, tables, strict=True) if table is None]
         sampled = workers.map(lambda block: _sample(block, n_entries, seed, options), open_blocks)
         samples = [few.levels[0] for few in sampled]
-        seedings = [
-            tries(options.restarts, len(few.levels[0].points), n_entries, part=len(few.levels) > 1)
-            for few in sampled
-        ]
+        seedings = [tries(options.restarts, len(sample.points), n_entries) for sample in samples]
         tasks = [
             (sample, sample is not block, r)
             for sample, block, count in zip(samples, open_blocks, seedings, strict=True)
@@ -112,7 +110,7 @@ def _start(
     placed = seeding.seed(points, weights, draws, table)
     table = table[:placed]
     tol = max(options.tol, START_TOL) if is_part else options.tol
-    total = _Lloyd(sample, table).iterate(table, options.max_iter, tol)
+    total = Lloyd(sample, table).iterate(table, options.max_iter, tol)
     full = np.empty((n_entries, dim))
     full[:placed] = table
     # Spare entries are given places when the whole block is seen.
@@ -160,20 +158,20 @@ def _better(few: _Few, table: Floats, options: KMeansVectorOptions) -> Floats:
     """Improve a table on few points that stand for a block, then on more of them."""
     table = _swap(few.levels[0], table, options, few.tol)
     for level in few.levels[1:]:
-        _Lloyd(level, table).iterate(table, options.max_iter, few.tol)
+        Lloyd(level, table).iterate(table, options.max_iter, few.tol)
     return table
 
 
 def _swap(block: Block, table: Floats, options: KMeansVectorOptions, tol: float) -> Floats:
     """Swap entries to better places of a sample while that lowers the cost."""
-    job = _Lloyd(block, table)
+    job = Lloyd(block, table)
     total = job.iterate(table, options.max_iter, tol)
-    job.run(table, known=False)
+    job.look_around(table)
     wanted = table.shape[0] // 4
     for _ in range(options.swaps):
         if wanted < 1:
             break
-        trial = _Lloyd(block, table)
+        trial = Lloyd(block, table)
         moved = table.copy()
         made = seeding.swap_entries(
             block.points, block.weights, moved, job.codes, job.lower, job.order, wanted
@@ -183,7 +181,7 @@ def _swap(block: Block, table: Floats, options: KMeansVectorOptions, tol: float)
         found = trial.iterate(moved, options.max_iter, max(tol, SWAP_TOL))
         if found < total * (1 - SWAP_TOL):
             job, table, total = trial, moved, found
-            job.run(table, known=False)
+            job.look_around(table)
         else:
             wanted = min(wanted, made) // 2
     return table
@@ -193,40 +191,6 @@ def _polish(
     block: Block, table: Floats, options: KMeansVectorOptions, workers: Workers | None
 ) -> NDArray[np.uint8]:
     """Run Lloyd's iteration on the whole block; return the codes before its last move."""
-    job = _Lloyd(block, table)
-    if workers is None:
-        job.iterate(table, options.max_iter, options.tol)
-        return job.codes
-    for turn in range(options.max_iter):
-        total = job.run(table, known=turn > 0, workers=workers)
-        if job.advance(table, total, options.tol):
-            break
+    job = Lloyd(block, table)
+    job.iterate(table, options.max_iter, options.tol, workers)
     return job.codes
-
-
-class _Lloyd(Pass):
-    """Room for Lloyd's iteration on a block."""
-
-    def __init__(self, block: Block, table: Floats) -> None:
-        super().__init__(block, table)
-        self._means = table.copy()
-        self._state = np.array([np.inf, 0.0])
-
-    def iterate(self, table: Floats, max_iter: int, tol: float) -> float:
-        """Run Lloyd's iteration on ``table`` by one thread; return the cost."""
-        return float(
-            kernels.iterate(
-                self.block.points, self.block.weights, table, self.order, self.gaps, self.drift,
-                self.codes, self.lower, self.sums, self.mass, self.worst, self.totals,
-                self._means, self._state, max_iter, tol,
-            )
-        )  # fmt: skip
-
-    def advance(self, table: Floats, total: float, tol: float) -> bool:
-        """Move the entries of ``table``; return whether they are as good as they get."""
-        return bool(
-            kernels.advance(
-                self.block.points, table, self._means, self._state, self.sums, self.mass,
-                self.worst, self.drift, total, tol,
-            )
-        )  # fmt: skip

@@ -16,7 +16,6 @@ _FIRST = 2048  # points of a sample to start with, at least
 _FIRST_PER_ENTRY = 128
 _TRIES_OF_ENTRIES = 48
 _TRIED_DISTANCES = 1 << 19
-_TRIED_OF_PART = 1 << 18  # where more points come after the few
 _MOST_TRIES = 32
 _MOST_STEPS = 1_000_000_000  # kernels count in 64 bits
 
@@ -36,10 +35,9 @@ def trials_of(trials: int | None, n_entries: int) -> int:
     return 2 + int(math.log(n_entries)) if trials is None else trials
 
 
-def tries(restarts: int, n_points: int, n_entries: int, *, part: bool = False) -> int:
+def tries(restarts: int, n_points: int, n_entries: int) -> int:
     """Return how many seedings to try: more where one costs little, in small blocks and tables."""
-    budget = _TRIED_OF_PART if part else _TRIED_DISTANCES
-    affordable = min(_MOST_TRIES, budget // (max(1, n_points) * n_entries))
+    affordable = min(_MOST_TRIES, _TRIED_DISTANCES // (max(1, n_points) * n_entries))
     return max(restarts, _TRIES_OF_ENTRIES // n_entries, affordable)
 
 

@@ -50,12 +50,12 @@ def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR
     count, dim = points.shape
     width = weights.shape[1]
     trials = draws.shape[1]
-    columns = np.empty((dim, count))
-    factors = np.ones((dim if width == dim else 1, count))
+    columns = np.empty((dim, count), points.dtype)
+    factors = np.ones((dim if width == dim else 1, count), np.float32)
     costs = np.zeros(count)
     running = np.empty(count)
     chosen = np.empty(trials, dtype=np.int64)
-    lows = np.empty((trials, count))
+    lows = np.empty((2, count))  # of the best trial so far, and of the next one
     for i in range(count):
         for d in range(dim):
             columns[d, i] = points[i, d]
@@ -85,14 +85,16 @@ def seed(points: Any, weights: Any, draws: Any, table: Any) -> Any:  # noqa: PLR
             chosen[t] = low
         best = 0
         best_total = np.inf
+        row = 0
         for t in range(tried):
-            _costs_after(columns, factors, chosen[t], costs, k > 0, lows[t])
-            total = sum_of(lows[t])
+            _costs_after(columns, factors, chosen[t], costs, k > 0, lows[1 - row])
+            total = sum_of(lows[1 - row])
             if total < best_total:
                 best_total = total
                 best = t
+                row = 1 - row
         for i in range(count):
-            costs[i] = lows[best, i]
+            costs[i] = lows[row, i]
         for d in range(dim):
             table[k, d] = columns[d, chosen[best]]
     return table.shape[0]
@@ -105,10 +107,10 @@ def _costs_after(columns: Any, factors: Any, pick: Any, costs: Any, later: Any, 
     for i in range(count):
         out[i] = 0.0
     for d in range(dim):
-        x, row = columns[d, pick], d if factors.shape[0] == dim else 0
+        x, row = np.float64(columns[d, pick]), d if factors.shape[0] == dim else 0
         for i in range(count):
             gap = columns[d, i] - x
-            out[i] += factors[row, i] * (gap * gap)
+            out[i] += np.float64(factors[row, i]) * (gap * gap)
     if later:
         for i in range(count):
             out[i] = min(out[i], costs[i])
