@@ -3,9 +3,11 @@
     python benchmarks/first_call.py [PYTHON …] [--rounds 3] [--only demo w4-16bit]
 
 Each run is a process of its own with an empty folder for numba's cache, then another one that
-finds there what the first has compiled. ``demo`` is ``palette demo`` (it needs the demo extra); the
-others palettize a layer of 1024 × 1024. Counted are the seconds of ``prepare()``, by the clock and
-of the processor: the least of all rounds. PYTHON is an interpreter with another build, to compare.
+finds there what the first has compiled. ``command`` is ``palette demo`` as typed (it needs the
+demo extra), whose kernels are compiled beside its start; ``demo`` the same model and palettes in
+Python; the others palettize a layer of 1024 × 1024. Counted are the seconds of ``prepare()``, by
+the clock and of this processor (of ``command`` by the clock, and all its processes): the least of
+all rounds. PYTHON is an interpreter with another build, to compare.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "int8-tables": {"lut_qspec": {"dtype": "int8"}},
     "lnq": {"algorithm": "lnq"},
 }
+CASES = ("command", "demo", *SPECS)
 
 RUN = """
 import json, sys, time
@@ -60,6 +63,8 @@ print(json.dumps([time.perf_counter() - clock, time.process_time() - cpu]))
 
 def seconds(python: str, case: str, cache: str) -> list[float]:
     """Return the seconds of one run, by the clock and of the processor."""
+    if case == "command":
+        return _command(python, cache)
     done = subprocess.run(
         [python, "-c", RUN, case, json.dumps(SPECS.get(case, {}))],
         env={**os.environ, "NUMBA_CACHE_DIR": cache},
@@ -72,12 +77,29 @@ def seconds(python: str, case: str, cache: str) -> list[float]:
     return found
 
 
+def _command(python: str, cache: str) -> list[float]:
+    before = os.times()
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [python, "-m", "palette_core", "demo", "--json"],
+            env={**os.environ, "NUMBA_CACHE_DIR": cache},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            text=True,
+        )
+    after = os.times()
+    spent = sum(after[2:4]) - sum(before[2:4])
+    return [json.loads(done.stdout)["totals"]["prepare_seconds"], spent]
+
+
 def main() -> None:
     """Print a line per case and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pythons", nargs="*", metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=("demo", *SPECS), default=("demo", *SPECS))
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
     given = parser.parse_args()
     builds = [sys.executable, *given.pythons]
     best: dict[Any, list[float]] = defaultdict(lambda: [float("inf")] * 2)
@@ -93,7 +115,8 @@ def main() -> None:
     for case in given.only:
         for build in builds:
             first, again = best[case, build, "first"], best[case, build, "again"]
-            ratio = first[1] / best[case, builds[0], "first"][1]
+            by = 0 if case == "command" else 1
+            ratio = first[by] / best[case, builds[0], "first"][by]
             print(
                 f"{case:12} {first[0]:6.2f} s {again[0]:6.2f} s {first[1]:8.2f} {again[1]:7.2f} s"
                 f"  {build[-40:]:40} {ratio:5.2f}"

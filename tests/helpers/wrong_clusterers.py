@@ -100,6 +100,13 @@ def plus_one(problem: ClusterProblem) -> ClusterProblem:
     return replace(problem, importance=problem.importance + 1)
 
 
+_warm: list[int] = []
+
+
+def other_when_warm(problem: ClusterProblem, made: Codebook) -> Codebook:
+    return replace(made, lut=made.lut + len(_warm) * 1e-3)
+
+
 CLUSTERERS: dict[str, ClustererEntry] = {
     "shapes": spoiled(lambda p, made: replace(made, lut=made.lut[:, :-1])),
     "dtypes": spoiled(lambda p, made: replace(made, lut=made.lut.to(p.points.dtype))),
@@ -125,5 +132,6 @@ CLUSTERERS: dict[str, ClustererEntry] = {
     "importance-zero": asked(lambda p: replace(p, importance=None)),
     "quantized": entry(right, fits_quantized=True),
     "zeros": entry(right, keeps_zeros=True),
+    "warm-up": replace(spoiled(other_when_warm), warm_up=lambda: _warm.append(1)),
     "vector-options": entry(right, supports_vector=True, vector_options=lambda settings: {}),
 }

@@ -11,13 +11,15 @@ import gc
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
 import numba
 from numba.core import event
 from numba.core.caching import FunctionCache
+
+from palette_core._common.ahead import AHEAD
 
 _PACKAGE = __name__.partition(".")[0]
 _MESSAGE = (
@@ -85,6 +87,12 @@ def are_kept() -> bool:
     return not _not_kept
 
 
+def compile_ahead(recipe: str, kernels: Mapping[Any, str]) -> None:
+    """Let another process compile what is not compiled yet; see `ahead.Ahead.start`."""
+    if may_compile() and are_kept() and not all(map(is_compiled, kernels)):
+        AHEAD.start(recipe, kernels)
+
+
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     _watch_compiling()
     options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, **options}
@@ -116,9 +124,17 @@ class _Cache(FunctionCache):
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return what is kept of a signature, or None."""
+        """Return what is kept of a signature, or another process is about to keep, or None."""
+
+        def look() -> Any:
+            return FunctionCache.load_overload(self, sig, target_context)  # type: ignore[no-untyped-call]
+
         try:
-            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+            found = look()
+            if found is None and AHEAD.is_to_bring(self._py_func):
+                _say_once()
+                found = AHEAD.wait(look)
+            return found
         except Exception as error:  # what unpickling meets in a damaged file
             self._leave(self._damaged(sig, target_context), "cannot be read", error)
             return None
@@ -214,7 +230,6 @@ class _Watcher(event.Listener):
     """
 
     def __init__(self) -> None:
-        self._said = False
         self._depth = 0  # numba compiles on one thread at a time
         self._collects = False
 
@@ -222,9 +237,7 @@ class _Watcher(event.Listener):
         """Look whose function numba starts to compile."""
         if not _is_ours(event):
             return
-        if not self._said:
-            self._said = True
-            print(_MESSAGE if are_kept() else _AGAIN, file=sys.stderr, flush=True)
+        _say_once()
         if self._depth == 0:
             self._collects = gc.isenabled()
             gc.disable()
@@ -241,6 +254,11 @@ class _Watcher(event.Listener):
 
 def _is_ours(event: Any) -> bool:
     return str(event.data["dispatcher"].py_func.__module__).startswith(f"{_PACKAGE}.")
+
+
+@functools.cache
+def _say_once() -> None:
+    print(_MESSAGE if are_kept() else _AGAIN, file=sys.stderr, flush=True)
 
 
 @functools.cache

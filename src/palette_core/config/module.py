@@ -104,7 +104,7 @@ class ModuleKMeansPalettizerConfig(WeightOnlyConfig):
     @model_validator(mode="after")
     def _check_vectors(self) -> Self:
         if self.vector_kmeans_config is not None and not any(
-            spec is not None and spec.cluster_dim > 1 for spec in self._specs()
+            spec is not None and spec.cluster_dim > 1 for spec in self.specs()
         ):
             raise ValueError(
                 "vector_kmeans_config only applies to vector palettization, and no spec of the "
@@ -130,9 +130,10 @@ class ModuleKMeansPalettizerConfig(WeightOnlyConfig):
     @property
     def is_disabled(self) -> bool:
         """Return whether nothing in it asks for palettization."""
-        return all(spec is None for spec in self._specs())
+        return all(spec is None for spec in self.specs())
 
-    def _specs(self) -> Iterator[PalettizationSpec | None]:
+    def specs(self) -> Iterator[PalettizationSpec | None]:
+        """Yield what is asked for, None where a state is to be left alone."""
         yield from self.op_state_spec.values()
         yield from self.module_state_spec.values()
         for op in (*self.op_type_config.values(), *self.op_name_config.values()):

@@ -21,6 +21,7 @@ from palette_core.engine.executor import Executor
 from palette_core.engine.kept import Kept, keeper_in
 from palette_core.engine.results import Report, make_report, updated_report
 from palette_core.engine.run_facts import Stopwatch, facts_of
+from palette_core.engine.warming import warm_up_for
 from palette_core.errors import BackendError, StateError
 from palette_core.model import ExampleInputs, trace
 from palette_core.operations import installed_operations
@@ -257,6 +258,7 @@ class KMeansPalettizer:
         with torch_state_kept(), keeper_in(work_folder, self._kept, self._catalog) as kept:
             executor = Executor(num_workers, self._catalog, show_progress, kept)
             life_cycle.check(Action.PREPARE, self._model, marks=False)
+            warm_up_for(self._config, self._catalog)
             with self._watch("trace and plan"):
                 plan = self.make_plan(
                     example_inputs, on_incompatible=on_incompatible, backend=backend,

@@ -86,6 +86,8 @@ class ClustererEntry(PluginEntry):
             of each table zero afterwards.
         deterministic: the same problem gives the same codebook, bit for bit.
         supports_cuda: runs where the points live; otherwise the core moves them to the CPU.
+        warm_up: begins what must be done once before a clusterer is of use, such as to compile,
+            beside the loading and tracing of a model; returns at once, and may be called often.
         thread_safe: may fit several problems at a time, each in a thread. Worth saying for code
             that lets go of the interpreter's lock, starts no threads of its own there, and
             changes no setting of the process.
@@ -106,6 +108,7 @@ class ClustererEntry(PluginEntry):
     deterministic: bool = True
     supports_cuda: bool = False
     thread_safe: bool = False
+    warm_up: Callable[[], None] | None = None
 
     def claims(self) -> frozenset[str]:
         """Return the name, and the points that it is the default for."""

@@ -105,6 +105,21 @@ def vector_options(subject: Subject) -> None:
         demand(subject, not same, f"{change} changes no option")
 
 
+@check(_KIND, applies=lambda entry: entry.warm_up is not None)
+def warm_up(subject: Subject) -> None:
+    """The warm-up may be called again, and leaves results as they are."""
+    for options, given in problems(subject):
+        before = fit(subject, options, given)
+        for _ in range(2):
+            try:
+                subject.entry.warm_up()
+            except Exception as error:
+                fail(subject, f"the warm-up raised {type(error).__name__}: {error}")
+        after = fit(subject, options, given)
+        same = torch.equal(before.lut, after.lut) and torch.equal(before.codes, after.codes)
+        demand(subject, same, "the warm-up changed results")
+
+
 def _demand_close(
     subject: Subject, options: BaseModel, a: ClusterProblem, b: ClusterProblem, text: str
 ) -> None:

@@ -89,6 +89,8 @@ def palettize(
     from palette_core.cli import checkpoints, programs, work
     from palette_core.cli.exporting import Content, make_target
     from palette_core.cli.factories import load_batches, load_callable, load_factory
+    from palette_core.engine.warming import warm_up_for
+    from palette_core.plugins.catalog import get_catalog
 
     settings = load_config(config)
     work.check_calibration(
@@ -130,6 +132,7 @@ def palettize(
             reports=report or (),
         )  # fmt: skip
         return
+    warm_up_for(settings, get_catalog())
     loaded = load_factory(factory, inputs or ())
     calibrate = None
     if calibration is not None:
@@ -194,7 +197,12 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Palettize all-MiniLM-L6-v2 to 4 bits in groups of 16 channels, end to end."""
-    from palette_core.cli import work
+    from palette_core.plugins.catalog import get_catalog
+    from palette_core.plugins.warming import warm_up
+
+    if config is None:
+        warm_up(get_catalog(), lambda entry: entry.default_for_scalars)
+    from palette_core.cli import work  # after that: it imports torch, which takes a while
     from palette_core.cli.exporting import make_target
 
     settings = None if config is None else load_config(config)

@@ -14,6 +14,12 @@ def _kmeans1d(options: Any) -> Clusterer:
     return KMeans1d(options)
 
 
+def _warm_up() -> None:
+    from palette_core.builtins.clusterers.kmeans1d.warm import warm_up_beside
+
+    warm_up_beside()
+
+
 @hookimpl
 def palette_core_clusterers() -> list[ClustererEntry]:
     """Weighted k-means on the line."""
@@ -28,5 +34,6 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             supports_importance=True,
             supports_cuda=True,
             thread_safe=True,
+            warm_up=_warm_up,
         ),
     ]

@@ -6,12 +6,12 @@ the slower form of costs for ill-conditioned data, which waits until such data c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
-from palette_core._common.kernels import is_compiled
+from palette_core._common.kernels import compile_ahead, is_compiled
 from palette_core.builtins.clusterers.kmeans1d import block, costs, passes, rounding, search, whole
 
 _KERNELS: tuple[Any, ...] = (
@@ -35,6 +35,35 @@ _KERNELS: tuple[Any, ...] = (
 )
 
 
+_SUMS = "float64[::1]"
+_FLOATS, _BYTES, _ENDS = "float32[::1]", "uint8[::1]", "int32[::1]"
+_CELLS = "float64[:,::1]"
+# What float32 weights need without sensitivities, in the order of use; "fit_block" pays later.
+ORDINARY: Mapping[Any, str] = {
+    kernel: f"({', '.join(types)},)"
+    for kernel, types in {
+        passes.fill_cells: (_FLOATS, _FLOATS, "float32", "float32", _CELLS),
+        passes.merge_atoms: (_CELLS, _BYTES, _FLOATS, _FLOATS, "float64", _SUMS, _SUMS, _ENDS),
+        costs.running_sums: (_SUMS, _SUMS, _CELLS),
+        costs.thin: (_SUMS, _SUMS, "int64", _SUMS, _SUMS),
+        costs.rounding_error: (_CELLS, _SUMS, _SUMS, _ENDS),
+        search.search: (_CELLS, "int64", "int64", "float64", _SUMS, _ENDS, *2 * ("int32[:,::1]",)),
+        costs.segment_means: (_SUMS, _SUMS, _ENDS),
+        block.middle_of: (_CELLS,),
+        block.open_more: (_SUMS, _ENDS, _ENDS, "float64", "float64", "int64", _BYTES),
+        block.set_limits: (_FLOATS, "float32", "float32", _FLOATS, _BYTES),
+        passes.gather_open: (_FLOATS, _FLOATS, "float32", "float32", _BYTES, _FLOATS, _FLOATS),
+        passes.assign_cells: (_FLOATS, "float32", "float32", _BYTES, _FLOATS, _BYTES),
+    }.items()
+}
+"""Kernels and the types of their arguments, for another process to compile."""
+
+
+def warm_up_beside() -> None:
+    """Let another process compile what an ordinary weight needs, where it is not compiled yet."""
+    compile_ahead(f"{__name__}:ORDINARY", ORDINARY)
+
+
 def kernels_are_cached() -> bool:
     """Return whether all kernels are compiled already, in this process or in numba's file cache."""
     return all(is_compiled(kernel) for kernel in _KERNELS)
@@ -42,6 +71,8 @@ def kernels_are_cached() -> bool:
 
 def warm_up() -> None:
     """Compile, or load from the cache, everything an ordinary weight needs."""
+    import torch
+
     from palette_core.builtins.clusterers.kmeans1d.floats import fit_at_once, fit_floats
     from palette_core.builtins.clusterers.kmeans1d.grid import choose_grid
     from palette_core.builtins.clusterers.kmeans1d.halves import fit_halves

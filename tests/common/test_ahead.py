@@ -1,0 +1,187 @@
+"""Kernels that another process compiles while this one does something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+from palette_core._common import ahead
+from palette_core.engine.warming import warm_up_for
+from palette_core.errors import ClusteringError
+from palette_core.plugins.catalog import get_catalog
+
+# Each test that compiles begins a process of its own: what is compiled stays in one.
+BEGIN = """
+import os, signal, sys
+from palette_core._common import ahead
+from palette_core.builtins.clusterers.kmeans1d import warm
+ahead._has_room = lambda: True  # also where there is one core
+warm.warm_up_beside()
+"""
+FIT = """
+import json, torch
+from numba.core.sigutils import normalize_signature
+from palette_core import KMeansPalettizer
+palettizer = KMeansPalettizer(torch.nn.Linear(256, 1024).eval())
+palettizer.prepare(torch.randn(1, 256))
+found = {}
+for kernel, types in warm.ORDINARY.items():
+    wanted, _ = normalize_signature(types)
+    found[kernel.py_func.__name__] = [
+        kernel.signatures == [wanted], sum(kernel.stats.cache_hits.values())
+    ]
+print(json.dumps(found))
+"""
+
+
+def ran(script: str, cache: Path) -> str:
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.slow
+def test_what_a_weight_needs_is_taken_from_the_other_process(tmp_path):
+    found = json.loads(ran(BEGIN + "assert ahead.AHEAD._process is not None\n" + FIT, tmp_path))
+    assert found
+    # Exactly the types of arguments that are called, and not one compiled in this process.
+    assert found == {name: [True, 1] for name in found}
+    again = BEGIN + "assert ahead.AHEAD._process is None\n" + FIT
+    assert json.loads(ran(again, tmp_path)) == found
+
+
+@pytest.mark.slow
+def test_without_the_other_process_everything_is_compiled_here(tmp_path):
+    killed = "assert ahead.AHEAD._process is not None\nahead.AHEAD._process.kill()\n"
+    found = json.loads(ran(BEGIN + killed + FIT, tmp_path))
+    assert all(fits for fits, _ in found.values())
+    assert not any(hits for _, hits in found.values())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
+@pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_the_other_process_ends_with_this_one(tmp_path, end):
+    script = BEGIN + f"print(ahead.AHEAD._process.pid, flush=True)\n{end}\n"
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True, check=False
+    )
+    pid = int(done.stdout)
+    until = time.monotonic() + 60
+    while _runs(pid):
+        assert time.monotonic() < until, f"process {pid} goes on"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+    return state != "Z"
+
+
+@pytest.mark.parametrize("executable", ["", "/usr/bin/uwsgi", "/opt/app/Studio"])
+def test_no_process_of_what_is_no_interpreter(monkeypatch, executable):
+    """A program that embeds Python would be started a second time."""
+    monkeypatch.setattr(sys, "executable", executable)
+    fresh = ahead.Ahead()
+    fresh.start("palette_core.builtins.clusterers.kmeans1d.warm:ORDINARY", {})
+    assert fresh._process is None
+
+
+def test_nothing_is_waited_for_where_no_process_can_be_started(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(ahead, "_has_room", lambda: True)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    fresh = ahead.Ahead()
+    fresh.start("math:KERNELS", {len: "()"})
+    assert not fresh.is_to_bring(len)
+    assert fresh.wait(lambda: None) is None
+
+
+def test_a_process_that_hangs_is_not_waited_for_long(monkeypatch, tmp_path):
+    (tmp_path / "slow_to_compile.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ahead, "_LONGEST", 0.2)
+    monkeypatch.setattr(ahead, "_has_room", lambda: True)
+    fresh = ahead.Ahead()
+    fresh.start("slow_to_compile:KERNELS", {len: "()"})
+    assert fresh.is_to_bring(len)
+    assert fresh.wait(lambda: None) is None
+    assert not fresh.is_to_bring(len)
+
+
+# --- what plug-ins declare ----------------------------------------------------------------------
+
+
+def _catalog(warm_up):
+    catalog = get_catalog()
+    items = [
+        replace(item, entry=replace(item.entry, warm_up=lambda name=item.entry.name: warm_up(name)))
+        for item in catalog.clusterers
+    ]
+    kind = catalog.clusterers.kind
+    registry = replace(catalog.clusterers, items=tuple(items))
+    return replace(catalog, by_kind={**catalog.by_kind, kind: registry})
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, ["kmeans1d"]),
+        ({"algorithm": "lnq"}, ["lnq"]),
+        ({"cluster_dim": 2}, ["kmeans_vector"]),
+        ({"algorithm": "nobody's"}, []),
+        (None, []),
+    ],
+)
+def test_only_what_a_config_asks_for_is_warmed_up(spec, expected):
+    weight = None if spec is None else {"n_bits": 4, **spec}
+    config = KMeansPalettizerConfig.from_dict(
+        {
+            "kmeans_palettization_config": {
+                "global_config": {
+                    "op_state_spec": {"weight": weight},
+                    "enable_fast_kmeans_mode": False,
+                }
+            }
+        }
+    )
+    called = []
+    warm_up_for(config, _catalog(called.append))
+    assert called == expected
+
+
+def test_a_warm_up_that_fails_names_itself():
+    def fail(name):
+        raise RuntimeError("no compiler")
+
+    with pytest.raises(ClusteringError, match=r"warm-up of .*'kmeans1d'.*no compiler"):
+        warm_up_for(KMeansPalettizerConfig(), _catalog(fail))
+
+
+def test_prepare_warms_up(monkeypatch):
+    called = []
+    palettizer = KMeansPalettizer(nn.Linear(8, 8))
+    monkeypatch.setattr(palettizer, "_catalog", _catalog(called.append))
+    palettizer.prepare(torch.randn(1, 8))
+    assert called == ["kmeans1d"]
