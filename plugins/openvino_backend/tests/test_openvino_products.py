@@ -93,6 +93,43 @@ def test_others_stay_apart(model, given, shapes, tmp_path):
         assert support.difference(support.run_file(path, X), model(X)) < 1e-5
 
 
+class Heads(nn.Module):
+    """Queries, keys and values, cut into heads of ``width``, or of another one for values."""
+
+    def __init__(self, width: int, values: int) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(16, 24, bias=False), nn.Linear(16, 8, bias=False)
+        self.v, self.widths = nn.Linear(16, 16, bias=False), (width, width, values)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        batch, places, _ = x.shape
+        q, k, v = (
+            layer(x).view(batch, places, -1, width).transpose(1, 2)
+            for layer, width in zip((self.q, self.k, self.v), self.widths, strict=True)
+        )
+        return q.exp(), k, v * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "batch", "cuts"), [(4, 1, 1), (2, 1, 3), (4, 3, 3)],
+    ids=["as wide", "others", "two axes vary"],
+)  # fmt: skip
+def test_what_is_cut_into_heads_of_one_width_is_cut_as_a_whole(values, batch, cuts, tmp_path):
+    model, x = Heads(4, values).eval(), torch.randn(batch, 5, 16)
+    places = torch.export.Dim("places", min=1, max=64)
+    shapes = ({1: places} | ({0: torch.export.Dim("batch", min=1, max=8)} if batch > 1 else {}),)
+    path = support.exported(
+        model, (x,), tmp_path / "model.xml", spec(channels=True), dynamic_shapes=shapes
+    )
+    assert products(path) == [[48, 16]]
+    nodes = ov.Core().read_model(path).get_ordered_ops()
+    after = nodes[[n.get_type_name() for n in nodes].index("MatMul") :]
+    assert sum(n.get_type_name() == "Reshape" for n in after) == cuts
+    for given in (x, torch.randn(batch, 1, 16), torch.randn(batch, 9, 16)):
+        with torch.no_grad():
+            assert support.difference(support.run_file(path, given), model(given)) < 1e-5
+
+
 def test_names_of_outputs_stay(tmp_path):
     path = support.exported(
         Branches().eval(),

@@ -72,14 +72,51 @@ def _joined(products: list[_Product]) -> dict[str, Rows]:
     weight = op.multiply(op.convert(values, "f32"), scale)
     weight.set_friendly_name(f"{names[0]} and {len(names) - 1} more")
     made = op.matmul(products[0].node.input_value(0), weight, False, True)
-    parts = op.variadic_split(made, integers(-1), integers(*sizes))
-    for product, part in zip(products, parts.outputs(), strict=True):
-        old = product.node.output(0)
-        tensor_names = old.get_names()
-        old.replace(part)
-        part.set_names(tensor_names)
+    _split(made.output(0), [product.node.output(0) for product in products], sizes)
     layer = weight.get_friendly_name()
     return {name: Rows(layer, sum(sizes[:at])) for at, name in enumerate(names)}
+
+
+def _split(made: Output, old: list[Output], sizes: list[int]) -> None:
+    """Put parts of the last axis of ``made`` in the places of ``old``.
+
+    Where all of those are cut into heads next, the whole is before: one step for each of them less.
+    """
+    cut = [_heads_of(output) for output in old]
+    widths = {each.get_partial_shape()[3].get_length() for each in cut if each is not None}
+    if None not in cut and len(widths) == 1:
+        (width,) = widths
+        made = op.reshape(made, integers(0, 0, sum(sizes) // width, width), True).output(0)
+        old, sizes = [each for each in cut if each is not None], [n // width for n in sizes]
+        axis = 2
+    else:
+        axis = made.get_partial_shape().rank.get_length() - 1
+    parts = op.variadic_split(made, integers(axis), integers(*sizes))
+    for output, part in zip(old, parts.outputs(), strict=True):
+        tensor_names = output.get_names()
+        output.replace(part)
+        part.set_names(tensor_names)
+
+
+def _heads_of(output: Output) -> Output | None:
+    """Return ``[batch, places, heads, width]`` if ``[batch, places, rows]`` is read as that only.
+
+    One batch of a known size, or one number of places, tells that the other is the same.
+    """
+    users = list(output.get_target_inputs())
+    if len(users) != 1 or users[0].get_node().get_type_name() != "Reshape":
+        return None
+    found = users[0].get_node().output(0)
+    flat, cut = output.get_partial_shape(), found.get_partial_shape()
+    if not all(shape.rank.is_static for shape in (flat, cut)) or (len(flat), len(cut)) != (3, 4):
+        return None
+    rows = cut[2].get_length() * cut[3].get_length() if _known(cut[2], cut[3]) else None
+    same = any(_known(flat[at]) and flat[at] == cut[at] and flat[at] != 0 for at in (0, 1))
+    return found if _known(flat[2]) and flat[2] == rows and same else None
+
+
+def _known(*sizes: ov.Dimension) -> bool:
+    return all(size.is_static for size in sizes)
 
 
 def _product(node: ov.Node) -> _Product | None:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from export_rewrites import left_over, module_of, rewritten, summary, trace
 from openvino_backend.dialect import check_operations, dialect, lacking_in
+from openvino_backend.masks import trust_causal_masks
 from openvino_backend.programs import UNUSED, FlatProgram, flatten
 from palette_core.errors import BackendError
 
@@ -62,6 +63,8 @@ def converted(
             decomposed = rewritten(program, dialect(lacking))
             check_operations(decomposed)
             flat = flatten(model, decomposed, kept)
+            trust_causal_masks(flat.graph.graph, decomposed.range_constraints)
+            flat.graph.recompile()
             try:
                 return flat, _converted(flat)
             except _NotConvertedError as error:
