@@ -12,6 +12,7 @@ import torch
 from openvino import Dimension, PartialShape
 from openvino import opset16 as op
 
+from openvino_backend.activations import group_activations
 from openvino_backend.attention import share_keys_and_values
 from openvino_backend.lowering import Lowering
 from openvino_backend.nodes import TYPES, Constants, Output
@@ -53,7 +54,7 @@ def finish(
         origins: what made the palettes, by name, where that is known.
 
     Raises:
-        BackendError: names of inputs or outputs that do not fit.
+        BackendError: names of inputs or outputs that do not fit, or groups of activations.
     """
     constants = Constants()
     parameters, results = model.get_parameters(), model.get_results()
@@ -74,6 +75,7 @@ def finish(
         model, parameters[states], results[len(program.outputs) :], program.states, constants
     )
     model.validate_nodes_and_infer_types()
+    group_activations(model, options.activation_group_size)
     joined = join_products(model)
     places = {name: joined.get(layer, Rows(layer, 0)) for name, layer in stored.items()}
     _inform(model, program, places, origins or {})

@@ -13,6 +13,16 @@ class OpenVINOOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    activation_group_size: int | None = Field(
+        default=None,
+        ge=0,
+        multiple_of=16,
+        description="How many activations of a row the CPU rounds to 8 bits with one scale, in "
+        "products by weights of 8-bit integers: a multiple of 16 that divides the inputs of each "
+        "such layer; 0 leaves activations as they are. Larger groups are quicker on one thread, "
+        "and round more. None leaves it to the runtime, which takes 32; whoever compiles the file "
+        "can override what it says.",
+    )
     compute_precision: Literal["float32", "float16"] = Field(
         default="float32",
         description="How constants of float32 that are not palettized are stored. float32 keeps "
