@@ -38,3 +38,13 @@ def test_steps_in_numpy_find_the_same_bits(kind, points, k, weighted, monkeypatc
         w[0] = 0.0  # nothing weighs anything: all count alike
     for one, other in zip(*(found(x, w, k, c, monkeypatch) for c in (True, False)), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_light_point_far_away_counts_exactly(compiled, monkeypatch):
+    """Its mean with a heavy one rounds to the heavy one, and its error must not."""
+    x = np.array([[-707106839724032.0, 0.0, 1.0]], np.float32)
+    w = np.array([[1e-30, 1.0, 1.0]], np.float32)  # 0.50000008 as a neighbour of 0; 0.5 alone
+    lut, codes = found(x, w, 2, compiled, monkeypatch)
+    assert codes.tolist() == [[0, 1, 1]]
+    assert lut.view(np.float32).tolist() == [[-707106839724032.0, 0.5]]

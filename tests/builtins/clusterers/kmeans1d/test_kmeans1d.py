@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
@@ -109,6 +109,7 @@ def ulp_of(value: float) -> Fraction:
 
 @settings(max_examples=400, deadline=None)
 @given(problems())
+@example(([1.0, 0.0, 0.0, -707106839724032.0, 0.0], [1.0, 0.0, 1.0, 1e-30, 0.0], 2))
 def test_reaches_the_optimum(problem):
     values, weights, k = problem
     found = fit(torch.tensor([values], dtype=torch.float32), k, weights)

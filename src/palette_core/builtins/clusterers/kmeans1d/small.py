@@ -73,9 +73,12 @@ def _ends(x: Floats, w: Floats, k: int) -> list[int]:
     for j in range(n):
         some = slice(j + 1)
         gap = x[j] - mean[some]
+        before = mass[some].copy()
         mass[some] += w[j]
-        mean[some] += gap * w[j] / mass[some]
-        cost[some] += w[j] * gap * (x[j] - mean[some])
+        share = w[j] / mass[some]
+        mean[some] += gap * share
+        # Not by the distance from the new mean: a light point far away would leave none.
+        cost[some] += gap * gap * before * share
         costs[j, some] = cost[some]
     least: Floats = costs[:, 0]
     starts: list[NDArray[np.int64]] = []
@@ -149,9 +152,11 @@ def _partition(x: Any, w: Any, costs: Any, least: Any, starts: Any, cuts: Any) -
         mass = mean = cost = 0.0
         for j in range(i, n):
             gap = x[j] - mean
+            before = mass
             mass += w[j]
-            mean += gap * w[j] / mass
-            cost += w[j] * gap * (x[j] - mean)
+            share = w[j] / mass
+            mean += gap * share
+            cost += gap * gap * before * share  # as in `_ends`
             costs[i, j] = cost
     for j in range(n):
         least[0, j], starts[0, j] = costs[0, j], 0
