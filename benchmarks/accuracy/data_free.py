@@ -122,7 +122,8 @@ def main() -> None:
         parser.error("--kept wants --results")
     rows = [row for name in args.models for row in _rows(args, name)]
     if args.markdown:
-        args.markdown.write_text("\n".join(_table(name, rows, args.bits) for name in args.models))
+        tables = [_table(name, rows, args.bits, len(args.seeds)) for name in args.models]
+        args.markdown.write_text("\n".join(tables))
     return None
 
 
@@ -213,7 +214,7 @@ def _said(row: Row) -> str:
 # --- a table ------------------------------------------------------------------------------------
 
 
-def _table(name: str, rows: list[Row], bits: list[int]) -> str:
+def _table(name: str, rows: list[Row], bits: list[int], seeds: int) -> str:
     """Return a table of one model, in Markdown: means over seeds, with the least and largest."""
     own = [row for row in rows if row["model"] == name]
     methods = dict.fromkeys(row["row"] for row in own if row["row"] != "dense")
@@ -231,9 +232,19 @@ def _table(name: str, rows: list[Row], bits: list[int]) -> str:
                 continue
             line += [f"{mean(row['bpw'] for row in cell):.2f}"]
             line += [f"{mean(row['error'] for row in cell):.4f}"]
-            line += [_spread([row["value"] for row in cell if "value" in row])]
+            line += [_of_seeds(name, method, cell, seeds)]
         lines.append(line)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _of_seeds(name: str, method: str, cell: list[Row], seeds: int) -> str:
+    """Return the mean and range of a cell, and its seeds where some that count are missing."""
+    said = _spread([row["value"] for row in cell if "value" in row])
+    by_seed = name in _JUDGED_BY_SEED or (ROWS | OTHERS)[method].by_seed
+    own = sorted(row["seed"] for row in cell)
+    if not said or not by_seed or len(own) == seeds:
+        return said
+    return f"{said}, seed{'s' * (len(own) > 1)} {' and '.join(map(str, own))}"
 
 
 def _spread(values: list[float]) -> str:
