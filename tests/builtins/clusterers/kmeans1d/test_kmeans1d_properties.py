@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -292,6 +293,17 @@ def test_peak_memory_stays_below_three_copies():
     unit = 1 if sys.platform == "darwin" else 1024
     assert resource is not None
     assert int(out.stdout) * unit <= 3 * 4 * 2**24
+
+
+def test_exact_tables_of_256_ask_for_less_than_eight_times_their_weight():
+    """Also where a third of all points become atoms of the last search."""
+    points = torch.randn(1, 1 << 20, 1, generator=torch.Generator().manual_seed(0))
+    KMeans1d().fit(ClusterProblem(points[:, : 1 << 14], 256))
+    tracemalloc.start()
+    KMeans1d().fit(ClusterProblem(points, 256))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 8 * 4 * 2**20
 
 
 def test_numpy_random_state_is_left_alone():

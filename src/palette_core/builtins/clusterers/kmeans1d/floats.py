@@ -32,7 +32,7 @@ from palette_core.builtins.clusterers.kmeans1d.grid import (
 )
 from palette_core.builtins.clusterers.kmeans1d.proof import may_hold_a_cut
 from palette_core.builtins.clusterers.kmeans1d.small import FEW, fit_few
-from palette_core.builtins.clusterers.kmeans1d.solver import Floats, solve_atoms
+from palette_core.builtins.clusterers.kmeans1d.solver import Floats, Ints, solve_atoms
 from palette_core.builtins.clusterers.kmeans1d.sorted_fit import fit_sorted, spread
 from palette_core.builtins.clusterers.kmeans1d.whole import fit_block
 
@@ -140,7 +140,7 @@ def _in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     return [function(item) for item in items]
 
 
-Asking = Generator[NDArray[np.uint8], tuple[Float32s, Float32s], Float32s]
+Asking = Generator[NDArray[np.uint8], list[tuple[Float32s, Float32s]], Float32s]
 
 
 def solve_source(source: Source, k: int, *, exact: bool) -> Float32s:
@@ -149,7 +149,7 @@ def solve_source(source: Source, k: int, *, exact: bool) -> Float32s:
     asked = next(steps)
     while True:
         try:
-            asked = steps.send(source.gather(asked))
+            asked = steps.send([source.gather(asked)])
         except StopIteration as done:
             lut: Float32s = done.value
             return lut
@@ -159,7 +159,8 @@ def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
     """Solve a block step by step, so that many can be looked at together.
 
     Yields flags of the cells whose points are needed, ``[cells]`` uint8; expects these points,
-    sorted, and their weights (empty for ones). Returns the ``[K]`` LUT.
+    sorted, and their weights (empty for ones), as the only element of a list, out of which they
+    are taken: nobody else should hold on to them. Returns the ``[K]`` LUT.
 
     Args:
         cells: sums of each cell; see `fill_cells`.
@@ -173,7 +174,7 @@ def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
     # The proof opens the cells at boundaries, too, and more of them.
     charge, rounds = 0.0, ROUNDS if exact else 0
     while True:
-        atoms = make_atoms(cells, is_open, *(yield is_open), about)
+        atoms = make_atoms(cells, is_open, *(yield is_open).pop(), about)
         best = solve_atoms(atoms.w, atoms.x, k, charge, centred=exact)
         charge = best.charge
         rounds = open_more(atoms.w, atoms.cell, best.cuts, charge, grid.width, rounds, is_open)
@@ -184,7 +185,14 @@ def solving(cells: Floats, grid: Grid, k: int, *, exact: bool) -> Asking:
         if found.size:
             is_open[found] = 1
             del atoms, best  # there will be many more
-            atoms = make_atoms(cells, is_open, *(yield is_open), about)
-            best = solve_atoms(atoms.w, atoms.x, k, charge)
-    entries = segment_means(atoms.w, atoms.x, best.cuts) + atoms.about
+            atoms = make_atoms(cells, is_open, *(yield is_open).pop(), about)
+            w, x = atoms.w, atoms.x
+            del atoms  # with the cells, which are not needed any more
+            best = solve_atoms(w, x, k, charge)
+            return _entries(w, x, best.cuts, about, k)
+    return _entries(atoms.w, atoms.x, best.cuts, about, k)
+
+
+def _entries(w: Floats, x: Floats, cuts: Ints, about: float, k: int) -> Float32s:
+    entries = segment_means(w, x, cuts) + about
     return spread(entries, k).astype(np.float32)

@@ -167,7 +167,7 @@ def _solve_together(source: _Blocks, k: int, *, exact: bool) -> list[Float32s]:
 
         def go_on(b: int, points: Any = points) -> tuple[int, NDArray[np.uint8] | None]:
             try:
-                return b, waiting[b].send(sort_points(*points[b]))
+                return b, waiting[b].send([sort_points(*points[b])])
             except StopIteration as done:
                 luts[b] = done.value
                 return b, None
