@@ -18,6 +18,7 @@ from export_rewrites import left_over, module_of, rewritten, summary, trace
 from openvino_backend.dialect import check_operations, dialect, lacking_in
 from openvino_backend.masks import trust_causal_masks
 from openvino_backend.programs import UNUSED, FlatProgram, flatten
+from openvino_backend.untold import untold
 from palette_core.errors import BackendError
 
 _NODE = re.compile(r"([A-Za-z_]\w*)/aten\.")  # OpenVINO's names are a node's, and its operation's
@@ -122,7 +123,8 @@ class _NotConvertedError(Exception):
 
 def _converted(program: FlatProgram) -> ov.Model:
     try:
-        model = ov.convert_model(TorchFXPythonDecoder(program.graph))
+        with untold():
+            model = ov.convert_model(TorchFXPythonDecoder(program.graph))
     # The converter raises whatever its parts raise.
     except Exception as error:
         raise _NotConvertedError(lacking_in(str(error))) from error
