@@ -104,7 +104,7 @@ def modules(draw: st.DrawFn, with_states: bool = True) -> ModuleKMeansPalettizer
             st.none() | st.builds(PATSchedule, enable_fake_palettize=st.integers(0, 9))
         ),
     )
-    if any(spec is not None and spec.cluster_dim > 1 for spec in drawn._specs()):
+    if any(spec is not None and spec.cluster_dim > 1 for spec in drawn.specs()):
         drawn.vector_kmeans_config = draw(st.none() | VECTORS)
     return drawn
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+_PLAIN = (Tensor, nn.Parameter)
 # What most attributes of a module are: to look these up is quicker than to ask for subclasses.
 _NO_TENSORS = frozenset({bool, int, float, str, type(None), tuple, list, dict, set, OrderedDict})
 
@@ -61,3 +64,31 @@ def plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
         for name, value in own.items()
         if type(value) not in _NO_TENSORS and isinstance(value, Tensor)
     ]
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Return whether a parameter or buffer has no shape yet."""
+    return type(tensor) not in _PLAIN and torch.nn.parameter.is_lazy(tensor)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Return a module's own tensors that have a shape, as operations receive them."""
+    found = [tensor for _, tensor in plain_tensors(module)]
+    for registry in (module._parameters, module._buffers):
+        if registry:
+            found += [t for t in registry.values() if t is not None and not is_lazy(t)]
+    return found + [getattr(module, name) for name in parametrized_names(module)]
+
+
+def type_of(module: nn.Module) -> type[nn.Module]:
+    """Return the type of a module, without the class that parametrizations have given it."""
+    if "parametrizations" not in module._modules:
+        return type(module)  # as most; torch asks by an attribute that is missing
+    return parametrize.type_before_parametrizations(module)
+
+
+def parametrized_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of parametrized tensors, as torch does, without a failing ``getattr``."""
+    if "parametrizations" not in module._modules or not parametrize.isparametrized_names(module):
+        return ()
+    return tuple(module.parametrizations)  # type: ignore[arg-type]

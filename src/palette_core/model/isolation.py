@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from palette_core._common.modules import modules_of, plain_tensors
+from palette_core._common.modules import is_lazy, modules_of, plain_tensors
 from palette_core._common.undoing import undone
 from palette_core.model.contents import Contents, refill, same
 from palette_core.model.deeper import Deeper
 from palette_core.model.hooked_weights import computed_once, is_replaceable
-from palette_core.model.states import is_lazy
 
 Change = Callable[[], object]
 """Makes one thing of a model as a run had made it."""

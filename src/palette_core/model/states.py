@@ -6,19 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from palette_core._common.modules import plain_tensors
+from palette_core._common.modules import is_lazy, parametrized_names, plain_tensors
 from palette_core.model.hooked_weights import is_replaceable, made_of
 
 _PLAIN = (Tensor, nn.Parameter)
 # What tensor classes have that compute as torch does; bound methods, compared by equality.
 _ORDINARY = (Tensor.__torch_function__, nn.Parameter.__torch_function__)
-
-
-def is_lazy(tensor: Tensor) -> bool:
-    """Return whether a parameter or buffer has no shape yet."""
-    return type(tensor) not in _PLAIN and torch.nn.parameter.is_lazy(tensor)
 
 
 class State(NamedTuple):
@@ -61,28 +55,12 @@ def states_of(module: nn.Module) -> list[State]:
         for name, tensor in registry.items():
             if tensor is not None and not is_lazy(tensor):
                 found.append(State(module, name, tensor, "part" if name in parts else kind))
-    for name in _parametrized(module):
+    for name in parametrized_names(module):
         found.append(State(module, name, getattr(module, name), "parameter", is_computed=True))
     for name, value in plain:
         kind = "parameter" if is_replaceable(module, name) else "constant"
         found.append(State(module, name, value, kind))
     return found
-
-
-def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Return the tensors of `states_of` alone, quickly."""
-    found = [tensor for _, tensor in plain_tensors(module)]
-    for registry in (module._parameters, module._buffers):
-        if registry:
-            found += [t for t in registry.values() if t is not None and not is_lazy(t)]
-    return found + [getattr(module, name) for name in _parametrized(module)]
-
-
-def type_of(module: nn.Module) -> type[nn.Module]:
-    """Return the type of a module, without the class that parametrizations have given it."""
-    if "parametrizations" not in module._modules:
-        return type(module)  # as most; torch asks by an attribute that is missing
-    return parametrize.type_before_parametrizations(module)
 
 
 def _module_obstacle(module: nn.Module) -> str | None:
@@ -129,13 +107,6 @@ def _constant_obstacle(module: nn.Module, name: str) -> str:
             "torch.nn.utils.parametrizations"
         )
     return "it is a plain attribute; register it as a parameter or buffer first"
-
-
-def _parametrized(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of parametrized tensors, as torch does, without a failing ``getattr``."""
-    if "parametrizations" not in module._modules or not parametrize.is_parametrized(module):
-        return ()
-    return tuple(module.parametrizations)  # type: ignore[arg-type]
 
 
 def is_parametrization(name: str) -> bool:

@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from palette_core._common.modules import all_names, modules_of, named_modules
+from palette_core._common.modules import (
+    all_names,
+    is_lazy,
+    modules_of,
+    named_modules,
+    tensors_of,
+    type_of,
+)
 from palette_core._common.pytrees import deep_copy, tensors
 from palette_core._common.rng import untouched_global_rng
+from palette_core._common.run_hooks import RunHooks
 from palette_core.config.names import type_name
 from palette_core.errors import OperationError, TracingError
 from palette_core.model.graph import ModelGraph, ModuleRecord, Owner, TensorRecord, Use
 from palette_core.model.inputs import ExampleInputs, call_arguments
 from palette_core.model.isolation import undisturbed
-from palette_core.model.run_hooks import RunHooks
-from palette_core.model.states import (
-    State,
-    is_lazy,
-    is_parametrization,
-    states_of,
-    tensors_of,
-    type_of,
-)
+from palette_core.model.states import State, is_parametrization, states_of
 from palette_core.model.views import StateStorages
 from palette_core.operations import COPIES, installed_operations, op_type_of
 

@@ -1,4 +1,4 @@
-"""How many neighbours of an activation are rounded to 8 bits together, told in the file.
+"""Groups of neighbouring activations that are rounded to 8 bits together, told in the file.
 
 Products by weights of 8-bit integers are computed in 8 bits: the CPU finds one scale for each
 group of activations of a row, 32 of them unless it is told otherwise. Larger groups are quicker,

@@ -63,7 +63,7 @@ def _same_shape(one: Any, other: fx.Node) -> bool:
 
 
 class _Masks:
-    """What is known of the values of a program: bounds, all of them integers."""
+    """Bounds of the values of a program, all of them integers."""
 
     def __init__(self, ranges: Mapping[Any, ValueRanges[Any]]) -> None:
         self._ranges = dict(ranges)
