@@ -89,6 +89,6 @@ def type_of(module: nn.Module) -> type[nn.Module]:
 
 def parametrized_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of parametrized tensors, as torch does, without a failing ``getattr``."""
-    if "parametrizations" not in module._modules or not parametrize.isparametrized_names(module):
+    if "parametrizations" not in module._modules or not parametrize.is_parametrized(module):
         return ()
     return tuple(module.parametrizations)  # type: ignore[arg-type]
