@@ -48,12 +48,19 @@ print(json.dumps(found))
 def ran(script: str, cache: Path) -> str:
     env = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
     return subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", script],
+        env=env,
+        cwd=cache,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 
 @pytest.mark.slow
 def test_what_a_weight_needs_is_taken_from_the_other_process(tmp_path):
+    # Somebody's file of that name in the folder where they work is nothing to either process.
+    (tmp_path / "numba.py").write_text("raise RuntimeError\n")
     found = json.loads(ran(BEGIN + "assert ahead.AHEAD._process is not None\n" + FIT, tmp_path))
     assert found
     # Exactly the types of arguments that are called, and not one compiled in this process.

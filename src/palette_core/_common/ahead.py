@@ -45,7 +45,13 @@ class Ahead:
             return
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from {__name__} import compile_all as c; c({recipe!r})"],
+                # -P: nothing is imported from the working folder.
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    f"from {__name__} import compile_all as c; c({recipe!r})",
+                ],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.PIPE,  # ends with this process, however that ends
                 stdout=subprocess.DEVNULL,
