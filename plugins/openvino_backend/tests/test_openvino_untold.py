@@ -11,17 +11,17 @@ from openvino_backend.untold import untold
 from palette_core import KMeansPalettizer
 
 sender = pytest.importorskip("openvino_telemetry.utils.sender")
-checker = pytest.importorskip("openvino_telemetry.utils.opt_in_checker")
+telemetry = pytest.importorskip("openvino.tools.ovc.telemetry_utils")
 
 
 @pytest.fixture
 def sent(monkeypatch):
     """Messages that would be sent, by somebody who did not say no."""
     found = []
-    accepted = checker.ConsentCheckResult.ACCEPTED
-    monkeypatch.setattr(checker.OptInChecker, "check", lambda *args: accepted)
     keep = sender.TelemetrySender
     monkeypatch.setattr(keep, "send", lambda self, *message: found.append(message))
+    # one for the whole process, which asked the environment once, before another test perhaps
+    monkeypatch.setattr(telemetry.init_ovc_telemetry(), "consent", True)
     return found
 
 
