@@ -129,6 +129,24 @@ def test_the_runtime_joins_attention_and_cache_and_keeps_the_cache_as_it_is(fold
     assert rounded.get_property("KV_CACHE_PRECISION") == ov.Type.u8
 
 
+def test_attention_in_pages_gets_a_row_for_each_token(folder):
+    """As ``openvino_genai`` runs such a file: tokens of all texts stand where the batch does."""
+    transformations = pytest.importorskip("openvino._offline_transformations")
+    path, decoder = folder
+    model = ov.Core().read_model(path)
+    transformations.paged_attention_transformation(model)
+    config = decoder.model.config
+    width = config.head_dim
+    wanted = [
+        ov.PartialShape([-1, heads * width])
+        for heads in (config.num_attention_heads, *[config.num_key_value_heads] * 2)
+    ]
+    found = [n for n in model.get_ordered_ops() if n.get_type_name() == "PagedAttentionExtension"]
+    assert len(found) == config.num_hidden_layers
+    for node in found:
+        assert [node.input_value(at).get_partial_shape() for at in range(3)] == wanted
+
+
 def test_what_made_the_palettes_is_in_the_file(folder):
     path, _ = folder
     held = ov.Core().read_model(path).get_rt_info(["palette_core"])

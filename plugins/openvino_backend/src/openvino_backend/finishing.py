@@ -14,6 +14,7 @@ from openvino import opset16 as op
 
 from openvino_backend.activations import group_activations
 from openvino_backend.attention import share_keys_and_values
+from openvino_backend.batches import leave_batches
 from openvino_backend.lowering import Lowering
 from openvino_backend.nodes import TYPES, Constants, Output
 from openvino_backend.not_numbers import keep_not_numbers
@@ -61,6 +62,7 @@ def finish(
     n_inputs, n_weights = len(program.inputs), len(program.weights)
     _name(parameters[:n_inputs], results, program, options)
     share_keys_and_values(model)
+    leave_batches(model)
     keep_not_numbers(model, everywhere=options.keep_nan)
     if options.compute_precision == "float16":
         store_in_float16(model, constants)
