@@ -312,6 +312,22 @@ class Two(nn.Module):
         return self.decode(self.encode(x).relu())
 
 
+class Heir(Two):
+    """Has the methods that it inherits."""
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("model", [Two(), Heir()])
+def test_methods_that_there_are_are_named(model, tmp_path):
+    entry = get_catalog().backend("openvino")
+    backend = entry.factory(entry.options(function="deocde"))
+    with pytest.raises(BackendError, match=r"which has decode, encode, forward$"):
+        backend.export(model.eval(), X, tmp_path / "no.xml")
+    assert not list(tmp_path.iterdir())
+
+
 def test_functions_of_a_model_are_files(tmp_path):
     model, code = Two().eval(), (torch.linspace(-1, 1, 18).reshape(3, 6),)
     palettizer = KMeansPalettizer(model, support.config(PalettizationSpec(n_bits=2)))

@@ -86,10 +86,11 @@ def calling(model: nn.Module, function: str) -> Iterator[None]:
         return
     method = getattr(model, function, None)
     if not inspect.ismethod(method):
-        methods = [n for n in vars(type(model)) if inspect.isfunction(getattr(type(model), n))]
+        known = inspect.getmembers(type(model), inspect.isfunction)
+        methods = {n for n, _ in known if not n.startswith("_") and n not in vars(nn.Module)}
         raise BackendError(
             f"function={function!r} is no method of {type(model).__name__}, which has "
-            f"{', '.join(sorted(methods))}"
+            f"{', '.join(sorted({'forward', *methods}))}"
         )
     own = vars(model).get("forward")
     model.forward = method
