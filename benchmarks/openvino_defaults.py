@@ -3,9 +3,10 @@
     PALETTE_LOADERS=folder python benchmarks/openvino_defaults.py [--models minilm] [--rounds N]
 
 Every model is palettized at 4 bits with int8 tables and a scale per channel, embeddings too, and
-exported once. Then it runs with each combination of the two properties that round activations; the
-reference is the finalized model in torch. *off* is the root mean square of differences, as a share
-of that of the outputs; the measure is that of ``accuracy/tasks.py``; times are ratios to the exact
+exported once. Then it runs with each combination of the two properties that round activations, and
+in larger groups of those, which the option ``activation_group_size`` writes down; the reference is
+the finalized model in torch. *off* is the root mean square of differences, as a share of that of
+the outputs; the measure is that of ``accuracy/tasks.py``; times are ratios to the exact
 setting, the quickest of interleaved rounds on two threads.
 """
 
@@ -33,6 +34,14 @@ SETTINGS: dict[str, dict[str, str]] = {
     "both as by default": {},
     "no dynamic quantization": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
     "f32": {"INFERENCE_PRECISION_HINT": "f32"},
+    "f32, groups of 64": {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64",
+    },
+    "f32, groups of 192": {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "192",
+    },
     "f32, no dynamic quantization": {
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",

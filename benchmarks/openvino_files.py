@@ -2,6 +2,7 @@
 
     python benchmarks/openvino_files.py [--rows 4096] [--model FACTORY] [--embeddings]
         [--rounds N] [--only WORD] [--threads N] [--export-peak]
+        [--activation-group-size N]
 
 Needs openvino; NNCF's forms take part where nncf is installed (``pip install nncf``, 3.4 here).
 The subject is a square linear layer, or the model of a ``file.py:callable`` and its example inputs.
@@ -9,9 +10,11 @@ Every form is written once and measured in a process of its own, in turn by roun
 backwards; the quickest counts. Memory is what the process takes more once the model has answered,
 without pages of the mapped file and what is free again, and at its peak. Times are ratios to dense
 float32; the runtime quantizes activations as it does by default, in forms that let it. A decoder
-with states (``models.py:smollm2_decoder``) generates 24 tokens; its time is the least of one, by
-the clock, and of the processor, which other processes on the machine disturb less.
-``--embeddings`` palettizes them too. ``--export-peak`` measures memory of an export instead, over
+with states (``models.py:smollm2_decoder``) generates 24 tokens, four times; its time is the median
+of a token and of the rounds, by the clock and of the processor. Processes differ by a tenth, by
+where their weights come to lie: take six rounds.
+``--embeddings`` palettizes them too. ``--activation-group-size`` measures int8 tables with that
+option of the backend, too. ``--export-peak`` measures memory of an export instead, over
 that of the process with the palettized model, as a share of the dense weights.
 """
 
@@ -24,6 +27,7 @@ import importlib.util
 import inspect
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -89,6 +93,7 @@ def export(
     inputs: tuple[Tensor, ...] | dict[str, Tensor],
     path: Path,
     factory: str | None,
+    **options: Any,
 ) -> None:
     """Write a prepared model."""
     palettizer.export(
@@ -96,11 +101,13 @@ def export(
         inputs,
         backend="openvino",
         dynamic_shapes=shapes_of(model, factory),
-        backend_options=options_of(model),
+        backend_options={**options_of(model), **options},
     )
 
 
-def forms(factory: str | None, rows: int, *, embeddings: bool) -> dict[str, Write]:
+def forms(
+    factory: str | None, rows: int, *, embeddings: bool, group: int | None = None
+) -> dict[str, Write]:
     """Return what writes each form to an ``.xml``."""
 
     def dense(path: Path) -> None:
@@ -109,12 +116,12 @@ def forms(factory: str | None, rows: int, *, embeddings: bool) -> dict[str, Writ
         backend = entry.factory(entry.options(**options_of(model)))
         backend.export(model, inputs, path, shapes_of(model, factory))
 
-    def ours(**spec: Any) -> Write:
+    def ours(options: dict[str, Any] | None = None, **spec: Any) -> Write:
         def write(path: Path) -> None:
             model, inputs = load(factory, rows)
             palettizer = pc.KMeansPalettizer(model, config_of(embeddings, **spec))
             palettizer.prepare(inputs, backend="openvino")
-            export(palettizer, model, inputs, path, factory)
+            export(palettizer, model, inputs, path, factory, **(options or {}))
 
         return write
 
@@ -138,6 +145,12 @@ def forms(factory: str | None, rows: int, *, embeddings: bool) -> dict[str, Writ
             lut_qspec=pc.QuantizationSpec(dtype=torch.int8), enable_per_channel_scale=True
         ),
     }
+    if group is not None:
+        found[f"ours, int8 tables, channel scales, activations by {group}"] = ours(
+            {"activation_group_size": group},
+            lut_qspec=pc.QuantizationSpec(dtype=torch.int8),
+            enable_per_channel_scale=True,
+        )
     if importlib.util.find_spec("nncf") is not None:
         found |= {
             "NNCF int8": theirs("INT8_SYM"),
@@ -188,8 +201,9 @@ def measure(
             timed(lambda given=given: request.infer(given)) for _ in range(20)
         )
     if "position_ids" in inputs:
-        clock, busy = zip(*(generate(request, 24) for _ in range(3)), strict=True)
-        times = {"token": min(clock), "processor": min(busy)}
+        generate(request, 24)
+        clock, busy = zip(*(each for _ in range(4) for each in generate(request, 24)), strict=True)
+        times = {"token": statistics.median(clock), "processor": statistics.median(busy)}
     found = {"memory": after - before, "peak": peak - peak_before, "first": first, "times": times}
     print(json.dumps(found))
 
@@ -201,14 +215,14 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def generate(request: Any, count: int) -> tuple[float, float]:
+def generate(request: Any, count: int) -> list[tuple[float, float]]:
     """Take the likeliest ``count`` tokens after a prompt of one.
 
     Returns:
-        The least seconds of a token, by the clock and of the processor.
+        Seconds of each token, by the clock and of the processor.
     """
     request.reset_state()
-    token, seconds, busy = 1, [], []
+    token, taken = 1, []
     for at in range(count):
         given = {
             "input_ids": np.array([[token]]),
@@ -217,10 +231,10 @@ def generate(request: Any, count: int) -> tuple[float, float]:
             "beam_idx": np.zeros(1, np.int32),
         }
         start = time.process_time()
-        seconds.append(timed(lambda given=given: request.infer(given)))
-        busy.append(time.process_time() - start)
+        seconds = timed(lambda given=given: request.infer(given))
+        taken.append((seconds, time.process_time() - start))
         token = int(request.get_output_tensor(0).data[0, -1].argmax())
-    return min(seconds), min(busy)
+    return taken
 
 
 def export_peak(factory: str | None, rows: int, *, embeddings: bool) -> None:
@@ -253,9 +267,10 @@ def in_a_process(path: Path, threads: int) -> dict[str, Any]:
 
 
 def best_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the least of each figure."""
+    """Return the least of each figure, and the median of tokens' times."""
     found = {name: min(one[name] for one in rounds) for name in ("memory", "peak", "first")}
-    times = {batch: min(one["times"][batch] for one in rounds) for batch in rounds[0]["times"]}
+    judge = statistics.median if "token" in rounds[0]["times"] else min
+    times = {batch: judge(one["times"][batch] for one in rounds) for batch in rounds[0]["times"]}
     return {**found, "times": times}
 
 
@@ -274,6 +289,7 @@ def main() -> None:
     parser.add_argument("--embeddings", action="store_true", help="palettize embeddings too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--export-peak", action="store_true")
+    parser.add_argument("--activation-group-size", type=int)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.export_peak:
@@ -287,7 +303,10 @@ def main() -> None:
         np.savez(Path(folder) / "inputs.npz", batched=int(options.model is None), **kept)
         paths = {}
         for name, write in forms(
-            options.model, options.rows, embeddings=options.embeddings
+            options.model,
+            options.rows,
+            embeddings=options.embeddings,
+            group=options.activation_group_size,
         ).items():
             if options.only in name or name.startswith("dense"):
                 paths[name] = Path(folder) / f"{len(paths)}.xml"
