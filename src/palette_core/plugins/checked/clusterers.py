@@ -105,6 +105,14 @@ def _ends(values: Tensor) -> tuple[float, ...]:
     return tuple(float(end) for end in torch.aminmax(values)) if values.numel() else ()
 
 
+def _greatest(codes: Tensor) -> int:
+    """Return the greatest code, −1 of none."""
+    if not codes.numel():
+        return -1
+    # By numpy: torch would start threads for it beside those that cluster.
+    return int(codes.numpy().max() if codes.device.type == "cpu" else codes.max())
+
+
 def _check_codebook(made: Made[Any], codebook: Any, problem: ClusterProblem) -> None:
     """Refuse what is not a codebook of the problem, before it reaches a model."""
     if type(codebook) is not Codebook:
@@ -131,10 +139,9 @@ def _check_codebook(made: Made[Any], codebook: Any, problem: ClusterProblem) -> 
         raise made.wrong(
             f"returned a lut with entries that are NaN or infinite in {problem.points.dtype}"
         )
-    if codes.numel() and int(codes.max()) >= problem.n_entries:
-        raise made.wrong(
-            f"returned code {int(codes.max())}, expected codes below {problem.n_entries}"
-        )
+    last = _greatest(codes)
+    if last >= problem.n_entries:
+        raise made.wrong(f"returned code {last}, expected codes below {problem.n_entries}")
     if codebook.quantized is not None:
         check_quantized(made, codebook.quantized, lut)
     if problem.zeros is not None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from palette_core.builtins.clusterers.kmeans1d import floats
+from palette_core.errors import WeightError
 
 
 def points_of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -68,3 +69,22 @@ def test_what_does_a_block_at_once_is_compiled_for_many_blocks_alone(monkeypatch
         asked.clear()
         floats.fit_floats(points_of("normal", (blocks, 4096)), None, 4, 4)
         assert len(asked) == (0 if blocks in (4, 5) else blocks)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("count", [40, 20_000, (1 << 20) + 7])
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_points_that_are_no_numbers_are_refused_wherever_they_lie(
+    bad, count, at_once, weighted, monkeypatch
+):
+    monkeypatch.setattr(floats, "is_compiled", lambda _: at_once)
+    points = points_of("normal", (2, count))
+    weights = torch.ones_like(points) if weighted else None
+    for at in (0, 7, count - 1):  # some are seen when the cells are chosen, some are not
+        spoilt = points.clone()
+        spoilt[1, at] = float(bad)
+        if weights is not None:
+            weights[1, at] = 0.0
+        with pytest.raises(WeightError, match="kmeans1d got points that are NaN or infinite"):
+            floats.fit_floats(spoilt, weights, 4, 4)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import final
 
 import torch
 from torch import Tensor
 
+from palette_core.builtins.clusterers.kmeans1d.finite import check_finite, ends_of
 from palette_core.builtins.clusterers.kmeans1d.options import KMeans1dOptions
-from palette_core.errors import ClusteringError, WeightError
+from palette_core.errors import ClusteringError
 from palette_core.plugins import Clusterer, ClusterProblem
 from palette_core.tensors import Codebook
 
@@ -92,9 +92,9 @@ def _check(problem: ClusterProblem) -> None:
         raise ClusteringError(f"kmeans1d got points of {points.dtype}, expected one of {names}")
     if not 1 <= problem.n_entries <= 256:
         raise ClusteringError(f"kmeans1d got n_entries={problem.n_entries}, expected 1 to 256")
-    # The compiled loops would write out of bounds for them.
-    if not all(math.isfinite(end) for end in _range(points)):
-        raise WeightError("kmeans1d got points that are NaN or infinite; all must be finite")
+    # In host memory float32 points are looked at where they are clustered.
+    if points.dtype != torch.float32 or points.device.type != "cpu":
+        check_finite(points)
     if importance is None:
         return
     if importance.shape != points.shape:
@@ -102,13 +102,8 @@ def _check(problem: ClusterProblem) -> None:
             f"kmeans1d got importance of shape {tuple(importance.shape)} for points of shape "
             f"{tuple(points.shape)}, expected the same"
         )
-    least, most = _range(importance)
+    least, most = ends_of(importance)
     if not (least >= 0.0 and most < float("inf")):
         raise ClusteringError(
             f"kmeans1d got importance from {least} to {most}, expected finite values of at least 0"
         )
-
-
-def _range(values: Tensor) -> tuple[float, float]:
-    least, most = torch.aminmax(values)
-    return float(least), float(most)

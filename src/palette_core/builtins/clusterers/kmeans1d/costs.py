@@ -33,18 +33,18 @@ def running_sums(w: Any, x: Any, sums: Any) -> None:
     anchor = 0
     while anchor < n and x[anchor] < 0.0:
         anchor += 1
-    for c in range(3):
-        sums[anchor, c] = 0.0
+    # In locals: to read back what was just written takes longer than to add.
+    a, s, q = 0.0, 0.0, 0.0
+    sums[anchor, 0], sums[anchor, 1], sums[anchor, 2] = a, s, q
     for i in range(anchor, n):
         wx = w[i] * x[i]
-        sums[i + 1, 0] = sums[i, 0] + w[i]
-        sums[i + 1, 1] = sums[i, 1] + wx
-        sums[i + 1, 2] = sums[i, 2] + wx * x[i]
+        a, s, q = a + w[i], s + wx, q + wx * x[i]
+        sums[i + 1, 0], sums[i + 1, 1], sums[i + 1, 2] = a, s, q
+    a, s, q = 0.0, 0.0, 0.0
     for i in range(anchor - 1, -1, -1):
         wx = w[i] * x[i]
-        sums[i, 0] = sums[i + 1, 0] - w[i]
-        sums[i, 1] = sums[i + 1, 1] - wx
-        sums[i, 2] = sums[i + 1, 2] - wx * x[i]
+        a, s, q = a - w[i], s - wx, q - wx * x[i]
+        sums[i, 0], sums[i, 1], sums[i, 2] = a, s, q
 
 
 @inner_kernel

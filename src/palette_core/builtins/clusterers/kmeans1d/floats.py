@@ -20,6 +20,7 @@ from palette_core._common.kernels import is_compiled
 from palette_core._common.threads import map_threads, parts_of, thread_count
 from palette_core.builtins.clusterers.kmeans1d.block import ROUNDS, middle_of, open_more
 from palette_core.builtins.clusterers.kmeans1d.costs import segment_means
+from palette_core.builtins.clusterers.kmeans1d.finite import check_finite
 from palette_core.builtins.clusterers.kmeans1d.grid import (
     PART,
     Float32s,
@@ -49,6 +50,9 @@ def fit_floats(
 
     Returns:
         ``lut`` ``[B, K]`` float32; ``codes`` ``[B, N]`` uint8.
+
+    Raises:
+        WeightError: points that are NaN or infinite.
     """
     blocks, count = points.shape
     rows = points.contiguous()
@@ -57,6 +61,7 @@ def fit_floats(
     codes = np.empty((blocks, count), np.uint8)
 
     if count <= FEW:
+        check_finite(rows)
         some = np.empty((blocks, 0), np.float32) if weights is None else weights.numpy()
 
         def few(part: slice) -> None:
@@ -71,12 +76,14 @@ def fit_floats(
         if weight is not None and not weight.any():
             weight = None
         grid = choose_grid(row[:: sample_step(count)], count, k, resolution)
+        if at_once and grid is not None and fit_at_once(row, weight, grid, lut[b], codes[b]):
+            return
+        if at_once:
+            check_finite(rows[b])
         if grid is None:
             some = None if weight is None else torch.from_numpy(weight)[None]
             its_lut, its_codes = fit_sorted(rows[b : b + 1], some, k)
             lut[b], codes[b] = its_lut[0].numpy(), its_codes[0].numpy()
-            return
-        if at_once and fit_at_once(row, weight, grid, lut[b], codes[b]):
             return
         source = HostSource(row, weight, grid, run)
         lut[b] = solve_source(source, k, exact=resolution is None)
@@ -85,6 +92,8 @@ def fit_floats(
     # Sums over several parts are rounded otherwise.
     at_once = resolution is not None and count <= PART and k > 1
     at_once = at_once and (is_compiled(fit_block) or _pays_to_compile(blocks))
+    if not at_once:  # else where it is not done at once, which finds them
+        check_finite(rows)
     if count > _BIG:
         for b in range(blocks):
             one(b, map_threads)

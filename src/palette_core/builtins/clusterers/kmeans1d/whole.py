@@ -70,12 +70,14 @@ def fit_block(
         codes: ``[N]`` uint8 out.
 
     Returns:
-        whether it could be done: not with as few atoms as entries or more than M of them, and
-        not where costs need more care or no λ gives K segments alone.
+        whether it could be done: not with points that are NaN or infinite, with as few atoms as
+        entries or more than M of them, where costs need more care or no λ gives K segments alone.
     """
     is_open = flags[:-1]
     k, top = lut.size, is_open.size - 1
     fill_cells(x, w, low, per_unit, cells)
+    if not (abs(cells[0, 1]) < np.inf and abs(cells[top, 1]) < np.inf):
+        return False  # NaN and infinities lie in the outermost cells
     is_open[0], is_open[top] = cells[0, 0] > 0.0, cells[top, 0] > 0.0
     about = middle_of(cells)
     charge, rounds, n = 0.0, np.int64(0), 0
