@@ -10,7 +10,8 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -64,6 +65,63 @@ def spread(function: Callable[[T], object], items: Sequence[T]) -> None:
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
+
+
+def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Yield each item with ``function(item)`` once that is done; the caller works along.
+
+    For work of milliseconds, in which the interpreter has its share: a thread that only waits for
+    the others would take its lock from them with each result. Items are begun in their order. After
+    an error, or where nobody asks for more, what has begun ends and the rest does not begin.
+    """
+    left = deque(items)
+    done: deque[tuple[T, R]] = deque()
+
+    def work() -> Iterator[tuple[T, R]]:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:  # perhaps another thread has just taken the last one
+                return
+            try:
+                result = function(item)
+            except BaseException:
+                left.clear()
+                raise
+            yield item, result
+
+    def help_out() -> None:
+        for each in work():
+            done.append(each)
+
+    count = min(thread_count(), len(left)) - 1
+    pool = ThreadPoolExecutor(max(1, count), initializer=_mark)
+    try:
+        helpers = [pool.submit(help_out) for _ in range(count)]
+        mine = work()
+        while (each := _marked(lambda: next(mine, None))) is not None:
+            yield each
+            while done:
+                yield done.popleft()
+            for helper in helpers:
+                if helper.done():
+                    helper.result()  # an error of its
+        for helper in helpers:
+            helper.result()
+        yield from done
+    finally:
+        left.clear()
+        pool.shutdown()
+
+
+def _marked(call: Callable[[], R]) -> R:
+    """Call as on a thread of ours."""
+    before = on_a_thread()
+    _inside.marked = True
+    try:
+        return call()
+    finally:
+        _inside.marked = before
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -179,16 +179,9 @@ def _in_this_process(
             yield i, cluster_here(jobs[i], catalog)
     if not shared:
         return
-    from palette_core._common.threads import pool_of  # numba loads slowly
+    from palette_core._common.threads import side_by_side  # numba loads slowly
 
-    pool = pool_of(len(shared))
-    try:
-        running = {pool.submit(cluster_here, jobs[i], catalog): i for i in shared}
-        for future in as_completed(running):
-            yield running[future], future.result()
-    finally:
-        # After an error or Ctrl-C what has begun ends, and the rest does not begin.
-        pool.shutdown(cancel_futures=True)
+    yield from side_by_side(lambda i: cluster_here(jobs[i], catalog), shared)
 
 
 def _threads() -> int:

@@ -1,0 +1,87 @@
+"""Work side by side: every item once, errors told, and nothing begun that nobody waits for."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from palette_core._common import threads
+
+
+@pytest.fixture(params=[1, 2, 4])
+def count(request, monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: request.param)
+    return request.param
+
+
+def test_every_item_comes_once_with_its_result(count):
+    found = dict(threads.side_by_side(lambda item: item * item, range(50)))
+    assert found == {item: item * item for item in range(50)}
+    assert list(threads.side_by_side(str, [])) == []
+
+
+def test_the_caller_works_along_and_starts_no_more_threads_inside(monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    both = threading.Barrier(2, timeout=30)
+    seen = []
+
+    def work(item):
+        both.wait()  # two are at work at once
+        seen.append((threading.current_thread(), threads.on_a_thread()))
+        return threads.map_threads(lambda _: threading.current_thread(), [0, 1])
+
+    for _, inside in threads.side_by_side(work, range(4)):
+        assert not threads.on_a_thread()
+        assert len(set(inside)) == 1
+    workers = {thread for thread, _ in seen}
+    assert len(workers) == 2
+    assert threading.current_thread() in workers
+    assert all(on_a_thread for _, on_a_thread in seen)
+
+
+def test_an_error_is_raised_and_the_rest_does_not_begin(count):
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            raise ValueError("the fourth")
+        time.sleep(0.001)
+
+    with pytest.raises(ValueError, match="the fourth"):
+        list(threads.side_by_side(work, range(1000)))
+    assert len(begun) < 1000
+
+
+def test_an_error_of_a_helper_ends_the_callers_work(monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    begun, failed, mine = [], threading.Event(), threading.get_ident()
+
+    def work(item):
+        begun.append(item)
+        if threading.get_ident() != mine:
+            failed.set()
+            raise ValueError("beside")
+        assert failed.wait(30)
+
+    with pytest.raises(ValueError, match="beside"):
+        list(threads.side_by_side(work, range(100_000)))
+    assert len(begun) < 100_000
+
+
+def test_nothing_begins_once_nobody_asks_for_more(count):
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.001)
+
+    asked = threads.side_by_side(work, range(1000))
+    next(asked)
+    asked.close()
+    so_far = len(begun)
+    assert so_far < 1000
+    assert list(asked) == []
+    assert len(begun) == so_far
