@@ -28,13 +28,13 @@ _DEEP, _WIDTH = 64, 128  # rows and columns of a tile of H; the one divides the 
 @_fused_kernel
 def normal_equations(
     grad: Any,
+    codes: Any,
     group: Any,
     share: Any,
     h: Any,
     table: Any,
     factor: Any,
     wide: int,
-    codes: Any,
     wanted: Any,
     slot: Any,
     square: Any,
@@ -59,7 +59,7 @@ def normal_equations(
     picked, begin, where = _pick(table[low:high], codes[low:high], wanted, slot, right.shape[2])
     code = np.empty(picked.shape, np.int32)
     scale = np.empty((strips * dim, columns), np.float32)
-    spot = _blocks(columns, wide)
+    spot = blocks(columns, wide)
     for s in range(strips):
         for at in range(begin[s, -1]):
             j = picked[s, at]
@@ -102,7 +102,7 @@ def normal_equations(
 
 
 @inlined
-def _blocks(columns: Any, wide: Any) -> Any:
+def blocks(columns: Any, wide: Any) -> Any:
     """Return which factor of a row each column has; by a loop, which compiles sooner."""
     out = np.empty(columns, np.int64)
     for j in range(columns):

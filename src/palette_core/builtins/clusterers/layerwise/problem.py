@@ -179,6 +179,7 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
         colours=colours,
         component=component,
         pinned=pinned,
+        entries=first.lut.shape[1],
         dtype=points.dtype,
         quantizer=problem.lut_quantizer,
     )

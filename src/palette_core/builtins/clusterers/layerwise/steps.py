@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
 from palette_core.builtins.clusterers.layerwise import feedback, kernels, products
+from palette_core.builtins.clusterers.layerwise.sums import Sums
 from palette_core.builtins.clusterers.layerwise.tables import Tables, refitted, sort_entries
 from palette_core.plugins import LutQuantizer
 
@@ -41,6 +42,7 @@ class Matrix:
         factor: ``[M, C / wide]`` float32: what entries are multiplied by.
         wide: columns that share a factor.
         pinned: ``[M / D, C]`` bool: elements whose code stays at the entry that stays zero.
+        entries: K, of each table.
         dtype: of the entries when they are stored.
         quantizer: how they are stored, or None.
     """
@@ -55,6 +57,7 @@ class Matrix:
     colours: Array
     component: Array
     pinned: Array
+    entries: int
     dtype: torch.dtype
     quantizer: LutQuantizer | None
 
@@ -68,6 +71,11 @@ class Matrix:
         """Fixed ranges of strips, from and to, that make a piece of work each."""
         strips, step = self.table.shape[0], max(1, _ROWS // self.dim)
         return [(at, min(strips, at + step)) for at in range(0, strips, step)]
+
+    @cached_property
+    def sums(self) -> Sums:
+        """The normal equations of its tables, as far as they are known."""
+        return Sums(self)
 
     @cached_property
     def used(self) -> dict[int, Array]:
@@ -218,6 +226,8 @@ def refit(matrix: Matrix, state: State) -> State:
     """
     tables = state.tables
     lut = tables.lut
+    sums = matrix.sums
+    sums.begin(state.codes)
     per_batch = max(1, _SUMS_BYTES // (lut.shape[1] ** 2 * lut.shape[2] * 8))
     error, grad = state.error.copy(), state.grad.copy()
     for colour in range(int(matrix.colours.max()) + 1):
@@ -225,7 +235,7 @@ def refit(matrix: Matrix, state: State) -> State:
         members = np.flatnonzero(matrix.colours == colour)
         for at in range(0, len(members), per_batch):
             batch = members[at : at + per_batch]
-            square, right = _normal_equations(matrix, grad, state.codes, batch, lut.shape)
+            square, right = sums.equations(grad, state.codes, batch)
             tables = refitted(tables, batch, square, right, matrix.dtype, matrix.quantizer)
         step = tables.lut - before
         moved = (step != 0).any(axis=(1, 2))
@@ -237,6 +247,7 @@ def refit(matrix: Matrix, state: State) -> State:
         )
     )
     tables, codes = sort_entries(tables, state.codes, matrix.table)
+    sums.end(codes if codes is state.codes else None)  # else entries have other numbers by now
     return State(tables, codes, error, grad, costs)
 
 
@@ -259,46 +270,3 @@ def _move(
             high,
         )
     )
-
-
-def _normal_equations(
-    matrix: Matrix, grad: Array, codes: Array, batch: Array, shape: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Return ``[n, D, K, K]`` and ``[n, D, K]`` for the tables in ``batch``."""
-    n_tables, entries, dim = shape
-    wanted = np.zeros(n_tables, np.bool_)
-    wanted[batch] = True
-    used = matrix.used
-
-    def one(low: int, high: int) -> tuple[Array, Array, Array]:
-        own = used[low][wanted[used[low]]]
-        slot = np.zeros(n_tables, np.int32)
-        slot[own] = np.arange(len(own))
-        square = np.zeros((len(own), dim, entries, entries))
-        right = np.zeros((len(own), dim, entries))
-        if len(own):
-            entries_of.normal_equations(
-                grad,
-                matrix.group,
-                matrix.share,
-                matrix.h,
-                matrix.table,
-                matrix.factor,
-                matrix.wide,
-                codes,
-                wanted,
-                slot,
-                square,
-                right,
-                low,
-                high,
-            )
-        return own, square, right
-
-    total = np.zeros((len(batch), dim, entries, entries))
-    sums = np.zeros((len(batch), dim, entries))
-    for own, square, right in matrix.each(one):
-        at = np.searchsorted(batch, own)
-        total[at] += square
-        sums[at] += right
-    return (total + total.swapaxes(2, 3)) / 2, sums

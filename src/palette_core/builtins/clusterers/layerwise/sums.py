@@ -1,0 +1,108 @@
+"""Normal equations of the entries of all tables, kept from one fit of entries to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palette_core.builtins.clusterers.layerwise import changes
+from palette_core.builtins.clusterers.layerwise import entries as entries_of
+
+if TYPE_CHECKING:
+    from palette_core.builtins.clusterers.layerwise.steps import Matrix
+
+Array = NDArray[Any]
+_MOST_KEPT = 1 << 25  # bytes
+_FEW = 16  # where one of so many codes has changed or less, changes are added; else all anew
+
+
+class Sums:
+    """A of all tables (see `entries.normal_equations`), and for which codes that is.
+
+    Coordinate descent changes few codes from one fit to the next, and what they change of A costs
+    as much less to sum than A.
+
+    Args:
+        matrix: the weight.
+    """
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self._count = len(matrix.colours)
+        shape = (self._count, matrix.dim, matrix.entries, matrix.entries)
+        # What would take more is summed anew every time.
+        self._square = np.empty(shape) if 8 * math.prod(shape) <= _MOST_KEPT else None
+        self._codes: Array | None = None  # for which it is
+
+    def begin(self, codes: Array) -> None:
+        """Begin with the equations for some codes; where many are others by now, anew."""
+        if self._codes is not None:
+            changed = np.count_nonzero(self._codes != codes)
+            if changed * _FEW > codes.size:
+                self._codes = None
+
+    def equations(self, grad: Array, codes: Array, batch: Array) -> tuple[Array, Array]:
+        """Return A and b of some tables, ``[n, D, K, K]`` and ``[n, D, K]`` float64.
+
+        Args:
+            grad: as in `State`.
+            codes: as in `State`.
+            batch: ``[n]`` which tables, ascending, all of one colour, once until `end`.
+        """
+        before = self._codes
+        if before is None or self._square is None:
+            square, right = self._added(entries_of.normal_equations, (grad, codes), batch)
+        else:
+            more, right = self._added(changes.add_changes, (grad, codes, before), batch)
+            square = self._square[batch] + more
+        if self._square is not None:
+            self._square[batch] = square
+        return square, right
+
+    def end(self, codes: Array | None) -> None:
+        """Note for which codes A is by now; None: for none that will be met."""
+        self._codes = None if codes is None or self._square is None else codes.copy()
+
+    def _added(
+        self, add: Callable[..., None], arrays: tuple[Array, ...], batch: Array
+    ) -> tuple[Array, Array]:
+        """Return the sums over all pieces of what a kernel adds, the first one made symmetric."""
+        matrix, shape = self._matrix, (self._matrix.dim, self._matrix.entries)
+        wanted = np.zeros(self._count, np.bool_)
+        wanted[batch] = True
+
+        def one(low: int, high: int) -> tuple[Array, Array, Array]:
+            own = matrix.used[low][wanted[matrix.used[low]]]
+            slot = np.zeros(self._count, np.int32)
+            slot[own] = np.arange(len(own))
+            square = np.zeros((len(own), *shape, matrix.entries))
+            right = np.zeros((len(own), *shape))
+            if len(own):
+                add(
+                    *arrays,
+                    matrix.group,
+                    matrix.share,
+                    matrix.h,
+                    matrix.table,
+                    matrix.factor,
+                    matrix.wide,
+                    wanted,
+                    slot,
+                    square,
+                    right,
+                    low,
+                    high,
+                )
+            return own, square, right
+
+        total = np.zeros((len(batch), *shape, matrix.entries))
+        sums = np.zeros((len(batch), *shape))
+        for own, square, right in matrix.each(one):
+            at = np.searchsorted(batch, own)
+            total[at] += square
+            sums[at] += right
+        return (total + total.swapaxes(2, 3)) / 2, sums

@@ -1,0 +1,93 @@
+"""Normal equations of entries that are kept while few codes change, beside their definition."""
+
+import numpy as np
+import pytest
+import torch
+from layerwise_cases import DAMPING, LAYOUTS, moments_for
+
+from palette_core.builtins.clusterers.layerwise import sums as sums_of
+from palette_core.builtins.clusterers.layerwise.problem import pose, weighted_kmeans
+from palette_core.plugins import ClusterProblem
+
+
+def posed(name, scales=False):
+    layout, groups, rows = LAYOUTS[name]
+    generator = torch.Generator().manual_seed(1)
+    points = layout.split(torch.randn(layout.shape, generator=generator))
+    factors = 0.5 + torch.rand(points.shape, generator=generator) if scales else None
+    n_rows = layout.shape[0] if rows == (0,) else None
+    share = None if n_rows is None else torch.arange(n_rows) % 3 * 0.5  # some count nothing
+    moments = moments_for(layout, groups, rows, share)
+    problem = ClusterProblem(points, 4, None, moments, None, scales=factors)
+    return pose(problem, moments, DAMPING, weighted_kmeans(problem, moments)).matrix
+
+
+def defined(matrix, grad, codes, wanted):
+    """A and b by their definition: sums over all pairs of elements of a row, in float64."""
+    square = np.zeros((len(wanted), matrix.dim, matrix.entries, matrix.entries))
+    right = np.zeros(square.shape[:3])
+    for r in range(len(matrix.w)):
+        s, d = divmod(r, matrix.dim)
+        h = matrix.h[matrix.group[r]].astype(float)
+        f = matrix.factor[r].astype(float).repeat(matrix.wide)
+        for number, t in enumerate(wanted):
+            one_hot = np.eye(matrix.entries)[codes[s]] * ((matrix.table[s] == t) * f)[:, None]
+            square[number, d] += matrix.share[r] * (one_hot.T @ h @ one_hot)
+            right[number, d] += matrix.share[r] * (one_hot.T @ grad[r])
+    return square, right
+
+
+def fitted(sums, matrix, grad, codes):
+    """All tables' equations, colour by colour, as a fit of entries asks for them."""
+    sums.begin(codes)
+    for colour in range(matrix.colours.max() + 1):
+        batch = np.flatnonzero(matrix.colours == colour)
+        for found, truth in zip(
+            sums.equations(grad, codes, batch), defined(matrix, grad, codes, batch), strict=True
+        ):
+            np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5 * np.abs(truth).max())
+    sums.end(codes)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("scales", [False, True])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_equations_are_those_of_the_codes_however_these_have_changed(
+    name, scales, kept, monkeypatch
+):
+    if not kept:
+        monkeypatch.setattr(sums_of, "_MOST_KEPT", 0)
+    monkeypatch.setattr(sums_of, "_FEW", 4)
+    matrix = posed(name, scales)
+    rng = np.random.default_rng(0)
+    grad = rng.normal(size=matrix.w.shape).astype(np.float32)
+    codes = rng.integers(0, matrix.entries, matrix.table.shape).astype(np.uint8)
+    sums = sums_of.Sums(matrix)
+    fitted(sums, matrix, grad, codes)
+    for changed in (1, max(1, codes.size // 6), codes.size // 2):  # one, a few, and too many
+        places = rng.choice(codes.size, min(changed, codes.size), replace=False)
+        codes.reshape(-1)[places] = (codes.reshape(-1)[places] + 1) % matrix.entries
+        fitted(sums, matrix, rng.normal(size=grad.shape).astype(np.float32), codes)
+
+
+def test_few_changes_cost_no_sums_over_all_pairs(monkeypatch):
+    matrix = posed("rows")
+    grad, codes = np.ones_like(matrix.w), np.zeros(matrix.table.shape, np.uint8)
+    sums = sums_of.Sums(matrix)
+    fitted(sums, matrix, grad, codes)
+    monkeypatch.setattr(sums_of.entries_of, "normal_equations", None)
+    codes[3, 5] = 2
+    fitted(sums, matrix, grad, codes)
+    codes[:] = 1
+    with pytest.raises(TypeError):  # all is summed anew
+        fitted(sums, matrix, grad, codes)
+
+
+def test_codes_of_other_numbers_are_summed_anew():
+    matrix = posed("grid")
+    grad, codes = np.ones_like(matrix.w), np.zeros(matrix.table.shape, np.uint8)
+    sums = sums_of.Sums(matrix)
+    fitted(sums, matrix, grad, codes)
+    sums.end(None)
+    codes[0, 0] = 1
+    fitted(sums, matrix, grad, codes)
