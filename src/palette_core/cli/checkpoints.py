@@ -13,15 +13,15 @@ from palette_core.reporting import checkpoints as told
 from palette_core.reporting import console as show
 from palette_core.reporting.files import write_reports
 from palette_core.streaming import palettize_checkpoint, plan_checkpoint
-
-_ENDS = (".safetensors", ".safetensors.index.json")
+from palette_core.streaming.formats.known import is_named_like_one
 
 
 def is_checkpoint(text: str) -> bool:
-    """Return whether a text names a model folder, a safetensors file or an index of several."""
+    """Return whether a text names a model folder, a file of weights or an index of several."""
     path = Path(text)
-    found = path.iterdir() if path.is_dir() else [path]  # a folder may be a package of Python
-    return any(file.name.endswith(_ENDS) and file.is_file() for file in found)
+    if not path.exists():
+        return False
+    return is_named_like_one(path)  # a folder may be a package of Python
 
 
 def check_options(path: str, options: Mapping[str, Any], output: Path | None = None) -> None:

@@ -43,15 +43,17 @@ def palettize_checkpoint(
     skeleton: nn.Module | Skeleton | None = None,
     compensate: bool = True,
 ) -> Report:
-    """Palettize a checkpoint of safetensors files into a folder, without building a model.
+    """Palettize a checkpoint into a folder of safetensors files, without building a model.
 
     Weights are read from memory-mapped files and clustered one by one (by each worker), so memory
     does not grow with the checkpoint. What is finished is kept in the folder: after a kill or an
     error the same call goes on from there, and writes the same files byte for byte.
 
     Args:
-        src: a folder with one safetensors file or an index of several, as Hugging Face's
-            libraries write it; or the index, or the file.
+        src: a folder with one file of weights or an index of several, as Hugging Face's libraries
+            write it; or the index, or the file. Safetensors, or what ``torch.save`` writes of a
+            state dictionary (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), of which no code is run;
+            a folder that holds both is read by the first.
         config: the rules, see `plan_checkpoint`; None is 4 bits per tensor.
         out: folder to write: packed checkpoints for the shards of the source, their index, a
             manifest, and what lies beside the weights in the folder of the source, such as
@@ -72,9 +74,9 @@ def palettize_checkpoint(
 
     Raises:
         FileNotFoundError: there is no checkpoint, or a file of it is missing.
-        CheckpointError: it is not clear which files are meant, one is no whole safetensors file,
-            two hold a tensor of one name, the weights are quantized already; or ``out`` holds
-            something else, was begun with another source or config, or another run writes in it.
+        CheckpointError: it is not clear which files are meant, one is not whole, two hold a tensor
+            of one name, the weights are quantized already; or ``out`` holds something else, was
+            begun with another source or config, or another run writes in it.
         PlanError: nothing is to be palettized, or a weight cannot be stored as the config asks.
         TypeError: a batch is no model input, or ``skeleton`` no model.
         WeightError: a weight is NaN or infinite.

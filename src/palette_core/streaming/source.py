@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,17 @@ from palette_core._common.bounded_json import read_json
 from palette_core.errors import CheckpointError
 from palette_core.storage.checkpoint_header import METADATA_KEY
 from palette_core.storage.shards import INDEX_SUFFIX, check_complete, read_index
-from palette_core.storage.tensor_spans import Span, TensorFile, read_header_of
+from palette_core.storage.tensor_spans import Span, TensorFile
+from palette_core.streaming.formats.known import (
+    FORMATS,
+    INDEX,
+    CheckpointFormat,
+    format_of,
+    titles,
+)
 
 CONFIG = "config.json"
-_SUFFIX = ".safetensors"
-_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+_SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 # Weights of any kind: what is written in their place is the palettized checkpoint.
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|tflite|ot|npz|mlmodel)$"
@@ -56,13 +62,13 @@ def open_source(path: str | Path) -> SourceCheckpoint:
     """Open a dense checkpoint; only headers are read.
 
     Args:
-        path: of a folder with one safetensors file or an index of several, of the index, or of
-            the file.
+        path: of a folder with one file of weights or an index of several, of the index, or of
+            the file; see `formats.known.FORMATS`.
 
     Raises:
         FileNotFoundError: there is none.
-        CheckpointError: it is not clear which files are meant, one is missing or no whole
-            safetensors file, two hold a tensor of one name, or the weights are quantized already.
+        CheckpointError: it is not clear which files are meant, one is missing or not whole, two
+            hold a tensor of one name, or the weights are quantized already.
         OSError: a file cannot be read.
     """
     path = Path(path)
@@ -74,7 +80,7 @@ def open_source(path: str | Path) -> SourceCheckpoint:
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is not there, and {chosen.name} says it is")
-    shards = tuple(read_header_of(file) for file in files)
+    shards = tuple(format_of(file).read(file) for file in files)
     check_complete(chosen, named, {shard.path.name: shard.spans for shard in shards})
     for shard in shards:
         if METADATA_KEY in shard.metadata:
@@ -88,22 +94,34 @@ def open_source(path: str | Path) -> SourceCheckpoint:
 def _chosen(folder: Path) -> Path:
     """Return the index, or the one file, of a folder."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    indexes = [name for name in names if re.search(r"\.safetensors\.index(\.[\w-]+)?\.json$", name)]
-    singles = [name for name in names if name.endswith(_SUFFIX) and not _SHARD.search(name)]
+    for known in FORMATS:
+        found = _weights_in(folder, names, known)
+        if found is not None:
+            return folder / found
+    raise FileNotFoundError(f"no weights in {folder}: no file of {titles()}")
+
+
+def _weights_in(folder: Path, names: Sequence[str], known: CheckpointFormat) -> str | None:
+    """Return the name of the index, or of the one file, that has a format."""
+    files = [name for name in names if known.in_folders.match(name)]
+    indexes = [
+        name for name in names if INDEX.search(name) and known.in_folders.match(INDEX.sub("", name))
+    ]
+    singles = [name for name in files if not _SHARD.search(name)]
     if len(indexes) + len(singles) == 1:
-        return folder / (indexes or singles)[0]
-    if not indexes and not singles:
-        shards = [name for name in names if name.endswith(_SUFFIX)]
-        if shards:
-            raise CheckpointError(
-                f"{folder} holds shards ({shards[0]} and others) without their index "
-                f"({_SUFFIX}{INDEX_SUFFIX}); get it from where they came from"
-            )
-        raise FileNotFoundError(f"no safetensors file in {folder}")
-    raise CheckpointError(
-        f"{folder} holds {', '.join([*indexes, *singles])}, of which one is left over or a "
-        "variant; remove what is not meant, or name the one that is"
-    )
+        return (indexes or singles)[0]
+    if indexes or singles:
+        raise CheckpointError(
+            f"{folder} holds {', '.join([*indexes, *singles])}, of which one is left over or a "
+            "variant; remove what is not meant, or name the one that is"
+        )
+    if files:
+        suffix = Path(files[0]).suffix
+        raise CheckpointError(
+            f"{folder} holds shards ({files[0]} and others) without their index "
+            f"({suffix}{INDEX_SUFFIX}); get it from where they came from"
+        )
+    return None
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ def palettize_checkpoint(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="Folder of safetensors files, their index, or the one file."
+            metavar="SRC",
+            help="Folder of files of weights (safetensors, or of torch.save), their index, or the "
+            "one file.",
         ),
     ],
     output: Annotated[
