@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from palettizer_models import weight_config
 from torch import Tensor, nn
+from wrong_forms import Places, form
 
 from palette_core import (
     KMeansPalettizer,
@@ -20,9 +22,13 @@ from palette_core import (
     bits_per_weight,
     load_checkpoint,
     read_checkpoint,
+    save_checkpoint,
 )
 from palette_core.errors import BackendError, CheckpointError, PlanError
 from palette_core.plugins import Backend, ExportBackendEntry
+from palette_core.plugins import catalog as plugins_catalog
+from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.kinds import STORED_FORM
 from palette_core.storage import palette_sites
 from palette_core.storage.forms.registry import stored_form
 from palette_core.storage.packed_weight import PackedWeight
@@ -303,6 +309,51 @@ def test_two_of_four_pruning_takes_one_table_per_row_at_once() -> None:
     _, model, palette = prepared(weight, granularity=ROWS)
     assert torch.equal(model[0].weight == 0, weight == 0)
     assert palette.size_in_bits() == 128 * 2 + 256 + 2 * 4 * 32
+
+
+@pytest.fixture
+def places(register: Any) -> None:
+    """Register somebody else's form that holds zeros beside tables."""
+    register(replace(form(Places, "places"), holds_masks=True))
+
+
+@pytest.mark.usefixtures("places")
+def test_another_form_that_holds_masks_takes_the_place_of_ours(tmp_path: Any) -> None:
+    weight = sparse_weight()
+    _, ours, _ = prepared(weight)
+    palettizer, model, palette = prepared(weight, stored_form="places")
+    assert torch.equal(model[0].weight, ours[0].weight)
+    assert palette.form.name == "places"
+    assert palettizer.report.to_dict()["tensors"][0]["stored_form"] == "places"
+    path = save_checkpoint(model, tmp_path / "model.safetensors")
+    assert read_checkpoint(path).stored_forms == {"0.weight": "places"}
+    found = load_checkpoint(path, nn.Sequential(nn.Linear(*reversed(weight.shape), bias=False)))
+    assert torch.equal(found[0].weight, ours[0].weight)
+    few = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    assert prepared(few, stored_form="places")[2].form.name == "indices"
+    assert PalettizationSpec(sparsity_detection_threshold=0.3).stored_forms[0] == "sparse"
+    with pytest.raises(ValueError, match="'places' needs a sparsity_detection_threshold"):
+        PalettizationSpec(stored_form="places")
+
+
+@pytest.mark.usefixtures("places")
+def test_zeros_go_to_whatever_form_holds_them_where_ours_is_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    catalog = get_catalog()
+    left = [item for item in catalog[STORED_FORM] if item.entry.name != "sparse"]
+    registry = replace(catalog[STORED_FORM], items=tuple(left))
+    blocked = replace(catalog, by_kind={**catalog.by_kind, STORED_FORM: registry})
+    monkeypatch.setattr(plugins_catalog, "discover", lambda: blocked)
+    get_catalog.cache_clear()
+    assert prepared(sparse_weight())[2].form.name == "places"
+    left = [item for item in left if item.entry.name != "places"]
+    registry = replace(registry, items=tuple(left))
+    none = replace(catalog, by_kind={**catalog.by_kind, STORED_FORM: registry})
+    monkeypatch.setattr(plugins_catalog, "discover", lambda: none)
+    get_catalog.cache_clear()
+    with pytest.raises(ValueError, match="none is installed"):
+        PalettizationSpec(sparsity_detection_threshold=0.3)
 
 
 def test_what_does_not_go_together_is_refused_by_name(register: Any) -> None:

@@ -1,15 +1,16 @@
-"""Stored forms that are wrong in one way each, and two that are right."""
+"""Stored forms that are wrong in one way each, and three that are right."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from palette_core.plugins import Part, StoredForm, StoredFormEntry
+from palette_core.plugins import Part, Refusal, StoredForm, StoredFormEntry, TensorFacts
 from palette_core.tensors import OP_NAME, PalettizedTensor, StoredTensor
 
 
@@ -48,6 +49,39 @@ class Runs(StoredForm):
 
     def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
         return {"values": Part(torch.uint8, (None,)), "lengths": Part(torch.int32, (None,))}
+
+
+class Places(StoredForm):
+    """Places of nonzeros, with their indices: the form of others that holds zeros apart."""
+
+    parts = ("places", "codes")
+    operator = "tests_places::depalettize"
+
+    def check_support(self, facts: TensorFacts) -> Refusal | None:
+        if facts.spec.cluster_dim == 1:
+            return None
+        return Refusal("one value each", facts.spec.model_copy(update={"cluster_dim": 1}))
+
+    def encode(self, tensor: PalettizedTensor) -> Mapping[str, Tensor]:
+        every = torch.ones_like(tensor.indices, dtype=torch.bool)
+        mask = (every if tensor.mask is None else tensor.mask).flatten()
+        return {"places": mask.nonzero()[:, 0], "codes": tensor.indices.flatten()[mask]}
+
+    def decode(self, stored: StoredTensor) -> PalettizedTensor:
+        places, codes = stored.parts["places"], stored.parts["codes"]
+        if len(places) != len(codes) or (len(places) and int(places.max()) >= stored.index_count):
+            raise ValueError(f"{len(places)} places of {stored.index_count}, {len(codes)} indices")
+        indices = torch.zeros(stored.index_count, dtype=torch.uint8, device=codes.device)
+        indices[places] = codes
+        made = stored.with_indices(indices.reshape(stored.index_shape))
+        if len(places) == stored.index_count:
+            return made
+        mask = torch.zeros(stored.index_count, dtype=torch.bool, device=codes.device)
+        mask[places] = True
+        return replace(made, mask=mask.reshape(made.shape))
+
+    def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
+        return {"places": Part(torch.int64, (None,)), "codes": Part(torch.uint8, (None,))}
 
 
 class Wide(Bytes):

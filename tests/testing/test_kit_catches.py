@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from test_builtins_contract import read_checkpoint_weights
 from wrong_clusterers import CLUSTERERS, Fits, entry, right
 from wrong_commands import COMMANDS
-from wrong_forms import FORMS, Bytes, Runs, form
+from wrong_forms import FORMS, Bytes, Places, Runs, form
 from wrong_metrics import METRICS
 from wrong_operations import OPERATIONS, calls, operation
 from wrong_operations import right as right_operation
@@ -199,10 +200,20 @@ def test_the_right_operation_passes(register) -> None:
         ContractTest(check, subject_of(kinds.OPERATION, record))()
 
 
-@pytest.mark.parametrize("kind", [Bytes, Runs])
-def test_the_right_forms_pass(kind) -> None:
+def check_form(kind: type, holds_masks: bool) -> None:
+    entry = replace(form(kind), holds_masks=holds_masks)
     for check in checks_of(kinds.STORED_FORM).values():
-        ContractTest(check, subject_of(kinds.STORED_FORM, form(kind)))()
+        ContractTest(check, subject_of(kinds.STORED_FORM, entry))()
+
+
+@pytest.mark.parametrize("kind", [Bytes, Runs, Places])
+def test_the_right_forms_pass(kind) -> None:
+    check_form(kind, holds_masks=kind is Places)
+
+
+def test_a_form_that_loses_zeros_and_says_that_it_holds_them_is_caught() -> None:
+    with pytest.raises(ContractError, match="zeros beside a table"):
+        check_form(Runs, holds_masks=True)
 
 
 def test_the_right_command_passes() -> None:

@@ -26,9 +26,10 @@ from palette_core.config.granularity import (
     parse_granularity,
 )
 from palette_core.plugins.catalog import get_catalog
+from palette_core.plugins.checked.stored_forms import form_with_mask
 from palette_core.plugins.granularities import Granularity
-from palette_core.plugins.kinds import LUT_QUANTIZER
-from palette_core.plugins.stored_forms import DENSE_FORM, SPARSE_FORM
+from palette_core.plugins.kinds import LUT_QUANTIZER, STORED_FORM
+from palette_core.plugins.stored_forms import DENSE_FORM
 from palette_core.tensors.dtypes import dtype_name, parse_dtype
 
 __all__ = [
@@ -202,15 +203,20 @@ class PalettizationSpec(FrozenModel):
     @model_validator(mode="after")
     def _check_sparsity(self) -> Self:
         form, threshold = self.stored_form, self.sparsity_detection_threshold
-        if form == SPARSE_FORM and threshold is None:
+        if form == DENSE_FORM and threshold is None:
+            return self
+        catalog = get_catalog()
+        if threshold is None and form == form_with_mask(catalog, form):
             raise ValueError(
-                f"stored_form {SPARSE_FORM!r} needs a sparsity_detection_threshold, such as 0.3: "
+                f"stored_form {form!r} needs a sparsity_detection_threshold, such as 0.3: "
                 "the share of zeros from which on a weight is sparse"
             )
-        if threshold is not None and form not in (DENSE_FORM, SPARSE_FORM):
+        if threshold is not None and form_with_mask(catalog, form) is None:
+            fitting = form_with_mask(catalog, DENSE_FORM)
+            told = repr(fitting) if fitting else "a form that holds zeros (none is installed)"
             raise ValueError(
-                f"sparsity_detection_threshold stores weights as {SPARSE_FORM!r} or "
-                f"{DENSE_FORM!r}, not as {form!r}; leave one of the two out"
+                f"sparsity_detection_threshold stores weights as {told} or {DENSE_FORM!r}, not as "
+                f"{form!r}{catalog[STORED_FORM].left_out()}; leave one of the two out"
             )
         return self
 
@@ -219,7 +225,8 @@ class PalettizationSpec(FrozenModel):
         """Names of the forms that a weight may come to be stored in; its zeros decide which."""
         if self.sparsity_detection_threshold is None:
             return (self.stored_form,)
-        return SPARSE_FORM, DENSE_FORM
+        beside = form_with_mask(get_catalog(), self.stored_form)
+        return (DENSE_FORM,) if beside is None else (beside, DENSE_FORM)
 
     def stored_as(self, form: str) -> PalettizationSpec:
         """Return the spec for one stored form; zeros are kept in tables where they were beside."""

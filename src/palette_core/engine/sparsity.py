@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palette_core.config.spec import PalettizationSpec
 from palette_core.plugins import ClusterProblem
-from palette_core.plugins.stored_forms import SPARSE_FORM
+from palette_core.plugins.stored_forms import DENSE_FORM
 from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nonzeros import Nonzeros
@@ -57,7 +57,7 @@ def find_zeros(
     zeros = every - count
     if zeros == 0 or zeros < least * every:
         return Zeros(None, spec.preserve_zero)
-    asked = spec.stored_form == SPARSE_FORM
+    asked = spec.stored_form != DENSE_FORM
     # With 1 bit a zero in the table would leave one entry for everything else.
     n_bits = spec.n_bits / spec.cluster_dim  # of one element's share of an index
     beside = (

@@ -12,7 +12,6 @@ from palette_core.plugins.entries import PluginEntry
 from palette_core.plugins.markers import hookspec
 
 DENSE_FORM = "indices"
-SPARSE_FORM = "sparse"
 
 
 class Part(NamedTuple):
@@ -35,6 +34,8 @@ class StoredForm(ABC):
     * Parts are integers or booleans. They follow the model from device to device, and no cast of
       the model changes them; they may be mapped from files, and must not be written to.
     * How many elements a part has may depend on the values of the indices.
+    * Weights with `PalettizedTensor.mask` come to forms whose entry says ``holds_masks``, which
+      give them back; others never see one.
     * One object serves every weight, in several threads, and is copied and pickled with models:
       keep nothing in it.
     """
@@ -48,9 +49,6 @@ class StoredForm(ABC):
     It takes the parts, then the fields that `StoredTensor` has for all forms, and is registered
     (`palette_core.tensors.define_operator`) when the form is first used, unless it is already.
     """
-
-    holds_masks: ClassVar[bool] = False
-    """Takes weights with `PalettizedTensor.mask`, and gives them back; others never see one."""
 
     @abstractmethod
     def encode(self, tensor: types.PalettizedTensor) -> Mapping[str, types.Tensor]:
@@ -99,11 +97,14 @@ class StoredFormEntry(PluginEntry):
 
     Attributes:
         factory: makes the form.
+        holds_masks: takes weights whose zeros lie beside their tables; users choose it by
+            ``stored_form`` with a ``sparsity_detection_threshold``.
     """
 
     takes_options: ClassVar[bool] = False
 
     factory: Callable[[Any], StoredForm]
+    holds_masks: bool = False
 
 
 @hookspec

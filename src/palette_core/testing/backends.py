@@ -20,7 +20,7 @@ from palette_core.operations import installed_operations
 from palette_core.planning.choose import lay_out
 from palette_core.plugins import Refusal, TensorFacts
 from palette_core.plugins.kinds import EXPORT_BACKEND
-from palette_core.plugins.stored_forms import DENSE_FORM, SPARSE_FORM
+from palette_core.plugins.stored_forms import DENSE_FORM
 from palette_core.storage import palette_sites
 from palette_core.storage.pack import pack
 from palette_core.testing._backend_models import (
@@ -34,6 +34,7 @@ from palette_core.testing._kit import Subject, check, demand, fail
 from palette_core.testing._probes import draw
 
 _KIND = EXPORT_BACKEND
+_SPARSE = "sparse"  # whose weights the kit makes
 _NEAR_BYTES = 256  # how far a file's size may be from what is declared, and a quarter of that
 # Relative rounding of decoded weights, by what the file holds: a table, a scale and their
 # product are each rounded once.
@@ -135,7 +136,7 @@ def read_back(subject: Subject) -> None:
         _demand_equal(subject, exported(subject, options))
 
 
-@check(_KIND, applies=lambda entry: SPARSE_FORM in (entry.stored_forms or (SPARSE_FORM,)))
+@check(_KIND, applies=lambda entry: _SPARSE in (entry.stored_forms or (_SPARSE,)))
 def zeros(subject: Subject) -> None:
     """Weights in the stored form ``sparse`` are exactly zero in the file where they were zero."""
     reader_of(subject)
@@ -149,7 +150,7 @@ def zeros(subject: Subject) -> None:
                 demand(subject, not lost, f"{name}: {lost} zeros are something else in the file")
 
 
-@check(_KIND, applies=lambda entry: SPARSE_FORM in (entry.stored_forms or ()))
+@check(_KIND, applies=lambda entry: _SPARSE in (entry.stored_forms or ()))
 def sparse_overhead(subject: Subject) -> None:
     """Weights in the stored form ``sparse`` take as many bytes more as ``sparse_overhead`` says."""
     for options in subject.options:
@@ -166,14 +167,14 @@ def sparse_overhead(subject: Subject) -> None:
 def _sparse_overhead(subject: Subject, options: BaseModel) -> int:
     """Measure it, by the files of one layer in either form."""
     sizes = []
-    for form in (SPARSE_FORM, DENSE_FORM):
+    for form in (_SPARSE, DENSE_FORM):
         layer = nn.Linear(64, 64, bias=False)
         with torch.no_grad():
             layer.weight.copy_(draw(64, 64)).view(-1)[::2] = 0.0
         model = nn.Sequential(layer).eval()
         spec = PalettizationSpec(n_bits=4, sparsity_detection_threshold=0.3, stored_form=form)
         palettizer = KMeansPalettizer(
-            model, config_of({"0": spec if form == SPARSE_FORM else spec.stored_as(form)})
+            model, config_of({"0": spec if form == _SPARSE else spec.stored_as(form)})
         )
         inputs = (torch.ones(1, 64),)
         how = {"backend": subject.entry.name, "backend_options": options.model_dump(mode="json")}

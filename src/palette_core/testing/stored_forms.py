@@ -32,12 +32,12 @@ def _form(subject: Subject) -> Any:
 def _checked(subject: Subject) -> CheckedForm:
     try:
         made = Made(_form(subject), str(subject), _KIND.error, is_ours=False)
-        return CheckedForm(subject.entry.name, made)
+        return CheckedForm(subject.entry, made)
     except PaletteError as error:
         fail(subject, str(error))
 
 
-def _weights(form: Any) -> Iterator[tuple[str, PalettizedTensor]]:
+def _weights(subject: Subject, form: Any) -> Iterator[tuple[str, PalettizedTensor]]:
     """Yield palettized weights that the form does not refuse, by what is particular about them."""
     for n_bits in (1, 2, 3, 4, 6, 8):
         for shape, dim in (((7, 5), 1), ((8, 6), 2), ((4, 3, 3, 2), 1), ((1,), 1)):
@@ -48,7 +48,7 @@ def _weights(form: Any) -> Iterator[tuple[str, PalettizedTensor]]:
                 facts = TensorFacts("w", made.shape, made.dtype, "linear", made.layout, spec)
                 if form.check_support(facts) is None:
                     yield what, made
-    if form.holds_masks:
+    if subject.entry.holds_masks:
         for n_bits in (1, 3, 8):
             made = _weight(n_bits, (7, 5), 1, "random")
             mask = made.indices % 2 == 0
@@ -84,7 +84,7 @@ def _weight(n_bits: int, shape: tuple[int, ...], dim: int, values: str) -> Palet
 
 def _stored(subject: Subject) -> Iterator[tuple[str, CheckedForm, PalettizedTensor, StoredTensor]]:
     form = _checked(subject)
-    for what, weight in _weights(form):
+    for what, weight in _weights(subject, form):
         yield what, form, weight, StoredTensor.of(weight, form.encode(weight))
 
 
@@ -172,7 +172,7 @@ def stateless(subject: Subject) -> None:
     """Two objects and a pickled one encode alike, and write neither to indices nor to parts."""
     forms = [_form(subject), _form(subject)]
     forms.append(pickle.loads(pickle.dumps(forms[0])))
-    for what, weight in _weights(forms[0]):
+    for what, weight in _weights(subject, forms[0]):
         before = bits(weight.indices)
         with global_rng_untouched(subject):
             made = [
@@ -197,5 +197,5 @@ def refusal(subject: Subject) -> None:
     answer: object = form.check_support(facts)
     held = answer is None or isinstance(answer, Refusal)
     demand(subject, held, f"check_support returned {answer!r}, expected None or a Refusal")
-    some = sum(1 for what, _ in _weights(form) if what != "a quantized table")
+    some = sum(1 for what, _ in _weights(subject, form) if what != "a quantized table")
     demand(subject, some, "every weight is refused")

@@ -16,7 +16,7 @@ from palette_core.plugins.guards import shown
 from palette_core.plugins.kinds import STORED_FORM
 from palette_core.plugins.making import Made, make
 from palette_core.plugins.registries import CORE, Registered
-from palette_core.plugins.stored_forms import SPARSE_FORM, Part, StoredForm, StoredFormEntry
+from palette_core.plugins.stored_forms import DENSE_FORM, Part, StoredForm, StoredFormEntry
 from palette_core.tensors.layout import Shape
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor, define_once
@@ -36,11 +36,25 @@ def make_stored_form(catalog: Catalog, name: str) -> CheckedForm:
     if item.distribution.name == CORE:  # has no state, and is asked for once for each weight
         known = _own.get(name)
         if known is None or known[0] is not item:
-            known = _own[name] = item, CheckedForm(name, make(item, {}))
+            known = _own[name] = item, CheckedForm(item.entry, make(item, {}))
         return known[1]
     made = make(item, {})
     _demand_own_operator(catalog, item, made)
-    return CheckedForm(name, made)
+    return CheckedForm(item.entry, made)
+
+
+def form_with_mask(catalog: Catalog, asked: str) -> str | None:
+    """Return the form of a weight whose zeros lie beside its tables, by what its spec asks for.
+
+    That is ``asked`` where it holds masks; the first that does, the core's own first, where dense
+    indices are asked for; else None.
+    """
+    able = [item for item in catalog[STORED_FORM] if item.entry.holds_masks]
+    able.sort(key=lambda item: item.distribution.name != CORE)
+    names = [item.entry.name for item in able]
+    if asked in names:
+        return asked
+    return names[0] if names and asked == DENSE_FORM else None
 
 
 _own: dict[str, tuple[Registered[StoredFormEntry], CheckedForm]] = {}
@@ -76,10 +90,11 @@ class CheckedForm(StoredForm):
 
     Attributes:
         name: as registered, which files hold.
+        holds_masks: as registered.
     """
 
-    def __init__(self, name: str, made: Made[StoredForm]) -> None:
-        self.name, self._made = name, made
+    def __init__(self, entry: StoredFormEntry, made: Made[StoredForm]) -> None:
+        self.name, self.holds_masks, self._made = entry.name, entry.holds_masks, made
         form, parts = made.work, cast("Any", made.work.parts)
         if not isinstance(parts, tuple) or not parts or not set(parts).isdisjoint(SHARED):
             raise made.wrong(
@@ -87,7 +102,7 @@ class CheckedForm(StoredForm):
                 f"got {shown(parts)}"
             )
         # The class's, in the plug-in.
-        vars(self).update(parts=parts, operator=form.operator, holds_masks=form.holds_masks)
+        vars(self).update(parts=parts, operator=form.operator)
         self._register()
 
     def _register(self) -> None:
@@ -114,7 +129,8 @@ class CheckedForm(StoredForm):
         """
         if tensor.mask is not None and not self.holds_masks:
             raise self._made.wrong(
-                f"has no place for zeros that lie beside the table; the form {SPARSE_FORM!r} has"
+                "has no place for zeros that lie beside the table; a form whose entry says "
+                "holds_masks has"
             )
         given = self._made.apart(tensor)
         made: object = self._made.ask(lambda form: form.encode(given))

@@ -34,5 +34,6 @@ def palette_core_stored_forms() -> list[StoredFormEntry]:
             summary="indices of nonzeros, and a bit for each weight that tells them from zeros",
             interface=INTERFACE_VERSION,
             factory=_sparse,
+            holds_masks=True,
         ),
     ]

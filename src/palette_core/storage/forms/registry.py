@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from palette_core.errors import CheckpointError
 from palette_core.plugins.catalog import get_catalog
-from palette_core.plugins.checked.stored_forms import CheckedForm, make_stored_form
-from palette_core.plugins.stored_forms import DENSE_FORM, SPARSE_FORM
+from palette_core.plugins.checked.stored_forms import (
+    CheckedForm,
+    form_with_mask,
+    make_stored_form,
+)
+from palette_core.plugins.kinds import STORED_FORM
+from palette_core.plugins.stored_forms import DENSE_FORM
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.stored import StoredTensor
 
@@ -24,11 +30,23 @@ def stored_form(name: str = DEFAULT_FORM) -> CheckedForm:
 def form_for(tensor: PalettizedTensor, asked: str) -> str:
     """Return the name of the form that holds ``tensor``, where a spec asks for ``asked``.
 
-    Zeros beside a table take the sparse form, and nothing else does.
+    Zeros beside a table take a form that holds masks, and nothing else does.
+
+    Raises:
+        CheckpointError: there are such zeros, and no such form.
     """
-    if asked in (DENSE_FORM, SPARSE_FORM):
-        return DENSE_FORM if tensor.mask is None else SPARSE_FORM
-    return asked
+    if tensor.mask is None and asked == DENSE_FORM:
+        return DENSE_FORM
+    catalog = get_catalog()
+    found = form_with_mask(catalog, asked)
+    if tensor.mask is None:
+        return DENSE_FORM if found == asked else asked
+    if found is None:
+        raise CheckpointError(
+            f"stored form {asked!r} has no place for zeros beside the table, nor has another that "
+            f"is installed{catalog[STORED_FORM].left_out()}"
+        )
+    return found
 
 
 def encode(tensor: PalettizedTensor, form: CheckedForm) -> StoredTensor:

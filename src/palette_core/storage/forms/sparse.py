@@ -30,7 +30,6 @@ class SparseIndices(StoredForm):
 
     parts = SPARSE_PARTS
     operator = SPARSE_OP_NAME
-    holds_masks = True
 
     def encode(self, tensor: PalettizedTensor) -> Mapping[str, Tensor]:
         """Pack the mask, and the indices that it keeps."""
