@@ -18,6 +18,8 @@ from typing import TypeVar
 import torch
 from numba import config
 
+from palette_core._common.scratch import keep_scratch
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -95,7 +97,7 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tup
             done.append(each)
 
     count = min(thread_count(), len(left)) - 1
-    pool = ThreadPoolExecutor(max(1, count), initializer=_mark)
+    pool = ThreadPoolExecutor(max(1, count), initializer=_begin)
     try:
         helpers = [pool.submit(help_out) for _ in range(count)]
         mine = work()
@@ -135,12 +137,18 @@ if hasattr(os, "register_at_fork"):
 
 def pool_of(tasks: int) -> ThreadPoolExecutor:
     """Return a pool for so many tasks; on its threads no further threads are started."""
-    return ThreadPoolExecutor(min(thread_count(), tasks), initializer=_mark)
+    return ThreadPoolExecutor(min(thread_count(), tasks), initializer=_begin)
 
 
 def on_a_thread() -> bool:
     """Return whether the caller runs on a thread of ours, while others keep the cores busy."""
     return getattr(_inside, "marked", False)
+
+
+def _begin() -> None:
+    """Begin on a thread of a pool that ends with its work, and takes what it keeps along."""
+    _mark()
+    keep_scratch()
 
 
 def _mark() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from palette_core._common.progress import Advance
 from palette_core._common.rng import untouched_global_rng
+from palette_core._common.scratch import scratch_kept
 from palette_core.engine.cluster_tensor import cluster_here
 from palette_core.engine.jobs import Job
 from palette_core.engine.kept import Keeper
@@ -171,6 +172,13 @@ def _in_this_process(
     jobs: list[Job], queue: list[int], catalog: Catalog
 ) -> Iterator[tuple[int, Clustered]]:
     """Cluster weights one by one, and those that threads may take side by side."""
+    with scratch_kept():
+        yield from _on_threads_of_it(jobs, queue, catalog)
+
+
+def _on_threads_of_it(
+    jobs: list[Job], queue: list[int], catalog: Catalog
+) -> Iterator[tuple[int, Clustered]]:
     shared = dict.fromkeys(i for i in queue if _may_share(jobs[i], catalog))
     if len(shared) < _FEWEST_TO_SHARE or _threads() == 1:
         shared.clear()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core._common.kernels import is_compiled
+from palette_core._common.scratch import scratch
 from palette_core._common.threads import map_threads, parts_of, thread_count
 from palette_core.builtins.clusterers.kmeans1d.block import ROUNDS, middle_of, open_more
 from palette_core.builtins.clusterers.kmeans1d.costs import segment_means
@@ -124,21 +125,24 @@ def fit_at_once(
     size, cells = row.size + 1, grid.top + 1
     atoms = cells + max(_SPACE, row.size // 8)
     # What is not written to takes no memory.
-    points = np.empty((2, size), np.float32)
+    points = scratch("points", (2, size), np.float32)
+    sums = scratch("cells", (cells, 2 if weight is None else 3), np.float64)
+    flags = scratch("flags", (cells + 1,), np.uint8)
+    sums[:], flags[:] = 0, 0
     done = fit_block(
         row,
         np.empty(0, np.float32) if weight is None else weight,
         grid.low,
         grid.per_unit,
         grid.width,
-        np.zeros((cells, 2 if weight is None else 3)),
-        np.zeros(cells + 1, np.uint8),
+        sums,
+        flags,
         points,
         points.view(np.uint32),
-        np.empty((2, 0 if weight is None else size), np.float32),
-        np.empty((5, atoms)),
-        np.empty((atoms + 1, 3)),
-        np.empty((7, atoms + 1), np.int32),
+        scratch("weights", (2, 0 if weight is None else size), np.float32),
+        scratch("atoms", (5, atoms), np.float64),
+        scratch("running sums", (atoms + 1, 3), np.float64),
+        scratch("ints", (7, atoms + 1), np.int32),
         lut,
         codes,
     )
