@@ -225,7 +225,8 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_openvino_genai_opens_the_folder_and_generates_the_same(folder, tmp_path):
+@pytest.mark.parametrize("attention", ["PA", "SDPA"])  # to pages, its default, and to states
+def test_openvino_genai_opens_the_folder_and_generates_the_same(attention, folder, tmp_path):
     genai = pytest.importorskip("openvino_genai")
     pytest.importorskip("openvino_tokenizers")
     path, decoder = folder
@@ -235,7 +236,7 @@ def test_openvino_genai_opens_the_folder_and_generates_the_same(folder, tmp_path
     saved_tokenizer(source)
     assert "openvino_tokenizer.xml" in write_companions(source, path.parent)
     exact = {n: v for n, v in support.EXACT.items() if n != "INFERENCE_NUM_THREADS"}
-    pipe = genai.LLMPipeline(path.parent, "CPU", **exact)
+    pipe = genai.LLMPipeline(path.parent, "CPU", ATTENTION_BACKEND=attention, **exact)
     config = genai.GenerationConfig(max_new_tokens=20, ignore_eos=True, do_sample=False)
     for prompt in (PROMPT, [7]):
         found = pipe.generate(ov.Tensor(np.array([prompt])), config)
