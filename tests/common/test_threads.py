@@ -41,6 +41,19 @@ def test_the_caller_works_along_and_starts_no_more_threads_inside(monkeypatch):
     assert all(on_a_thread for _, on_a_thread in seen)
 
 
+def test_the_caller_begins_at_the_end_and_its_helper_at_the_front(monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    both = threading.Barrier(2, timeout=30)
+    mine, begun = threading.get_ident(), {True: [], False: []}
+
+    def work(item):
+        begun[threading.get_ident() == mine].append(item)
+        both.wait()
+
+    assert sorted(item for item, _ in threads.side_by_side(work, range(6))) == [*range(6)]
+    assert begun == {True: [5, 4, 3], False: [0, 1, 2]}
+
+
 def test_an_error_is_raised_and_the_rest_does_not_begin(count):
     begun = []
 

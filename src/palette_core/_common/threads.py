@@ -73,16 +73,21 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tup
     """Yield each item with ``function(item)`` once that is done; the caller works along.
 
     For work of milliseconds, in which the interpreter has its share: a thread that only waits for
-    the others would take its lock from them with each result. Items are begun in their order. After
-    an error, or where nobody asks for more, what has begun ends and the rest does not begin.
+    the others would take its lock from them with each result. After an error, or where nobody asks
+    for more, what has begun ends and the rest does not begin.
+
+    Args:
+        function: what is called with each item, on any of the threads.
+        items: what takes longest first. Others begin there and the caller at the end: those are in
+            kernels most of the time, and it has the interpreter for itself.
     """
     left = deque(items)
     done: deque[tuple[T, R]] = deque()
 
-    def work() -> Iterator[tuple[T, R]]:
+    def work(take: Callable[[], T]) -> Iterator[tuple[T, R]]:
         while True:
             try:
-                item = left.popleft()
+                item = take()
             except IndexError:  # perhaps another thread has just taken the last one
                 return
             try:
@@ -93,14 +98,14 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tup
             yield item, result
 
     def help_out() -> None:
-        for each in work():
+        for each in work(left.popleft):
             done.append(each)
 
     count = min(thread_count(), len(left)) - 1
     pool = ThreadPoolExecutor(max(1, count), initializer=_begin)
     try:
         helpers = [pool.submit(help_out) for _ in range(count)]
-        mine = work()
+        mine = work(left.pop)
         while (each := _marked(lambda: next(mine, None))) is not None:
             yield each
             while done:
