@@ -98,6 +98,24 @@ def test_weights_of_safetensors_are_taken_where_both_are_there(tmp_path):
     assert shard.path.name == "model.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"model_type": "llama"}, ["model.embed_tokens.weight"]),
+        ({"tie_word_embeddings": False}, ["model.embed_tokens.weight", "lm_head.weight"]),
+        (None, ["model.embed_tokens.weight", "lm_head.weight"]),
+    ],
+)
+def test_tied_weights_are_one_where_a_configuration_ties_them_again(tmp_path, config, names):
+    shared = torch.randn(32, 16)
+    states = {"model.embed_tokens.weight": shared, "lm_head.weight": shared}
+    empty = {"none": torch.empty(0), "nothing": torch.empty(0)}
+    torch.save(states | empty, tmp_path / "pytorch_model.bin")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert [span.name for span in open_source(tmp_path).spans()] == [*names, *empty]
+
+
 def test_another_dictionary_is_another_source(tmp_path):
     """What an unfinished run compares is the names and shapes of each file."""
     found = {}

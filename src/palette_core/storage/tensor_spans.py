@@ -132,13 +132,13 @@ def _shorter(path: Path) -> CheckpointError:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """Header of a safetensors file.
+    """Header of a file of tensors, in safetensors or in a format of `streaming.formats`.
 
     Attributes:
         path: of the file.
         spans: its tensors, by name, in the order of the header.
         metadata: texts by name.
-        header_checksum: CRC-32 of the header as it stands there.
+        header_checksum: CRC-32 of what tells names, dtypes and shapes, as it stands there.
         size: of the file, in bytes.
     """
 

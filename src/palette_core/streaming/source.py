@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from palette_core.streaming.formats.known import (
 )
 
 CONFIG = "config.json"
+TIED = "tie_word_embeddings"
 _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 # Weights of any kind: what is written in their place is the palettized checkpoint.
 _WEIGHTS = re.compile(
@@ -88,7 +89,34 @@ def open_source(path: str | Path) -> SourceCheckpoint:
     folder = chosen.parent
     whole = path.is_dir() or (folder / CONFIG).is_file()
     config = _config(folder / CONFIG) if whole else {}
+    if config and not says_untied(config):
+        shards = tuple(map(_without_aliases, shards))
     return SourceCheckpoint(path, shards, config, dict(_beside(folder)) if whole else {})
+
+
+def says_untied(config: Mapping[str, Any]) -> bool:
+    """Return whether a ``config.json`` says that the model ties no weights."""
+    said = list(_said(config))
+    return bool(said) and not any(said)
+
+
+def _said(config: Mapping[str, Any]) -> Iterator[bool]:
+    if TIED in config:
+        yield bool(config[TIED])
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _said(value)
+
+
+def _without_aliases(file: TensorFile) -> TensorFile:
+    """Leave out other names of the very same bytes, as safetensors files of a model have none.
+
+    They are of weights that the model ties; libraries that go by its configuration tie them again.
+    """
+    kept: dict[tuple[Any, ...], str] = {}
+    for name, span in file.spans.items():
+        kept.setdefault((span.begin, span.shape, span.dtype) if span.size else (name,), name)
+    return replace(file, spans={name: file.spans[name] for name in kept.values()})
 
 
 def _chosen(folder: Path) -> Path:

@@ -15,9 +15,8 @@ from palette_core.errors import PlanError
 from palette_core.planning import Plan, TensorPlan
 from palette_core.storage.tensor_spans import Span
 from palette_core.streaming.recognition import Recognition
-from palette_core.streaming.source import SourceCheckpoint
+from palette_core.streaming.source import TIED, SourceCheckpoint, says_untied
 
-_TIED = "tie_word_embeddings"
 _OPERATIONS = ("embedding", "linear")
 
 
@@ -43,7 +42,7 @@ def keep_tied(
         PlanError: other things are to become of one than of the other.
         OSError: the source cannot be read.
     """
-    if _says_untied(source.config):
+    if says_untied(source.config):
         return plan
     spans = {span.name: span for span in source.spans()}
     planned = {item.name: item for item in plan}
@@ -76,19 +75,6 @@ def _candidates(
                 yield first, second
 
 
-def _says_untied(config: Mapping[str, Any]) -> bool:
-    said = list(_said(config))
-    return bool(said) and not any(said)
-
-
-def _said(config: Mapping[str, Any]) -> Iterator[bool]:
-    if _TIED in config:
-        yield bool(config[_TIED])
-    for value in config.values():
-        if isinstance(value, dict):
-            yield from _said(value)
-
-
 def _outcome(plan: TensorPlan) -> tuple[Any, ...]:
     return plan.spec, plan.algorithm, plan.axis
 
@@ -108,5 +94,5 @@ def _text(
         f"{source.path}: {first.name} and {second.name} hold the same values, as tied weights do, "
         f"and {' and '.join(told)}, after which they would be two; give both the same spec "
         "(op_type_config for embedding and linear, or module_name_configs), leave both dense "
-        f'(null in module_name_configs), or say "{_TIED}": false in config.json'
+        f'(null in module_name_configs), or say "{TIED}": false in config.json'
     )

@@ -84,7 +84,7 @@ def palettize(
 
     In the place of FACTORY stands, where a backend replaces the weights of programs that exist, the
     path of one, such as model.mlpackage; its weights are modules named as it stores them. Or that
-    of a model folder or .safetensors file, which becomes a folder as by palettize-checkpoint.
+    of a model folder or a file of weights, which becomes a folder as by palettize-checkpoint.
     """
     from palette_core.cli import checkpoints, programs, work
     from palette_core.cli.exporting import Content, make_target
