@@ -30,7 +30,7 @@ from palette_core.plugins import catalog as plugins_catalog
 from palette_core.plugins.catalog import get_catalog
 from palette_core.plugins.kinds import STORED_FORM
 from palette_core.storage import palette_sites
-from palette_core.storage.forms.registry import stored_form
+from palette_core.storage.forms.lookup import stored_form
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.tensors.nonzeros import Nonzeros
 
@@ -346,7 +346,9 @@ def test_zeros_go_to_whatever_form_holds_them_where_ours_is_blocked(
     blocked = replace(catalog, by_kind={**catalog.by_kind, STORED_FORM: registry})
     monkeypatch.setattr(plugins_catalog, "discover", lambda: blocked)
     get_catalog.cache_clear()
-    assert prepared(sparse_weight())[2].form.name == "places"
+    # 64 bits for each place: for few of them less than an index for every weight.
+    assert prepared(sparse_weight(0.6))[2].form.name == "indices"
+    assert prepared(sparse_weight(0.99))[2].form.name == "places"
     left = [item for item in left if item.entry.name != "places"]
     registry = replace(registry, items=tuple(left))
     none = replace(catalog, by_kind={**catalog.by_kind, STORED_FORM: registry})

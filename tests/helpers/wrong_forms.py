@@ -83,6 +83,9 @@ class Places(StoredForm):
     def expects(self, stored: StoredTensor) -> Mapping[str, Part]:
         return {"places": Part(torch.int64, (None,)), "codes": Part(torch.uint8, (None,))}
 
+    def mask_bits(self, shape: tuple[int, ...], nonzeros: int) -> int:
+        return 64 * nonzeros
+
 
 class Wide(Bytes):
     operator = "tests_wide::depalettize"

@@ -12,6 +12,7 @@ from torch import Tensor
 from palette_core.config.spec import PalettizationSpec
 from palette_core.plugins import ClusterProblem
 from palette_core.plugins.stored_forms import DENSE_FORM
+from palette_core.storage.forms.lookup import stored_form
 from palette_core.tensors.codebook import Codebook, QuantizedLut
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.nonzeros import Nonzeros
@@ -60,9 +61,11 @@ def find_zeros(
     asked = spec.stored_form != DENSE_FORM
     # With 1 bit a zero in the table would leave one entry for everything else.
     n_bits = spec.n_bits / spec.cluster_dim  # of one element's share of an index
+    form = stored_form(spec.stored_forms[0])
+    told = form.mask_bits(tuple(weight.shape), count) + 8 * overhead
     beside = (
         asked
-        or n_bits * count + every + 8 * overhead <= _EQUAL * n_bits * every
+        or n_bits * count + told <= _EQUAL * n_bits * every
         or spec.n_bits == 1
         or not zeros_are_whole(layout.split(mask))
     )

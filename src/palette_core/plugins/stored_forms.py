@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,14 @@ class StoredForm(ABC):
         """
         del tensor
         return None
+
+    def mask_bits(self, shape: types.Shape, nonzeros: int) -> int:
+        """Return the bits that tell nonzeros from zeros; by default one for each element.
+
+        Asked of forms that hold masks, to see whether zeros beside the tables are worth it.
+        """
+        del nonzeros
+        return math.prod(shape)
 
     def shape(self, stored: types.StoredTensor) -> types.Shape:
         """Return the shape of the weight, by shapes alone; by default each index stands for D."""

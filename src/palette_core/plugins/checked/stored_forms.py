@@ -222,6 +222,14 @@ class CheckedForm(StoredForm):
         size = self._made.ask(lambda form: form.size_unencoded(given))
         return None if size is None else self._number(size)
 
+    def mask_bits(self, shape: Shape, nonzeros: int) -> int:
+        """Return bits that tell nonzeros from zeros.
+
+        Raises:
+            CheckpointError: the plug-in fails, or tells no number.
+        """
+        return self._number(self._made.ask(lambda form: form.mask_bits(shape, nonzeros)))
+
     def shape(self, stored: StoredTensor) -> Shape:
         """Return the weight's shape, as the plug-in has it.
 
