@@ -20,7 +20,7 @@ from palette_core.errors import AllocationError, PaletteWarning
 from palette_core.model import trace
 from palette_core.planning import make_plan
 from palette_core.plugins.catalog import get_catalog
-from palette_core.storage.forms.registry import stored_bits
+from palette_core.storage.forms.lookup import stored_bits
 
 INPUTS = (torch.randn(4, 16, generator=torch.Generator().manual_seed(1)),)
 BATCHES = [torch.randn(9, 16, generator=torch.Generator().manual_seed(2))]

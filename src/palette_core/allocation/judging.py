@@ -30,7 +30,7 @@ from palette_core.plugins import (
 from palette_core.plugins.catalog import get_catalog
 from palette_core.statistics.activations import Runner, batches_of, collect
 from palette_core.statistics.gradients.reading import read_sensitivities
-from palette_core.storage.forms.registry import stored_bits
+from palette_core.storage.forms.lookup import stored_bits
 from palette_core.tensors.moments import InputMoments
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.sensitivities import Sensitivity, fingerprint

@@ -8,7 +8,7 @@ from torch import Tensor
 from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
-from palette_core.storage.forms.registry import stored_bits
+from palette_core.storage.forms.lookup import stored_bits
 from palette_core.tensors.codebook import Codebook
 from palette_core.tensors.palettized import PalettizedTensor
 from palette_core.tensors.scales import scale_shape

@@ -18,7 +18,7 @@ from palette_core.planning import (
     SkippedTensor,
     TensorPlan,
 )
-from palette_core.storage.forms.registry import DEFAULT_FORM, form_for, stored_bits
+from palette_core.storage.forms.lookup import DEFAULT_FORM, form_for, stored_bits
 from palette_core.tensors.palettized import PalettizedTensor
 
 _NAMED = 3

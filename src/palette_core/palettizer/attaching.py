@@ -18,7 +18,7 @@ from palette_core.planning import TensorPlan
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.checked.lut_quantizers import make_lut_quantizer
 from palette_core.plugins.checked.training import make_strategy
-from palette_core.storage.forms.registry import form_for
+from palette_core.storage.forms.lookup import form_for
 from palette_core.storage.origins import Origin
 from palette_core.storage.savers import guard_savers
 

@@ -21,7 +21,7 @@ from palette_core.palettizer.nonzero_training import nonzeros_alone, whole, whol
 from palette_core.palettizer.trainer import Trainer
 from palette_core.planning import TensorPlan
 from palette_core.plugins.training_problem import TrainingProblem
-from palette_core.storage.forms.registry import encode, form_for, size_in_bits, stored_form
+from palette_core.storage.forms.lookup import encode, form_for, size_in_bits, stored_form
 from palette_core.storage.packed_weight import PaletteModule
 from palette_core.tensors.codebook import QuantizedLut, dequantize_lut
 from palette_core.tensors.nonzeros import Nonzeros

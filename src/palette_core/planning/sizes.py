@@ -11,7 +11,7 @@ from palette_core.config.spec import PalettizationSpec
 from palette_core.errors import IncompatibleShapeError, PlanError
 from palette_core.planning.choose import lay_out
 from palette_core.planning.records import TensorPlan
-from palette_core.storage.forms.registry import DEFAULT_FORM
+from palette_core.storage.forms.lookup import DEFAULT_FORM
 from palette_core.tensors.layout import BlockLayout
 from palette_core.tensors.scales import scale_shape
 

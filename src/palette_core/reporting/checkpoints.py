@@ -14,7 +14,7 @@ from palette_core.reporting import console as show
 from palette_core.storage.checkpoint_folders import FolderReader, checkpoint_files
 from palette_core.storage.checkpoint_reading import CheckpointReader
 from palette_core.storage.checkpoint_verifying import Verification
-from palette_core.storage.forms.registry import stored_bits
+from palette_core.storage.forms.lookup import stored_bits
 from palette_core.storage.origins import Source
 from palette_core.storage.origins import as_json as origins_as_json
 from palette_core.streaming.planning import CheckpointPlan

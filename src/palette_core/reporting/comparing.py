@@ -11,7 +11,7 @@ from typing import Any
 from palette_core.engine.results import Report, TensorReport
 from palette_core.errors import PaletteError, did_you_mean
 from palette_core.reporting.runs import Run, runs_of
-from palette_core.storage.forms.registry import DEFAULT_FORM
+from palette_core.storage.forms.lookup import DEFAULT_FORM
 
 OUTPUT_ERROR = "output error"
 WEIGHT_ERROR = "weight error"

@@ -24,7 +24,7 @@ from palette_core.plugins.catalog import Catalog
 from palette_core.reporting import advice
 from palette_core.reporting.words import shape as shape  # noqa: PLC0414 - show.shape
 from palette_core.reporting.words import size as size  # noqa: PLC0414
-from palette_core.storage.forms.registry import DEFAULT_FORM
+from palette_core.storage.forms.lookup import DEFAULT_FORM
 
 # Piped output has no width of its own; wide enough that names are not folded.
 _PIPED_WIDTH = 160

@@ -27,7 +27,7 @@ from palette_core.errors import (
 from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.storage.checkpoint_header import damaged, decoding, read_header
 from palette_core.storage.checksums import difference
-from palette_core.storage.forms.registry import DEFAULT_FORM, stored_form
+from palette_core.storage.forms.lookup import DEFAULT_FORM, stored_form
 from palette_core.storage.origins import Origin
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.layout import Shape

@@ -15,7 +15,7 @@ from palette_core.errors import CheckpointError
 from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.storage.checkpoint_header import metadata_of
 from palette_core.storage.checkpoint_reading import TABLES
-from palette_core.storage.forms.registry import DEFAULT_FORM, encode, form_for, stored_form
+from palette_core.storage.forms.lookup import DEFAULT_FORM, encode, form_for, stored_form
 from palette_core.storage.origins import Origin
 from palette_core.tensors.dtypes import dtype_name
 from palette_core.tensors.palettized import PalettizedTensor, check_values

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from palette_core.storage.forms.registry import DEFAULT_FORM
+from palette_core.storage.forms.lookup import DEFAULT_FORM
 from palette_core.tensors import product_operators as operators
 from palette_core.tensors.stored import StoredTensor
 

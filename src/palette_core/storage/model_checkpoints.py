@@ -16,7 +16,7 @@ from palette_core.storage.checkpoint_folders import read_checkpoint
 from palette_core.storage.checkpoint_reading import Checkpoint
 from palette_core.storage.checkpoint_writing import write_stored
 from palette_core.storage.fitting import OwnStates, chain_prefix, with_memory
-from palette_core.storage.forms.registry import stored_form
+from palette_core.storage.forms.lookup import stored_form
 from palette_core.storage.pack import install_packed
 from palette_core.storage.packed_weight import PackedWeight
 from palette_core.storage.savers import guard_savers

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from palette_core.plugins.checked.stored_forms import CheckedForm
 from palette_core.storage.computing import layer_output
-from palette_core.storage.forms.registry import (
+from palette_core.storage.forms.lookup import (
     DEFAULT_FORM,
     form_for,
     size_in_bits,

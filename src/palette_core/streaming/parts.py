@@ -21,7 +21,7 @@ from palette_core.storage.checkpoint_header import read_header
 from palette_core.storage.checkpoint_reading import CheckpointReader
 from palette_core.storage.checkpoint_writing import host_content
 from palette_core.storage.checksums import checksum
-from palette_core.storage.forms.registry import encode, form_for, stored_form
+from palette_core.storage.forms.lookup import encode, form_for, stored_form
 from palette_core.storage.span_writing import Streamed
 from palette_core.storage.tensor_spans import Span, read_header_of
 

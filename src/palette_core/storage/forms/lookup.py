@@ -1,4 +1,4 @@
-"""The registry of stored forms: forms by the names that specs and files hold."""
+"""Stored forms by the names that specs and files hold: which one, and what it makes of a weight."""
 
 from __future__ import annotations
 
