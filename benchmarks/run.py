@@ -180,14 +180,19 @@ def run_case(suite: str, case: Case, peers: list[str], limit: float) -> dict[str
         if peer in row and "failed" not in row[peer]:
             row[f"{peer}_ratio"] = row[peer]["seconds"] / row["ours"]["seconds"]
             row[f"{peer}_error_ratio"] = row["ours"]["error"] / row[peer]["error"]
+    if case.model and "coreai_opt_ratio" in row:
+        least = row["ours"]["alone_seconds"] + row["ours"]["forward_seconds"]
+        row["most_ratio"] = row["coreai_opt"]["seconds"] / least
     return row
 
 
 def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return the faster seconds and the higher peak."""
     best = min(one, other, key=lambda r: r["seconds"])
+    floors = ("alone_seconds", "forward_seconds")
     return {
         **best,
+        **{k: min(one[k], other[k]) for k in floors if one[k] is not None},
         "runs": one["runs"] + other["runs"],
         "peak_bytes": max(one["peak_bytes"], other["peak_bytes"]),
     }
@@ -217,6 +222,7 @@ def fastest(call: Any) -> float:
 
 HEAD = (
     f"{'case':<42}{'ours s':>8}{'alone s':>9}{'peer s':>9}{'ratio':>8}{'target':>8}{'':>8}"
+    f"{'forward s':>11}{'at most':>9}"
     f"{'error':>10}{'sklearn s':>11}{'copies':>8}{'sorts':>7}"
     f"{'peak MiB':>10}{'/weight':>9}{'peer MiB':>10}"
 )
@@ -236,6 +242,8 @@ def line(row: dict[str, Any]) -> str:
         cell(peer.get("seconds"), 9, 2),
         cell(ratio, 7, 1) + ("x" if ratio is not None else " "),
         cell(target, 7, 0) + (f"x{met:>8}" if target else " " * 9),
+        cell(ours.get("forward_seconds"), 11, 3),
+        cell(row.get("most_ratio"), 8, 1) + ("x" if "most_ratio" in row else " "),
         cell(row.get("coreai_opt_error_ratio"), 10, 6),
         cell(row.get("sklearn", {}).get("seconds"), 11, 2),
         cell(ours["seconds"] / space["copy"] if space else None, 8, 1),

@@ -202,7 +202,9 @@ def _evenly_spaced(weight: Tensor, palettized: PalettizedTensor) -> tuple[Tensor
         if part is None:
             return None
         run = count // part.shape[0]  # rows that have it together
-        return part.clone() if run == count else part[places if run == 1 else places // run]
+        if run == count:
+            return part.clone()
+        return part.index_select(0, places if run == 1 else places // run)
 
     lut = of(firsts, palettized.lut, shape[0])
     indices = of(firsts if unit == 1 else firsts // unit, palettized.indices, units)
@@ -217,9 +219,9 @@ def _evenly_spaced(weight: Tensor, palettized: PalettizedTensor) -> tuple[Tensor
         of(firsts, palettized.lut_scale, shape[0]),
         of(firsts, palettized.lut_zero_point, shape[0]),
         of(rows, palettized.scale, shape[0]),
-        None if palettized.mask is None else palettized.mask[rows],
+        None if palettized.mask is None else palettized.mask.index_select(0, rows),
     )
-    return weight[rows], some
+    return weight.index_select(0, rows), some
 
 
 def _is_plain_table(palettized: PalettizedTensor) -> bool:
