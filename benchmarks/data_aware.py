@@ -60,6 +60,12 @@ def stages() -> Task:
     return nn.Sequential(*(_Residual(16) for _ in range(57))), images
 
 
+def recogniser() -> Task:
+    """57 convolution stages over long lines of text, where most of the time is the model's."""
+    lines = [(torch.randn(4, 16, 32, 320),) for _ in range(6)]
+    return nn.Sequential(*(_Residual(16) for _ in range(57))), lines
+
+
 def bert() -> Task:
     """Eight layers of an encoder."""
     return nn.Sequential(*(_Layer(256) for _ in range(8))), [
@@ -88,6 +94,7 @@ def real(name: str) -> Callable[[], Task]:
 
 CASES: dict[str, Callable[[], Task]] = {
     "stages": stages,
+    "recogniser": recogniser,
     "bert": bert,
     "wide": wide,
     **{name: real(name) for name in ("minilm", "effnet", "whisper", "smollm2")},
@@ -172,7 +179,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path, nargs="?")
     parser.add_argument("python", nargs="?", default=sys.executable)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=["stages", "bert", "wide"])
+    parser.add_argument(
+        "--only", nargs="+", choices=CASES, default=["stages", "recogniser", "bert", "wide"]
+    )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--run", choices=CASES, help=argparse.SUPPRESS)

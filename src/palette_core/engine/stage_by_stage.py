@@ -119,15 +119,17 @@ class _Walk:
         """Cluster the weights of a step with the moments of the model as it is by now."""
         jobs = [self._jobs[name] for name in step.names]
         self._advance(f"{self._where}inputs of {step.names[0]}", 0)
-        wanted = [job.plan for job in jobs if self._needs(job)]
-        moments, cross = self._feeder.moments(step, wanted)
+        wanted = {job.plan.name: (job.plan, job.weight) for job in jobs if self._needs(job)}
+        moments, gap_of = self._feeder.moments(step, wanted)
         ready = []
         for job in jobs:
-            own, gap = moments.get(job.plan.name), cross(job.plan.name)
-            if own is not None and gap is not None and not own.is_diagonal:
-                share = self._damping[job.plan.name]
-                damping = own.damping() if share is None else share
-                own = replace(own, target=compensated(job.weight, own, gap, damping))
+            own = moments.get(job.plan.name)
+            if own is not None and not own.is_diagonal:
+                gap = gap_of(job.plan.name, own.to_matrices(job.weight.detach().cpu().float()))
+                if gap is not None:
+                    share = self._damping[job.plan.name]
+                    damping = own.damping() if share is None else share
+                    own = replace(own, target=compensated(job.weight, own, gap, damping))
             ready.append(replace(job, moments=own))
         self._cluster(ready)
 

@@ -64,6 +64,22 @@ class InputView(ABC):
         del raw, gap
         return None
 
+    def moved(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...], matrices: Tensor
+    ) -> Tensor | None:
+        """Return sums over all vectors where there is a faster way than by vectors, else None.
+
+        Args:
+            raw: the input.
+            gap: something of its shapes.
+            matrices: ``[G, R, C]`` float32, W.
+
+        Returns:
+            Σ W (x of the gap) xᵀ, ``[G, R, C]`` float64.
+        """
+        del raw, gap, matrices
+        return None
+
     def partial(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
     ) -> tuple[PartialSums, int] | None:
@@ -208,6 +224,12 @@ class ThroughView(InputView):
     ) -> tuple[Tensor, Tensor | None, int] | None:
         """Return those of the view."""
         return self.inner.products(raw, gap)
+
+    def moved(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...], matrices: Tensor
+    ) -> Tensor | None:
+        """Return those of the view."""
+        return self.inner.moved(raw, gap, matrices) if self.index is None else None
 
     def partial(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None

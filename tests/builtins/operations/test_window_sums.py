@@ -11,7 +11,7 @@ from torch import nn
 
 from palette_core.builtins.operations import _window_correlations, _window_shapes, windows
 from palette_core.operations import installed_operations
-from palette_core.statistics.activations import accumulate
+from palette_core.statistics.activations import accumulate, multiplying
 from palette_core.tensors import BlockLayout, PartialSums
 
 
@@ -93,8 +93,8 @@ def vectors(module, x, what):
 
 def multiplied(what, weights, before):
     """Sums and count, also where they come in a form of the view's own."""
-    sums, count = accumulate._multiply(what, weights, before)
-    total, cross = sums.matrices() if isinstance(sums, PartialSums) else sums
+    sums, count = multiplying.multiply(what, weights, before)
+    total, cross = sums.matrices() if isinstance(sums, PartialSums) else sums[:2]
     # A product that is alone may be float32.
     return total.double(), None if cross is None else cross.double(), count
 
@@ -125,6 +125,30 @@ def test_sums_are_those_of_what_unit_weights_give(module, x, overlaps, monkeypat
         assert none is None
 
 
+@pytest.mark.parametrize(("module", "x"), CASES, ids=IDS)
+@pytest.mark.parametrize("at_once", [1, 1 << 20], ids=["one by one", "all samples"])
+def test_gaps_go_through_a_weight_as_its_definition_says(module, x, at_once, monkeypatch):
+    monkeypatch.setattr(windows, "_TALL", at_once)
+    what = consumed(module, x)
+    (raw,), view = what.raw, what.view
+    before = raw + torch.randn_like(raw)
+    now, then = (
+        torch.cat([piece.double() for _, piece in view.vectors((z,))], 2) for z in (raw, before)
+    )
+    matrices = torch.randn(view.groups(), 2, now.shape[1])
+    truth = matrices.double() @ (then - now) @ now.mT
+    found = view.moved((raw,), (before - raw,), matrices)
+    assert (found is None) == bool(view.stuffing)
+    if found is not None:
+        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-4)
+    made, _ = multiplying.multiply(what, None, (before,), matrices)
+    moved = made.moved
+    if moved is None:  # of transposed ones in groups, whose windows are summed as such
+        moved = matrices.double() @ made.cross
+    torch.testing.assert_close(moved.double(), truth, rtol=1e-5, atol=1e-4)
+    assert (made.moved is None) != (made.cross is None)
+
+
 @pytest.mark.parametrize("edges", [1, 1 << 23], ids=["often", "at the end"])
 @pytest.mark.parametrize(
     "module",
@@ -152,7 +176,9 @@ def test_wide_convolutions_share_what_overlaps_over_inputs_of_all_sizes(module, 
         count += now.shape[2]
     found = sums.result(plan).hessian.double()
     torch.testing.assert_close(found, truth / count, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(sums.cross("w"), cross / count, rtol=1e-5, atol=1e-5)
+    weight = torch.randn(cross.shape[0], 2, cross.shape[1])
+    gap = weight.double() @ cross / count
+    torch.testing.assert_close(sums.gap("w", weight), gap, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("large", [30.0, 1e3, 1e4])

@@ -16,6 +16,7 @@ from palette_core.tensors import InputView, PartialSums
 
 _CHUNK = 1 << 22  # values of unfolded input held at once
 _PADDED = 1 << 20  # values of padded input held at once
+_TALL = 4096  # windows in one float32 sum, where there are no more in a sample
 _MANY, _WORTH = 32, 1.9  # channels, and gain, from which on overlaps are made use of
 MOST_COORDINATES = 64  # of windows that are multiplied by the kernel for small ones
 
@@ -81,6 +82,31 @@ class Windows(InputView):
                 cross += window_products(self._padded(other.cpu()), padded, *shape)
             count += padded.shape[0] * math.prod(self._places(padded))
         return self._turned(total), None if cross is None else self._turned(cross), count
+
+    def moved(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...], matrices: Tensor
+    ) -> Tensor | None:
+        """Convolve the gap with W, and take that for the gradient of W's outputs."""
+        channels, size = self.n_groups * self.channels, self.channels * math.prod(self.kernel)
+        if self.stuffing or raw[0].shape[-1 - len(self.kernel)] != channels:
+            return None
+        if matrices.shape[::2] != (self.n_groups, size):
+            return None
+        x, rank = self._batched(raw[0].detach()), len(self.kernel)
+        weight = matrices.reshape(-1, self.channels, *self.kernel)
+        total = torch.zeros(weight.shape, dtype=torch.float64)
+        per_sample = math.prod(self._places(self._padded(x[:1])))
+        step = max(1, _TALL // max(1, per_sample))
+        for piece, other in zip(
+            torch.split(x, step), torch.split(self._batched(gap[0]), step), strict=True
+        ):
+            there = [self.stride, [0] * rank, self.dilation, False, [0] * rank, self.n_groups]
+            beside = self._padded(other.cpu())
+            outputs = torch.ops.aten.convolution(beside, weight, None, *there)
+            total += torch.ops.aten.convolution_backward(
+                outputs, self._padded(piece.cpu()), weight, None, *there, [False, True, False]
+            )[1]
+        return total.view(self.n_groups, -1, size)
 
     def partial(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None

@@ -79,7 +79,7 @@ def moments_of(
     return found, missing
 
 
-def compensated(weight: Tensor, moments: InputMoments, cross: Tensor, damping: float) -> Tensor:
+def compensated(weight: Tensor, moments: InputMoments, gap: Tensor, damping: float) -> Tensor:
     """Return the weight whose outputs on present inputs come nearest to the original outputs.
 
     With X the inputs of the unchanged model and Y the present ones, that is
@@ -88,17 +88,16 @@ def compensated(weight: Tensor, moments: InputMoments, cross: Tensor, damping: f
     Args:
         weight: the original weight.
         moments: of Y.
-        cross: ``[G, C, C]`` float64, (X − Y) Yᵀ / count.
+        gap: ``[G, R, C]`` float64, W (X − Y) Yᵀ / count.
         damping: λ, as a share of the mean diagonal of a group.
     """
-    h = moments.hessian.double()
-    size = h.shape[-1]
+    h = moments.hessian.to(torch.float64, copy=True)
     ridge = max(damping, 1e-6) * moments.scales()
-    h = h + ridge[:, None, None] * torch.eye(size, dtype=torch.float64)
-    matrices = moments.to_matrices(weight.detach().cpu().double())
+    h.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    original = weight.detach().cpu().double()
     factor, failed = torch.linalg.cholesky_ex(h)
     if failed.any():
-        return weight.detach().cpu().double()
-    moved = torch.cholesky_solve((matrices @ cross).transpose(1, 2), factor).transpose(1, 2)
-    out = moments.from_matrices(matrices + moved)
-    return out if bool(torch.isfinite(out).all()) else weight.detach().cpu().double()
+        return original
+    moved = torch.cholesky_solve(gap.transpose(1, 2), factor).transpose(1, 2)
+    out = moments.from_matrices(moments.to_matrices(original) + moved)
+    return out if bool(torch.isfinite(out).all()) else original

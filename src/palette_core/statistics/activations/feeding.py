@@ -205,20 +205,20 @@ class Feeder:
         self._source.enter(stage, names)
 
     def moments(
-        self, step: Step, wanted: Sequence[TensorPlan]
-    ) -> tuple[dict[str, InputMoments], Callable[[str], Tensor | None]]:
+        self, step: Step, wanted: Mapping[str, tuple[TensorPlan, Tensor]]
+    ) -> tuple[dict[str, InputMoments], Callable[[str, Tensor], Tensor | None]]:
         """Return moments of the weights of a step in the model as it is by now.
 
         Args:
             step: the weights.
-            wanted: plans of those whose moments are needed.
+            wanted: plans and values of those whose moments are needed, by name.
 
         Returns:
-            usable moments by name; and what gives the sums of `Accumulator.cross` by name.
+            usable moments by name; and `Accumulator.gap`.
         """
-        sums = Accumulator(self.calibration.folder)
+        alone = next(iter(wanted.values())) if len(wanted) == 1 else None
+        sums = Accumulator(self.calibration.folder, alone)
         reasons: dict[str, str] = {}
-        names = {plan.name for plan in wanted}
         latest = 0
 
         def see(given: Given) -> None:
@@ -228,7 +228,7 @@ class Feeder:
                 latest = given.batch
             if given.what is None:
                 reasons[given.name] = f"the inputs of {given.op_type!r} are not understood"
-            elif given.name in names:
+            elif given.name in wanted:
                 # Experts are called in the order in which their inputs come.
                 is_one = given.what.view.only() is not None
                 earlier = given.before
@@ -238,9 +238,9 @@ class Feeder:
 
         assert self._source is not None
         self._source.feed(step, see)
-        found, missing = moments_of(wanted, sums, reasons)
+        found, missing = moments_of([plan for plan, _ in wanted.values()], sums, reasons)
         self.missing |= missing
-        return found, sums.cross
+        return found, sums.gap
 
     def _counts(self, given: Given) -> Tensor | None:
         """Return how much input vectors count, where they are as many as in the unchanged model.
