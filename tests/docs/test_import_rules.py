@@ -16,8 +16,14 @@ from palette_core.plugins.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = ("errors", "plugins", "storage", "tensors")
-# Built-ins compile their loops as the core does, and assign points by the same passes.
-SHARED = {"_common.autocast", "_common.kernels", "_common.threads", "tensors.assignment"}
+# Built-ins compile their loops as the core does, in the same memory, and assign points by the same passes.
+SHARED = {
+    "_common.autocast",
+    "_common.kernels",
+    "_common.scratch",
+    "_common.threads",
+    "tensors.assignment",
+}
 SHARED |= {f"tensors.assignment.{name}" for name in ("blocks", "cpu", "device", "kernels")}
 SOURCES = {
     "built-ins": ("src/palette_core/builtins", SHARED),
