@@ -16,7 +16,7 @@ from palette_core.plugins.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = ("errors", "plugins", "storage", "tensors")
-# Built-ins compile their loops as the core does, which work in the same memory, and assign points by
+# Built-ins compile their loops as the core does, work in the same memory, and assign points by
 # the same passes.
 SHARED = {
     "_common.autocast",
