@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from palette_core.cli.interrupts import ends_like_an_interrupt
+from own_process import run_alone
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 
@@ -36,46 +35,45 @@ sys.exit(128 + ending.signal if ending.signal else 0)
 """
 
 
-@pytest.fixture
-def as_by_default():
-    before = {}
+TWICE = """
+import os, signal, time
+from palette_core.cli.interrupts import ends_like_an_interrupt
 
-    def reset(number):
-        before[number] = signal.signal(number, signal.SIG_DFL)
+seen = []
+with ends_like_an_interrupt() as ending:
+    try:
+        os.kill(os.getpid(), {number})
+        time.sleep(5)
+    except KeyboardInterrupt:
+        seen.append("interrupted")
+        os.kill(os.getpid(), {number})  # while things are put back
+        seen.append("went on")
+assert seen == ["interrupted", "went on"], seen
+assert ending.signal == {number}, ending.signal
+assert signal.getsignal({number}) is signal.SIG_DFL
+"""
 
-    yield reset
-    for number, handler in before.items():
-        signal.signal(number, handler)
+THEIRS = """
+import os, signal, time
+from palette_core.cli.interrupts import ends_like_an_interrupt
+
+mine = []
+signal.signal(signal.SIGTERM, lambda *_: mine.append("mine"))
+with ends_like_an_interrupt() as ending:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+assert mine == ["mine"], mine
+assert ending.signal is None, ending.signal
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_interrupts_and_later_ones_do_not(number, as_by_default):
-    as_by_default(number)  # a run under nohup inherits an ignored SIGHUP
-    seen = []
-    with ends_like_an_interrupt() as ending:
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(5)
-        except KeyboardInterrupt:
-            seen.append("interrupted")
-            os.kill(os.getpid(), number)  # while things are put back
-            seen.append("went on")
-    assert seen == ["interrupted", "went on"]
-    assert ending.signal == number
-    assert signal.getsignal(number) is signal.SIG_DFL
+def test_the_first_signal_interrupts_and_later_ones_do_not(number):
+    run_alone(TWICE.format(number=int(number)))
 
 
 def test_signals_that_somebody_handles_stay_theirs():
-    mine = []
-    before = signal.signal(signal.SIGTERM, lambda *_: mine.append("mine"))
-    try:
-        with ends_like_an_interrupt() as ending:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert mine == ["mine"]
-    assert ending.signal is None
+    run_alone(THEIRS)
 
 
 def is_alive(process: int) -> bool:
