@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from own_process import run_alone
+
+pytestmark = pytest.mark.slow
 
 ATTACK = """
 import json
