@@ -159,6 +159,10 @@ def save_a_view(path: Path) -> None:
     torch.save({"a.weight": torch.zeros(4, 3).t()}, path)
 
 
+def save_a_conjugate(path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(4, 3, dtype=torch.complex64).conj()}, path)
+
+
 def save_complex(path: Path) -> None:
     torch.save({"a.weight": torch.zeros(4, dtype=torch.complex128)}, path)
 
@@ -196,6 +200,7 @@ def swap_bytes(path: Path) -> None:
         (save_no_tensors, "'b' is a int"),
         (save_a_list, "a list"),
         (save_a_view, r"a\.weight is a view .*contiguous"),
+        (save_a_conjugate, r"a\.weight is a view .*resolve_conj"),
         (save_complex, "complex128"),
         (save_sparse, "sparse"),
         (cut, "truncated"),

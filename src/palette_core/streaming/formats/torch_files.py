@@ -106,11 +106,11 @@ def _span(path: Path, name: str, tensor: Tensor, size: int) -> Span:
     if tensor.layout is not torch.strided or tensor.dtype not in _STORABLE:
         kind = dtype_name(tensor.dtype)
         raise _unreadable(path, f"{shown} is {tensor.layout} of {kind}, which stays as it is there")
-    if not tensor.is_contiguous():
+    if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         raise _unreadable(
             path,
             f"{shown} is a view of other values (shape {tuple(tensor.shape)}, strides "
-            f"{tensor.stride()}); {_ANEW} after .contiguous()",
+            f"{tensor.stride()}); {_ANEW} after .contiguous().resolve_conj().resolve_neg()",
         )
     length = tensor.numel() * tensor.element_size()
     offset: int | None = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
