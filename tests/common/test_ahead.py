@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-from palette_core._common import ahead
+from palette_core._common import ahead, kernels
 from palette_core.engine.warming import warm_up_for
 from palette_core.errors import ClusteringError
 from palette_core.plugins.catalog import get_catalog
@@ -28,6 +28,10 @@ from palette_core._common import ahead
 from palette_core.builtins.clusterers.kmeans1d import warm
 ahead._has_room = lambda: True  # also where there is one core
 warm.warm_up_beside()
+"""
+STEPS = """
+from palette_core.builtins.clusterers.kmeans1d import floats
+floats.is_compiled = lambda kernel: False  # what does all of them at once may be there by now
 """
 FIT = """
 import json, torch
@@ -61,18 +65,39 @@ def ran(script: str, cache: Path) -> str:
 def test_what_a_weight_needs_is_taken_from_the_other_process(tmp_path):
     # Somebody's file of that name in the folder where they work is nothing to either process.
     (tmp_path / "numba.py").write_text("raise RuntimeError\n")
-    found = json.loads(ran(BEGIN + "assert ahead.AHEAD._process is not None\n" + FIT, tmp_path))
+    found = json.loads(
+        ran(BEGIN + "assert ahead.AHEAD._process is not None\n" + STEPS + FIT, tmp_path)
+    )
     assert found
     # Exactly the types of arguments that are called, and not one compiled in this process.
     assert found == {name: [True, 1] for name in found}
-    again = BEGIN + "assert ahead.AHEAD._process is None\n" + FIT
+    again = BEGIN + "assert not any(map(ahead.AHEAD.is_to_bring, warm.ORDINARY))\n" + STEPS + FIT
     assert json.loads(ran(again, tmp_path)) == found
+
+
+@pytest.mark.slow
+def test_what_takes_over_is_compiled_afterwards_and_found_by_the_next_process(tmp_path):
+    ran(BEGIN + "assert ahead.AHEAD._process.wait() == 0\n", tmp_path)
+    script = BEGIN + "assert ahead.AHEAD._process is None\n" + FIT
+    script = script.replace("warm.ORDINARY", "warm.LATER")
+    assert json.loads(ran(script, tmp_path)) == {"fit_block": [True, 1]}
+
+
+def test_nobody_waits_for_what_takes_over(monkeypatch):
+    started = []
+    monkeypatch.setattr(kernels, "is_compiled", lambda kernel: kernel is done)
+    monkeypatch.setattr(kernels.AHEAD, "start", lambda *args: started.append(args))
+    done, missing = object(), object()
+    kernels.compile_ahead("a:B,C", [done, missing], [missing])
+    kernels.compile_ahead("a:B,C", [done], [missing])
+    kernels.compile_ahead("a:B,C", [done], [done])
+    assert started == [("a:B,C", [missing]), ("a:B,C", [])]
 
 
 @pytest.mark.slow
 def test_without_the_other_process_everything_is_compiled_here(tmp_path):
     killed = "assert ahead.AHEAD._process is not None\nahead.AHEAD._process.kill()\n"
-    found = json.loads(ran(BEGIN + killed + FIT, tmp_path))
+    found = json.loads(ran(BEGIN + killed + STEPS + FIT, tmp_path))
     assert all(fits for fits, _ in found.values())
     assert not any(hits for _, hits in found.values())
 
@@ -109,7 +134,7 @@ def test_no_process_of_what_is_no_interpreter(monkeypatch, executable):
     """A program that embeds Python would be started a second time."""
     monkeypatch.setattr(sys, "executable", executable)
     fresh = ahead.Ahead()
-    fresh.start("palette_core.builtins.clusterers.kmeans1d.warm:ORDINARY", {})
+    fresh.start("palette_core.builtins.clusterers.kmeans1d.warm:ORDINARY", [])
     assert fresh._process is None
 
 
@@ -120,7 +145,7 @@ def test_nothing_is_waited_for_where_no_process_can_be_started(monkeypatch):
     monkeypatch.setattr(ahead, "_has_room", lambda: True)
     monkeypatch.setattr(subprocess, "Popen", refuse)
     fresh = ahead.Ahead()
-    fresh.start("math:KERNELS", {len: "()"})
+    fresh.start("math:KERNELS", [len])
     assert not fresh.is_to_bring(len)
     assert fresh.wait(lambda: None) is None
 
@@ -131,7 +156,7 @@ def test_a_process_that_hangs_is_not_waited_for_long(monkeypatch, tmp_path):
     monkeypatch.setattr(ahead, "_LONGEST", 0.2)
     monkeypatch.setattr(ahead, "_has_room", lambda: True)
     fresh = ahead.Ahead()
-    fresh.start("slow_to_compile:KERNELS", {len: "()"})
+    fresh.start("slow_to_compile:KERNELS", [len])
     assert fresh.is_to_bring(len)
     assert fresh.wait(lambda: None) is None
     assert not fresh.is_to_bring(len)

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 FoundT = TypeVar("FoundT")
 
+_BEHIND = 10  # niceness for what nobody waits for
 _LONGEST = 120.0  # seconds, after which this process no longer counts on the other
 _LOOK = 0.02  # seconds between two looks at what is there
 
@@ -32,14 +33,15 @@ class Ahead:
         self._coming: frozenset[str] = frozenset()
         self._until = 0.0
 
-    def start(self, recipe: str, kernels: Mapping[Any, str]) -> None:
+    def start(self, recipe: str, kernels: Iterable[Any]) -> None:
         """Begin to compile, and return at once.
 
         Args:
-            recipe: ``"module:NAME"``, where the other process finds ``kernels``. Its import should
-                not take longer than what it saves.
-            kernels: functions of `kernels.kernel`, with the types of their arguments as numba
-                writes them.
+            recipe: ``"module:NAMES"``, what the other process compiles: mappings of kernels to the
+                types of their arguments, by names with commas between. Its import should not take
+                longer than what it saves. All but the first are compiled when the cores have
+                nothing better to do.
+            kernels: those that this process waits for, functions of `kernels.kernel`.
         """
         if self._process is not None or not _has_room():
             return
@@ -113,10 +115,14 @@ def compile_all(recipe: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from numba.core.sigutils import normalize_signature
 
-    module, _, name = recipe.partition(":")
-    for function, types in getattr(importlib.import_module(module), name).items():
-        arguments, _ = normalize_signature(types)  # type: ignore[no-untyped-call]
-        function.compile(arguments)
+    module, _, names = recipe.partition(":")
+    for turn, name in enumerate(names.split(",")):
+        if turn == 1 and hasattr(os, "nice"):
+            os.nice(_BEHIND)
+        for function, types in getattr(importlib.import_module(module), name).items():
+            arguments, _ = normalize_signature(types)  # type: ignore[no-untyped-call]
+            function.compile(arguments)
+    os._exit(0)  # an orderly end would have to wait for the thread that reads
 
 
 def _end_with_parent() -> None:

@@ -11,7 +11,7 @@ import gc
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -87,10 +87,19 @@ def are_kept() -> bool:
     return not _not_kept
 
 
-def compile_ahead(recipe: str, kernels: Mapping[Any, str]) -> None:
-    """Let another process compile what is not compiled yet; see `ahead.Ahead.start`."""
-    if may_compile() and are_kept() and not all(map(is_compiled, kernels)):
-        AHEAD.start(recipe, kernels)
+def compile_ahead(recipe: str, kernels: Iterable[Any], later: Iterable[Any]) -> None:
+    """Let another process compile what is not compiled yet; see `ahead.Ahead.start`.
+
+    Args:
+        recipe: where all of them are found.
+        kernels: what is needed at once.
+        later: what is of use to the next process that finds it.
+    """
+    if not (may_compile() and are_kept()):
+        return
+    missing = [each for each in kernels if not is_compiled(each)]
+    if missing or not all(map(is_compiled, later)):
+        AHEAD.start(recipe, missing)
 
 
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:

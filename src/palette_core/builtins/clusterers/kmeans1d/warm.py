@@ -38,7 +38,7 @@ _KERNELS: tuple[Any, ...] = (
 _SUMS = "float64[::1]"
 _FLOATS, _BYTES, _ENDS = "float32[::1]", "uint8[::1]", "int32[::1]"
 _CELLS = "float64[:,::1]"
-# What float32 weights need without sensitivities, in the order of use; "fit_block" pays later.
+# What float32 weights need without sensitivities, in the order of use.
 ORDINARY: Mapping[Any, str] = {
     kernel: f"({', '.join(types)},)"
     for kernel, types in {
@@ -58,10 +58,19 @@ ORDINARY: Mapping[Any, str] = {
 }
 """Kernels and the types of their arguments, for another process to compile."""
 
+_POINTS = ("float32[:,::1]", "uint32[:,::1]", "float32[:,::1]")
+LATER: Mapping[Any, str] = {
+    whole.fit_block: f"""(
+        {_FLOATS}, {_FLOATS}, float32, float32, float64, {_CELLS}, {_BYTES}, {", ".join(_POINTS)},
+        {_CELLS}, {_CELLS}, int32[:,::1], {_FLOATS}, {_BYTES},
+    )""",
+}
+"""The same of what takes over from them where it is compiled, as it is faster."""
+
 
 def warm_up_beside() -> None:
-    """Let another process compile what an ordinary weight needs, where it is not compiled yet."""
-    compile_ahead(f"{__name__}:ORDINARY", ORDINARY)
+    """Let another process compile what ordinary weights need, where it is not compiled yet."""
+    compile_ahead(f"{__name__}:ORDINARY,LATER", ORDINARY, LATER)
 
 
 def kernels_are_cached() -> bool:
