@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from palette_core._common.collecting import collecting_later
 from palette_core.config import KMeansPalettizerConfig
 from palette_core.engine.jobs import Job
 from palette_core.engine.origins import source_of
@@ -48,7 +49,8 @@ def attach_palettes(
         source = source_of(config, made, catalog)
         origins = [Origin(name or plan.algorithm, plan.seed, source) for plan, name, _ in made]
     places = [[(model.get_submodule(o.module), o.state) for o in job.plan.owners] for job in jobs]
-    with parametrization.ModuleSnapshot(module for each in places for module, _ in each):
+    owners = (module for each in places for module, _ in each)
+    with collecting_later(), parametrization.ModuleSnapshot(owners):
         for job, result, origin, where in zip(jobs, results, origins, places, strict=True):
             item = PalettizedWeight(job.plan, result.palettized, _trainer(job.plan, catalog))
             vars(item).update(sensitivity=job.sensitivity, origin=origin)

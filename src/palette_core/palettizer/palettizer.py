@@ -12,6 +12,7 @@ from typing import Any, Self, final
 
 from torch import Tensor, nn
 
+from palette_core._common.collecting import collecting_later
 from palette_core._common.torch_state import torch_state_kept
 from palette_core._common.warned import warn
 from palette_core.config import KMeansPalettizerConfig
@@ -118,7 +119,7 @@ class KMeansPalettizer:
             PlanError: see `planning.make_plan`.
             BackendError: ``parts`` are none; see `export`.
         """
-        with torch_state_kept():
+        with torch_state_kept(), collecting_later():
             check_backend_named(
                 backend, backend_options=backend_options, dynamic_shapes=dynamic_shapes,
                 parts=parts,
