@@ -111,7 +111,10 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
-        self._names = {id(m): n for n, m in named_modules(model)}
+        named = named_modules(model)
+        self._names = {id(module): name for name, module in named}
+        # TorchScript runs outside Python, where nothing can be watched.
+        self._modules = [m for _, m in named if not isinstance(m, torch.jit.ScriptModule)]
         self._frames: list[_Frame] = []
         self._hooks = RunHooks(self._enter_module, self._leave_module)
         self._op_types: dict[Any, str | None] = {}  # by function
@@ -123,18 +126,16 @@ class _Recorder(TorchFunctionMode):
         self._storages = StateStorages(self._states)
         self._buffers = [
             (name, module, state, tensor, _version(tensor))
-            for name, module in named_modules(model)
+            for name, module in named
             if not isinstance(module, torch.jit.ScriptModule)  # whose buffers are new at each look
             for state, tensor in module._buffers.items()
             if tensor is not None and not is_lazy(tensor)
         ]
 
     def __enter__(self) -> _Recorder:
-        # TorchScript runs outside Python, where nothing can be watched.
-        modules = [m for m in modules_of(self._model) if not isinstance(m, torch.jit.ScriptModule)]
-        for module in modules:
+        for module in self._modules:
             self._learn_states(module)
-        self._hooks.put_into(modules)
+        self._hooks.put_into(self._modules)
         try:
             super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:

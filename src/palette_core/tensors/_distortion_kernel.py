@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inner_kernel, kernel
+from palette_core._common.kernels import inner_kernel, kernel, kernel_with
 
 _FLOAT32 = 24  # significant bits
+# Sums may be added up several elements at a time, as many as the processor takes.
+_summing = kernel_with(no_cpython_wrapper=True, fastmath={"reassoc", "contract"})
 
 
 @kernel
@@ -52,9 +54,9 @@ def add_squares(
         outer_scale: what the outer index adds to the place of an element's factor.
         along_scale: what the middle index adds.
         inner_scale: what the inner index adds, ``[1]`` where it is always the same.
-        out: ``[9]`` float64 out: four running sums of (entry − x)², four of x², and the zeros in x.
+        out: ``[3]`` float64 out: Σ (entry − x)², Σ x² and the zeros in x.
     """
-    out[8] += _count_zeros(x)
+    out[2] += _count_zeros(x)
     done = 0
     while done < x.size:
         row = (start + done) // width
@@ -86,38 +88,17 @@ def _count_zeros(x: Any) -> int:
     return int(count)
 
 
-@inner_kernel
+@_summing
 def _add_plain(x: Any, per_unit: float, codes: Any, table: Any, dim: int, out: Any) -> None:
-    """Add elements of one LUT; four sums at once, as one would wait for the other."""
-    # Unsigned indices: signed ones are looked at for being negative.
-    step, one, four = np.uint64(dim), np.uint64(1), np.uint64(4)
-    whole = np.uint64(x.size // 4 * 4)
-    e0, e1, e2, e3 = out[0], out[1], out[2], out[3]
-    n0, n1, n2, n3 = out[4], out[5], out[6], out[7]
-    for i in range(np.uint64(0), whole, four):
-        x0 = np.float64(x[i]) * per_unit
-        x1 = np.float64(x[i + one]) * per_unit
-        x2 = np.float64(x[i + one + one]) * per_unit
-        x3 = np.float64(x[i + four - one]) * per_unit
-        g0 = table[np.uint64(codes[i]) * step] - x0
-        g1 = table[np.uint64(codes[i + one]) * step] - x1
-        g2 = table[np.uint64(codes[i + one + one]) * step] - x2
-        g3 = table[np.uint64(codes[i + four - one]) * step] - x3
-        e0 += g0 * g0
-        e1 += g1 * g1
-        e2 += g2 * g2
-        e3 += g3 * g3
-        n0 += x0 * x0
-        n1 += x1 * x1
-        n2 += x2 * x2
-        n3 += x3 * x3
-    for i in range(whole, np.uint64(x.size)):
+    """Add elements of one LUT."""
+    error, norm, step = 0.0, 0.0, np.uint64(dim)  # unsigned: signed ones may be negative
+    for i in range(np.uint64(x.size)):
         value = np.float64(x[i]) * per_unit
         gap = table[np.uint64(codes[i]) * step] - value
-        e0 += gap * gap
-        n0 += value * value
-    out[0], out[1], out[2], out[3] = e0, e1, e2, e3
-    out[4], out[5], out[6], out[7] = n0, n1, n2, n3
+        error += gap * gap
+        norm += value * value
+    out[0] += error
+    out[1] += norm
 
 
 @inner_kernel
@@ -139,7 +120,7 @@ def _add_scaled(
 
     ``out`` is not what sums are added to: the next one would wait until it is written.
     """
-    error, norm = out[0], out[4]
+    error, norm = out[0], out[1]
     for i in range(x.size):
         value = np.float64(x[i]) * per_unit
         entry = table[codes[i] * dim + (inner[first + i] if inner.size > 1 else 0)]
@@ -152,7 +133,7 @@ def _add_scaled(
         gap = entry - value
         error += gap * gap
         norm += value * value
-    out[0], out[4] = error, norm
+    out[0], out[1] = error, norm
 
 
 @inner_kernel

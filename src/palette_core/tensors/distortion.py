@@ -77,7 +77,7 @@ def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float
         least -= round(math.log2(unit))
 
     def sums(stretch: slice) -> NDArray[np.float64]:
-        out = np.zeros(9)
+        out = np.zeros(3)
         x = raw[stretch]
         if x.dtype == np.uint16:
             x = _values(weight.dtype).take(x)
@@ -92,9 +92,8 @@ def _on_host(weight: Tensor, palettized: PalettizedTensor) -> tuple[float, float
     stretches = [slice(at, min(count, at + _STRETCH)) for at in range(0, count, _STRETCH)]
     error, norm, zeros = 0.0, 0.0, 0
     for out in map_threads(sums, stretches):
-        error += float(out[:4].sum())
-        norm += float(out[4:8].sum())
-        zeros += int(out[8])
+        its_error, its_norm, its_zeros = out.tolist()
+        error, norm, zeros = error + its_error, norm + its_norm, zeros + int(its_zeros)
     return _in_squares(error, unit), _in_squares(norm, unit), zeros
 
 
