@@ -23,8 +23,8 @@ from palette_core.palettizer.in_one_call import Palettized as Palettized
 from palette_core.palettizer.in_one_call import palettize as palettize
 from palette_core.plugins.export_requests import ExportFunction as ExportFunction
 from palette_core.plugins.export_requests import ExportPart as ExportPart
-from palette_core.reporting.comparing import RunComparison as RunComparison
-from palette_core.reporting.comparing import compare_runs as compare_runs
+from palette_core.reporting.run_comparison import RunComparison as RunComparison
+from palette_core.reporting.run_comparison import compare_runs as compare_runs
 from palette_core.storage.bits import bits_per_weight as bits_per_weight
 from palette_core.storage.model_checkpoints import load_checkpoint as load_checkpoint
 from palette_core.storage.model_checkpoints import read_checkpoint as read_checkpoint

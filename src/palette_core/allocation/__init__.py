@@ -2,6 +2,6 @@
 
 from palette_core.allocation.allocate import Allocated, Allocation, allocate
 from palette_core.allocation.candidates import Judged
-from palette_core.allocation.comparing import Compared, compare_predictions
+from palette_core.allocation.predictions import Compared, compare_predictions
 
 __all__ = ["Allocated", "Allocation", "Compared", "Judged", "allocate", "compare_predictions"]

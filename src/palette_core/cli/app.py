@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from palette_core.cli.added import CommandsWithAdded
 from palette_core.cli.advice import how_to_install
-from palette_core.cli.commands import comparing, looking, measuring, starting, streaming, writing
+from palette_core.cli.commands import looking, measuring, showing, starting, streaming, writing
 from palette_core.cli.habits import is_debugging, is_quiet
 from palette_core.cli.interrupts import ends_like_an_interrupt
 from palette_core.errors import MissingBackendError, PaletteError, PaletteWarning, printable
@@ -48,9 +48,9 @@ app.command("palettize-checkpoint")(streaming.palettize_checkpoint)
 app.command()(writing.export)
 app.command()(measuring.calibrate)
 app.command()(measuring.allocate)
-app.command()(comparing.report)
-app.command()(comparing.compare)
-app.command()(comparing.sweep)
+app.command()(showing.report)
+app.command()(showing.compare)
+app.command()(showing.sweep)
 app.command()(looking.inspect)
 app.command()(looking.verify)
 app.command()(writing.demo)

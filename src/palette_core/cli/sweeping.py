@@ -28,13 +28,13 @@ from palette_core.palettizer import KMeansPalettizer
 from palette_core.planning import check_names
 from palette_core.plugins.catalog import get_catalog
 from palette_core.reporting import console as show
-from palette_core.reporting.comparing import RunComparison, compare_runs
 from palette_core.reporting.comparison_files import (
     rows_of,
     show_comparison,
     write_comparison,
     write_csv,
 )
+from palette_core.reporting.run_comparison import RunComparison, compare_runs
 from palette_core.reporting.runs import Run, RunFileError, read_run
 from palette_core.version import __version__
 

@@ -10,9 +10,9 @@ from typing import Any
 from palette_core._common.files import atomic_path, check_place
 from palette_core.errors import PaletteError
 from palette_core.reporting import console as show
-from palette_core.reporting.comparing import RunComparison
 from palette_core.reporting.html.comparisons import comparison_page
 from palette_core.reporting.html.pages import percent, write_page
+from palette_core.reporting.run_comparison import RunComparison
 
 _SUFFIXES = (".html", ".json", ".csv")
 _MOST_LINES, _MOST_COLUMNS = 40, 4

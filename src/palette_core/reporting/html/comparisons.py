@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from palette_core.errors import printable
-from palette_core.reporting.comparing import OUTPUT_ERROR, RunComparison, RunRow, pareto_front
 from palette_core.reporting.html.pages import percent
 from palette_core.reporting.html.templates import render
+from palette_core.reporting.run_comparison import OUTPUT_ERROR, RunComparison, RunRow, pareto_front
 from palette_core.reporting.words import size
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 546.0, 12.0, 296.0

@@ -14,9 +14,9 @@ from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator
 from palette_core.statistics.activations.collect import moments_of
-from palette_core.statistics.activations.comparing import why_nothing
 from palette_core.statistics.activations.judging import errors_of
 from palette_core.statistics.activations.options import Findings, InputCalibration
+from palette_core.statistics.activations.output_distance import why_nothing
 from palette_core.statistics.activations.pausing import Pausing, Scout
 from palette_core.statistics.activations.restarting import Copies, Replays, Restarting
 from palette_core.statistics.activations.runs import Runner

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from palette_core.errors import CalibrationError
-from palette_core.statistics.activations.comparing import distance, why_nothing
+from palette_core.statistics.activations.output_distance import distance, why_nothing
 from palette_core.statistics.activations.restarting import Replays
 from palette_core.statistics.activations.runs import Runner
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from palette_core.engine.results import Report, TensorReport
 from palette_core.engine.run_facts import RunFacts
 from palette_core.planning import SkippedTensor
-from palette_core.reporting.comparing import (
+from palette_core.reporting.html.comparisons import comparison_page
+from palette_core.reporting.run_comparison import (
     RunComparisonError,
     compare_runs,
     pareto_front,
 )
-from palette_core.reporting.html.comparisons import comparison_page
 from palette_core.reporting.runs import RunFileError
 
 ROW = TensorReport(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palette_core.reporting import console as show
-from palette_core.reporting.comparing import compare_runs
 from palette_core.reporting.comparison_files import (
     check_comparison_file,
     show_comparison,
     write_comparison,
 )
 from palette_core.reporting.files import check_report_file, write_report
+from palette_core.reporting.run_comparison import compare_runs
 from palette_core.reporting.runs import read_run
 
 

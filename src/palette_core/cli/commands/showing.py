@@ -36,7 +36,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show a run: print its table, and write a page that opens in any browser, offline too."""
-    from palette_core.cli.comparing import report as work
+    from palette_core.cli.showing import report as work
 
     work(run, output or run.with_suffix(".html"), as_json=as_json)
 
@@ -55,7 +55,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Show runs beside each other: bits, errors, scores, the Pareto front, layers that differ."""
-    from palette_core.cli.comparing import compare as work
+    from palette_core.cli.showing import compare as work
 
     work(runs, by, output, minimize=minimize, as_json=as_json)
 
