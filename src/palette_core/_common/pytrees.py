@@ -130,11 +130,11 @@ def _inside(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
             yield leaf
         elif id(leaf) not in seen:
             seen[id(leaf)] = leaf  # held, so that its id is not given to others
-            for item in parts_of(leaf):
+            for item in objects_in(leaf):
                 yield from _inside(item, seen)
 
 
-def parts_of(leaf: Any) -> Iterator[Any]:
+def objects_in(leaf: Any) -> Iterator[Any]:
     """Yield what an object that is no plain container holds: its items and its attributes."""
     if isinstance(leaf, _CLOSED):
         return
@@ -163,7 +163,7 @@ def _has_closed(value: Any, seen: dict[int, Any]) -> bool:
         has_parts = isinstance(leaf, Mapping) or hasattr(leaf, "__dict__")
         if not (has_parts or hasattr(leaf, "__slots__")) or isinstance(leaf, _CALLED):
             return True
-        if any(_has_closed(part, seen) for part in parts_of(leaf)):
+        if any(_has_closed(part, seen) for part in objects_in(leaf)):
             return True
     return False
 

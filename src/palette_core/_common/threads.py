@@ -160,6 +160,6 @@ def _mark() -> None:
     _inside.marked = True
 
 
-def parts_of(count: int, size: int) -> list[slice]:
+def slices_of(count: int, size: int) -> list[slice]:
     """Cut ``count`` points into slices of at most ``size``; never depends on the threads."""
     return [slice(at, min(count, at + size)) for at in range(0, count, size)]

@@ -13,7 +13,7 @@ def packs_away(module_type: str) -> bool:
     return module_type.startswith(_PACKED_AWAY)
 
 
-def parts_of(tensor: Tensor, name: str = "") -> dict[str, Tensor]:
+def inner_tensors(tensor: Tensor, name: str = "") -> dict[str, Tensor]:
     """Return the plain tensors that a tensor is made of, by name: ``"weight.qdata"``.
 
     Args:
@@ -25,5 +25,5 @@ def parts_of(tensor: Tensor, name: str = "") -> dict[str, Tensor]:
     attributes, _ = tensor.__tensor_flatten__()
     found: dict[str, Tensor] = {}
     for attribute in attributes:
-        found |= parts_of(getattr(tensor, attribute), f"{name}.{attribute}")
+        found |= inner_tensors(getattr(tensor, attribute), f"{name}.{attribute}")
     return found

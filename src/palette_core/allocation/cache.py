@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from palette_core._common.bounded_json import read_json
 from palette_core._common.files import atomic_path, check_place
-from palette_core._common.pytrees import parts_of
+from palette_core._common.pytrees import objects_in
 from palette_core._common.warned import warn
 from palette_core.errors import AllocationError
 from palette_core.planning import TensorPlan
@@ -189,7 +189,7 @@ def _add(digest: Any, value: Any, inside: tuple[int, ...] = ()) -> None:
             _add(digest, item, inside)
     elif id(value) not in inside:
         # What objects print may be cut short, or an address.
-        parts = list(parts_of(value))
+        parts = list(objects_in(value))
         what = type(value).__qualname__ if parts else repr(value)
         digest.update(f"{what} of {len(parts)};".encode())
         for item in parts:

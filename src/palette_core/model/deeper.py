@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from palette_core._common.pytrees import parts_of
+from palette_core._common.pytrees import objects_in
 from palette_core.model.contents import CONTAINERS
 
 _MOST_OBJECTS = 4096
@@ -77,7 +77,7 @@ def _parts(item: Any) -> list[Any]:
         return [*item.keys(), *item.values()]
     if isinstance(item, (list, tuple, set, frozenset)):
         return [*item]
-    return [] if isinstance(item, Tensor) else list(parts_of(item))
+    return [] if isinstance(item, Tensor) else list(objects_in(item))
 
 
 def _version(item: Any) -> int | None:

@@ -49,7 +49,7 @@ class TensorRecord:
         owners: every place it hangs, in the order of the model; more than one where tied.
         shape: its shape.
         dtype: its dtype.
-        kind: ``"parameter"``, ``"buffer"``, ``"part"`` or ``"constant"``, as of a `State`.
+        kind: ``"parameter"``, ``"buffer"``, ``"ingredient"`` or ``"constant"``, as of a `State`.
         uses: operations that received it; empty where the run never reached it.
         reached: whether an owning module ran.
         obstacle: why the tensor cannot be replaced where it hangs, or None.

@@ -22,8 +22,8 @@ class State(NamedTuple):
         module: the owner.
         name: in the owner.
         tensor: as operations receive it.
-        kind: ``"parameter"``, ``"buffer"``, ``"part"``: what a known hook computes another state
-            from, or ``"constant"``: a plain attribute that nothing known computes.
+        kind: ``"parameter"``, ``"buffer"``, ``"ingredient"``: what a known hook computes another
+            state from, or ``"constant"``: a plain attribute that nothing known computes.
         is_computed: by a parametrization.
     """
 
@@ -50,11 +50,13 @@ def states_of(module: nn.Module) -> list[State]:
     if not (plain or any(registries) or "parametrizations" in module._modules):
         return found  # as most modules
     # What known hooks compute others from: masked weights, masks, norms.
-    parts = {part for name, _ in plain for part in made_of(module, name)}
+    made_from = {each for name, _ in plain for each in made_of(module, name)}
     for kind, registry in (("parameter", module._parameters), ("buffer", module._buffers)):
         for name, tensor in registry.items():
             if tensor is not None and not is_lazy(tensor):
-                found.append(State(module, name, tensor, "part" if name in parts else kind))
+                found.append(
+                    State(module, name, tensor, "ingredient" if name in made_from else kind)
+                )
     for name in parametrized_names(module):
         found.append(State(module, name, getattr(module, name), "parameter", is_computed=True))
     for name, value in plain:

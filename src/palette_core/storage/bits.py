@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from palette_core._common.modules import named_modules
 from palette_core._common.pytrees import tensors
-from palette_core._common.wrapped import parts_of
+from palette_core._common.wrapped import inner_tensors
 from palette_core.storage.sites import palette_sites
 from palette_core.storage.written_buffers import written_buffers
 
@@ -140,7 +140,7 @@ def _bits_of(tensor: Tensor) -> int:
     """Return the bits that a tensor stores: for classes that wrap others, those of the others."""
     if type(tensor) in _PLAIN and not tensor.is_quantized:
         return tensor.numel() * tensor.element_size() * 8
-    parts = list(parts_of(tensor).values())
+    parts = list(inner_tensors(tensor).values())
     if tensor.is_quantized and tensor.qscheme() in _PER_CHANNEL:
         parts += [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
     return sum(part.numel() * part.element_size() * 8 for part in parts)

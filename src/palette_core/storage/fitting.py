@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from palette_core._common.wrapped import parts_of
+from palette_core._common.wrapped import inner_tensors
 from palette_core.errors import did_you_mean
 from palette_core.model.hooked_weights import made_of
 from palette_core.model.parametrization import ModuleSnapshot, parametrizations
@@ -51,7 +51,7 @@ class OwnStates:
         states = model.state_dict(keep_vars=True)
         own: dict[str, Tensor] = {}
         for name, value in states.items():
-            own |= parts_of(value, name) if isinstance(value, Tensor) else {}
+            own |= inner_tensors(value, name) if isinstance(value, Tensor) else {}
         for name in palettized:
             prefix, dot, state = name.rpartition(".")
             try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from palette_core._common.torch_state import torch_state_kept
-from palette_core._common.wrapped import packs_away, parts_of
+from palette_core._common.wrapped import inner_tensors, packs_away
 from palette_core.config.names import type_name
 from palette_core.errors import CheckpointError, StateError
 from palette_core.storage.checkpoint_folders import read_checkpoint
@@ -163,7 +163,7 @@ def _rest(model: nn.Module, aliases: dict[str, str]) -> tuple[dict[str, Tensor],
             raise CheckpointError(
                 f"{name} is on the meta device and has no values; load them before saving"
             )
-        for part, tensor in parts_of(state, name).items():
+        for part, tensor in inner_tensors(state, name).items():
             _check_plain(part, tensor)
             key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
             if tensor.numel() and key in first:

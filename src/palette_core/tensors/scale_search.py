@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core._common.threads import map_threads, parts_of
+from palette_core._common.threads import map_threads, slices_of
 from palette_core.tensors._scale_kernel import (
     CELLS,
     find_limits,
@@ -158,7 +158,7 @@ class FactorBlocks:
         )
 
     def _parts(self) -> list[slice]:
-        return parts_of(len(self.x), max(1, _PIECE // self.x.shape[1]))
+        return slices_of(len(self.x), max(1, _PIECE // self.x.shape[1]))
 
     def _put_back(self, rows: NDArray[np.generic], shape: Shape) -> Tensor:
         order = (shape[self.axis], *(n for at, n in enumerate(shape) if at != self.axis))

@@ -83,7 +83,7 @@ def with_codes(problem: TrainingProblem, codes: Tensor) -> TrainingProblem:
     return replace(problem, palettized=new, decode=new.decode)
 
 
-def parts_of(problem: TrainingProblem) -> dict[str, Tensor]:
+def tensors_of(problem: TrainingProblem) -> dict[str, Tensor]:
     """Return all that a strategy could write to."""
     found = {
         "the weight": problem.weight,

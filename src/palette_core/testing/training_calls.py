@@ -14,7 +14,7 @@ from palette_core.plugins.kinds import TRAINING_STRATEGY
 from palette_core.plugins.training_problem import TrainingProblem
 from palette_core.testing._kit import Subject, check, demand
 from palette_core.testing._probes import bits, global_rng_untouched, other_global_rng
-from palette_core.testing._training_problems import BITS, parts_of, training_problems, with_codes
+from palette_core.testing._training_problems import BITS, tensors_of, training_problems, with_codes
 
 _KIND = TRAINING_STRATEGY
 Call = Callable[[TrainingProblem], Any]
@@ -39,7 +39,7 @@ def inputs_untouched(subject: Subject) -> None:
         for what, given in training_problems(subject.entry):
             dense = given.weight.detach().clone().requires_grad_()
             problem = replace(given, weight=dense)
-            before = {name: bits(part) for name, part in parts_of(problem).items()}
+            before = {name: bits(part) for name, part in tensors_of(problem).items()}
             made = subject.entry.factory(options).forward(problem)
             if made.requires_grad:
                 made.float().square().mean().backward()
@@ -144,7 +144,7 @@ def advance_pure(subject: Subject) -> None:
 
 def _demand_pure(subject: Subject, method: str) -> None:
     for what, call, problem in _calls(subject, method):
-        before = {name: bits(part) for name, part in parts_of(problem).items()}
+        before = {name: bits(part) for name, part in tensors_of(problem).items()}
         with global_rng_untouched(subject):
             call(problem)
         _demand_unwritten(subject, what, problem, before)
@@ -153,5 +153,5 @@ def _demand_pure(subject: Subject, method: str) -> None:
 def _demand_unwritten(
     subject: Subject, what: str, problem: TrainingProblem, before: dict[str, bytes]
 ) -> None:
-    written = [name for name, part in parts_of(problem).items() if bits(part) != before[name]]
+    written = [name for name, part in tensors_of(problem).items() if bits(part) != before[name]]
     demand(subject, not written, f"{what} has written to {', '.join(written)}")

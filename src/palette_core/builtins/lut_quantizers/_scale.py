@@ -36,7 +36,7 @@ def best_scale(
         ``[B]`` float64; 0 where every entry is zero or no level can stand for any.
     """
     if entries.device.type == "cpu":
-        from palette_core._common.threads import map_threads, parts_of, thread_count
+        from palette_core._common.threads import map_threads, slices_of, thread_count
         from palette_core.builtins.lut_quantizers._scale_kernel import sweep
 
         middle = (ladder[1:] + ladder[:-1]) / 2
@@ -49,7 +49,7 @@ def best_scale(
             made = sweep(table[at], ladder.numpy(), up, down, window or 0, ends[at])
             found[at] = torch.from_numpy(made)
 
-        map_threads(part, parts_of(len(table), -(-len(table) // thread_count())))
+        map_threads(part, slices_of(len(table), -(-len(table) // thread_count())))
         return found
     return sweep_in_torch(entries, ladder, up, down, window)
 

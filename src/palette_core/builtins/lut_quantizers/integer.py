@@ -74,7 +74,7 @@ class IntegerLutQuantizer(LutQuantizer):
 
     def _on_cpu(self, lut: Tensor) -> QuantizedLut:
         """Do the same by kernels, which spare small tables dozens of calls of torch."""
-        from palette_core._common.threads import map_threads, parts_of, thread_count
+        from palette_core._common.threads import map_threads, slices_of, thread_count
         from palette_core.builtins.lut_quantizers import _integer_kernel as kernels
 
         values, made = torch.empty(lut.shape, dtype=self.dtype), torch.empty(len(lut), 2)
@@ -90,7 +90,7 @@ class IntegerLutQuantizer(LutQuantizer):
             def part(at: slice) -> None:
                 kernels.quantize_symmetric(table[at], _LADDER, *range_, into[at], scales[at])
 
-            map_threads(part, parts_of(len(lut), -(-len(lut) // thread_count())))
+            map_threads(part, slices_of(len(lut), -(-len(lut) // thread_count())))
         scale, point = made.t()[..., None, None]
         return QuantizedLut(values, scale, self._stored_zero(point))
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core._common.threads import map_threads, parts_of, thread_count
+from palette_core._common.threads import map_threads, slices_of, thread_count
 from palette_core.tensors.assignment import kernels
 from palette_core.tensors.assignment._scalar_kernel import count_bounds
 from palette_core.tensors.assignment._small_kernel import assign_small
@@ -99,9 +99,9 @@ def nearest_scalars(points: Tensor, entries: Tensor) -> Tensor:
 
     if blocks > 1:
         share = -(-blocks // thread_count())
-        map_threads(part, [(rows, slice(None)) for rows in parts_of(blocks, share)])
+        map_threads(part, [(rows, slice(None)) for rows in slices_of(blocks, share)])
     else:
-        map_threads(part, [(slice(None), columns) for columns in parts_of(count, _PART)])
+        map_threads(part, [(slice(None), columns) for columns in slices_of(count, _PART)])
     return torch.from_numpy(out)
 
 

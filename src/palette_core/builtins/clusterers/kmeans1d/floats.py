@@ -18,7 +18,7 @@ from torch import Tensor
 
 from palette_core._common.kernels import is_compiled
 from palette_core._common.scratch import scratch
-from palette_core._common.threads import map_threads, parts_of, thread_count
+from palette_core._common.threads import map_threads, slices_of, thread_count
 from palette_core.builtins.clusterers.kmeans1d.block import ROUNDS, middle_of, open_more
 from palette_core.builtins.clusterers.kmeans1d.costs import segment_means
 from palette_core.builtins.clusterers.kmeans1d.finite import check_finite
@@ -68,7 +68,7 @@ def fit_floats(
         def few(part: slice) -> None:
             fit_few(rows[part].numpy(), some[part], lut[part], codes[part])
 
-        map_threads(few, parts_of(blocks, -(-blocks // thread_count())))
+        map_threads(few, slices_of(blocks, -(-blocks // thread_count())))
         return torch.from_numpy(lut), torch.from_numpy(codes)
 
     def one(b: int, run: Callable[..., list[Any]] = _in_turn) -> None:

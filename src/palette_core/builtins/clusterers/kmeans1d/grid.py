@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from palette_core._common.threads import parts_of
+from palette_core._common.threads import slices_of
 from palette_core.builtins.clusterers.kmeans1d.block import set_limits
 from palette_core.builtins.clusterers.kmeans1d.passes import (
     assign_cells,
@@ -118,7 +118,7 @@ class HostSource:
         self._points = points
         self._run = run
         size = max(PART, math.ceil(points.size * grid.top / _PART_CELLS))
-        self._parts = parts_of(points.size, size)
+        self._parts = slices_of(points.size, size)
         self._weights = np.empty(0, np.float32) if weights is None else weights
         self.has_weights = weights is not None
         self.cells, *others = run(self._fill, self._parts)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core._common.threads import map_threads, parts_of
+from palette_core._common.threads import map_threads, slices_of
 from palette_core.builtins.clusterers.kmeans1d.passes import count_patterns, look_up, weigh_patterns
 from palette_core.builtins.clusterers.kmeans1d.rounding import settle
 from palette_core.builtins.clusterers.kmeans1d.solver import sums_of
@@ -41,7 +41,7 @@ def fit_halves(points: Tensor, importance: Tensor | None, k: int) -> tuple[Tenso
     codes = np.empty((blocks, count), np.uint8)
 
     def one(b: int, run: Callable[..., Any] = _in_turn) -> None:
-        parts = parts_of(count, _PART)
+        parts = slices_of(count, _PART)
         counts = _count(bits[b], None if weights is None else weights[b], parts, run)
         lut[b], table = solve_patterns(counts, points.dtype, k)
         run(lambda part: look_up(bits[b, part], table, codes[b, part]), parts)
