@@ -75,15 +75,6 @@ def traced_seconds(modules: int) -> float:
     return least(lambda: palettizer.make_plan((torch.ones(1, 16),)))
 
 
-def uncollected_seconds(modules: int) -> float:
-    """Return the same without garbage collection."""
-    gc.disable()
-    try:
-        return traced_seconds(modules)
-    finally:
-        gc.enable()
-
-
 def least(function: Callable[[], object]) -> float:
     times = []
     for _ in range(3):
@@ -114,11 +105,7 @@ def main() -> None:
     for layers in arguments.layers:
         figures[f"traced, {layers}"] = taken = traced_seconds(layers)
         each = taken / layers * 1e6
-        figures[f"traced, {layers}, no collector"] = without = uncollected_seconds(layers)
-        print(
-            f"{layers} modules, traced and planned: {taken:.3f} s, {each:.0f} µs for each; "
-            f"{without / layers * 1e6:.0f} µs without the garbage collector"
-        )
+        print(f"{layers} modules, traced and planned: {taken:.3f} s, {each:.0f} µs for each")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
 
