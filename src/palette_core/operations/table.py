@@ -143,6 +143,8 @@ class OperationTable:
         """
         if op_type not in self._entries or weight.dim() == 0:
             return None
+        if weight.dim() == 1:
+            return 0  # most are biases
         (item,) = self._named[op_type]
         if item.entry.factory is plain and not item.entry.argument_axes:
             return _within(item.entry.channel_axis, weight.dim())
