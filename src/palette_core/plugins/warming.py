@@ -8,6 +8,7 @@ from palette_core.errors import ClusteringError
 from palette_core.plugins.catalog import Catalog
 from palette_core.plugins.clusterers import ClustererEntry
 from palette_core.plugins.guards import guarded
+from palette_core.plugins.registries import CORE
 
 
 def warm_up(catalog: Catalog, used: Callable[[ClustererEntry], bool]) -> None:
@@ -18,4 +19,5 @@ def warm_up(catalog: Catalog, used: Callable[[ClustererEntry], bool]) -> None:
     """
     for item in catalog.clusterers:
         if item.entry.warm_up is not None and used(item.entry):
-            guarded(f"the warm-up of {item}", ClusteringError, item.entry.warm_up)
+            ours = item.distribution.name == CORE
+            guarded(f"the warm-up of {item}", ClusteringError, item.entry.warm_up, is_ours=ours)
