@@ -83,15 +83,26 @@ def test_what_takes_over_is_compiled_afterwards_and_found_by_the_next_process(tm
     assert json.loads(ran(script, tmp_path)) == {"fit_block": [True, 1]}
 
 
-def test_nobody_waits_for_what_takes_over(monkeypatch):
+@pytest.mark.slow
+def test_what_takes_over_is_waited_for_where_it_pays(tmp_path):
+    many = """
+from palette_core.builtins.clusterers.kmeans1d import floats, whole
+for rows, compiled in ((1, False), (4096, True)):
+    floats.fit_floats(torch.randn(rows, 4096), None, 4, 4)
+    assert bool(whole.fit_block.signatures) is compiled, rows
+assert sum(whole.fit_block.stats.cache_hits.values()) == 1  # not compiled in this process
+"""
+    ran(BEGIN + "import torch\n" + many, tmp_path)
+
+
+def test_what_is_missing_is_compiled(monkeypatch):
     started = []
     monkeypatch.setattr(kernels, "is_compiled", lambda kernel: kernel is done)
     monkeypatch.setattr(kernels.AHEAD, "start", lambda *args: started.append(args))
     done, missing = object(), object()
-    kernels.compile_ahead("a:B,C", [done, missing], [missing])
-    kernels.compile_ahead("a:B,C", [done], [missing])
-    kernels.compile_ahead("a:B,C", [done], [done])
-    assert started == [("a:B,C", [missing]), ("a:B,C", [])]
+    kernels.compile_ahead("a:B,C", [done, missing])
+    kernels.compile_ahead("a:B,C", [done])
+    assert started == [("a:B,C", [missing])]
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ class Ahead:
                 types of their arguments, by names with commas between. Its import should not take
                 longer than what it saves. All but the first are compiled when the cores have
                 nothing better to do.
-            kernels: those that this process waits for, functions of `kernels.kernel`.
+            kernels: which of them this process is to wait for where it calls them, functions of
+                `kernels.kernel`.
         """
         if self._process is not None or not _has_room():
             return

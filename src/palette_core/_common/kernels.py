@@ -87,18 +87,10 @@ def are_kept() -> bool:
     return not _not_kept
 
 
-def compile_ahead(recipe: str, kernels: Iterable[Any], later: Iterable[Any]) -> None:
-    """Let another process compile what is not compiled yet; see `ahead.Ahead.start`.
-
-    Args:
-        recipe: where all of them are found.
-        kernels: what is needed at once.
-        later: what is of use to the next process that finds it.
-    """
-    if not (may_compile() and are_kept()):
-        return
+def compile_ahead(recipe: str, kernels: Iterable[Any]) -> None:
+    """Let another process compile what is not compiled yet; see `ahead.Ahead.start`."""
     missing = [each for each in kernels if not is_compiled(each)]
-    if missing or not all(map(is_compiled, later)):
+    if missing and may_compile() and are_kept():
         AHEAD.start(recipe, missing)
 
 

@@ -69,8 +69,11 @@ LATER: Mapping[Any, str] = {
 
 
 def warm_up_beside() -> None:
-    """Let another process compile what ordinary weights need, where it is not compiled yet."""
-    compile_ahead(f"{__name__}:ORDINARY,LATER", ORDINARY, LATER)
+    """Let another process compile what ordinary weights need, where it is not compiled yet.
+
+    What takes over is not waited for, but where a weight has so many blocks that it pays.
+    """
+    compile_ahead(f"{__name__}:ORDINARY,LATER", (*ORDINARY, *LATER))
 
 
 def kernels_are_cached() -> bool:
