@@ -10,12 +10,14 @@ import functools
 import gc
 import hashlib
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 from typing import Any
 
 import numba
+from llvmlite import binding
 from numba.core import event
 from numba.core.caching import FunctionCache
 
@@ -65,6 +67,14 @@ def inlined(function: Callable[..., Any]) -> Any:
 def may_compile() -> bool:
     """Return whether kernels are compiled: NUMBA_DISABLE_JIT leaves them plain Python."""
     return not getattr(numba.config, "DISABLE_JIT", 0)
+
+
+def has_feature(feature: str) -> bool:
+    """Return whether the processor that kernels are compiled for has a feature, such as avx2."""
+    named = os.environ.get("NUMBA_CPU_FEATURES")
+    if named is not None:
+        return f"+{feature}" in named.split(",")
+    return bool(binding.get_host_cpu_features().get(feature))
 
 
 def is_compiled(function: Any) -> bool:

@@ -7,14 +7,14 @@ elements becomes one such instruction. Larger tables, and other processors, load
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
+from palette_core._common.kernels import has_feature
 from palette_core.tensors._expand_bytes import COUNT, expand_bytes, load_planes
 
 _build: Any = cgutils  # has no types
@@ -65,7 +65,7 @@ def _expand(
 
         source, entries, to = pointer(1, 2), pointer(4, 5), pointer(6, 7)
         done = _LONG(0)
-        if _has("avx512vbmi"):
+        if has_feature("avx512vbmi"):
             done = _expand_most(builder, source, n_bits, entries, to, values[3], width)
         lanes = _lanes() if width == 4 else 0
         permuted = lanes > 0 and 1 << n_bits <= _MOST_TABLES * lanes
@@ -150,17 +150,9 @@ def _expand_most(
     return builder.mul(rounds, _LONG(at_once))
 
 
-def _has(feature: str) -> bool:
-    """Return whether the processor that kernels are compiled for has a feature."""
-    named = os.environ.get("NUMBA_CPU_FEATURES")
-    if named is not None:
-        return f"+{feature}" in named.split(",")
-    return bool(binding.get_host_cpu_features().get(feature))
-
-
 def _lanes() -> int:
     """Return how many 32-bit values one instruction permutes, here."""
-    return 16 if _has("avx512f") else 8 if _has("avx2") else 0
+    return 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 0
 
 
 def _constant(kind: Any, values: list[int]) -> Any:

@@ -8,17 +8,24 @@ from layerwise_cases import DAMPING, LAYOUTS, moments_for
 from palette_core.builtins.clusterers.layerwise import sums as sums_of
 from palette_core.builtins.clusterers.layerwise.problem import pose, weighted_kmeans
 from palette_core.plugins import ClusterProblem
+from palette_core.tensors.layout import BlockLayout
+
+WIDE = {  # several times as wide as what is added at once, and a rest
+    "wide rows": (BlockLayout((24, 150), (12, 150)), 1, (0,)),
+    "wide columns": (BlockLayout((24, 150), (24, 50)), 1, (0,)),
+    "wide vectors": (BlockLayout((24, 150), (24, 150), 2), 2, (0,)),
+}
 
 
-def posed(name, scales=False):
-    layout, groups, rows = LAYOUTS[name]
+def posed(name, scales=False, entries=4):
+    layout, groups, rows = {**LAYOUTS, **WIDE}[name]
     generator = torch.Generator().manual_seed(1)
     points = layout.split(torch.randn(layout.shape, generator=generator))
     factors = 0.5 + torch.rand(points.shape, generator=generator) if scales else None
     n_rows = layout.shape[0] if rows == (0,) else None
     share = None if n_rows is None else torch.arange(n_rows) % 3 * 0.5  # some count nothing
     moments = moments_for(layout, groups, rows, share)
-    problem = ClusterProblem(points, 4, None, moments, None, scales=factors)
+    problem = ClusterProblem(points, entries, None, moments, None, scales=factors)
     return pose(problem, moments, DAMPING, weighted_kmeans(problem, moments)).matrix
 
 
@@ -51,7 +58,7 @@ def fitted(sums, matrix, grad, codes):
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("scales", [False, True])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [*LAYOUTS, *WIDE])
 def test_equations_are_those_of_the_codes_however_these_have_changed(
     name, scales, kept, monkeypatch
 ):
@@ -90,4 +97,15 @@ def test_codes_of_other_numbers_are_summed_anew():
     fitted(sums, matrix, grad, codes)
     sums.end(None)
     codes[0, 0] = 1
+    fitted(sums, matrix, grad, codes)
+
+
+def test_many_entries_are_looked_up_rather_than_compared():
+    matrix = posed("wide rows", scales=True, entries=32)
+    rng = np.random.default_rng(0)
+    grad = rng.normal(size=matrix.w.shape).astype(np.float32)
+    codes = rng.integers(0, 32, matrix.table.shape).astype(np.uint8)
+    sums = sums_of.Sums(matrix)
+    fitted(sums, matrix, grad, codes)
+    codes[::3, 5] = 7
     fitted(sums, matrix, grad, codes)

@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import kernel_with
-from palette_core.builtins.clusterers.layerwise.entries import blocks
+from palette_core._common.kernels import inner_kernel, kernel_with
+from palette_core.builtins.clusterers.layerwise.products import blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
+# Sums in any order, so that many are added at once.
+_lanes_kernel = kernel_with(fastmath={"contract", "reassoc", "nsz"}, no_cpython_wrapper=True)
+
+_COMPARED = 16  # codes that are compared one by one: for more it is sooner to look each one up
 
 
 @_fused_kernel
@@ -45,20 +49,22 @@ def add_changes(
     """
     dim, entries, columns = right.shape[1], right.shape[2], grad.shape[1]
     spot = blocks(columns, wide)
-    line = np.empty(entries)
+    value, line = np.empty(columns, np.float32), np.empty(entries, np.float32)
+    code = np.empty(columns, np.int32)
+    scale = np.empty((dim, columns), np.float32)
     changed = np.empty(columns, np.int64)
     for s in range(low, high):
-        n = 0
-        for j in range(columns):
-            t, code = table[s, j], codes[s, j]
-            if wanted[t]:
-                if before[s, j] != code:
-                    changed[n] = j
-                    n += 1
-                for d in range(dim):
-                    r = s * dim + d
-                    f = factor[r, spot[j]]
-                    right[slot[t], d, code] += np.float64(share[r]) * (grad[r, j] * f)
+        n, own_slot = _look(table[s], codes[s], before[s], wanted, slot, code, changed)
+        if own_slot < 0:
+            continue
+        for d in range(dim):
+            r = s * dim + d
+            for j in range(columns):
+                scale[d, j] = factor[r, spot[j]]
+                value[j] = grad[r, j] * scale[d, j]
+            _sums_by_code(value, code, line)
+            for k in range(entries):
+                right[own_slot, d, k] += np.float64(share[r]) * line[k]
         for at in range(n):
             j = changed[at]
             for d in range(dim):
@@ -66,17 +72,53 @@ def add_changes(
                 if share[r] == 0.0:
                     continue
                 own = h[group[r], j]
-                line[:] = 0.0
                 for i in range(columns):
-                    if wanted[table[s, i]]:
-                        line[codes[s, i]] += 2.0 * (own[i] * factor[r, spot[i]])
+                    value[i] = own[i] * scale[d, i]
+                _sums_by_code(value, code, line)
                 for other in range(n):
                     i = changed[other]
-                    half = own[i] * factor[r, spot[i]]
+                    half = np.float32(0.5) * value[i]
                     line[codes[s, i]] -= half
                     line[before[s, i]] += half
-                part = np.float64(share[r]) * factor[r, spot[j]]
-                into = square[slot[table[s, j]], d]
+                part = 2.0 * np.float64(share[r]) * scale[d, j]
+                into = square[own_slot, d]
                 for k in range(entries):
                     into[codes[s, j], k] += part * line[k]
                     into[before[s, j], k] -= part * line[k]
+
+
+@inner_kernel
+def _look(
+    table: Any, codes: Any, before: Any, wanted: Any, slot: Any, code: Any, changed: Any
+) -> Any:
+    """Set which code of a wanted table each element of a strip has, and which have changed.
+
+    Returns:
+        how many have changed; where the sums of the wanted table are, or -1.
+    """
+    n, own = np.int64(0), np.int64(-1)
+    for j in range(table.shape[0]):
+        t = table[j]
+        code[j] = -1
+        if wanted[t]:
+            code[j], own = codes[j], slot[t]
+            if before[j] != codes[j]:
+                changed[n] = j
+                n += 1
+    return n, own
+
+
+@_lanes_kernel
+def _sums_by_code(value: Any, code: Any, line: Any) -> None:
+    """Set ``line`` to the sums of values by code; where a code is -1 a value counts nothing."""
+    if line.shape[0] > _COMPARED:
+        line[:] = 0.0
+        for i in range(value.shape[0]):
+            if code[i] >= 0:
+                line[code[i]] += value[i]
+        return
+    for k in range(line.shape[0]):
+        total = np.float32(0.0)
+        for i in range(value.shape[0]):
+            total += value[i] if code[i] == k else np.float32(0.0)
+        line[k] = total

@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inlined, inner_kernel, kernel, kernel_with
+from palette_core._common.kernels import inner_kernel, kernel, kernel_with
 from palette_core.builtins.clusterers.layerwise.products import (
     BATCH,
+    TILED,
     ZERO,
     add_products,
-    copy,
+    blocks,
     factorize,
 )
+from palette_core.builtins.clusterers.layerwise.vectors import LINE, add_lines
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 _inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 _ROUNDS = 20
-_DEEP, _WIDTH = 64, 128  # rows and columns of a tile of H; the one divides the other
 
 
 @_fused_kernel
@@ -56,7 +57,9 @@ def normal_equations(
         right: ``[slots, D, K]`` float64, b; added to.
     """
     dim, columns, strips = right.shape[1], grad.shape[1], high - low
-    picked, begin, where = _pick(table[low:high], codes[low:high], wanted, slot, right.shape[2])
+    picked, ends, begin, where = _pick(
+        table[low:high], codes[low:high], wanted, slot, right.shape[2]
+    )
     code = np.empty(picked.shape, np.int32)
     scale = np.empty((strips * dim, columns), np.float32)
     spot = blocks(columns, wide)
@@ -70,44 +73,25 @@ def normal_equations(
                 scale[s * dim + d, at] = f
                 right[where[s], d, code[s, at]] += np.float64(share[r]) * (grad[r, j] * f)
     # Sums over rows of H with one code. H is symmetric: what is left of its diagonal is not
-    # looked at, what is right of it counts twice. A tile of H at a time serves all the strips.
-    sums = np.empty((strips * dim, right.shape[2], _WIDTH), np.float32)
-    tile = np.zeros((_DEEP, _WIDTH), np.float32)
-    for left in range(0, columns, _WIDTH):
-        end = min(columns, left + _WIDTH)
-        one, other = left // _DEEP, (end + _DEEP - 1) // _DEEP
+    # looked at, what is right of it counts twice. Some columns of some rows serve all the strips.
+    sums = np.empty((strips * dim, right.shape[2], LINE), np.float32)
+    for left in range(0, columns, LINE):
+        own, base = left // LINE, max(0, min(left, columns - LINE))
         sums[:] = 0.0
-        for top in range(0, end, _DEEP):
-            times = np.float32(2.0 if top < left else 1.0)
-            bottom, held = min(columns, top + _DEEP), -1
-            for s in range(strips):
-                if begin[s, one] == begin[s, other]:
-                    continue
-                first, last = begin[s, top // _DEEP], begin[s, top // _DEEP + 1]
-                for d in range(dim):
-                    r, n = (low + s) * dim + d, s * dim + d
-                    if share[r] != 0.0 and first < last:
-                        if group[r] != held:
-                            held = group[r]
-                            copy(h[held, top:bottom, left:end], tile)
-                        _add_lines(
-                            tile, top, times, picked[s], code[s], scale[n], first, last, sums[n]
-                        )
+        for part in range(own + 1):
+            if part == own:
+                _double(sums)
+            for n in range(strips * dim):
+                s, r = n // dim, low * dim + n
+                if begin[s, own] < begin[s, own + 1] and share[r] != 0.0:
+                    these = (picked[s], ends[s], code[s], scale[n], begin[s, part : part + 2])
+                    _add_runs(h, group[r], base, *these, sums[n])
         for s in range(strips):
-            first, last = begin[s, one], begin[s, other]
+            first, last = begin[s, own], begin[s, own + 1]
             for d in range(dim):
-                n, part = s * dim + d, np.float64(share[(low + s) * dim + d])
-                own = square[where[s], d]
-                _add_columns(sums[n], left, part, picked[s], code[s], scale[n], first, last, own)
-
-
-@inlined
-def blocks(columns: Any, wide: Any) -> Any:
-    """Return which factor of a row each column has; by a loop, which compiles sooner."""
-    out = np.empty(columns, np.int64)
-    for j in range(columns):
-        out[j] = j // wide
-    return out
+                n, times = s * dim + d, np.float64(share[(low + s) * dim + d])
+                into = square[where[s], d]
+                _add_columns(sums[n], base, times, picked[s], code[s], scale[n], first, last, into)
 
 
 @inner_kernel
@@ -115,18 +99,20 @@ def _pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
     """Return which columns look into a wanted table, and where its sums are.
 
     Returns:
-        columns ``[S, C]``, sorted by code within each ``_DEEP`` columns; where those begin, and
-        their end, ``[S, C / _DEEP + 1]``; the slot of each strip's table.
+        columns ``[S, C]``, sorted by code within each `LINE` columns; for the first one of each
+        code where those of the code end; where each `LINE` columns begin, and their end,
+        ``[S, C / LINE + 1]``; the slot of each strip's table.
     """
     strips, columns = table.shape
-    parts = (columns + _DEEP - 1) // _DEEP
+    parts = (columns + LINE - 1) // LINE
     picked = np.empty((strips, columns), np.int32)
+    ends = np.empty((strips, columns), np.int32)
     begin = np.zeros((strips, parts + 1), np.int32)
     where = np.zeros(strips, np.int32)
     place = np.empty(entries + 1, np.int32)
     for s in range(strips):
         for part in range(parts):
-            left, right = part * _DEEP, min(columns, part * _DEEP + _DEEP)
+            left, right = part * LINE, min(columns, part * LINE + LINE)
             place[:] = 0
             for j in range(left, right):
                 if wanted[table[s, j]]:
@@ -135,48 +121,50 @@ def _pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
             place[0] = begin[s, part]
             for k in range(entries):
                 place[k + 1] += place[k]
+                if place[k] < place[k + 1]:
+                    ends[s, place[k]] = place[k + 1]
             begin[s, part + 1] = place[entries]
             for j in range(left, right):
                 if wanted[table[s, j]]:
                     picked[s, place[codes[s, j]]] = j
                     place[codes[s, j]] += 1
-    return picked, begin, where
+    return picked, ends, begin, where
+
+
+@inner_kernel
+def _double(sums: Any) -> None:
+    for n in range(sums.shape[0]):
+        for k in range(sums.shape[1]):
+            for j in range(sums.shape[2]):
+                sums[n, k, j] *= np.float32(2.0)
 
 
 @_inner_kernel
-def _add_lines(
-    m: Any,
-    top: Any,
-    times: Any,
+def _add_runs(
+    h: Any,
+    group: Any,
+    base: Any,
     picked: Any,
+    ends: Any,
     code: Any,
     scale: Any,
-    first: Any,
-    last: Any,
+    bounds: Any,
     sums: Any,
 ) -> None:
-    """Add lines of ``m``, from ``top`` on, times their scales to the sums of their codes.
-
-    They are sorted by code, and added four at a time.
-    """
-    at = first
-    while at < last:
-        own, end = code[at], at + 1
-        while end < last and end < at + 4 and code[end] == own:
-            end += 1
-        into = sums[own]
-        p = picked[at] - top
-        fp = times * scale[at]
-        if end == at + 4:
-            q, r, s = picked[at + 1] - top, picked[at + 2] - top, picked[at + 3] - top
-            fq, fr, fs = times * scale[at + 1], times * scale[at + 2], times * scale[at + 3]
-            for k in range(_WIDTH):
-                into[k] += (fp * m[p, k] + fq * m[q, k]) + (fr * m[r, k] + fs * m[s, k])
+    """Add rows of H, from column ``base`` on, times their scales to the sums of their codes."""
+    columns = h.shape[2]
+    at, last = np.int64(bounds[0]), np.int64(bounds[1])
+    if TILED and columns >= LINE:
+        begin = group * columns * columns + base
+        while at < last:
+            end = np.int64(ends[at])
+            add_lines(h, begin, columns, picked, scale, at, end - at, sums, code[at] * LINE)
             at = end
-        else:
-            for k in range(_WIDTH):
-                into[k] += fp * m[p, k]
-            at += 1
+        return
+    for i in range(at, last):
+        line, into, f = h[group, picked[i]], sums[code[i]], scale[i]
+        for k in range(min(LINE, columns - base)):
+            into[k] += f * line[base + k]
 
 
 @_inner_kernel
@@ -266,13 +254,14 @@ def move_entries(
     dim = step.shape[2]
     columns = error.shape[1]
     change = np.empty(((high - low) * dim, columns), np.float32)
+    spot = blocks(columns, wide)
     for s in range(low, high):
         for j in range(columns):
             t = table[s, j]
             for d in range(dim):
                 moves = np.float32(0.0)
                 if moved[t]:
-                    moves = -step[t, codes[s, j], d] * factor[s * dim + d, j // wide]
+                    moves = -step[t, codes[s, j], d] * factor[s * dim + d, spot[j]]
                 change[(s - low) * dim + d, j] = moves
                 error[s * dim + d, j] += moves
     own, into = group[low * dim : high * dim], grad[low * dim : high * dim]

@@ -11,7 +11,7 @@ import numpy as np
 
 from palette_core._common.kernels import kernel_with
 from palette_core.builtins.clusterers.layerwise.kernels import best, nearest
-from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products
+from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products, blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 _inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
@@ -50,6 +50,7 @@ def feed_back(
     dim = lut.shape[2]
     flat = lut.reshape(lut.shape[0], lut.shape[1] * dim)
     columns = w.shape[1]
+    spot = blocks(columns, wide)
     first = low * dim
     rows = (high - low) * dim
     aim = np.empty((rows, columns), np.float32)
@@ -75,7 +76,7 @@ def feed_back(
                     table,
                     flat,
                     factor,
-                    wide,
+                    spot,
                     pinned,
                     codes,
                     low,
@@ -94,7 +95,7 @@ def feed_back(
                     table,
                     flat,
                     factor,
-                    wide,
+                    spot,
                     pinned,
                     codes,
                     low,
@@ -117,7 +118,7 @@ def _take_scalars(
     table: Any,
     flat: Any,
     factor: Any,
-    wide: int,
+    spot: Any,
     pinned: Any,
     codes: Any,
     low: Any,
@@ -129,7 +130,7 @@ def _take_scalars(
     """Choose the codes of column i that are nearest to what is wished, and note the errors made."""
     for s in range(low, high):
         at = order[group[s], i]
-        t, f, code = table[s, at], factor[s, at // wide], codes[s, at]
+        t, f, code = table[s, at], factor[s, spot[at]], codes[s, at]
         if not pinned[s, at]:
             code = nearest(flat, t, wish[s - low] / f if f > 0.0 else np.float32(0.0))
             codes[s, at] = code
@@ -146,7 +147,7 @@ def _take_vectors(
     table: Any,
     flat: Any,
     factor: Any,
-    wide: int,
+    spot: Any,
     pinned: Any,
     codes: Any,
     low: Any,
@@ -166,14 +167,14 @@ def _take_vectors(
         if not pinned[s, at]:
             for d in range(dim):
                 r = s * dim + d
-                f = factor[r, at // wide]
+                f = factor[r, spot[at]]
                 targets[d] = wish[r - first] / f if f > 0.0 else 0.0
                 weights[d] = share[r] * pivot[group[r], i] * (f * f)
             codes[s, at] = best(flat, t, targets, weights)
         for d in range(dim):
             r = s * dim + d
             entry = flat[t, codes[s, at] * dim + d]
-            made[r - first] = w[r, at] - entry * factor[r, at // wide]
+            made[r - first] = w[r, at] - entry * factor[r, spot[at]]
 
 
 @_inner_kernel

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import inlined, inner_kernel, kernel, kernel_with
-from palette_core.builtins.clusterers.layerwise.products import BATCH, ZERO, add_products
+from palette_core.builtins.clusterers.layerwise.products import BATCH, ZERO, add_products, blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 
@@ -111,6 +111,7 @@ def descend(
     dim = lut.shape[2]
     flat = lut.reshape(lut.shape[0], lut.shape[1] * dim)
     columns = w.shape[1]
+    spot = blocks(columns, wide)
     bounds = np.empty((2, columns), np.float32)
     corners = np.empty((dim, columns), np.float32)
     held = np.full(dim, -1)
@@ -119,7 +120,7 @@ def descend(
     total = 0
     for s in range(low, high):
         _set_corners(h, group[s * dim : (s + 1) * dim], held, corners)
-        _set_bounds(corners, table, flat, factor, wide, pinned, codes, s, ZERO, columns, bounds)
+        _set_bounds(corners, table, flat, factor, spot, pinned, codes, s, ZERO, columns, bounds)
         for _ in range(sweeps):
             changed = 0
             j = _next(grad, s * dim, bounds, ZERO)
@@ -129,7 +130,7 @@ def descend(
                 for d in range(dim):
                     r = s * dim + d
                     corner = corners[d, j]
-                    f = factor[r, j // wide]
+                    f = factor[r, spot[j]]
                     weights[d] = share[r] * corner * (f * f)
                     step = grad[r, j] / (corner * f) if f > 0.0 else np.float32(0.0)
                     targets[d] = lut[t, old, d] + step
@@ -149,13 +150,13 @@ def descend(
                     codes[s, j] = code
                     for d in range(dim):
                         r = s * dim + d
-                        step = (lut[t, old, d] - lut[t, code, d]) * factor[r, j // wide]
+                        step = (lut[t, old, d] - lut[t, code, d]) * factor[r, spot[j]]
                         error[r, j] += step
                         line, out = h[held[d], j], grad[r]
                         for k in range(columns):
                             out[k] += step * line[k]
                     _set_bounds(
-                        corners, table, flat, factor, wide, pinned, codes, s, j, j + 1, bounds
+                        corners, table, flat, factor, spot, pinned, codes, s, j, j + 1, bounds
                     )
                 j = _next(grad, s * dim, bounds, j + 1)
             total += changed
@@ -197,7 +198,7 @@ def _set_bounds(
     table: Any,
     flat: Any,
     factor: Any,
-    wide: int,
+    spot: Any,
     pinned: Any,
     codes: Any,
     s: Any,
@@ -218,7 +219,7 @@ def _set_bounds(
     for j in range(left, right):
         t, code = table[s, j], np.int64(codes[s, j])
         # Half a gap moves it; a little less is looked at, as gradients are rounded.
-        half = np.float32(0.499999) * corners[0, j] * factor[s, j // wide]
+        half = np.float32(0.499999) * corners[0, j] * factor[s, spot[j]]
         here = flat[t, code]
         below = half * (flat[t, max(code - 1, 0)] - here)
         above = half * (flat[t, min(code + 1, last)] - here)
@@ -259,11 +260,12 @@ def subtract_decoded(
 ) -> None:
     """Set the rows of strips ``low`` to ``high`` of ``out`` to w − ŵ."""
     dim = lut.shape[2]
+    spot = blocks(w.shape[1], wide)
     for s in range(low, high):
         for j in range(w.shape[1]):
             for d in range(dim):
                 r = s * dim + d
-                out[r, j] = w[r, j] - lut[table[s, j], codes[s, j], d] * factor[r, j // wide]
+                out[r, j] = w[r, j] - lut[table[s, j], codes[s, j], d] * factor[r, spot[j]]
 
 
 @kernel

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from palette_core._common.kernels import inlined, kernel_with
+from palette_core._common.kernels import inlined, kernel, kernel_with, may_compile
+from palette_core.builtins.clusterers.layerwise.vectors import ROWS, TILE_BYTES, add_tile
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 _inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 _PANEL = 48
-_TILE = 512  # columns, so that what four rows of a product need stays in the cache
+TILED = may_compile()
 BATCH = 32
 # What kernels call each other with: for a plain 0 numba compiles the callee once more.
 ZERO = np.int64(0)
@@ -42,30 +43,48 @@ def add_rows(f: Any, m: Any, out: Any, top: Any, bottom: Any, left: Any, right: 
 
 
 @_inner_kernel
-def _add_four(f: Any, m: Any, out: Any, top: Any, left: Any, right: Any) -> None:
-    """Add Σ_k f[r, k] · m[top + k, left:right] to row r of ``out``, four k and four rows."""
-    a0, a1, a2, a3 = f[0, 0], f[0, 1], f[0, 2], f[0, 3]
-    b0, b1, b2, b3 = f[1, 0], f[1, 1], f[1, 2], f[1, 3]
-    c0, c1, c2, c3 = f[2, 0], f[2, 1], f[2, 2], f[2, 3]
-    d0, d1, d2, d3 = f[3, 0], f[3, 1], f[3, 2], f[3, 3]
-    m0, m1 = m[top, left:right], m[top + 1, left:right]
-    m2, m3 = m[top + 2, left:right], m[top + 3, left:right]
-    a, b, c, d = out[0, left:right], out[1, left:right], out[2, left:right], out[3, left:right]
-    for j in range(a.shape[0]):
-        x0, x1, x2, x3 = m0[j], m1[j], m2[j], m3[j]
-        a[j] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-        b[j] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-        c[j] += c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3
-        d[j] += d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3
+def _reach(f: Any) -> Any:
+    """Return which columns of a matrix are not all zero: from the first one to the last."""
+    first, last = f.shape[1], 0
+    for r in range(f.shape[0]):
+        k = 0
+        while k < first and f[r, k] == 0.0:
+            k += 1
+        first = min(first, k)
+        k = f.shape[1]
+        while k > last and f[r, k - 1] == 0.0:
+            k -= 1
+        last = max(last, k)
+    return first, last
 
 
 @_inner_kernel
-def _are_zero(f: Any) -> Any:
-    for r in range(f.shape[0]):
-        for k in range(f.shape[1]):
-            if f[r, k] != 0.0:
-                return False
-    return True
+def _add_tiles(f: Any, m: Any, out: Any, top: Any, left: Any, right: Any, rest: Any) -> None:
+    """Add f · m[top:, left:right] to columns ``left`` to ``right`` of `ROWS` rows of ``out``.
+
+    Arrays:
+        rest: ``[T + ROWS, TILE_BYTES]``, for what is less than a tile.
+    """
+    size = m.itemsize
+    wide = TILE_BYTES // size
+    first, last = _reach(f)
+    depth = last - first
+    f_step, m_step, step = f.strides[0] // size, m.strides[0] // size, out.strides[0] // size
+    while left + wide <= right:
+        begin = (top + first) * m_step + left
+        add_tile(f, first, f_step, m, begin, m_step, depth, out, left, step)
+        left += wide
+    if left < right and depth > 0:
+        for k in range(depth):
+            for j in range(left, right):
+                rest[k, j - left] = m[top + first + k, j]
+        for r in range(ROWS):
+            for j in range(left, right):
+                rest[depth + r, j - left] = out[r, j]
+        add_tile(f, first, f_step, rest, ZERO, wide, depth, rest, depth * wide, wide)
+        for r in range(ROWS):
+            for j in range(left, right):
+                out[r, j] = rest[depth + r, j - left]
 
 
 @_inner_kernel
@@ -73,38 +92,32 @@ def add_products(f: Any, m: Any, group: Any, out: Any, top: Any, left: Any, righ
     """Add f · m[group[r], top:top + T, left:right] to columns ``left`` to ``right`` of each row r.
 
     Arrays:
-        f: ``[R, T]``; m: ``[G, ·, ·]``; group: ``[R]``; out: ``[R, ·]``.
+        f: ``[R, T]``; m: ``[G, ·, ·]``; group: ``[R]``, ascending; out: ``[R, ·]``. Elements of a
+            row lie next to each other.
     """
     rows, depth = f.shape
-    for start in range(left, right, _TILE):
-        end = min(right, start + _TILE)
-        r = 0
-        while r < rows:
-            if r + 4 <= rows and group[r] == group[r + 3]:
-                own, into = m[group[r]], out[r : r + 4]
-                k = 0
-                while k + 4 <= depth:
-                    part = f[r : r + 4, k : k + 4]
-                    if not _are_zero(part):
-                        _add_four(part, own, into, top + k, start, end)
-                    k += 4
-                for i in range(4):
-                    add_rows(f[r + i, k:], own, into[i], top + k, top + depth, start, end)
-                r += 4
-            else:
-                add_rows(f[r], m[group[r]], out[r], top, top + depth, start, end)
-                r += 1
-
-
-# Copies are loops: those of whole arrays take numba seconds to compile.
+    rest = np.zeros((depth + ROWS, TILE_BYTES // m.itemsize), m.dtype)
+    r = 0
+    while r < rows:
+        own = m[group[r]]
+        if TILED and r + ROWS <= rows and group[r] == group[r + ROWS - 1]:
+            _add_tiles(f[r : r + ROWS], own, out[r : r + ROWS], top, left, right, rest)
+            r += ROWS
+        else:
+            add_rows(f[r], own, out[r], top, top + depth, left, right)
+            r += 1
 
 
 @inlined
-def copy(source: Any, into: Any) -> None:
-    """Copy a matrix to the corner of one that is at least as large."""
-    for i in range(source.shape[0]):
-        for j in range(source.shape[1]):
-            into[i, j] = source[i, j]
+def blocks(columns: Any, wide: Any) -> Any:
+    """Return which factor of a row each column has; by a loop, which compiles sooner."""
+    out = np.empty(columns, np.int64)
+    for j in range(columns):
+        out[j] = j // wide
+    return out
+
+
+# Copies are loops: those of whole arrays take numba seconds to compile.
 
 
 @inlined
@@ -154,3 +167,36 @@ def factorize(a: Any) -> Any:
             _negate(a[i:end, low:high], its)
             add_products(its, lines, group[i:end], a[i:end, high:], ZERO, ZERO, end - high)
     return True
+
+
+@kernel
+def pick(h: Any, order: Any, ridge: Any, a: Any) -> None:
+    """Set the lower triangle of ``a`` to that of ``h``, its rows and columns in another order.
+
+    Arrays:
+        h: ``[C, C]`` float32; order: ``[C]``; ridge: added to the diagonal; a: ``[C, C]`` float64.
+    """
+    for i in range(a.shape[0]):
+        line = h[order[i]]
+        for j in range(i + 1):
+            a[i, j] = line[order[j]]
+        a[i, i] += ridge
+
+
+@kernel
+def turn_back(a: Any, feedback: Any, pivot: Any) -> None:
+    """Set U and d, float32, from a Cholesky factor of the matrix with its order reversed.
+
+    Arrays:
+        a: ``[C, C]`` float64; feedback: ``[C, C]``, above its diagonal; pivot: ``[C]``.
+    """
+    last = a.shape[0] - 1
+    part = np.empty(a.shape[0])
+    for j in range(a.shape[0]):
+        scale = a[last - j, last - j]
+        pivot[j] = scale * scale
+        part[j] = 1.0 / scale
+    for i in range(a.shape[0]):
+        line = a[last - i]
+        for j in range(i + 1, a.shape[0]):
+            feedback[i, j] = line[last - j] * part[j]

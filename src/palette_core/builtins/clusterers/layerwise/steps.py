@@ -175,16 +175,13 @@ def factorize(h: Array, *, act_order: bool) -> Factors:
         diagonal = h[g].diagonal()
         order[g] = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
         # The factor of the reversed matrix is the upper triangular one of the matrix, reversed.
-        back = order[g][::-1]
-        a = h[g][np.ix_(back, back)].astype(np.float64)
-        ridge = 1e-6 * float(diagonal.mean(dtype=np.float64))
+        back = np.ascontiguousarray(order[g][::-1])
+        a, ridge = np.zeros((columns, columns)), 0.0
+        products.pick(h[g], back, ridge, a)
         while not products.factorize(a):
-            a = h[g][np.ix_(back, back)].astype(np.float64)
-            a[np.diag_indices(columns)] += ridge
-            ridge *= 10.0
-        scale = a.diagonal().copy()
-        feedback[g] = np.triu((np.tril(a) / scale)[::-1, ::-1], 1)
-        pivot[g] = (scale * scale)[::-1]
+            ridge = 10.0 * ridge or 1e-6 * float(diagonal.mean(dtype=np.float64))
+            products.pick(h[g], back, ridge, a)
+        products.turn_back(a, feedback[g], pivot[g])
 
     map_threads(one, range(groups))
     return Factors(order, feedback, pivot)

@@ -1,0 +1,185 @@
+"""Two loops written for the processor: sums that stay in its registers until all is added up.
+
+What a compiler makes of plain loops loads and stores every sum once for a few products. Each sum is
+of one element, in the order of what is added, so that widths of registers change no result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from palette_core._common.kernels import has_feature
+
+_build: Any = cgutils  # has no types
+
+_WIDE = has_feature(
+    "avx512f"
+)  # 32 registers of 64 bytes; else at least 16, of 32 bytes or two of 16
+ROWS = 8 if _WIDE else 4  # of a tile of products
+_BYTES = 64 if _WIDE else 32  # of a register
+_ACROSS = 2  # registers of a row of a tile
+TILE_BYTES = _ACROSS * _BYTES  # of a row of a tile
+LINE = 64  # float32 values of lines that are added up at once
+
+_WORD, _LONG = ir.IntType(32), ir.IntType(64)
+
+
+def _add_tile(
+    context: Any,
+    f: Any,
+    f_at: Any,
+    f_step: Any,
+    m: Any,
+    m_at: Any,
+    m_step: Any,
+    depth: Any,
+    out: Any,
+    out_at: Any,
+    out_step: Any,
+) -> Any:
+    """Add f · m to a tile of `ROWS` rows and `TILE_BYTES` of ``out``.
+
+    Args:
+        context: of numba's typing.
+        f: ``[ROWS, depth]`` from element ``f_at`` on, a row every ``f_step`` elements.
+        f_at: where it begins.
+        f_step: from one row to the next.
+        m: ``[depth, columns]``, likewise.
+        m_at: where it begins.
+        m_step: from one row to the next.
+        depth: how many products each sum is of.
+        out: ``[ROWS, columns]``, likewise.
+        out_at: where it begins.
+        out_step: from one row to the next.
+    """
+    index = types.intp
+    places = (index, index)
+    signature = types.void(f, *places, m, *places, index, out, *places)
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        def lines(array: int, count: int) -> list[Any]:
+            data = _data(target, builder, signature, values, array)
+            first = builder.gep(data, [values[array + 1]])
+            step = values[array + 2]
+            return [builder.gep(first, [builder.mul(step, _LONG(r))]) for r in range(count)]
+
+        size = target.get_abi_sizeof(target.get_value_type(out.dtype))
+        lanes = _BYTES // size
+        factors, (matrix,), rows = lines(0, ROWS), lines(3, 1), lines(7, ROWS)
+        spots = [_spots(builder, row, lanes, _ACROSS) for row in rows]
+
+        def step(k: Any, sums: list[Any]) -> list[Any]:
+            line = builder.gep(matrix, [builder.mul(k, values[5])])
+            parts = [
+                builder.load(spot, align=size) for spot in _spots(builder, line, lanes, _ACROSS)
+            ]
+            made = []
+            for r, row in enumerate(factors):
+                factor = _spread(builder, builder.load(builder.gep(row, [k])), lanes)
+                for c, part in enumerate(parts):
+                    made.append(_plus(builder, sums[r * _ACROSS + c], factor, part))
+            return made
+
+        _accumulate(builder, values[6], [s for row in spots for s in row], size, step)
+        return target.get_dummy_value()
+
+    return signature, generate
+
+
+def _add_lines(
+    context: Any,
+    m: Any,
+    m_at: Any,
+    m_step: Any,
+    picked: Any,
+    scale: Any,
+    first: Any,
+    count: Any,
+    out: Any,
+    out_at: Any,
+) -> Any:
+    """Add some lines of ``m``, times their scales, to `LINE` elements of ``out``.
+
+    Args:
+        context: of numba's typing.
+        m: float32, a line every ``m_step`` elements, of which those from ``m_at`` on are added.
+        m_at: where line 0 begins.
+        m_step: from one line to the next.
+        picked: int32, numbers of the lines.
+        scale: float32, what to multiply them by.
+        first: of ``picked`` and of ``scale``.
+        count: how many.
+        out: float32.
+        out_at: where in it to begin.
+    """
+    index = types.intp
+    signature = types.void(m, index, index, picked, scale, index, index, out, index)
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        def pointer(array: int, offset: Any) -> Any:
+            data = _data(target, builder, signature, values, array)
+            return builder.gep(data, [offset])
+
+        lanes = _BYTES // 4
+        matrix, numbers = pointer(0, values[1]), pointer(3, values[5])
+        scales, into = pointer(4, values[5]), pointer(7, values[8])
+
+        def step(k: Any, sums: list[Any]) -> list[Any]:
+            number = builder.zext(builder.load(builder.gep(numbers, [k])), _LONG)
+            line = builder.gep(matrix, [builder.mul(number, values[2])])
+            factor = _spread(builder, builder.load(builder.gep(scales, [k])), lanes)
+            spots = _spots(builder, line, lanes, len(sums))
+            return [
+                _plus(builder, total, factor, builder.load(spot, align=4))
+                for total, spot in zip(sums, spots, strict=True)
+            ]
+
+        _accumulate(builder, values[6], _spots(builder, into, lanes, LINE // lanes), 4, step)
+        return target.get_dummy_value()
+
+    return signature, generate
+
+
+add_tile: Any = intrinsic(_add_tile)
+add_lines: Any = intrinsic(_add_lines)
+
+
+def _data(target: Any, builder: Any, signature: Any, values: Any, array: int) -> Any:
+    return target.make_array(signature.args[array])(target, builder, values[array]).data
+
+
+def _spots(builder: Any, start: Any, lanes: int, count: int) -> list[Any]:
+    """Return where ``count`` vectors next to each other lie."""
+    kind = ir.VectorType(start.type.pointee, lanes).as_pointer()
+    return [builder.bitcast(builder.gep(start, [_LONG(c * lanes)]), kind) for c in range(count)]
+
+
+def _spread(builder: Any, value: Any, lanes: int) -> Any:
+    """Return a vector with one value in all its lanes."""
+    kind = ir.VectorType(value.type, lanes)
+    nothing = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(nothing, value, _WORD(0))
+    everywhere = ir.Constant(ir.VectorType(_WORD, lanes), [0] * lanes)
+    return builder.shuffle_vector(one, nothing, everywhere)
+
+
+def _plus(builder: Any, total: Any, a: Any, b: Any) -> Any:
+    return builder.fadd(total, builder.fmul(a, b, flags=["contract"]), flags=["contract"])
+
+
+def _accumulate(builder: Any, count: Any, spots: list[Any], align: int, step: Any) -> None:
+    """Load sums, let ``step`` make new ones of them ``count`` times, and store them.
+
+    LLVM turns the variables between the two into registers.
+    """
+    sums = [_build.alloca_once_value(builder, builder.load(spot, align=align)) for spot in spots]
+    with _build.for_range(builder, count) as loop:
+        made = step(loop.index, [builder.load(total) for total in sums])
+        for total, new in zip(sums, made, strict=True):
+            builder.store(new, total)
+    for total, spot in zip(sums, spots, strict=True):
+        builder.store(builder.load(total), spot, align=align)

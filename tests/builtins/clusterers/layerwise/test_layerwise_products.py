@@ -1,0 +1,66 @@
+"""Compiled products and factors beside numpy's in float64."""
+
+import numpy as np
+import pytest
+
+from palette_core.builtins.clusterers.layerwise import kernels, products, steps
+
+GROUPS = [[0] * 16, [0] * 5, [0] * 3 + [1] * 13, list(range(6))]
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=["one", "few rows", "two", "each"])
+@pytest.mark.parametrize("columns", [1, 7, 31, 64, 75, 150])
+@pytest.mark.parametrize("zeros", ["none", "columns", "rows", "all"])
+def test_products_are_those_of_each_rows_matrix(columns, group, zeros):
+    rng = np.random.default_rng(0)
+    group = np.array(group, np.int32)
+    error = rng.normal(size=(len(group), columns)).astype(np.float32)
+    if zeros == "columns":
+        error[:, columns // 3 : -2] = 0.0
+    elif zeros == "rows":
+        error[::2] = 0.0
+    elif zeros == "all":
+        error[:] = 0.0
+    h = rng.normal(size=(group.max() + 1, columns, columns)).astype(np.float32)
+    out = np.full((len(group) + 2, columns), 7.0, np.float32)
+    low, high = 1, len(group) + 1
+    error = np.pad(error, ((1, 1), (0, 0)), constant_values=np.nan)
+    kernels.multiply(error, np.pad(group, 1), h, out, low, high)
+    truth = np.einsum("rk,rkj->rj", error[1:-1].astype(float), h[group].astype(float))
+    np.testing.assert_allclose(out[1:-1], truth, rtol=1e-5, atol=1e-5 * columns)
+    assert (out[[0, -1]] == 7.0).all()
+
+
+@pytest.mark.parametrize("columns", [1, 7, 48, 64, 101, 200])
+def test_factors_are_those_of_numpy(columns):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(columns, 2 * columns))
+    a = x @ x.T + np.eye(columns)
+    found = a.copy()
+    assert products.factorize(found)
+    np.testing.assert_allclose(np.tril(found), np.linalg.cholesky(a), rtol=1e-9, atol=1e-9)
+    assert not products.factorize(a - 2.0 * a.max() * np.eye(columns))
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+def test_factors_put_together_are_the_matrix(act_order):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 70, 140))
+    h = (x @ x.transpose(0, 2, 1)).astype(np.float32)
+    factors = steps.factorize(h, act_order=act_order)
+    for g in range(2):
+        order = factors.order[g]
+        assert sorted(order) == list(range(70))
+        diagonal = h[g].diagonal()[order]
+        assert (np.diff(diagonal) <= 0).all() if act_order else (order == np.arange(70)).all()
+        upper = np.triu(factors.feedback[g], 1).astype(float) + np.eye(70)
+        truth = h[g][np.ix_(order, order)]
+        found = upper * factors.pivot[g] @ upper.T
+        np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-4 * np.abs(truth).max())
+
+
+def test_a_matrix_that_is_not_definite_is_given_a_ridge():
+    h = np.ones((1, 9, 9), np.float32)
+    factors = steps.factorize(h, act_order=True)
+    upper = np.triu(factors.feedback[0], 1).astype(float) + np.eye(9)
+    np.testing.assert_allclose(upper * factors.pivot[0] @ upper.T, h[0], atol=1e-3)
