@@ -12,7 +12,7 @@ from palette_core.engine.cluster_tensor import without_moments
 from palette_core.engine.executor import Executor
 from palette_core.engine.jobs import Job
 from palette_core.engine.results import Clustered
-from palette_core.statistics.activations import Feeder, compensated
+from palette_core.statistics.activations import Compensation, Feeder
 from palette_core.statistics.activations.structure import Step, Structure
 from palette_core.statistics.activations.threads import CannotWait
 
@@ -121,15 +121,14 @@ class _Walk:
         self._advance(f"{self._where}inputs of {step.names[0]}", 0)
         wanted = {job.plan.name: (job.plan, job.weight) for job in jobs if self._needs(job)}
         moments, gap_of = self._feeder.moments(step, wanted)
-        ready = []
+        ready, compensation = [], Compensation()
         for job in jobs:
             own = moments.get(job.plan.name)
-            if own is not None and not own.is_diagonal:
-                gap = gap_of(job.plan.name, own.to_matrices(job.weight.detach().cpu().float()))
-                if gap is not None:
-                    share = self._damping[job.plan.name]
-                    damping = own.damping() if share is None else share
-                    own = replace(own, target=compensated(job.weight, own, gap, damping))
+            gap = None if own is None or own.is_diagonal else gap_of(job.plan.name)
+            if own is not None and gap is not None:
+                share = self._damping[job.plan.name]
+                damping = own.damping() if share is None else share
+                own = replace(own, target=compensation.target(job.weight, own, gap, damping))
             ready.append(replace(job, moments=own))
         self._cluster(ready)
 

@@ -37,6 +37,20 @@ class _Sum:
         return -(-self.vectors // groups)
 
 
+class Gap:
+    """How far inputs have moved, d = x_before − x, times inputs, in float64.
+
+    Attributes:
+        cross: ``[G, C, C]``, Σ d xᵀ / count, or None.
+        moved: ``[G, R, C]``, Σ W d xᵀ / count, or None: what of the inputs was multiplied with the
+            weight at once; to be added to W ``cross``.
+    """
+
+    def __init__(self, cross: Tensor | None, moved: Tensor | None, count: int) -> None:
+        self.cross = None if cross is None else cross / max(1, count)
+        self.moved = None if moved is None else moved / max(1, count)
+
+
 @dataclass(frozen=True)
 class _Product:
     raw: tuple[Tensor, ...]  # held, so that their ids are not given to others
@@ -87,6 +101,7 @@ class Accumulator:
         self._sums: dict[tuple[str, InputView], _Sum] = {}
         self._latest: list[_Product] = []
         self._made: dict[int, Tensor] = {}
+        self._gaps: list[tuple[_Sum, Gap]] = []
         self._serial = itertools.count()
 
     def add(
@@ -185,24 +200,22 @@ class Accumulator:
             return None
         return InputMoments(self._hessian(sums), plan.layout, sums.count, sums.view.rows)
 
-    def gap(self, name: str, matrices: Tensor) -> Tensor | None:
-        """Return by how much outputs have moved, times inputs: ``[G, R, C]`` float64.
+    def gap(self, name: str) -> Gap | None:
+        """Return by how much the inputs of a weight have moved; None where they have not.
 
-        That is W Σ (x_before − x) xᵀ / count; None where it is 0, as far as is known.
-
-        Args:
-            name: of the weight.
-            matrices: ``[G, R, C]`` float32, W.
+        Weights that were always multiplied with the same inputs share one.
         """
         sums = self._best(name)
         if sums is None or (sums.cross is None and sums.moved is None):
             return None
-        found = torch.zeros(1, dtype=torch.float64)
         if sums.moved is not None:
-            found = sums.moved / max(1, sums.count)
-        if sums.cross is not None:
-            found = found + (matrices @ (sums.cross / max(1, sums.count)).float()).double()
-        return found
+            return Gap(sums.cross, sums.moved, sums.count)
+        for known, gap in self._gaps:
+            if known.history == sums.history:
+                return gap
+        made = Gap(sums.cross, None, sums.count)
+        self._gaps.append((sums, made))
+        return made
 
     def _best(self, name: str) -> _Sum | None:
         """Return the sums of the way in which a weight is used mostly; whole matrices first."""

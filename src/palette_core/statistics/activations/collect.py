@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from palette_core._common.progress import Advance
@@ -77,27 +76,3 @@ def moments_of(
         else:
             missing[plan.name] = obstacle
     return found, missing
-
-
-def compensated(weight: Tensor, moments: InputMoments, gap: Tensor, damping: float) -> Tensor:
-    """Return the weight whose outputs on present inputs come nearest to the original outputs.
-
-    With X the inputs of the unchanged model and Y the present ones, that is
-    W + W (X − Y) Yᵀ (Y Yᵀ + λ I)⁻¹ (as GPTAQ does, Li et al. 2025, arXiv 2504.02692).
-
-    Args:
-        weight: the original weight.
-        moments: of Y.
-        gap: ``[G, R, C]`` float64, W (X − Y) Yᵀ / count.
-        damping: λ, as a share of the mean diagonal of a group.
-    """
-    h = moments.hessian.to(torch.float64, copy=True)
-    ridge = max(damping, 1e-6) * moments.scales()
-    h.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-    original = weight.detach().cpu().double()
-    factor, failed = torch.linalg.cholesky_ex(h)
-    if failed.any():
-        return original
-    moved = torch.cholesky_solve(gap.transpose(1, 2), factor).transpose(1, 2)
-    out = moments.from_matrices(moments.to_matrices(original) + moved)
-    return out if bool(torch.isfinite(out).all()) else original

@@ -12,7 +12,7 @@ from palette_core._common.pytrees import floating
 from palette_core._common.rng import untouched_global_rng
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
-from palette_core.statistics.activations.accumulate import Accumulator
+from palette_core.statistics.activations.accumulate import Accumulator, Gap
 from palette_core.statistics.activations.collect import moments_of
 from palette_core.statistics.activations.judging import errors_of
 from palette_core.statistics.activations.options import Findings, InputCalibration
@@ -206,7 +206,7 @@ class Feeder:
 
     def moments(
         self, step: Step, wanted: Mapping[str, tuple[TensorPlan, Tensor]]
-    ) -> tuple[dict[str, InputMoments], Callable[[str, Tensor], Tensor | None]]:
+    ) -> tuple[dict[str, InputMoments], Callable[[str], Gap | None]]:
         """Return moments of the weights of a step in the model as it is by now.
 
         Args:

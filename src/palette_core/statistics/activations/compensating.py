@@ -1,0 +1,77 @@
+"""Weights that make good for what the palettes before them have made of their inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palette_core.statistics.activations.accumulate import Gap
+from palette_core.tensors.moments import InputMoments
+
+
+class Compensation:
+    """Targets of the weights of one step; those with one input share factors and solutions.
+
+    With X the inputs of the unchanged model and Y the present ones, outputs on present inputs come
+    nearest to the original outputs with W + W (X − Y) Yᵀ (Y Yᵀ + λ I)⁻¹ (as in GPTAQ, Li et al.
+    2025, arXiv 2504.02692).
+    """
+
+    def __init__(self) -> None:
+        self._factors: dict[tuple[int, float], Tensor | None] = {}
+        self._solved: dict[tuple[int, int, float], Tensor] = {}
+        self._held: list[object] = []  # so that identities are not given to others
+
+    def target(self, weight: Tensor, moments: InputMoments, gap: Gap, damping: float) -> Tensor:
+        """Return what stands for a weight, float64; the weight where that cannot be told.
+
+        Args:
+            weight: the original weight.
+            moments: of Y.
+            gap: W (X − Y) Yᵀ / count, or what to multiply with W.
+            damping: λ, as a share of the mean diagonal of a group.
+        """
+        original = weight.detach().cpu().double()
+        factor = self._factor(moments, damping)
+        if factor is None:
+            return original
+        matrices = moments.to_matrices(original)
+        moved = torch.zeros(1, dtype=torch.float64)
+        if gap.moved is not None:
+            moved = _solved(gap.moved, factor)
+        if gap.cross is not None:
+            moved = moved + self._through(matrices.float(), moments, gap.cross, factor, damping)
+        out = moments.from_matrices(matrices + moved)
+        return out if bool(torch.isfinite(out).all()) else original
+
+    def _factor(self, moments: InputMoments, damping: float) -> Tensor | None:
+        """Return the Cholesky factor of Y Yᵀ + λ I, None where there is none."""
+        key = (id(moments.hessian), damping)
+        if key not in self._factors:
+            h = moments.hessian.to(torch.float64, copy=True)
+            ridge = max(damping, 1e-6) * moments.scales()
+            h.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+            factor, failed = torch.linalg.cholesky_ex(h)
+            self._factors[key] = None if failed.any() else factor
+            self._held.append(moments.hessian)
+        return self._factors[key]
+
+    def _through(
+        self, matrices: Tensor, moments: InputMoments, cross: Tensor, factor: Tensor, damping: float
+    ) -> Tensor:
+        """Return W (X − Y) Yᵀ (Y Yᵀ + λ I)⁻¹ for W ``[G, R, C]`` float32.
+
+        All but W is the same for all weights with one input, and solved for once; where one has
+        few rows, these are.
+        """
+        key = (id(moments.hessian), id(cross), damping)
+        if key not in self._solved:
+            if 2 * matrices.shape[1] < matrices.shape[2]:
+                return _solved((matrices @ cross.float()).double(), factor)
+            self._solved[key] = _solved(cross, factor).float()
+            self._held.append(cross)
+        return (matrices @ self._solved[key]).double()
+
+
+def _solved(gap: Tensor, factor: Tensor) -> Tensor:
+    return torch.cholesky_solve(gap.mT, factor).mT
