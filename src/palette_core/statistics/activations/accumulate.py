@@ -38,7 +38,7 @@ class _Sum:
 
 
 class Gap:
-    """How far inputs have moved, d = x_before − x, times inputs, in float64.
+    """Products of what inputs have moved by, d = x_before − x, and inputs, in float64.
 
     Attributes:
         cross: ``[G, C, C]``, Σ d xᵀ / count, or None.

@@ -5,8 +5,10 @@ import pytest
 import torch
 from layerwise_cases import DAMPING, LAYOUTS, moments_for
 
+from palette_core.builtins.clusterers.layerwise import steps
 from palette_core.builtins.clusterers.layerwise import sums as sums_of
 from palette_core.builtins.clusterers.layerwise.problem import pose, weighted_kmeans
+from palette_core.builtins.clusterers.layerwise.tables import cast_tables
 from palette_core.plugins import ClusterProblem
 from palette_core.tensors.layout import BlockLayout
 
@@ -22,6 +24,9 @@ def posed(name, scales=False, entries=4):
     generator = torch.Generator().manual_seed(1)
     points = layout.split(torch.randn(layout.shape, generator=generator))
     factors = 0.5 + torch.rand(points.shape, generator=generator) if scales else None
+    if scales == "of rows":
+        per_row = 0.5 + torch.rand(layout.shape[0], generator=generator)
+        factors = layout.split(per_row[:, None].expand(layout.shape))
     n_rows = layout.shape[0] if rows == (0,) else None
     share = None if n_rows is None else torch.arange(n_rows) % 3 * 0.5  # some count nothing
     moments = moments_for(layout, groups, rows, share)
@@ -109,3 +114,53 @@ def test_many_entries_are_looked_up_rather_than_compared():
     fitted(sums, matrix, grad, codes)
     codes[::3, 5] = 7
     fitted(sums, matrix, grad, codes)
+
+
+def lines_by_definition(matrix, codes):
+    one_hot = np.eye(matrix.entries)[codes]
+    return np.einsum("rjk,rji->rki", one_hot, matrix.h[matrix.group].astype(float))
+
+
+@pytest.mark.parametrize("scales", [False, "of rows"])
+def test_lines_are_those_of_the_codes(scales):
+    matrix = posed("wide rows", scales)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, matrix.entries, matrix.table.shape).astype(np.uint8)
+    sums = sums_of.Sums(matrix)
+    for changed in (0, 1, codes.size // 10, codes.size // 2):  # of none, a few, and too many
+        places = rng.choice(codes.size, changed, replace=False)
+        codes.reshape(-1)[places] = (codes.reshape(-1)[places] + 1) % matrix.entries
+        fitted(sums, matrix, rng.normal(size=matrix.w.shape).astype(np.float32), codes)
+        truth = lines_by_definition(matrix, codes)
+        np.testing.assert_allclose(sums.lines, truth, atol=1e-5 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize("scales", [False, True, "of rows"])
+@pytest.mark.parametrize("name", ["rows", "grid", *WIDE])
+def test_a_fit_of_entries_leaves_the_gradient_of_its_error(name, scales):
+    matrix = posed(name, scales)
+    rng = np.random.default_rng(0)
+    state = None
+    for changed in (1.0, 0.02):
+        codes = np.zeros(matrix.table.shape, np.uint8) if state is None else state.codes
+        other = rng.integers(0, matrix.entries, codes.shape).astype(np.uint8)
+        codes = np.where(rng.random(codes.shape) < changed, other, codes)
+        lut = np.sort(rng.normal(size=(len(matrix.colours), matrix.entries, matrix.dim)), axis=1)
+        tables = cast_tables(lut.astype(np.float32), matrix.dtype)
+        before = steps.evaluate(matrix, tables if state is None else state.tables, codes)
+        state = steps.refit(matrix, before)
+        again = steps.evaluate(matrix, state.tables, state.codes)
+        for found, truth in ((state.error, again.error), (state.grad, again.grad)):
+            np.testing.assert_allclose(found, truth, atol=2e-5 * np.abs(before.grad).max())
+        assert state.cost == pytest.approx(again.cost, rel=1e-4)
+        assert state.cost <= before.cost * (1 + 1e-6)
+
+
+def test_rows_have_lines_only_where_they_are_few_and_of_one_table(monkeypatch):
+    assert sums_of.Sums(posed("wide rows")).lines is not None
+    assert sums_of.Sums(posed("wide columns")).lines is None
+    assert sums_of.Sums(posed("wide vectors")).lines is None
+    assert sums_of.Sums(posed("wide rows", scales=True)).lines is None
+    assert sums_of.Sums(posed("wide rows", entries=32)).lines is None
+    monkeypatch.setattr(sums_of, "_MOST_KEPT", 4 * 24 * 150 * 4 - 1)
+    assert sums_of.Sums(posed("wide rows")).lines is None

@@ -54,7 +54,7 @@ def add_changes(
     scale = np.empty((dim, columns), np.float32)
     changed = np.empty(columns, np.int64)
     for s in range(low, high):
-        n, own_slot = _look(table[s], codes[s], before[s], wanted, slot, code, changed)
+        n, own_slot = look(table[s], codes[s], before[s], wanted, slot, code, changed)
         if own_slot < 0:
             continue
         for d in range(dim):
@@ -62,7 +62,7 @@ def add_changes(
             for j in range(columns):
                 scale[d, j] = factor[r, spot[j]]
                 value[j] = grad[r, j] * scale[d, j]
-            _sums_by_code(value, code, line)
+            sums_by_code(value, code, line)
             for k in range(entries):
                 right[own_slot, d, k] += np.float64(share[r]) * line[k]
         for at in range(n):
@@ -74,7 +74,7 @@ def add_changes(
                 own = h[group[r], j]
                 for i in range(columns):
                     value[i] = own[i] * scale[d, i]
-                _sums_by_code(value, code, line)
+                sums_by_code(value, code, line)
                 for other in range(n):
                     i = changed[other]
                     half = np.float32(0.5) * value[i]
@@ -88,7 +88,7 @@ def add_changes(
 
 
 @inner_kernel
-def _look(
+def look(
     table: Any, codes: Any, before: Any, wanted: Any, slot: Any, code: Any, changed: Any
 ) -> Any:
     """Set which code of a wanted table each element of a strip has, and which have changed.
@@ -109,7 +109,7 @@ def _look(
 
 
 @_lanes_kernel
-def _sums_by_code(value: Any, code: Any, line: Any) -> None:
+def sums_by_code(value: Any, code: Any, line: Any) -> None:
     """Set ``line`` to the sums of values by code; where a code is -1 a value counts nothing."""
     if line.shape[0] > _COMPARED:
         line[:] = 0.0

@@ -57,7 +57,7 @@ def normal_equations(
         right: ``[slots, D, K]`` float64, b; added to.
     """
     dim, columns, strips = right.shape[1], grad.shape[1], high - low
-    picked, ends, begin, where = _pick(
+    picked, ends, begin, where = pick(
         table[low:high], codes[low:high], wanted, slot, right.shape[2]
     )
     code = np.empty(picked.shape, np.int32)
@@ -85,7 +85,7 @@ def normal_equations(
                 s, r = n // dim, low * dim + n
                 if begin[s, own] < begin[s, own + 1] and share[r] != 0.0:
                     these = (picked[s], ends[s], code[s], scale[n], begin[s, part : part + 2])
-                    _add_runs(h, group[r], base, *these, sums[n])
+                    add_runs(h, group[r], base, *these, sums[n])
         for s in range(strips):
             first, last = begin[s, own], begin[s, own + 1]
             for d in range(dim):
@@ -95,7 +95,7 @@ def normal_equations(
 
 
 @inner_kernel
-def _pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
+def pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
     """Return which columns look into a wanted table, and where its sums are.
 
     Returns:
@@ -140,7 +140,7 @@ def _double(sums: Any) -> None:
 
 
 @_inner_kernel
-def _add_runs(
+def add_runs(
     h: Any,
     group: Any,
     base: Any,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
 from palette_core.builtins.clusterers.layerwise import feedback, kernels, products
+from palette_core.builtins.clusterers.layerwise import lines as lines_of
 from palette_core.builtins.clusterers.layerwise.sums import Sums
 from palette_core.builtins.clusterers.layerwise.tables import Tables, refitted, sort_entries
 from palette_core.plugins import LutQuantizer
@@ -251,6 +252,14 @@ def refit(matrix: Matrix, state: State) -> State:
 def _move(
     matrix: Matrix, codes: Array, step: Array, moved: Array, error: Array, grad: Array
 ) -> None:
+    lines = matrix.sums.lines
+    if lines is not None:
+        matrix.each(
+            lambda low, high: lines_of.move_by_lines(
+                matrix.table, matrix.factor, codes, step, moved, lines, error, grad, low, high
+            )
+        )
+        return
     matrix.each(
         lambda low, high: entries_of.move_entries(
             matrix.table,

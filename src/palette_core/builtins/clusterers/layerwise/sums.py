@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from palette_core.builtins.clusterers.layerwise import changes
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
+from palette_core.builtins.clusterers.layerwise import lines as lines_of
+from palette_core.builtins.clusterers.layerwise.vectors import LINE
 
 if TYPE_CHECKING:
     from palette_core.builtins.clusterers.layerwise.steps import Matrix
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 _MOST_KEPT = 1 << 25  # bytes
 _FEW = 16  # where one of so many codes has changed or less, changes are added; else all anew
+_FEW_OF_LINES = 4  # likewise, of a row with lines
+_MOST_ENTRIES = 16  # of a table whose rows have lines
 
 
 class Sums:
@@ -28,6 +32,9 @@ class Sums:
 
     Args:
         matrix: the weight.
+
+    Attributes:
+        lines: of the codes that equations were asked for last, see `lines`; None: it keeps none.
     """
 
     def __init__(self, matrix: Matrix) -> None:
@@ -37,12 +44,17 @@ class Sums:
         # What would take more is summed anew every time.
         self._square = np.empty(shape) if 8 * math.prod(shape) <= _MOST_KEPT else None
         self._codes: Array | None = None  # for which it is
+        self.lines: Array | None = None
+        if self._square is not None and _may_have_lines(matrix):
+            self.lines = np.empty(
+                (matrix.w.shape[0], matrix.entries, matrix.w.shape[1]), np.float32
+            )
 
     def begin(self, codes: Array) -> None:
         """Begin with the equations for some codes; where many are others by now, anew."""
         if self._codes is not None:
             changed = np.count_nonzero(self._codes != codes)
-            if changed * _FEW > codes.size:
+            if changed * (_FEW if self.lines is None else _FEW_OF_LINES) > codes.size:
                 self._codes = None
 
     def equations(self, grad: Array, codes: Array, batch: Array) -> tuple[Array, Array]:
@@ -53,11 +65,13 @@ class Sums:
             codes: as in `State`.
             batch: ``[n]`` which tables, ascending, all of one colour, once until `end`.
         """
-        before = self._codes
+        before, lines = self._codes, () if self.lines is None else (self.lines,)
         if before is None or self._square is None:
-            square, right = self._added(entries_of.normal_equations, (grad, codes), batch)
+            anew = lines_of.sum_lines if lines else entries_of.normal_equations
+            square, right = self._added(anew, (grad, codes, *lines), batch)
         else:
-            more, right = self._added(changes.add_changes, (grad, codes, before), batch)
+            add = lines_of.change_lines if lines else changes.add_changes
+            more, right = self._added(add, (grad, codes, before, *lines), batch)
             square = self._square[batch] + more
         if self._square is not None:
             self._square[batch] = square
@@ -106,3 +120,16 @@ class Sums:
             total[at] += square
             sums[at] += right
         return (total + total.swapaxes(2, 3)) / 2, sums
+
+
+def _may_have_lines(matrix: Matrix) -> bool:
+    """Return whether every row looks into one table, and lines are few and short enough."""
+    rows, columns = matrix.w.shape
+    return (
+        matrix.dim == 1
+        and matrix.factor.shape[1] == 1
+        and columns >= LINE
+        and matrix.entries <= _MOST_ENTRIES
+        and 4 * rows * matrix.entries * columns <= _MOST_KEPT
+        and bool((matrix.table == matrix.table[:, :1]).all())
+    )
