@@ -29,6 +29,12 @@ import torch
 from torch import Tensor, nn
 
 Task = tuple[nn.Module, list[tuple[Any, ...]]]
+SPEC = {
+    "n_bits": 3,
+    "algorithm": "lnq",
+    "granularity": {"type": "per_grouped_channel", "axis": 0, "group_size": 16},
+}
+CONFIG = {"kmeans_palettization_config": {"global_config": {"op_state_spec": {"weight": SPEC}}}}
 
 
 class _Residual(nn.Module):
@@ -108,15 +114,7 @@ def run(name: str) -> dict[str, float]:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model, batches = CASES[name]()
-    spec = {
-        "n_bits": 3,
-        "algorithm": "lnq",
-        "granularity": {"type": "per_grouped_channel", "axis": 0, "group_size": 16},
-    }
-    config = KMeansPalettizerConfig.from_dict(
-        {"kmeans_palettization_config": {"global_config": {"op_state_spec": {"weight": spec}}}}
-    )
-    palettizer = KMeansPalettizer(model.eval(), config)
+    palettizer = KMeansPalettizer(model.eval(), KMeansPalettizerConfig.from_dict(CONFIG))
     products = _seconds(lambda: _products(model, batches))
     with torch.no_grad():
         passes = 2 * _seconds(lambda: [model(*batch) for batch in batches])
