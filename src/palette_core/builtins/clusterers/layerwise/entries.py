@@ -58,7 +58,7 @@ def normal_equations(
     """
     dim, columns, strips = right.shape[1], grad.shape[1], high - low
     picked, ends, begin, where = pick(
-        table[low:high], codes[low:high], wanted, slot, right.shape[2]
+        table[low:high], codes[low:high], wanted, slot, right.shape[2], LINE
     )
     code = np.empty(picked.shape, np.int32)
     scale = np.empty((strips * dim, columns), np.float32)
@@ -95,16 +95,16 @@ def normal_equations(
 
 
 @inner_kernel
-def pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
+def pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any, deep: Any) -> Any:
     """Return which columns look into a wanted table, and where its sums are.
 
     Returns:
-        columns ``[S, C]``, sorted by code within each `LINE` columns; for the first one of each
-        code where those of the code end; where each `LINE` columns begin, and their end,
-        ``[S, C / LINE + 1]``; the slot of each strip's table.
+        columns ``[S, C]``, sorted by code within each ``deep`` columns; for the first one of each
+        code where those of the code end; where each ``deep`` columns begin, and their end,
+        ``[S, C / deep + 1]``; the slot of each strip's table.
     """
     strips, columns = table.shape
-    parts = (columns + LINE - 1) // LINE
+    parts = (columns + deep - 1) // deep
     picked = np.empty((strips, columns), np.int32)
     ends = np.empty((strips, columns), np.int32)
     begin = np.zeros((strips, parts + 1), np.int32)
@@ -112,7 +112,7 @@ def pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
     place = np.empty(entries + 1, np.int32)
     for s in range(strips):
         for part in range(parts):
-            left, right = part * LINE, min(columns, part * LINE + LINE)
+            left, right = part * deep, min(columns, part * deep + deep)
             place[:] = 0
             for j in range(left, right):
                 if wanted[table[s, j]]:

@@ -27,6 +27,7 @@ from palette_core._common.kernels import inlined, inner_kernel, kernel, kernel_w
 from palette_core.builtins.clusterers.layerwise.products import BATCH, ZERO, add_products, blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
+_lanes_kernel = kernel_with(fastmath={"contract", "reassoc"})  # sums of many lanes, then of these
 
 _LOOK = 32  # elements looked at together
 
@@ -268,7 +269,7 @@ def subtract_decoded(
                 out[r, j] = w[r, j] - lut[table[s, j], codes[s, j], d] * factor[r, spot[j]]
 
 
-@kernel
+@_lanes_kernel
 def row_costs(error: Any, grad: Any, share: Any, out: Any, low: Any, high: Any) -> None:
     """Set ``out[r]`` (float64) to share · Σ_j error · grad for rows ``low`` to ``high``."""
     for r in range(low, high):

@@ -20,6 +20,7 @@ from palette_core.builtins.clusterers.layerwise.entries import add_runs, pick
 from palette_core.builtins.clusterers.layerwise.vectors import LINE
 
 _fused_kernel = kernel_with(fastmath={"contract"})
+_DEEP = 256  # elements of a row whose lines are added up together
 _inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 
@@ -46,7 +47,7 @@ def sum_lines(
     Arrays and bounds: as in `entries.normal_equations`.
     """
     entries, columns, rows = right.shape[2], grad.shape[1], high - low
-    picked, ends, begin, where = pick(table[low:high], codes[low:high], wanted, slot, entries)
+    picked, ends, begin, where = pick(table[low:high], codes[low:high], wanted, slot, entries, _DEEP)
     _set_lines(picked, ends, begin, codes[low:high], group[low:high], h, lines[low:high])
     value, line = np.empty(columns, np.float32), np.empty(entries, np.float32)
     code = np.empty(columns, np.int32)
