@@ -47,7 +47,9 @@ def sum_lines(
     Arrays and bounds: as in `entries.normal_equations`.
     """
     entries, columns, rows = right.shape[2], grad.shape[1], high - low
-    picked, ends, begin, where = pick(table[low:high], codes[low:high], wanted, slot, entries, _DEEP)
+    picked, ends, begin, where = pick(
+        table[low:high], codes[low:high], wanted, slot, entries, _DEEP
+    )
     _set_lines(picked, ends, begin, codes[low:high], group[low:high], h, lines[low:high])
     value, line = np.empty(columns, np.float32), np.empty(entries, np.float32)
     code = np.empty(columns, np.int32)
