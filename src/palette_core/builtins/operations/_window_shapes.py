@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -28,18 +29,23 @@ class Shape:
         every = zip(sizes, self.kernel, self.stride, self.dilation, strict=True)
         return tuple((size - d * (k - 1) - 1) // s + 1 for size, k, s, d in every)
 
-    def elements(self) -> list[tuple[Place, Place]]:
+    def elements(self) -> tuple[tuple[Place, Place], ...]:
         """Return phase and place in it of each element of the first window."""
-        every = zip(self.kernel, self.stride, self.dilation, strict=True)
-        each = [[divmod(i * d, s) for i in range(k)] for k, s, d in every]
-        return [
-            (tuple(phase for _, phase in at), tuple(place for place, _ in at))
-            for at in itertools.product(*each)
-        ]
+        return _elements(self.kernel, self.stride, self.dilation)
 
     def furthest(self) -> Place:
         """Return the last place of any element, along each axis."""
         return tuple(map(max, zip(*(place for _, place in self.elements()), strict=True)))
+
+
+@functools.lru_cache(64)
+def _elements(kernel: Place, stride: Place, dilation: Place) -> tuple[tuple[Place, Place], ...]:
+    every = zip(kernel, stride, dilation, strict=True)
+    each = [[divmod(i * d, s) for i in range(k)] for k, s, d in every]
+    return tuple(
+        (tuple(phase for _, phase in at), tuple(place for place, _ in at))
+        for at in itertools.product(*each)
+    )
 
 
 def is_spread(shape: Shape, x: Tensor) -> bool:

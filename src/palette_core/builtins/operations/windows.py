@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,15 @@ from torch import Tensor
 
 from palette_core.tensors import InputView, PartialSums
 
+if TYPE_CHECKING:
+    from palette_core.builtins.operations._window_shapes import Shape
+
 _CHUNK = 1 << 22  # values of unfolded input held at once
 _PADDED = 1 << 20  # values of padded input held at once
+_LONG = 1024  # places of a sample that are worth a product of their own
 _TALL = 4096  # windows in one float32 sum, where there are no more in a sample
 _MANY, _WORTH = 32, 1.9  # channels, and gain, from which on overlaps are made use of
+_MOST_ELEMENTS = 256  # of the kernels of depthwise convolutions that are multiplied by planes
 MOST_COORDINATES = 64  # of windows that are multiplied by the kernel for small ones
 
 
@@ -51,6 +56,10 @@ class Windows(InputView):
     def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
         """Yield ``[groups, channels * kernel elements, T]``, some samples at a time."""
         x = self._batched(raw[0])
+        if self._is_pointwise() and x[0, 0].numel() >= _LONG:
+            for sample in x:  # as it lies there
+                yield 0, sample.float().flatten(1)[None]
+            return
         per_sample = max(1, x[0].numel() * math.prod(self.kernel) // math.prod(self.stride))
         for piece in torch.split(x, max(1, _CHUNK // per_sample)):
             yield 0, self._unfold(self._padded(piece))
@@ -59,6 +68,8 @@ class Windows(InputView):
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor | None, int] | None:
         """Multiply the windows of grouped convolutions without unfolding all of them."""
+        if self._is_depthwise():
+            return self._by_planes(raw, gap)
         if self.n_groups == 1 or self.channels * math.prod(self.kernel) > MOST_COORDINATES:
             return None
         from palette_core.builtins.operations._window_kernel import (
@@ -83,6 +94,53 @@ class Windows(InputView):
             count += padded.shape[0] * math.prod(self._places(padded))
         return self._turned(total), None if cross is None else self._turned(cross), count
 
+    def _is_pointwise(self) -> bool:
+        """Return whether windows are the values of all channels at one place, each once."""
+        edges = [*self.stuffing, *self.stride, *self.kernel]
+        return self.n_groups == 1 and set(edges) == {1} and not any(map(any, self.padding))
+
+    def _is_depthwise(self) -> bool:
+        """Return whether every channel is convolved for itself, along one or two axes."""
+        alone = self.channels == 1 and self.n_groups > 1
+        return alone and len(self.kernel) < 3 and math.prod(self.kernel) <= _MOST_ELEMENTS
+
+    def _by_planes(
+        self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """Return `products`, each channel's alone."""
+        from palette_core.builtins.operations._depthwise_kernel import depthwise_products
+
+        x, shape, before, windows = self._planes(raw)
+        total = self._turned(depthwise_products(x, None, shape, before, windows))
+        cross = None
+        if gap is not None:
+            beside = self._plane(gap[0])
+            cross = self._turned(depthwise_products(beside, x, shape, before, windows))
+        return total, cross, x.shape[0] * math.prod(windows)
+
+    def _planes(self, raw: tuple[Tensor, ...]) -> tuple[Tensor, Shape, list[int], tuple[int, ...]]:
+        """Return ``[N, channels, A, B]``, what else `depthwise_products` takes, and windows."""
+        from palette_core.builtins.operations._window_shapes import Shape
+
+        blank = [1] * (2 - len(self.kernel))
+        each = ((*blank, *sizes) for sizes in (self.kernel, self.stride, self.dilation))
+        shape = Shape(self.n_groups, *each)
+        around = [(0, 0)] * len(blank) + list(self.padding)
+        if self._is_reshaped():
+            around = [(0, 0)] * 2
+        x = self._plane(raw[0])
+        padded = [size + sum(beside) for size, beside in zip(x.shape[2:], around, strict=True)]
+        return x, shape, [first for first, _ in around], shape.counts(padded)
+
+    def _plane(self, x: Tensor) -> Tensor:
+        x = self._batched(x.detach()).cpu()
+        x = self._padded(x) if self._is_reshaped() else x.float()
+        return x.reshape(*x.shape[:2], *[1] * (2 - len(self.kernel)), *x.shape[2:])
+
+    def _is_reshaped(self) -> bool:
+        """Return whether the convolution's input is more than a padded one."""
+        return bool(self.stuffing) or min(itertools.chain.from_iterable(self.padding)) < 0
+
     def moved(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...], matrices: Tensor
     ) -> Tensor | None:
@@ -92,6 +150,12 @@ class Windows(InputView):
             return None
         if matrices.shape[::2] != (self.n_groups, size):
             return None
+        if self._is_depthwise():
+            from palette_core.builtins.operations._depthwise_moves import depthwise_moves
+
+            planes, shape, before, windows = self._planes(raw)
+            beside = self._plane(gap[0])
+            return depthwise_moves(beside, planes, matrices, shape, before, windows)
         x, rank = self._batched(raw[0].detach()), len(self.kernel)
         weight = matrices.reshape(-1, self.channels, *self.kernel)
         total = torch.zeros(weight.shape, dtype=torch.float64)

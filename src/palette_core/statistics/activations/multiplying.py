@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from palette_core._common.scratch import scratch
 from palette_core.plugins import Consumption
 from palette_core.tensors.input_views import InputView, PartialSums
 
 _TALL = 4096  # vectors in one float32 product
+_GLANCE = 4096  # values of an input that are looked at for a change before all of them
 _WIDE = 384  # coordinates from which on symmetry saves more than smaller products cost
 
 
@@ -66,10 +69,22 @@ def multiply(
 
 
 def _gap(before: tuple[Tensor, ...], raw: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Return d in float32; None where it is 0, as before the first palette."""
-    pairs = zip(before, raw, strict=True)
-    gap = tuple(b.detach().float() - x.detach().float() for b, x in pairs)
-    return gap if any(bool(d.any()) for d in gap) else None
+    """Return d in float32, good until the next call; None where it is 0: before any palette."""
+    pairs = enumerate(zip(before, raw, strict=True))
+    gap = tuple(_difference(f"gap {n}", b.detach(), x.detach()) for n, (b, x) in pairs)
+    return gap if any(_is_something(d) for d in gap) else None
+
+
+def _is_something(d: Tensor) -> bool:
+    # Most inputs have changed from the first values on: then the rest need not be read.
+    return bool(d.flatten()[:_GLANCE].any()) or bool(d.any())
+
+
+def _difference(name: str, a: Tensor, b: Tensor) -> Tensor:
+    if a.device.type != "cpu":
+        return a.float() - b.float()
+    out = torch.from_numpy(scratch(name, tuple(a.shape), np.float32))
+    return torch.sub(a.float(), b.float(), out=out)
 
 
 def _by_vectors(
