@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from palette_core.statistics.activations.runs import Stop
 
 _PATIENCE = 10.0  # seconds in which nothing is computed
+_PIECES = 4  # in which they are waited for
 _MOST_WAITING = 512  # each of them takes two to three megabytes
 _MOST_THREADS = 1024  # those that OpenMP starts for each of them included: past its limit it aborts
 
@@ -79,11 +80,14 @@ class Waiting:
     def _wait(self) -> None:
         """Wait for it, but not where it waits itself for what another one holds, such as a lock."""
         try:
-            spent = time.process_time()
-            while not self._idle.wait(_PATIENCE):
+            spent, idle = time.process_time(), 0
+            # More than once: clocks jump where a machine is put to sleep, or its process is.
+            while idle < _PIECES:
+                if self._idle.wait(_PATIENCE / _PIECES):
+                    return
                 before, spent = spent, time.process_time()
-                if spent - before < _PATIENCE / 100:
-                    raise CannotWait
+                idle = idle + 1 if spent - before < _PATIENCE / _PIECES / 100 else 0
+            raise CannotWait
         except BaseException:
             self._ending = True
             raise
