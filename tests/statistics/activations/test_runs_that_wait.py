@@ -2,6 +2,7 @@
 
 import random
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -110,6 +111,27 @@ def test_each_batch_passes_each_block_twice(compensate, never_over):
     traced = 1  # the example, for the plan
     unchanged = len(given) if compensate else 1
     assert ran == dict.fromkeys(range(3), traced + unchanged + len(given))
+
+
+def test_runs_of_the_unchanged_model_do_not_wait_where_they_hold_much(never_over):
+    made, most = [], 0
+
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            hidden = torch.relu(self.up(x))
+            made.append(weakref.ref(hidden))
+            nonlocal most
+            most = max(most, sum(each() is not None for each in made))
+            return x + self.down(hidden)
+
+    palettized(Net(Wide).eval(), never_over, given=batches(6))
+    # Those of the model as it becomes wait there, and of the others no two at a time; one or two
+    # are remembered, as the next layer may share them.
+    assert 6 < most <= 6 + 1 + 2
 
 
 @pytest.mark.parametrize("n", [1, 4])

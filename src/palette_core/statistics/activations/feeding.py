@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from palette_core._common.pytrees import floating
 from palette_core._common.rng import untouched_global_rng
+from palette_core._common.scratch import scratch_kept
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
 from palette_core.statistics.activations.accumulate import Accumulator, Gap
@@ -75,6 +76,7 @@ class Feeder:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.enter_context(untouched_global_rng())
+            stack.enter_context(scratch_kept())
             stack.enter_context(self._runner)
             stack.callback(self.close)
             self._stay = stack.pop_all()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palette_core._common.freed_memory import hand_back
 from palette_core._common.rng import all_rng, set_all_rng
 from palette_core._common.undoing import undone
 from palette_core.model import Change
@@ -20,6 +21,7 @@ from palette_core.statistics.activations.structure import Step, Structure
 from palette_core.statistics.activations.threads import CannotWait, Waiting, can_wait, settings
 from palette_core.statistics.activations.watch import Seen
 
+_LARGE = 1 << 23  # bytes of an input from which on what a run has freed is handed back
 _MOST_REUSED = 2  # weights that are used more than once: each of them costs runs of its own
 
 
@@ -71,7 +73,8 @@ class Pausing:
 
     Of every batch there are two runs, one of the unchanged model and one of what it becomes, that
     wait before the first operation with a weight that is no palette yet. While one waits, others
-    run: what it has made of buffers, attributes and random states is put aside.
+    run: what it has made of buffers, attributes and random states is put aside. Runs of the
+    unchanged model go on at once where less is held at the next step.
 
     A few weights may be used more than once, as tied ones are: their inputs come from runs that
     start over.
@@ -97,6 +100,7 @@ class Pausing:
     ) -> None:
         self._runner, self._structure, self._scout = runner, structure, scout
         self._decoded, self._batches, self._compensate = decoded, batches, compensate
+        scout.copies = None  # which hold on to the latest inputs
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
         self._now = [self._run(batch, decoded) for batch in batches]
@@ -136,6 +140,16 @@ class Pausing:
             if what is not None and name != seen.name:
                 what = replace(what, view=self._structure.views[name])
             see(Given(name, batch, 0, what, seen.op_type, before))
+        if batch > 0 and self._before and self._holds_less_after(step):
+            self._before[batch - 1].go_on(step)
+
+    def _holds_less_after(self, step: Step) -> bool:
+        """Return whether the inputs of the step after one are smaller than its own."""
+        steps, shapes = self._structure.steps, self._structure.shapes
+        at = steps.index(step)
+        inputs = [shapes.get((each.names[0], 0, 0), ()) for each in steps[at : at + 2]]
+        sizes = [sum(shape.numel() for shape in each) for each in inputs]
+        return len(sizes) == 2 and sizes[1] < sizes[0]
 
     def _feed_by_runs(self, step: Step, see: Callable[[Given], None]) -> None:
         before = {}
@@ -207,6 +221,13 @@ class _Run:
         self._met.update(step.names)
         return self._at
 
+    def go_on(self, step: Step) -> None:
+        """Let it run on past a step that is not done: the unchanged model awaits no palettes."""
+        while not self._waiting.ended and self._at is not None and self._at.name in step.names:
+            if self._is_new(self._at):
+                raise CannotWait
+            self._resume()
+
     def _resume(self) -> None:
         usual, set_so = all_rng(), settings()
         for change in self._changes:
@@ -222,6 +243,8 @@ class _Run:
             return
         if settings() != set_so:
             raise CannotWait
+        if self._input_size() >= _LARGE:
+            hand_back()
         self._changes = self._runner.taken()
         now = all_rng()
         if now != usual:
@@ -229,6 +252,10 @@ class _Run:
             set_all_rng(usual)
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch._C._cuda_clearCublasWorkspaces()  # one for every thread
+
+    def _input_size(self) -> int:
+        what = None if self._at is None else self._at.what
+        return 0 if what is None else sum(x.nbytes for x in what.raw)
 
     def _go(self, waiting: Waiting) -> None:
         def see(seen: Seen) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.input_views import InputView
 
 _Item = TypeVar("_Item", bound=Hashable)
-_Inputs = tuple[int, ...]  # identities of what an operation got
+_Inputs = tuple[int, ...]  # numbers of what an operation got
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,13 @@ def _record(
     keep: bool,
     answers: bool,
 ) -> Any:
-    held: list[tuple[Tensor, ...]] = []  # so that identities are not given to others
+    inputs = _Identities()
 
     def see(seen: Seen) -> None:
         run.calls[seen.name] = run.calls.get(seen.name, 0) + 1
         raw = () if seen.what is None else seen.what.raw
-        held.append(raw)
         run.shapes[seen.name, seen.call] = tuple(x.shape for x in raw)
-        run.first.setdefault(seen.name, tuple(id(x) for x in raw))
+        run.first.setdefault(seen.name, inputs.of(raw))
         if seen.what is not None:
             run.views.setdefault(seen.name, seen.what.view)
         if also is not None:
@@ -168,6 +169,24 @@ def _record(
 
     written = run.doing_more.add if answers else None
     return runner.run(batch, see, keep=returned, on_written=written)
+
+
+class _Identities:
+    """Numbers of tensors, which, unlike their ids, are not given to others when they are gone."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._numbers = itertools.count()
+
+    def of(self, tensors: tuple[Tensor, ...]) -> _Inputs:
+        """Return the number of each."""
+        return tuple(self._number(x) for x in tensors)
+
+    def _number(self, x: Tensor) -> int:
+        known = self._known.get(id(x))
+        if known is None or known[0]() is not x:
+            known = self._known[id(x)] = weakref.ref(x), next(self._numbers)
+        return known[1]
 
 
 def _steps(runner: Runner, runs: Sequence[_Run], once: frozenset[str]) -> list[Step]:
