@@ -1,13 +1,19 @@
 """Two builds of palette_core side by side: ``lnq`` in sequence, in processor time.
 
     python benchmarks/data_aware.py CHECKOUT PYTHON [--only NAME …] [--pairs 3] [--threads 1]
+    python benchmarks/data_aware.py --scaling [--only NAME …] [--pairs 3]
 
 CHECKOUT holds the sources of the other build, PYTHON is the interpreter of an environment with its
-libraries and plug-ins. Each run is a process of its own and the two builds take turns. Told are
-the medians of seconds of processor time, of resident memory beyond the model, how often the
-model's blocks ran for each batch, and by how much the sum of objectives differs. Beside them stand
-two floors: the time of two passes over the batches, and that of one product of its inputs for each
-weight that is fed by others. The real models need what ``accuracy/tasks.py`` does.
+libraries and plug-ins. Each run is a process of its own, in which a small net is palettized before
+anything is measured, and the two builds take turns. Told are the medians of seconds of processor
+time, by how much the other build takes longer, whether that is what was aimed at, resident memory
+beyond the model, how often the model's blocks ran for each batch, and by how much the sum of
+objectives differs. Beside them stand two floors: the time of two passes over the batches, and that
+of one product of its inputs for each weight that is fed by others. Of ``wide moments`` only the
+moments of the unchanged model are measured, less one pass over the batches.
+
+With ``--scaling``, this build alone on one thread and on two, in seconds of the clock: that needs
+two cores with nothing else to do. The real models need what ``accuracy/tasks.py`` does.
 """
 
 from __future__ import annotations
@@ -85,6 +91,15 @@ def wide() -> Task:
     return nn.Sequential(*parts), [(torch.randn(4, 128, 1000),) for _ in range(8)]
 
 
+def small() -> Task:
+    """A layer of each kind, for kernels to be loaded or compiled before anything is measured."""
+    convolutions = [
+        nn.Conv2d(8, 8, 3, groups=groups, stride=n) for groups in (1, 8) for n in (1, 2)
+    ]
+    parts = (*convolutions, nn.Flatten(2), nn.Conv1d(8, 32, 3), nn.Linear(7, 32), _Layer(32))
+    return nn.Sequential(*parts), [(torch.randn(4, 8, 24, 24),) for _ in range(2)]
+
+
 def real(name: str) -> Callable[[], Task]:
     """Return what makes the task of that name of the accuracy benchmark."""
 
@@ -103,17 +118,39 @@ CASES: dict[str, Callable[[], Task]] = {
     "recogniser": recogniser,
     "bert": bert,
     "wide": wide,
+    "wide moments": wide,
     **{name: real(name) for name in ("minilm", "effnet", "whisper", "smollm2")},
 }
 
+TARGETS = {
+    "stages": 6.0,
+    "bert": 3.0,
+    "wide moments": 4.0,
+    "minilm": 3.0,
+    "effnet": 3.0,
+    "whisper": 3.0,
+}
+"""Times of the first build by times of this one that were aimed at."""
+
+SCALING = {"smollm2": 1.7}
+"""Times on one thread by times on two that were aimed at."""
+
 
 def run(name: str) -> dict[str, float]:
-    """Palettize one case with the build that is installed here."""
-    from palette_core import KMeansPalettizer, KMeansPalettizerConfig
-
+    """Palettize one case with the build that is installed here, after a small one."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    model, batches = CASES[name]()
+    palettized(*small(), sequential=True)
+    torch.manual_seed(0)
+    return palettized(*CASES[name](), sequential=not name.endswith("moments"))
+
+
+def palettized(
+    model: nn.Module, batches: list[tuple[Any, ...]], *, sequential: bool
+) -> dict[str, float]:
+    """Palettize a model, and return what is told of it; if not ``sequential``, of its moments."""
+    from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+
     palettizer = KMeansPalettizer(model.eval(), KMeansPalettizerConfig.from_dict(CONFIG))
     products = _seconds(lambda: _products(model, batches))
     with torch.no_grad():
@@ -123,11 +160,16 @@ def run(name: str) -> dict[str, float]:
     for block in blocks:
         block.register_forward_pre_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    palettizer.calibrate(batches, sequential=True)
+    started = time.perf_counter()
+    gathering = _seconds(lambda: palettizer.calibrate(batches, sequential=sequential))
+    wall = time.perf_counter() - started
+    started = time.perf_counter()
     seconds = _seconds(lambda: palettizer.prepare(batches[0], show_progress=False))
+    wall = time.perf_counter() - started if sequential else wall
     assert palettizer.report is not None
     return {
-        "seconds": seconds,
+        "seconds": seconds if sequential else gathering - passes / 2,
+        "wall": wall,
         "passes": passes,
         "products": products,
         "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
@@ -172,47 +214,84 @@ def measured(python: str, sources: Path, name: str, threads: int) -> dict[str, f
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def main() -> None:
-    """Compare and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkout", type=Path, nargs="?")
-    parser.add_argument("python", nargs="?", default=sys.executable)
-    parser.add_argument(
-        "--only", nargs="+", choices=CASES, default=["stages", "recogniser", "bert", "wide"]
-    )
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--run", choices=CASES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.run:
-        print(json.dumps(run(options.run)))
-        return
-    if options.checkout is None:
-        parser.error("CHECKOUT is missing: the sources of the build to compare with")
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure."""
+    return {key: statistics.median(each[key] for each in runs) for key in runs[0]}
+
+
+def verdict(ratio: float, target: float | None) -> str:
+    """Return a ratio with what was aimed at."""
+    if target is None:
+        return f"{ratio:>7.2f}{'':>14}"
+    return f"{ratio:>7.2f}{'met' if ratio >= target else 'MISSED':>8} {f'({target:g}×)':<5}"
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print two builds side by side."""
     builds = {
         "other": (options.python, options.checkout / "src"),
         "this": (sys.executable, Path(__file__).parents[1] / "src"),
     }
     print(
-        f"{'case':<10}{'other s':>9}{'this s':>9}{'ratio':>7}{'2 passes':>10}{'products':>10}"
-        f"{'other MB':>10}{'this MB':>9}{'runs':>12}{'objective':>11}"
+        f"{'case':<13}{'other s':>9}{'this s':>9}{'ratio':>7}{'target':>14}{'2 passes':>10}"
+        f"{'products':>10}{'other MB':>10}{'this MB':>9}{'runs':>12}{'objective':>11}"
     )
     for name in options.only:
         found: dict[str, list[dict[str, float]]] = {build: [] for build in builds}
         for _ in range(options.pairs):
             for build, (python, sources) in builds.items():
                 found[build].append(measured(python, sources, name, options.threads))
-        other, this = (
-            {k: statistics.median(r[k] for r in f) for k in f[0]} for f in found.values()
-        )
+        other, this = medians(found["other"]), medians(found["this"])
         print(
-            f"{name:<10}{other['seconds']:>9.2f}{this['seconds']:>9.2f}"
-            f"{other['seconds'] / this['seconds']:>7.2f}{this['passes']:>10.2f}"
+            f"{name:<13}{other['seconds']:>9.2f}{this['seconds']:>9.2f}"
+            f"{verdict(other['seconds'] / this['seconds'], TARGETS.get(name))}"
+            f"{this['passes']:>10.2f}"
             f"{this['products']:>10.2f}{other['megabytes']:>10.0f}{this['megabytes']:>9.0f}"
             f"{other['runs']:>6.1f}{this['runs']:>6.1f}"
             f"{this['objective'] / other['objective'] - 1:>+11.2%}",
             flush=True,
         )
+
+
+def scale(options: argparse.Namespace) -> None:
+    """Print this build on one thread beside two."""
+    print(f"{'case':<13}{'1 thread':>10}{'2 threads':>11}{'ratio':>7}{'target':>14}")
+    sources = Path(__file__).parents[1] / "src"
+    for name in options.only:
+        found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+        for _ in range(options.pairs):
+            for threads, runs in found.items():
+                runs.append(measured(sys.executable, sources, name, threads))
+        one, two = (medians(found[threads])["wall"] for threads in (1, 2))
+        told = verdict(one / two, SCALING.get(name))
+        print(f"{name:<13}{one:>9.2f}s{two:>10.2f}s{told}", flush=True)
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkout", type=Path, nargs="?")
+    parser.add_argument("python", nargs="?", default=sys.executable)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CASES,
+        default=["stages", "recogniser", "bert", "wide", "wide moments"],
+    )
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--scaling", action="store_true", help="one thread beside two")
+    parser.add_argument("--run", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(run(options.run)))
+        return
+    if options.scaling:
+        scale(options)
+        return
+    if options.checkout is None:
+        parser.error("CHECKOUT is missing: the sources of the build to compare with")
+    compare(options)
 
 
 if __name__ == "__main__":
