@@ -79,6 +79,8 @@ def vectors() -> None:
 
 
 def moments() -> None:
+    from palette_core.builtins.operations.windows import Windows
+
     palettize(nn.Linear(16, 32), torch.randn(64, 16), algorithm="lnq", n_bits=2)
     palettize(nn.Linear(16, 32), torch.randn(64, 16), scale_block_size=8, n_bits=2)
     palettize(
@@ -88,9 +90,12 @@ def moments() -> None:
         n_bits=2,
         lut_qspec={"dtype": "int8"},
     )
-    palettize(
-        nn.Conv2d(4, 4, 3, groups=4, stride=2), torch.randn(2, 4, 9, 9), algorithm="gptq", n_bits=2
-    )
+    grouped = torch.randn(2, 4, 9, 9)
+    for groups in (2, 4):
+        layer = nn.Conv2d(4, 4, 3, groups=groups, stride=2)
+        palettize(layer, grouped, algorithm="gptq", n_bits=2)
+    windows = Windows(1, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 4)
+    windows.moved((grouped,), (grouped,), torch.randn(4, 1, 9))
 
 
 def products() -> None:
