@@ -212,7 +212,7 @@ def measured(python: str, sources: Path, name: str, threads: int) -> dict[str, f
         "NUMBA_NUM_THREADS": str(threads),
     }
     command = [python, __file__, "--run", name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
