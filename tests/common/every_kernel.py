@@ -81,7 +81,8 @@ def vectors() -> None:
 def moments() -> None:
     from palette_core.builtins.operations.windows import Windows
 
-    palettize(nn.Linear(16, 32), torch.randn(64, 16), algorithm="lnq", n_bits=2)
+    for columns in (16, 256):  # few, and as many as rows have sums by code from
+        palettize(nn.Linear(columns, 32), torch.randn(64, columns), algorithm="lnq", n_bits=2)
     palettize(nn.Linear(16, 32), torch.randn(64, 16), scale_block_size=8, n_bits=2)
     palettize(
         nn.Linear(16, 32),
