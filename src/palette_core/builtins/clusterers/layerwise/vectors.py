@@ -16,9 +16,8 @@ from palette_core._common.kernels import has_feature
 
 _build: Any = cgutils  # has no types
 
-_WIDE = has_feature(
-    "avx512f"
-)  # 32 registers of 64 bytes; else at least 16, of 32 bytes or two of 16
+# 32 registers of 64 bytes; else at least 16, of 32 bytes or two of 16.
+_WIDE = has_feature("avx512f")
 ROWS = 8 if _WIDE else 4  # of a tile of products
 _BYTES = 64 if _WIDE else 32  # of a register
 _ACROSS = 2  # registers of a row of a tile
