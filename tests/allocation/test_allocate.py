@@ -111,6 +111,7 @@ def test_the_curve_passes_through_better_and_worse() -> None:
     assert all(a[0] < b[0] and a[1] > b[1] for a, b in itertools.pairwise(curve))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["palettized", "model"])
 def test_every_point_of_a_curve_can_be_asked_for(over: str, tmp_path: Path) -> None:
     how = {"over": over, "candidates": (2, 3, 4), "cache": tmp_path / "cache.json"}

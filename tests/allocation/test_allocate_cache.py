@@ -71,6 +71,7 @@ LOOKING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", LOOKING)
 @pytest.mark.parametrize("other", [{"bias": 3.0}, {"mean": 5.0}, {"slope": 0.9}])
 def test_what_looks_at_batches_depends_on_the_whole_model(

@@ -47,6 +47,7 @@ def relative_error(model: nn.Module) -> Tensor:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [None, "lnq"])
 def test_measured_as_the_palettizer_palettizes(algorithm: str | None) -> None:
     model = dense()

@@ -30,6 +30,7 @@ def fails(folder):
 """
 
 
+@pytest.mark.slow
 def test_a_file_and_a_callable_give_the_batches(command, tmp_path: Path) -> None:
     src = write_decoder(decoder(), tmp_path / "src")
     config().to_yaml(tmp_path / "config.yaml")

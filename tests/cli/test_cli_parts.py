@@ -122,6 +122,7 @@ def test_plan_counts_the_copies_and_writes_nothing(palette, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} - before <= {"__pycache__"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

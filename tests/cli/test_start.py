@@ -66,6 +66,7 @@ def test_built_in_hooks_load_without_torch_one_by_one() -> None:
     run(script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement", ["import torch, palette_core", "import palette_core.tensors.operators, torch"]
 )

@@ -79,6 +79,7 @@ def test_a_lazy_package_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert canonical_type_name("lazy_pkg.Block") == "lazy_pkg.Block"
 
 
+@pytest.mark.slow
 def test_naming_a_type_imports_nothing() -> None:
     script = """
 import sys

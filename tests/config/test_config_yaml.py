@@ -43,6 +43,7 @@ def test_yaml_is_what_any_safe_loader_reads(config: KMeansPalettizerConfig) -> N
     assert yaml.safe_load(config.to_yaml(defaults=True)) == config.to_dict()
 
 
+@pytest.mark.slow
 @given(configs())
 def test_yaml_leaves_out_what_goes_without_saying(config: KMeansPalettizerConfig) -> None:
     text = config.to_yaml()

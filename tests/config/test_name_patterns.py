@@ -75,6 +75,7 @@ def test_a_dot_stands_for_any_sign():
     assert NameIndex(names).matching(r"layers\.0") == ("layers.0",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [r"(a|aa)+\d", r"(a|aa|b)+[.,]", r"(?P<x>a|aa)+[.,]"])
 def test_an_expression_that_backtracks_without_end_is_stopped_and_named(pattern):
     many = NamePatterns(["a.b", "b+c", pattern, "x", ".*e"])

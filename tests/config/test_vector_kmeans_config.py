@@ -119,6 +119,7 @@ def test_it_is_in_yaml_plan_report_and_checkpoints(tmp_path):
     assert KMeansPalettizerConfig.from_yaml(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [None, "sklearn_kmeans"])
 def test_every_setting_counts(algorithm):
     if algorithm:

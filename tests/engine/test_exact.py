@@ -48,6 +48,7 @@ def palettized(weight, *, batches=None, path=None, **spec):
     return model[0].weight.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("table", TABLES)
 def test_a_palettized_weight_palettizes_to_itself(dtype, table):

@@ -96,6 +96,7 @@ def test_two_workers_give_the_bytes_of_one() -> None:
         assert sorted(done) == ["0.weight", "1.weight", "2.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers_always")
 def test_two_workers_prepare_the_model_of_one() -> None:
     states = []

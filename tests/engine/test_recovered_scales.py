@@ -38,6 +38,7 @@ def palettized(weight, **spec):
     return model[0].weight.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

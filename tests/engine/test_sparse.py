@@ -129,6 +129,7 @@ def test_tables_are_the_best_ones_of_the_nonzeros(n_bits: int, rows: int | None)
     assert palette.form.name == "sparse"
 
 
+@pytest.mark.slow
 @specs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_whole_trip(spec: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
@@ -386,6 +387,7 @@ def test_what_does_not_go_together_is_refused_by_name(register: Any) -> None:
 # --- training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["frozen", "ste", "dkm", "tables"])
 @pytest.mark.parametrize("name", ["rows", "channel scale", "int8", "scaled pairs"])
 def test_zeros_stay_zero_in_training(strategy: str, name: str) -> None:

@@ -142,6 +142,7 @@ def undisturbed() -> list[Any]:
     return [dict(model.state_dict()), model(*EVERYTHING_INPUTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["finalize", "export"])
 @pytest.mark.parametrize(
     ("wrong", "error", "name"), CASES, ids=[f"{c[2]}-{c[1].__name__}" for c in CASES]

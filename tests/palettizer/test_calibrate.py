@@ -148,6 +148,7 @@ def test_a_failing_batch_leaves_the_model_as_it_was(net, batches):
     assert not any("forward" in vars(m) or hasattr(m, "parametrizations") for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [False, True])
 def test_workers_give_the_same_result(net, batches, sequential, monkeypatch):
     monkeypatch.setattr(execution, "_WORTH_A_WORKER", 1)
@@ -274,6 +275,7 @@ def test_sensitivities_that_nothing_can_use_are_refused(net, batches, sensitivit
     assert [w.filename for w in warned] == [__file__]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pruned weights lose zeros")
 @pytest.mark.parametrize("spec", [{}, {"enable_per_channel_scale": True}, {"n_bits": 3}])
 @pytest.mark.parametrize("mode", MODES)

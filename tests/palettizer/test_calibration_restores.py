@@ -223,6 +223,7 @@ class Stop:
         return through
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES[:2], ids=lambda f: type(f).__name__)
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(

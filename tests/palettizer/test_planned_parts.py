@@ -25,6 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_plan_counts_the_copies_that_files_will_hold(case: str, programs, tmp_path) -> None:
     torch.manual_seed(0)

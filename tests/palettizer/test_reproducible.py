@@ -135,6 +135,7 @@ def test_the_cases_are_what_is_installed() -> None:
     assert all(CATALOG.clusterers.get(s["algorithm"]).deterministic for s in CASES.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_twice_in_one_process(name: str, here: dict[str, list[str]]) -> None:
     torch.manual_seed(99)  # no global state has a part in it

@@ -85,6 +85,7 @@ def test_rules_by_operation_are_looked_up_too():
     assert action(1200) < 4.4 * action(300)
 
 
+@pytest.mark.slow
 def test_rules_that_match_nothing_are_noted_in_linear_work():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

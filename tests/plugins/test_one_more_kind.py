@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 # The file: interface, record and hook, as the kinds beside `plugins/kinds.py` have them.
 KIND = """
 from abc import ABC, abstractmethod
@@ -94,6 +96,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_a_kind_is_one_row_and_one_file(site) -> None:
     site.install("palette-bells", PLUGIN, bells=KIND)
     told = json.loads(site.run(USE))

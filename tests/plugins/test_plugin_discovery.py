@@ -363,6 +363,7 @@ def test_a_broken_distribution_is_named_when_an_unknown_name_is_asked_for(site):
     assert "fake-broken 0.7: ModuleNotFoundError" in message
 
 
+@pytest.mark.slow
 def test_a_fresh_process_discovers_and_loads_only_hooks(site):
     """No plug-in's heavy modules are imported by looking at what is installed."""
     site.install_good()
@@ -379,6 +380,7 @@ def test_a_fresh_process_discovers_and_loads_only_hooks(site):
     assert printed.splitlines() == ["[]", "True"]
 
 
+@pytest.mark.slow
 def test_importing_the_core_discovers_nothing(site):
     site.install("fake-broken", "raise RuntimeError('imported')")
     printed = site.run("""

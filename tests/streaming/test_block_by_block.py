@@ -76,6 +76,7 @@ def from_shards(
     return {n: t.decode() for n, t in read_checkpoint(folder / "out").palettized.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "kind", "compensate"),
     [
@@ -189,6 +190,7 @@ class Steps:
         return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3, 7, 10, 18, 23, 27, 31])
 def test_a_run_that_was_stopped_goes_on_from_its_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int

@@ -182,6 +182,7 @@ def arguments(**changed: object) -> tuple[object, ...]:
     return stored._replace(**changed).arguments()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", [False, True])
 def test_keep_the_rules_of_torch_operators(gradients: bool) -> None:
     x = torch.randn(2, 3, 512, requires_grad=gradients)

@@ -63,6 +63,7 @@ def naive(name, lut):
     return (lut / scale).float().to(dtype).double() * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize(
     ("blocks", "count", "entries", "dim", "weighted"),

@@ -103,6 +103,7 @@ def test_every_check_has_a_wrong_plugin() -> None:
     assert {check.kind for check in all_checks()} <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind, wrong in ENTRIES.items() for name in wrong]
 )
@@ -206,6 +207,7 @@ def check_form(kind: type, holds_masks: bool) -> None:
         ContractTest(check, subject_of(kinds.STORED_FORM, entry))()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Bytes, Runs, Places])
 def test_the_right_forms_pass(kind) -> None:
     check_form(kind, holds_masks=kind is Places)

@@ -149,6 +149,7 @@ def test_gaps_go_through_a_weight_as_its_definition_says(module, x, at_once, mon
     assert (made.moved is None) != (made.cross is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edges", [1, 1 << 23], ids=["often", "at the end"])
 @pytest.mark.parametrize(
     "module",

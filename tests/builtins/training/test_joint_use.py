@@ -43,6 +43,7 @@ def changed(name: str) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", CHANGES)
 def test_prepares_keeps_trains_and_finalizes(name: str, strategy: str) -> None:

@@ -32,6 +32,7 @@ def zeros_of(model: nn.Module) -> dict[int, Tensor]:
     return {i: model[i].weight == 0 for i in (0, 3, 5)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("algorithm", [None, "kmeans_vector"])

@@ -49,6 +49,7 @@ def original(model: nn.Module, at: int = 0) -> nn.Parameter:
 # --- evaluation and finalize --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_evaluation_gives_what_finalize_gives(
@@ -71,6 +72,7 @@ def test_evaluation_gives_what_finalize_gives(
     assert torch.equal(loaded(*INPUTS), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("strategy", ["ste", "dkm"])
 def test_evaluation_is_the_nearest_entry_of_the_learned_tables(
@@ -294,6 +296,7 @@ def test_what_the_user_froze_stays_frozen() -> None:
 # --- saved, copied, resumed ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", LEARN)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_state_dicts_restore_exactly(strategy: str, spec: dict[str, Any]) -> None:

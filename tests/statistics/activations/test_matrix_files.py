@@ -51,6 +51,7 @@ def test_two_palettizers_share_a_folder(tmp_path, width, sequential):
     second.prepare(other[0])
 
 
+@pytest.mark.slow
 def test_files_go_with_what_they_are_for(tmp_path):
     given = data(16)
     (tmp_path / "mine.txt").write_text("kept")

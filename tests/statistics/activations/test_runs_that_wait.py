@@ -141,6 +141,7 @@ def test_runs_that_wait_and_runs_that_start_over_give_the_same(compensate, n, mo
     assert_same_either_way(Net, monkeypatch, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3])
 def test_stages_that_are_turned_down_are_fed_on_as_they_have_become(seed, monkeypatch):
     generator = torch.Generator().manual_seed(seed)
@@ -152,6 +153,7 @@ def test_stages_that_are_turned_down_are_fed_on_as_they_have_become(seed, monkey
     assert_same_either_way(Net, monkeypatch, given=narrow, held_out=held_out)
 
 
+@pytest.mark.slow
 def test_guided_moments_are_the_same_either_way(monkeypatch):
     loss = lambda out, batch: out.square().mean()  # noqa: E731
     assert_same_either_way(Net, monkeypatch, loss=loss)
@@ -205,6 +207,7 @@ class Switching(Block):
         return self.down(torch.relu(self.up(x + y.clone() + z + w)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [Keeping, Drawing, Switching])
 def test_runs_that_wait_keep_apart_what_they_do(block, never_over):
     never_over.undo()
@@ -336,6 +339,7 @@ class Turning(Choosing):
         return super().forward(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compensate", [True, False])
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 @pytest.mark.filterwarnings("ignore::palette_core.errors.PaletteWarning")  # experts without rows

@@ -87,6 +87,7 @@ def output_error(palettizer, module, batches):
         return sum(float((made(x) - dense(x)).square().sum()) for x in inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["gptq", "lnq"])
 @pytest.mark.parametrize("name", ["product", "linear", "grouped", "transposed"])
 def test_the_objective_is_the_error_of_the_layer(name, algorithm):

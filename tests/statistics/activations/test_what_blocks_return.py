@@ -242,6 +242,7 @@ class Odd(Net):
                 return self.found[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("block", [InPlace, Generating, Hiding, Noting, Posting, Listing])
 def test_blocks_that_do_more_than_return_run_every_time(block, mode):

@@ -22,6 +22,7 @@ def by_hand(w: np.ndarray, x: np.ndarray, charge: float) -> np.ndarray:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", [1e-6, 1e-3, 0.1, 5.0])
 @pytest.mark.parametrize("form", [sums_of, merged_moments])
 @pytest.mark.parametrize("spread", [0.0, 4.0])

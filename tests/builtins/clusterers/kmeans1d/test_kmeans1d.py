@@ -257,6 +257,7 @@ def test_against_a_dense_solver(kind, weighted):
         assert cost <= best * (1 + 1e-9) + rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "scale"),
     [

@@ -147,6 +147,7 @@ def test_every_entry_is_used_or_spare(dtype, count, k, seed):
     assert used.numel() == min(k, points.unique().numel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("resolution", [4, None])
@@ -161,6 +162,7 @@ def test_torch_form_agrees(dtype, weighted, resolution):
         assert (codes != host.codes).float().mean() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_torch_form_takes_blocks_together(dtype, weighted, monkeypatch):

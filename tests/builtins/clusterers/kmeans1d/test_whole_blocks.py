@@ -71,6 +71,7 @@ def test_what_does_a_block_at_once_is_compiled_for_many_blocks_alone(monkeypatch
         assert len(asked) == (0 if blocks in (4, 5) else blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("count", [40, 20_000, (1 << 20) + 7])

@@ -107,6 +107,7 @@ def check_optimum(points, weights, entries, codebook):
     assert ours <= best * (1 + 1e-6) + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("count", "dim", "entries"), [(4000, 2, 16), (6000, 4, 16), (9000, 2, 64)])
 def test_no_worse_than_scikit_learn(count, dim, entries, weighted):
@@ -130,6 +131,7 @@ def test_finds_separate_blobs():
     assert sse(points, None, fit(points, 16))[0] <= peer * (1 + 1e-4)
 
 
+@pytest.mark.slow
 @both_engines
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def problem_of(weight, zeros, layout, moments, k=4, quantizer=None):
     return ClusterProblem(layout.split(weight), k, None, moments, quantizer, zeros=zeros)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["gptq", "lnq"])
 @pytest.mark.parametrize("case", LAYOUTS)
@@ -128,6 +129,7 @@ def afterwards(algorithm, weight, layout, moments, k, quantizer=None):
     return keep_zeros(points, None, book, torch.float32, reassign=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "share", "kind"),
     [
