@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from palette_core._common import threads
+from palette_core._common.scratch import scratch
 
 
 @pytest.fixture(params=[1, 2, 4])
@@ -98,3 +101,71 @@ def test_nothing_begins_once_nobody_asks_for_more(count):
     assert so_far < 1000
     assert list(asked) == []
     assert len(begun) == so_far
+
+
+def test_results_come_in_the_order_of_their_items(count):
+    assert threads.map_threads(lambda item: item * item, range(200)) == [i * i for i in range(200)]
+    assert threads.map_threads(str, []) == []
+
+
+def test_the_first_error_is_raised_and_what_is_left_does_not_begin(count):
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.001)
+        if item >= 3:
+            raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 3"):
+        threads.map_threads(work, range(1000))
+    assert len(begun) < 20
+
+
+@pytest.mark.parametrize("where", ["the caller", "a helper"])
+def test_an_interrupt_ends_work_on_all_threads(where, monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    both, begun, mine = threading.Barrier(2, timeout=30), [], threading.get_ident()
+
+    def work(item):
+        begun.append(item)
+        if len(begun) <= 2:
+            both.wait()
+        if (threading.get_ident() == mine) == (where == "the caller"):
+            raise KeyboardInterrupt
+        time.sleep(0.001)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.map_threads(work, range(100_000))
+    assert len(begun) < 100_000
+    assert not threads.on_a_thread()
+    assert threads.map_threads(str, range(3)) == ["0", "1", "2"]
+
+
+def test_scratch_lasts_for_all_items_of_a_thread_and_no_longer(monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    both = threading.Barrier(2, timeout=30)
+
+    def work(item):
+        if item < 2:
+            both.wait()
+        there = scratch("piece", (1 << 16,), "u1")
+        return threading.get_ident(), there.ctypes.data, weakref.ref(there.base)
+
+    found = threads.map_threads(work, range(20))
+    assert len({thread for thread, _, _ in found}) == 2
+    assert len({(thread, place) for thread, place, _ in found}) == 2
+    assert all(kept() is None for _, _, kept in found)
+
+
+def test_callers_on_several_threads_do_not_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    all_there = threading.Barrier(4, timeout=30)
+
+    def call(number):
+        threads.map_threads(lambda item: all_there.wait() if item == 0 else None, range(4))
+        return number
+
+    # Four callers with a helper each: more than there may be threads that stay.
+    with ThreadPoolExecutor(4) as callers:
+        assert list(callers.map(call, range(4))) == [0, 1, 2, 3]

@@ -12,13 +12,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from numba import config
 
-from palette_core._common.scratch import keep_scratch
+from palette_core._common.scratch import keep_scratch, scratch_kept
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,38 +35,50 @@ _inside = threading.local()
 def map_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Return ``[function(item) for item in items]``, on threads; the first error is raised.
 
-    Called on one of its own threads, it works through the items there.
+    Called on one of its own threads, it works through the items there. See `spread`.
     """
-    workers = min(thread_count(), len(items))
-    if workers <= 1 or on_a_thread():
-        return [function(item) for item in items]
-    with pool_of(workers) as pool:
-        return list(pool.map(function, items))
+    found: dict[int, R] = {}
+
+    def one(at: int) -> None:
+        found[at] = function(items[at])
+
+    spread(one, range(len(items)))
+    return [found[at] for at in range(len(items))]
 
 
 def spread(function: Callable[[T], object], items: Sequence[T]) -> None:
     """Call ``function`` for each item, on threads that stay; the caller works along.
 
-    For work of less than a millisecond, which threads of its own would take longer to start.
-    Callers on several threads do not wait for each other.
+    Each takes the next item when it is done with one. After an error, what has begun ends and the
+    rest does not begin; the error of the foremost item is raised. Callers on several threads do
+    not wait for each other. `scratch` is kept on each thread until all is done.
     """
     workers = min(thread_count(), len(items))
-    left = iter(items)
+    if workers <= 1 or on_a_thread():
+        for item in items:
+            function(item)
+        return
+    left, errors = iter(enumerate(items)), dict[int, BaseException]()
 
     def work() -> None:
-        for item in left:  # each is handed to one thread
-            function(item)
+        at = -1
+        try:
+            with scratch_kept():
+                for at, item in left:  # noqa: B007 - each is handed to one thread
+                    function(item)
+        except BaseException as error:
+            errors[at] = error
+            deque(left, maxlen=0)
 
-    helpers = []
-    if workers > 1 and not on_a_thread():
-        with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
-            helpers = [_staying().submit(work) for _ in range(workers - 1)]
-    try:
-        work()
-    finally:
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+    helpers: list[Future[None]] = []
+    with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+        helpers = [_staying().submit(work) for _ in range(workers - 1)]
+    _marked(work)
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+    if errors:
+        raise errors[min(errors)]
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from palette_core._common.threads import map_threads
+from palette_core._common.threads import map_threads, slices_of
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
 from palette_core.plugins import LutQuantizer
 from palette_core.tensors import QuantizedLut, with_zeros
 
 Array = NDArray[Any]
+_FLOPS = 1 << 20  # of solutions that are worth a thread: the interpreter calls each of them
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,12 @@ def refitted(
     ideal = present.copy()
     fixed = np.full(len(batch), -1) if tables.zero is None else tables.zero[batch]
 
-    def one(i: int) -> None:
-        for d in range(present.shape[2]):
-            ideal[i, :, d] += entries_of.solve(square[i, d], right[i, d], fixed[i])
+    def some(part: slice) -> None:
+        for i in range(part.start, part.stop):
+            for d in range(present.shape[2]):
+                ideal[i, :, d] += entries_of.solve(square[i, d], right[i, d], fixed[i])
 
-    map_threads(one, range(len(batch)))
+    map_threads(some, slices_of(len(batch), max(1, _FLOPS // present.shape[1] ** 3)))
     wide = np.zeros(len(tables.lut), np.bool_)
     if quantizer is None or tables.stored is None:
         proposals = [cast_tables(ideal, dtype)]
