@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import kernel_with
-from palette_core.builtins.clusterers.layerwise.kernels import best, nearest
+from palette_core.builtins.clusterers.layerwise.kernels import best
 from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products, blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
@@ -64,28 +64,28 @@ def feed_back(
     # Errors are fed to later columns of a batch one by one, and to all behind it at once.
     for left in range(0, columns, BATCH):
         right = min(columns, left + BATCH)
-        for i in range(left, right):
-            _add_fed(feedback, own, made, left, i, fed)
-            for r in range(rows):
-                fed[r] += aim[r, i]
-            if dim == 1:
-                _take_scalars(
-                    w,
-                    group,
-                    order,
-                    table,
-                    flat,
-                    factor,
-                    spot,
-                    pinned,
-                    codes,
-                    low,
-                    high,
-                    i,
-                    fed,
-                    made[i - left],
-                )
-            else:
+        if dim == 1:
+            _take_scalars(
+                w[low:high],
+                own,
+                order,
+                feedback,
+                table[low:high],
+                flat,
+                factor[low:high],
+                spot,
+                pinned[low:high],
+                codes[low:high],
+                aim,
+                left,
+                right,
+                made,
+            )
+        else:
+            for i in range(left, right):
+                _add_fed(feedback, own, made, left, i, fed)
+                for r in range(rows):
+                    fed[r] += aim[r, i]
                 _take_vectors(
                     w,
                     group,
@@ -115,26 +115,97 @@ def _take_scalars(
     w: Any,
     group: Any,
     order: Any,
+    feedback: Any,
     table: Any,
     flat: Any,
     factor: Any,
     spot: Any,
     pinned: Any,
     codes: Any,
-    low: Any,
-    high: Any,
-    i: Any,
-    wish: Any,
+    aim: Any,
+    left: Any,
+    right: Any,
     made: Any,
 ) -> None:
-    """Choose the codes of column i that are nearest to what is wished, and note the errors made."""
-    for s in range(low, high):
-        at = order[group[s], i]
-        t, f, code = table[s, at], factor[s, spot[at]], codes[s, at]
-        if not pinned[s, at]:
-            code = nearest(flat, t, wish[s - low] / f if f > 0.0 else np.float32(0.0))
-            codes[s, at] = code
-        made[s - low] = w[s, at] - flat[t, code] * f
+    """Choose the codes of some columns of all these rows, and note the errors made.
+
+    What belongs to one column lies side by side here, for many rows to be done at once.
+    """
+    rows = w.shape[0]
+    own, wish = np.empty((BATCH, rows), np.float32), np.empty((BATCH, rows), np.float32)
+    found, fed = np.empty((BATCH, rows), np.int32), np.empty(rows, np.float32)
+    entries, unit = np.empty((flat.shape[1], rows), np.float32), np.empty(rows, np.float32)
+    held, others = 0, np.int64(factor.shape[1] > 1)
+    for r in range(rows):
+        places, line, goal = order[group[r], left:right], w[r], aim[r, left:right]
+        tables, fixed = table[r], pinned[r]
+        t = tables[places[0]]
+        for k in range(right - left):
+            at = places[k]
+            own[k, r], wish[k, r] = line[at], goal[k]
+            held += fixed[at]
+            others += tables[at] != t
+    for i in range(left, right):
+        if i == left or others > 0:
+            _set_entries(group, order, table, flat, factor, spot, i, entries, unit)
+        _add_fed(feedback, group, made, left, i, fed)
+        for r in range(rows):
+            x = fed[r] + wish[i - left, r]
+            fed[r] = x / unit[r] if unit[r] > 0.0 else np.float32(0.0)
+        _take_nearest(entries, unit, fed, own[i - left], found[i - left], made[i - left])
+        if held > 0:
+            for r in range(rows):
+                at = order[group[r], i]
+                if pinned[r, at]:
+                    found[i - left, r] = codes[r, at]
+                    made[i - left, r] = w[r, at] - entries[codes[r, at], r] * unit[r]
+    for r in range(rows):
+        places, line_of_codes = order[group[r], left:right], codes[r]
+        for k in range(right - left):
+            line_of_codes[places[k]] = found[k, r]
+
+
+@_inner_kernel
+def _set_entries(
+    group: Any,
+    order: Any,
+    table: Any,
+    flat: Any,
+    factor: Any,
+    spot: Any,
+    i: Any,
+    entries: Any,
+    unit: Any,
+) -> None:
+    """Set entries and factors of all rows in column i."""
+    for r in range(unit.shape[0]):
+        at = order[group[r], i]
+        unit[r] = factor[r, spot[at]]
+        for k in range(entries.shape[0]):
+            entries[k, r] = flat[table[r, at], k]
+
+
+@_inner_kernel
+def _take_nearest(entries: Any, unit: Any, x: Any, own: Any, found: Any, made: Any) -> None:
+    """Do as `kernels.nearest` for all rows of a column, and set the errors of the weights."""
+    for r in range(x.shape[0]):
+        found[r] = 0
+    k, last = 0, entries.shape[0] - 1
+    while k < last:  # some at a time, for their sum not to be loaded and stored for each
+        e0, e1 = entries[k], entries[k + 1]
+        if k + 3 <= last:
+            e2, e3 = entries[k + 2], entries[k + 3]
+            for r in range(x.shape[0]):
+                over = np.int32(x[r] - e0[r] > e1[r] - x[r])
+                over += np.int32(x[r] - e1[r] > e2[r] - x[r])
+                found[r] += over + np.int32(x[r] - e2[r] > e3[r] - x[r])
+            k += 3
+        else:
+            for r in range(x.shape[0]):
+                found[r] += np.int32(x[r] - e0[r] > e1[r] - x[r])
+            k += 1
+    for r in range(x.shape[0]):
+        made[r] = own[r] - entries[found[r], r] * unit[r]
 
 
 @_inner_kernel
@@ -186,9 +257,19 @@ def _add_fed(feedback: Any, group: Any, made: Any, left: Any, i: Any, fed: Any) 
         end = top + 1
         while end < fed.shape[0] and group[end] == group[top]:
             end += 1
-        into = fed[top:end]
-        for k in range(i - left):
-            f, part = feedback[group[top], left + k, i], made[k, top:end]
+        into, own = fed[top:end], feedback[group[top]]
+        k = 0
+        while k + 4 <= i - left:
+            f0, f1 = own[left + k, i], own[left + k + 1, i]
+            f2, f3 = own[left + k + 2, i], own[left + k + 3, i]
+            p0, p1 = made[k, top:end], made[k + 1, top:end]
+            p2, p3 = made[k + 2, top:end], made[k + 3, top:end]
             for r in range(into.shape[0]):
-                into[r] += f * part[r]
+                into[r] += f0 * p0[r] + f1 * p1[r] + f2 * p2[r] + f3 * p3[r]
+            k += 4
+        while k < i - left:
+            f0, p0 = own[left + k, i], made[k, top:end]
+            for r in range(into.shape[0]):
+                into[r] += f0 * p0[r]
+            k += 1
         top = end

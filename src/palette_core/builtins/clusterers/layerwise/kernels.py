@@ -121,7 +121,8 @@ def descend(
     total = 0
     for s in range(low, high):
         _set_corners(h, group[s * dim : (s + 1) * dim], held, corners)
-        _set_bounds(corners, table, flat, factor, spot, pinned, codes, s, ZERO, columns, bounds)
+        if not _set_row(corners, table[s], flat, factor[s * dim], pinned[s], codes[s], bounds):
+            _set_bounds(corners, table, flat, factor, spot, pinned, codes, s, ZERO, columns, bounds)
         for _ in range(sweeps):
             changed = 0
             j = _next(grad, s * dim, bounds, ZERO)
@@ -230,19 +231,52 @@ def _set_bounds(
 
 
 @inner_kernel
+def _set_row(
+    corners: Any, table: Any, flat: Any, factor: Any, pinned: Any, codes: Any, bounds: Any
+) -> Any:
+    """Do as `_set_bounds` with a whole row of scalars that has one table and one factor.
+
+    Returns:
+        whether it is such a row; else nothing was set.
+    """
+    columns, count = table.shape[0], flat.shape[1]
+    others = 0
+    for j in range(columns):
+        others += table[j] != table[0]
+    if others > 0 or corners.shape[0] > 1 or factor.shape[0] > 1:
+        return False
+    t = table[0]
+    halves = np.empty((2, 256), np.float32)  # of codes
+    half = np.float32(0.499999) * factor[0]
+    for k in range(count):
+        halves[0, k] = half * (flat[t, k - 1] - flat[t, k]) if k > 0 else -np.inf
+        halves[1, k] = half * (flat[t, k + 1] - flat[t, k]) if k + 1 < count else np.inf
+    for side in range(2):
+        own, into = halves[side], bounds[side]
+        held = np.float32(-np.inf) if side == 0 else np.float32(np.inf)
+        for j in range(columns):
+            bound = corners[0, j] * own[codes[j]]
+            into[j] = held if pinned[j] else bound
+    return True
+
+
+@inner_kernel
 def _next(grad: Any, r: Any, bounds: Any, j: Any) -> Any:
     """Return the first element from ``j`` on whose gradient is not within its bounds."""
-    columns = grad.shape[1]
-    if j < columns and not bounds[0, j] < grad[r, j] < bounds[1, j]:
+    row, least, most = grad[r], bounds[0], bounds[1]
+    columns = row.shape[0]
+    if j < columns and not least[j] < row[j] < most[j]:
         return j
     while j + _LOOK <= columns:
-        outside = 0
-        for k in range(j, j + _LOOK):
-            outside += not (bounds[0, k] < grad[r, k] < bounds[1, k])
-        if outside:
+        # Slices, for the compiler to see that no place is negative: then it compares many at once.
+        x, a, b = row[j : j + _LOOK], least[j : j + _LOOK], most[j : j + _LOOK]
+        inside = 0
+        for k in range(_LOOK):
+            inside += (a[k] < x[k]) & (x[k] < b[k])
+        if inside < _LOOK:
             break
         j += _LOOK
-    while j < columns and bounds[0, j] < grad[r, j] < bounds[1, j]:
+    while j < columns and least[j] < row[j] < most[j]:
         j += 1
     return j
 

@@ -25,6 +25,7 @@ from palette_core.plugins import LutQuantizer
 
 Array = NDArray[Any]
 _ROWS = 16  # of the weight in one piece of work
+_MANY_ROWS = 64  # where each is done by itself, and the same lines of a matrix serve all
 _SUMS_BYTES = 1 << 28  # of normal equations held at once
 
 
@@ -70,7 +71,10 @@ class Matrix:
     @property
     def pieces(self) -> list[tuple[int, int]]:
         """Fixed ranges of strips, from and to, that make a piece of work each."""
-        strips, step = self.table.shape[0], max(1, _ROWS // self.dim)
+        return self._cut(_ROWS)
+
+    def _cut(self, rows: int) -> list[tuple[int, int]]:
+        strips, step = self.table.shape[0], max(1, rows // self.dim)
         return [(at, min(strips, at + step)) for at in range(0, strips, step)]
 
     @cached_property
@@ -86,6 +90,10 @@ class Matrix:
     def each(self, work: Callable[[int, int], Any]) -> list[Any]:
         """Run ``work(low, high)`` for every piece, on threads; results in order."""
         return map_threads(lambda piece: work(*piece), self.pieces)
+
+    def each_of_many(self, work: Callable[[int, int], Any]) -> None:
+        """Do likewise with larger pieces, for work whose results do not depend on them."""
+        map_threads(lambda piece: work(*piece), self._cut(_MANY_ROWS))
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
         kernels.multiply(error, matrix.group, matrix.h, grad, low * dim, high * dim)
         kernels.row_costs(error, grad, matrix.share, state.costs, low * dim, high * dim)
 
-    matrix.each(one)
+    matrix.each_of_many(one)
     return state
 
 
@@ -212,7 +220,7 @@ def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
             high,
         )
 
-    matrix.each(one)
+    matrix.each_of_many(one)
     return evaluate(matrix, tables, codes)
 
 
