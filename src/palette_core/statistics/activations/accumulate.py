@@ -13,7 +13,8 @@ from torch import Tensor
 from palette_core.planning import TensorPlan
 from palette_core.plugins import Consumption
 from palette_core.statistics.activations.matrix_files import MatrixFiles
-from palette_core.statistics.activations.multiplying import Products, multiply
+from palette_core.statistics.activations.multiplying import multiply
+from palette_core.statistics.activations.running import Products, Running
 from palette_core.tensors.input_views import InputView, PartialSums
 from palette_core.tensors.moments import InputMoments
 
@@ -27,6 +28,7 @@ class _Sum:
     cross: Tensor | None = None
     moved: Tensor | None = None
     partial: PartialSums | None = None  # which is yet to be added to the first two
+    running: Running | None = None  # likewise, to the first three
     vectors: int = 0
     history: list[tuple[int, int | None]] = field(default_factory=list)
 
@@ -58,7 +60,7 @@ class _Product:
     view: InputView
     weights: Tensor | None
     before: tuple[Tensor, ...] | None
-    sums: Products | PartialSums
+    sums: Products | PartialSums | None
     count: int
     serial: int
 
@@ -120,17 +122,26 @@ class Accumulator:
                 vector t counted that often in it.
             before: the input in the unchanged model; then what `gap` needs is summed too.
         """
-        with torch.autocast("cpu", enabled=False):  # the model may have it on around the call
-            product = self._product(name, what, weights, before)
         sums = self._sums.setdefault((name, what.view), _Sum(what.view))
         only = what.view.only()
-        if isinstance(product.sums, PartialSums):
-            more = product.sums
+        running = None
+        if self._narrow is not None and self._narrow[0].name == name and only is None:
+            running = self._running(sums) if weights is None else None
+        with torch.autocast("cpu", enabled=False):  # the model may have it on around the call
+            product = self._product(name, what, weights, before, running)
+        more = product.sums
+        if isinstance(more, PartialSums):
             sums.partial = more.copy() if sums.partial is None else sums.partial.plus(more)
-        else:
-            self._add_matrices(sums, product.sums, only)
+        elif more is not None:
+            self._add_matrices(sums, more, only)
         sums.vectors += product.count
         sums.history.append((product.serial, only))
+
+    def _running(self, sums: _Sum) -> Running:
+        """Return what a weight whose inputs are its own is summed by."""
+        if sums.running is None:
+            sums.running = Running(lambda made: self._add_matrices(sums, made, None))
+        return sums.running
 
     def _add_matrices(self, sums: _Sum, made: Products, only: int | None) -> None:
         sums.total = self._sum(sums.total, made.total, sums.view, only)
@@ -146,17 +157,19 @@ class Accumulator:
         what: Consumption,
         weights: Tensor | None,
         before: tuple[Tensor, ...] | None,
+        running: Running | None,
     ) -> _Product:
         for known in self._latest:
-            if known.is_of(what, weights, before):
+            if running is None and known.is_of(what, weights, before):
                 return known
         versions = tuple(x._version for x in what.raw)
         matrix = None if before is None else self._narrow_matrix(name, what.view)
-        made, count = multiply(what, weights, before, matrix)
+        made, count = multiply(what, weights, before, matrix, running)
         product = _Product(
             what.raw, versions, what.view, weights, before, made, count, next(self._serial)
         )
-        self._latest = [product, *self._latest[: _REMEMBERED - 1]]
+        if running is None:
+            self._latest = [product, *self._latest[: _REMEMBERED - 1]]
         return product
 
     def _narrow_matrix(self, name: str, view: InputView) -> Tensor | None:
@@ -224,6 +237,9 @@ class Accumulator:
         if best is not None and best.partial is not None:
             self._add_matrices(best, Products(*best.partial.matrices()), None)
             best.partial = None
+        if best is not None and best.running is not None:
+            best.running.flush()
+            best.running = None  # which holds on to this
         return best
 
     def _hessian(self, sums: _Sum) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,25 +10,10 @@ from torch import Tensor
 
 from palette_core._common.scratch import scratch
 from palette_core.plugins import Consumption
+from palette_core.statistics.activations.running import Products, Running
 from palette_core.tensors.input_views import InputView, PartialSums
 
-_TALL = 4096  # vectors in one float32 product
 _GLANCE = 4096  # values of an input that are looked at for a change before all of them
-_WIDE = 384  # coordinates from which on symmetry saves more than smaller products cost
-
-
-class Products(NamedTuple):
-    """Sums of products of input vectors x, and d = x_before − x.
-
-    Attributes:
-        total: Σ x xᵀ, ``[G, C, C]``, or Σ x, ``[G, C]``.
-        cross: Σ d xᵀ, ``[G, C, C]``, or None.
-        moved: Σ W d xᵀ, ``[G, R, C]``, or None.
-    """
-
-    total: Tensor
-    cross: Tensor | None = None
-    moved: Tensor | None = None
 
 
 def multiply(
@@ -36,7 +21,8 @@ def multiply(
     weights: Tensor | None,
     before: tuple[Tensor, ...] | None,
     matrix: Tensor | None = None,
-) -> tuple[Products | PartialSums, int]:
+    running: Running | None = None,
+) -> tuple[Products | PartialSums | None, int]:
     """Multiply the input vectors of one call, and return how many there were, too.
 
     Args:
@@ -44,6 +30,8 @@ def multiply(
         weights: how often each vector counts, see `Accumulator.add`.
         before: the input in the unchanged model, if d is of interest.
         matrix: ``[G, R, C]`` float32, W: multiply d with it first, where d is needed as vectors.
+        running: sums of earlier calls that the products may be added to; returned is None where
+            they are.
     """
     view = what.view
     if view.is_diagonal:
@@ -61,11 +49,16 @@ def multiply(
         made = view.products(what.raw, gap)
         if made is not None:
             return Products(*made[:2], moved), made[2]
-    through = None if weights is not None else matrix
-    total, cross, count = _by_vectors(what, weights, gap, through)
-    if moved is None and through is not None:
-        cross, moved = None, cross
-    return Products(total, cross, moved), count
+    through = matrix if weights is None and moved is None else None
+    found: list[Products] = []
+    sums = Running(lambda made: _add_to(found, made)) if running is None else running
+    if moved is not None:
+        sums.add_moved(moved)
+    count = _by_vectors(what, weights, gap, through, sums)
+    if running is not None:
+        return None, count
+    sums.flush()
+    return found[0] if found else Products(torch.zeros(1, 1, dtype=torch.float64)), count
 
 
 def _gap(before: tuple[Tensor, ...], raw: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -92,65 +85,39 @@ def _by_vectors(
     weights: Tensor | None,
     gap: tuple[Tensor, ...] | None,
     through: Tensor | None,
-) -> tuple[Tensor, Tensor | None, int]:
-    """Return Σ x xᵀ, Σ d xᵀ or Σ W d xᵀ where W is ``through``, and the number of vectors."""
+    running: Running,
+) -> int:
+    """Add Σ x xᵀ, Σ d xᵀ or Σ W d xᵀ where W is ``through``, and return the number of vectors."""
     view = what.view
-    total: Tensor | None = None
-    cross: Tensor | None = None
     at = count = 0
     n_groups = view.groups() if view.only() is None else 1
     gaps = None if gap is None else view.vectors(gap)
     for first, there in view.vectors(what.raw):
         x = there.cpu()
         other = None if gaps is None else next(gaps)[1].cpu()
-        groups = n_groups * (1 if weights is None else weights.shape[0])
-        # With weights there is one group of the view, and several of outputs.
-        into = slice(first, first + x.shape[0]) if weights is None else slice(None)
-        for low in range(0, x.shape[2], _TALL):
-            piece = x[:, :, low : low + _TALL]
-            part = None
-            if weights is not None:
-                part = weights[:, None, at + low : at + low + piece.shape[2]]
-            squares = _squares(piece) if part is None else (piece * part) @ piece.mT
-            total = _grown(total, squares, into, groups)
-            if other is not None:
-                left = other[:, :, low : low + _TALL]
-                if through is not None:
-                    left = through[into] @ left
-                product = (left if part is None else left * part) @ piece.mT
-                cross = _grown(cross, product, into, groups)
+        if weights is None:
+            own = None if through is None else through[first : first + x.shape[0]]
+            running.add(x, first, n_groups, None, other, own)
+        else:  # there is one group of the view, and several of outputs
+            counts = weights[:, at : at + x.shape[2]]
+            running.add(x, 0, n_groups * weights.shape[0], counts, other, None)
         at += x.shape[2]
         count += x.shape[0] * x.shape[2]
-    if total is None:
-        return torch.zeros(1, 1, dtype=torch.float64), None, 0
     # Of all matrices together; experts get different numbers of vectors.
-    return total, cross, -(-count // n_groups)
+    return -(-count // n_groups)
 
 
-def _grown(total: Tensor | None, part: Tensor, into: slice, groups: int) -> Tensor:
-    """Add a product, in float64; one that is alone stays as it is, which takes half the memory."""
-    if total is None and part.shape[0] == groups:
-        return part
-    if total is None:
-        total = torch.zeros(groups, *part.shape[1:], dtype=torch.float64)
-    total = total.double()
-    total[into] += part
-    return total
+def _add_to(found: list[Products], made: Products) -> None:
+    """Add up in float64; what is alone stays as it is, which takes half the memory."""
+    if found:
+        made = Products(*map(_plus, found[0], made))
+    found[:] = [made]
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else a.double().add_(b)
 
 
 def _count(view: InputView, raw: tuple[Tensor, ...]) -> Tensor:
     """Return Σ x of one-hot vectors as ``[1, C]``."""
     return torch.cat([x.cpu().double() for _, x in view.vectors(raw)], dim=2).sum(dim=2)
-
-
-def _squares(x: Tensor) -> Tensor:
-    """Return x xᵀ of ``[G, C, T]``; of the half above the diagonal most is copied from below."""
-    half = x.shape[1] // 2
-    if half < _WIDE // 2:
-        return x @ x.mT
-    out = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
-    torch.matmul(x[:, half:], x[:, :half].mT, out=out[:, half:, :half])
-    out[:, :half, half:] = out[:, half:, :half].mT
-    out[:, :half, :half] = _squares(x[:, :half])
-    out[:, half:, half:] = _squares(x[:, half:])
-    return out
