@@ -169,12 +169,14 @@ class Pausing:
             self._now = [self._run(batch, self._decoded) for batch in self._batches]
 
     def complete(self) -> None:
-        """Let all runs end, as they may have more to show.
+        """Let the runs of what the model has become end, as they may have more to show.
 
         Raises:
             CannotWait: they have.
         """
-        for run in (*self._before, *self._now):
+        before, self._before = self._before, []
+        _close(before)  # there is nothing left that their inputs could be compared with
+        for run in self._now:
             run.advance(None)
 
     def close(self) -> None:
