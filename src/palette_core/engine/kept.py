@@ -160,7 +160,9 @@ def _made_of(job: Job) -> list[str]:
     parts: list[Any] = [job.weight, job.importance]
     if job.moments is not None:
         parts += [getattr(job.moments, part.name) for part in fields(job.moments)]
-    return [fingerprint(part) if isinstance(part, Tensor) else repr(part) for part in parts]
+    from palette_core._common.threads import map_threads  # numba loads slowly
+
+    return map_threads(lambda x: fingerprint(x) if isinstance(x, Tensor) else repr(x), parts)
 
 
 # --- files ----------------------------------------------------------------------------------------

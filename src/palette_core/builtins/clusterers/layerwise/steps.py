@@ -247,7 +247,7 @@ def refit(matrix: Matrix, state: State) -> State:
         moved = (step != 0).any(axis=(1, 2))
         _move(matrix, state.codes, step, moved, error, grad)
     costs = np.empty_like(state.costs)
-    matrix.each(
+    matrix.each_of_many(
         lambda low, high: kernels.row_costs(
             error, grad, matrix.share, costs, low * matrix.dim, high * matrix.dim
         )
@@ -262,7 +262,7 @@ def _move(
 ) -> None:
     lines = matrix.sums.lines
     if lines is not None:
-        matrix.each(
+        matrix.each_of_many(
             lambda low, high: lines_of.move_by_lines(
                 matrix.table, matrix.factor, codes, step, moved, lines, error, grad, low, high
             )
