@@ -239,6 +239,43 @@ def test_weights_of_windows_are_in_the_order_of_outputs():
     torch.testing.assert_close(total, truth, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [6, 30, 150], ids=["side by side", "few at once", "alone"])
+def test_channels_count_alike_however_they_lie(stride, size):
+    module = nn.Conv2d(20, 20, (3, 5), groups=20, stride=stride, padding=(1, 2))
+    x, gap = (torch.randn(5, 20, size, size + 1) for _ in range(2))
+    matrices = torch.randn(20, 2, 15)
+    now, then = (
+        F.unfold(z.double(), (3, 5), padding=(1, 2), stride=stride).unflatten(1, (20, 15))
+        for z in (x, gap)
+    )
+    truth = (now @ now.mT).sum(0)
+    moved = matrices.double() @ (then @ now.mT).sum(0)
+    view, found = consumed(module, x).view, []
+    for turned in (x, x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
+        beside = gap.to(memory_format=torch.channels_last)
+        total, _, _ = view.products((turned,), None)
+        found.append((total, view.moved((turned,), (beside,), matrices)))
+        torch.testing.assert_close(total, truth, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(found[-1][1], moved, rtol=1e-4, atol=1e-2)
+    for first, second in zip(found[0], found[1], strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 4, 5)])
+def test_gaps_lie_as_inputs_do(shape):
+    x = torch.randn(shape).movedim(-1, 1)
+    before = (x + 1).contiguous()
+    (gap,) = multiplying._gap((before,), (x,))
+    assert gap.stride() == x.stride()
+    assert torch.equal(gap, before - x)
+    late = x.clone(memory_format=torch.preserve_format)
+    late[(-1,) * x.dim()] += 1
+    assert multiplying._gap((late,), (x,)) is not None
+    assert multiplying._gap((x.clone(),), (x,)) is None
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_changes_nothing(threads):
     module, x = nn.Conv2d(6, 6, 3, groups=6), torch.randn(3, 6, 20, 20)

@@ -21,53 +21,15 @@ from torch import Tensor
 
 from palette_core._common.kernels import kernel_with
 from palette_core._common.threads import map_threads, slices_of
+from palette_core.builtins.operations._depthwise_planes import Grid, Lying, fill, pieces_of
 from palette_core.builtins.operations._window_correlations import kinds_of
 from palette_core.builtins.operations._window_shapes import Shape
 
-_LINE = 128  # columns from which on samples are not put side by side any more
 _TALL = 128  # products in one float32 sum
-PIECES = 16  # of work, where there are so many channels
 
 _Array = NDArray[Any]
 
 _fused_kernel = kernel_with(fastmath={"reassoc", "contract", "nsz"})
-
-
-@_fused_kernel
-def fill(x: Any, first: Any, channel: Any, grid: Any, out: Any) -> Any:
-    """Lay samples side by side, padded, and what is a stride apart as neighbours.
-
-    Args:
-        x: ``[N, channels, A, B]`` float32.
-        first: number of the first sample.
-        channel: which one.
-        grid: ``[6]``: strides, padding before, by axis; rows of a phase, columns of a sample.
-        out: ``[phases, rows * line]``, in which what is padding is 0 already.
-
-    Returns:
-        how many samples there are.
-    """
-    down, across, top, before, rows, width = grid
-    line = out.shape[1] // rows
-    count = min(x.shape[0] - first, line // width)
-    for n in range(count):
-        for a in range(x.shape[2]):
-            values = x[first + n, channel, a]
-            phase, row = (a + top) % down, (a + top) // down
-            for k in range(across):
-                start = (k - before) % across
-                at = row * line + n * width + (start + before) // across
-                found = (values.shape[0] - start + across - 1) // across
-                into = out[phase * across + k, at : at + found]
-                if across == 1:
-                    into[:] = values
-                elif across == 2:  # apart, as the compiler then knows how to take two at a time
-                    for t in range(found):
-                        into[t] = values[start + 2 * t]
-                else:
-                    for t in range(found):
-                        into[t] = values[start + across * t]
-    return count
 
 
 @_fused_kernel
@@ -146,9 +108,53 @@ def _settle(sums: Any, count: Any, width: Any, further: Any, windows: Any, cells
 
 
 @_fused_kernel
+def _add_plane(
+    left: Any, right: Any, count: Any, grid: Any, windows: Any, kinds: Any, sums: Any
+) -> None:
+    """Add products of one plane by column, for each kind.
+
+    Arrays and bounds:
+        left, right: ``[phases, rows * line]``, see `fill`.
+        count: of samples.
+        grid: see `Grid.numbers`.
+        windows, kinds: see `_add_channels`.
+        sums: ``[kinds, slots, line]`` float32.
+    """
+    width, line = grid[5], grid[6]
+    for k in range(kinds.shape[0]):
+        a, b, down, across = left[kinds[k, 0]], right[kinds[k, 1]], kinds[k, 6], kinds[k, 7]
+        p = kinds[k, 2] * line + kinds[k, 3]
+        q = kinds[k, 4] * line + kinds[k, 5]
+        columns = (count - 1) * width + windows[1] + across
+        _add_kind(a, b, p, q, line, windows[0], down, columns, sums[k])
+
+
+@_fused_kernel
+def _gather(cells: Any, windows: Any, kinds: Any, members: Any, same: Any, out: Any) -> None:
+    """Write the sums of each pair of elements, put together of those of its kind.
+
+    Arrays and bounds:
+        cells: ``[kinds, slots, slots]`` float64, see `_settle`.
+        windows, kinds, members, same: see `_add_channels`.
+        out: ``[E, E]``.
+    """
+    for m in range(members.shape[0]):
+        k, above, aside, i, j = members[m]
+        found = 0.0
+        for slot in range(above, above + min(windows[0], kinds[k, 6] + 1)):
+            for t in range(aside, aside + min(windows[1], kinds[k, 7] + 1)):
+                found += cells[k, slot, t]
+        out[i, j] = found
+        if same:
+            out[j, i] = found
+
+
+@_fused_kernel
 def _add_channels(
     x: Any,
+    lying: Any,
     y: Any,
+    beside: Any,
     low: Any,
     high: Any,
     grid: Any,
@@ -156,58 +162,49 @@ def _add_channels(
     kinds: Any,
     members: Any,
     same: Any,
-    line: Any,
+    left: Any,
+    right: Any,
     out: Any,
 ) -> None:
     """Write Σ over windows of (elements of x) (elements of y)ᵀ to ``out`` ``[channels, E, E]``.
 
     Arrays and bounds:
-        x, y: ``[N, channels, A, B]`` float32; one and the same if ``same``, when symmetric pairs
-            are written twice.
+        x, lying: values and steps of x, see `Lying`.
+        y, beside: those of y.
         low, high: channels.
-        grid: see `fill`.
+        grid: see `Grid.numbers`.
         windows: ``[2]``, their number by axis.
         kinds: ``[kinds, 8]``: phases; place of the foremost first element, by axis; that of the
             second; how far others go.
         members: ``[pairs, 5]``: kind, how far from the foremost, by axis, and both elements.
-        line: columns of all samples side by side.
+        same: x and y are one and the same: symmetric pairs are written twice.
+        left, right: planes in which sums take place, see `Grid.planes`; one and the same if
+            ``same``. As many at once as have one sum in float32.
     """
-    rows, width = grid[4], grid[5]
-    phases = grid[0] * grid[1]
+    width, line = grid[5], grid[6]
     most_down, most_across = kinds[:, 6].max(), kinds[:, 7].max()
-    left = np.zeros((phases, rows * line), np.float32)
-    right = left if same else np.zeros((phases, rows * line), np.float32)
     sums = np.zeros((kinds.shape[0], 2 * most_down + 1, line), np.float32)
-    cells = np.empty((kinds.shape[0], 2 * most_down + 1, 2 * most_across + 1))
+    cells = np.empty((left.shape[1], kinds.shape[0], 2 * most_down + 1, 2 * most_across + 1))
     held = line // width
-    for channel in range(low, high):
+    counts = np.zeros(left.shape[0], np.int64)
+    for begin in range(low, high, left.shape[1]):
+        channels = min(left.shape[1], high - begin)
         cells[:] = 0.0
-        since = 0
-        for first in range(0, x.shape[0], held):
-            count = fill(x, first, channel, grid, left)
-            if not same:
-                fill(y, first, channel, grid, right)
-            since += windows[0]
-            last = first + held >= x.shape[0]
-            for k in range(kinds.shape[0]):
-                a, b, down, across = left[kinds[k, 0]], right[kinds[k, 1]], kinds[k, 6], kinds[k, 7]
-                p = kinds[k, 2] * line + kinds[k, 3]
-                q = kinds[k, 4] * line + kinds[k, 5]
-                columns = (count - 1) * width + windows[1] + across
-                _add_kind(a, b, p, q, line, windows[0], down, columns, sums[k])
-                if last or since + windows[0] > _TALL:
-                    _settle(sums[k, : 2 * down + 1], held, width, across, windows[1], cells[k])
-            if since + windows[0] > _TALL:
-                since = 0
-        for m in range(members.shape[0]):
-            k, above, aside, i, j = members[m]
-            found = 0.0
-            for slot in range(above, above + min(windows[0], kinds[k, 6] + 1)):
-                for t in range(aside, aside + min(windows[1], kinds[k, 7] + 1)):
-                    found += cells[k, slot, t]
-            out[channel, i, j] = found
-            if same:
-                out[channel, j, i] = found
+        for first in range(0, lying[0], held * left.shape[0]):
+            taken = 0
+            for at in range(first, min(lying[0], first + held * left.shape[0]), held):
+                counts[taken] = fill(x, lying, at, begin, grid, left[taken, :channels])
+                if not same:
+                    fill(y, beside, at, begin, grid, right[taken, :channels])
+                taken += 1
+            for c in range(channels):
+                for n in range(taken):
+                    _add_plane(left[n, c], right[n, c], counts[n], grid, windows, kinds, sums)
+                for k in range(kinds.shape[0]):
+                    slots = sums[k, : 2 * kinds[k, 6] + 1]
+                    _settle(slots, held, width, kinds[k, 7], windows[1], cells[c, k])
+        for c in range(channels):
+            _gather(cells[c], windows, kinds, members, same, out[begin + c])
 
 
 def depthwise_products(
@@ -219,45 +216,30 @@ def depthwise_products(
     up in float64; on threads whose number does not matter.
 
     Args:
-        x: ``[N, channels, A, B]`` float32 on the CPU, not padded.
+        x: ``[N, channels, A, B]`` float32 on the CPU, not padded, however it lies.
         y: of the same shape; None is ``x``.
         shape: of the convolution, of two axes.
         padding: before, by axis.
         windows: how many there are, by axis.
     """
     same = y is None
-    left = x.contiguous().numpy()
-    right = left if y is None else y.contiguous().numpy()
+    left, right = Lying.of(x), Lying.of(x if y is None else y)
     kinds, members = _tables(shape, same)
-    grid, line = grid_of(tuple(x.shape), shape, padding, windows)
+    grid, counts = Grid.of(x, shape, padding, windows), np.array(windows)
+    held = grid.samples()
+    at_once = max(1, min(_TALL // max(1, windows[0]), -(-x.shape[0] // held)))
+    wide = grid.channels(x, at_once)
     n_elements = math.prod(shape.kernel)
     out = np.empty((x.shape[1], n_elements, n_elements))
 
     def some(channels: slice) -> None:
-        low, high, counts = channels.start, channels.stop, np.array(windows)
-        _add_channels(left, right, low, high, grid, counts, kinds, members, same, line, out)
+        planes = grid.planes("planes", at_once, wide)
+        others = planes if same else grid.planes("other planes", at_once, wide)
+        bounds = (channels.start, channels.stop, grid.numbers, counts)
+        _add_channels(*left, *right, *bounds, kinds, members, same, planes, others, out)
 
-    map_threads(some, slices_of(x.shape[1], math.ceil(x.shape[1] / PIECES)))
+    map_threads(some, slices_of(x.shape[1], pieces_of(x.shape[1])))
     return torch.from_numpy(out)
-
-
-def grid_of(
-    sizes: tuple[int, ...], shape: Shape, padding: Sequence[int], windows: Sequence[int]
-) -> tuple[_Array, int]:
-    """Return ``grid`` of `fill`, and the columns of all samples side by side.
-
-    Args:
-        sizes: ``[N, channels, A, B]``.
-        shape: of the convolution.
-        padding: before, by axis.
-        windows: how many there are, by axis.
-    """
-    # Phases are as large as windows reach; what is padding there is in no plane.
-    reach = [n + most for n, most in zip(windows, shape.furthest(), strict=True)]
-    every = zip(sizes[2:], padding, shape.stride, reach, strict=True)
-    rows, width = (max(-(-(n + p) // s), far) for n, p, s, far in every)
-    line = width * max(1, min(sizes[0], _LINE // width))
-    return np.array([*shape.stride, *padding, rows, width]), line
 
 
 def _tables(shape: Shape, same: bool) -> tuple[_Array, _Array]:

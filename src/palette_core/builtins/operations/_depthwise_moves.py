@@ -5,7 +5,6 @@ Outputs of the gap d, a few hundred at a time, are multiplied with x while they 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from palette_core._common.kernels import kernel_with
 from palette_core._common.threads import map_threads, slices_of
-from palette_core.builtins.operations._depthwise_kernel import PIECES, fill, grid_of
+from palette_core.builtins.operations._depthwise_planes import Grid, Lying, fill, pieces_of
 from palette_core.builtins.operations._window_shapes import Shape
 
 _TILE = 512  # places taken at a time, and products in one float32 sum
@@ -72,46 +71,50 @@ def _add_products(y: Any, x: Any, places: Any, at: Any, out: Any) -> None:
 @_fused_kernel
 def _move_channels(
     gap: Any,
+    lying: Any,
     x: Any,
+    beside: Any,
     weight: Any,
     low: Any,
     high: Any,
     grid: Any,
     windows: Any,
     places: Any,
-    line: Any,
+    left: Any,
+    right: Any,
     out: Any,
 ) -> None:
     """Add Σ W d xᵀ over windows to ``out`` ``[channels, R, E]`` float64.
 
     Arrays and bounds:
-        gap, x: ``[N, channels, A, B]`` float32; the former is d.
+        gap, lying: values and steps of d, see `Lying`.
+        x, beside: those of x.
         weight: ``[channels, R, E]`` float32.
         low, high: channels.
-        grid: see `fill`.
+        grid: see `Grid.numbers`.
         windows: ``[2]``, their number by axis.
         places: ``[E]``, of the elements of the first window in what `fill` makes, flat.
-        line: columns of all samples side by side.
+        left, right: planes to work in, one at a time, see `Grid.planes`.
     """
-    rows, width = grid[4], grid[5]
-    left = np.zeros((grid[0] * grid[1], rows * line), np.float32)
-    right = np.zeros((grid[0] * grid[1], rows * line), np.float32)
-    flat, beside = left.reshape(-1), right.reshape(-1)
+    width, line = grid[5], grid[6]
     mask = np.zeros((windows[0], line), np.float32)
     outputs = np.empty(_TILE, np.float32)
-    for channel in range(low, high):
-        for first in range(0, x.shape[0], line // width):
-            count = fill(gap, first, channel, grid, left)
-            fill(x, first, channel, grid, right)
+    for begin in range(low, high, left.shape[1]):
+        channels = min(left.shape[1], high - begin)
+        for first in range(0, lying[0], line // width):
+            count = fill(gap, lying, first, begin, grid, left[0, :channels])
+            fill(x, beside, first, begin, grid, right[0, :channels])
             mask[:] = 0.0
             for n in range(count):
                 mask[:, n * width : n * width + windows[1]] = 1.0
             span = (windows[0] - 1) * line + (count - 1) * width + windows[1]
-            for at in range(0, span, _TILE):
-                y = outputs[: min(_TILE, span - at)]
-                for r in range(weight.shape[1]):
-                    _convolve(flat, weight[channel, r], places, at, mask.reshape(-1), y)
-                    _add_products(y, beside, places, at, out[channel, r])
+            for c in range(channels):
+                d, z, into = left[0, c].reshape(-1), right[0, c].reshape(-1), out[begin + c]
+                for at in range(0, span, _TILE):
+                    y = outputs[: min(_TILE, span - at)]
+                    for r in range(weight.shape[1]):
+                        _convolve(d, weight[begin + c, r], places, at, mask.reshape(-1), y)
+                        _add_products(y, z, places, at, into[r])
 
 
 def depthwise_moves(
@@ -125,28 +128,30 @@ def depthwise_moves(
     """Return Σ W d_w x_wᵀ over all windows w, for each channel: ``[channels, R, E]`` float64.
 
     Args:
-        gap: ``[N, channels, A, B]`` float32 on the CPU, not padded: d.
+        gap: ``[N, channels, A, B]`` float32 on the CPU, not padded, however it lies: d.
         x: of the same shape.
         matrices: ``[channels, R, E]`` float32, W.
         shape: of the convolution, of two axes.
         padding: before, by axis.
         windows: how many there are, by axis.
     """
-    left, right = gap.contiguous().numpy(), x.contiguous().numpy()
+    left, right = Lying.of(gap), Lying.of(x)
     weight = matrices.contiguous().numpy()
-    grid, line = grid_of(tuple(x.shape), shape, padding, windows)
-    rows, across = int(grid[4]), shape.stride[1]
+    grid, counts = Grid.of(x, shape, padding, windows), np.array(windows)
+    rows, _, line = (int(n) for n in grid.numbers[4:])
     places = np.array(
         [
-            ((phase[0] * across + phase[1]) * rows + place[0]) * line + place[1]
+            ((phase[0] * shape.stride[1] + phase[1]) * rows + place[0]) * line + place[1]
             for phase, place in shape.elements()
         ]
     )
+    wide = grid.channels(x, 2)
     out = np.zeros(weight.shape)
 
     def some(channels: slice) -> None:
-        low, high, counts = channels.start, channels.stop, np.array(windows)
-        _move_channels(left, right, weight, low, high, grid, counts, places, line, out)
+        planes = [grid.planes(name, 1, wide) for name in ("planes", "other planes")]
+        bounds = (channels.start, channels.stop, grid.numbers, counts, places)
+        _move_channels(*left, *right, weight, *bounds, *planes, out)
 
-    map_threads(some, slices_of(x.shape[1], math.ceil(x.shape[1] / PIECES)))
+    map_threads(some, slices_of(x.shape[1], pieces_of(x.shape[1])))
     return torch.from_numpy(out)

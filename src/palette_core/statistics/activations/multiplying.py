@@ -70,14 +70,17 @@ def _gap(before: tuple[Tensor, ...], raw: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 def _is_something(d: Tensor) -> bool:
     # Most inputs have changed from the first values on: then the rest need not be read.
-    return bool(d.flatten()[:_GLANCE].any()) or bool(d.any())
+    first = d.as_strided((min(_GLANCE, d.numel()),), (1,))  # as they lie there: without a gap
+    return bool(first.any()) or bool(d.any())
 
 
 def _difference(name: str, a: Tensor, b: Tensor) -> Tensor:
+    """Return a − b, which lies as b does: then all three are read in order."""
     if a.device.type != "cpu":
         return a.float() - b.float()
-    out = torch.from_numpy(scratch(name, tuple(a.shape), np.float32))
-    return torch.sub(a.float(), b.float(), out=out)
+    strides = torch.empty_like(b, device="meta").stride()
+    flat = torch.from_numpy(scratch(name, (b.numel(),), np.float32))
+    return torch.sub(a.float(), b.float(), out=flat.as_strided(b.shape, strides))
 
 
 def _by_vectors(
