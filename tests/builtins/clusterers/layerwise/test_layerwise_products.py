@@ -31,6 +31,24 @@ def test_products_are_those_of_each_rows_matrix(columns, group, zeros):
     assert (out[[0, -1]] == 7.0).all()
 
 
+@pytest.mark.parametrize("group", GROUPS, ids=["one", "few rows", "two", "each"])
+@pytest.mark.parametrize("columns", [1, 31, 64, 150])
+def test_half_a_product_says_what_errors_cost(columns, group):
+    rng = np.random.default_rng(0)
+    group = np.array(group, np.int32)
+    error = rng.normal(size=(len(group), columns)).astype(np.float32)
+    h = rng.normal(size=(group.max() + 1, columns, columns)).astype(np.float32)
+    h += h.transpose(0, 2, 1)
+    out = np.full((len(group) + 2, columns), 7.0, np.float32)
+    padded = np.pad(error, ((1, 1), (0, 0)), constant_values=np.nan)
+    products.multiply_half(padded, np.pad(group, 1), h, out, 1, len(group) + 1)
+    wide = error.astype(float)
+    truth = np.einsum("rk,rkj,rj->r", wide, h[group].astype(float), wide)
+    found = (wide * out[1:-1]).sum(axis=1)
+    np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-5 * columns)
+    assert (out[[0, -1]] == 7.0).all()
+
+
 @pytest.mark.parametrize("columns", [1, 7, 48, 64, 101, 200])
 def test_factors_are_those_of_numpy(columns):
     rng = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import numpy as np
 from palette_core.builtins.clusterers.layerwise.steps import (
     Matrix,
     State,
+    costs,
     descend,
-    evaluate,
     factorize,
     feed_back,
     refit,
@@ -73,4 +73,5 @@ def lnq(matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: fl
             break
     descend(matrix, state, sweeps)
     # Computed anew: the running sums have lost some digits.
-    return better_of(matrix, start, evaluate(matrix, state.tables, state.codes))
+    anew = costs(matrix, state.tables, state.codes)
+    return better_of(matrix, start, replace(state, costs=anew))

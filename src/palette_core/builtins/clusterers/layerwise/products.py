@@ -108,6 +108,27 @@ def add_products(f: Any, m: Any, group: Any, out: Any, top: Any, left: Any, righ
             r += 1
 
 
+@_fused_kernel
+def multiply_half(error: Any, group: Any, h: Any, grad: Any, low: Any, high: Any) -> None:
+    """Set rows of ``grad`` to what has the same product with those of ``error`` as error · H.
+
+    For half the work: what is right of a block on the diagonal stands for what is left of it, too.
+    """
+    columns, own = error.shape[1], group[low:high]
+    grad[low:high] = 0.0
+    twice = np.empty((high - low, BATCH), np.float32)
+    for top in range(0, columns, BATCH):
+        bottom = min(columns, top + BATCH)
+        f = error[low:high, top:bottom]
+        for r in range(high - low):
+            for k in range(bottom - top):
+                twice[r, k] = np.float32(2.0) * f[r, k]
+        add_products(f, h, own, grad[low:high], top, np.int64(top), np.int64(bottom))
+        add_products(
+            twice[:, : bottom - top], h, own, grad[low:high], top, np.int64(bottom), columns
+        )
+
+
 @inlined
 def blocks(columns: Any, wide: Any) -> Any:
     """Return which factor of a row each column has; by a loop, which compiles sooner."""

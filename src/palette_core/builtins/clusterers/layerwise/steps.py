@@ -129,6 +129,23 @@ def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
     return state
 
 
+def costs(matrix: Matrix, tables: Tables, codes: Array) -> Array:
+    """Return the costs of the state that tables and codes make, for half of the work."""
+    error, half = np.empty_like(matrix.w), np.empty_like(matrix.w)
+    found = np.empty(matrix.w.shape[0])
+    dim = matrix.dim
+
+    def one(low: int, high: int) -> None:
+        kernels.subtract_decoded(
+            matrix.w, matrix.table, tables.lut, matrix.factor, matrix.wide, codes, error, low, high
+        )
+        products.multiply_half(error, matrix.group, matrix.h, half, low * dim, high * dim)
+        kernels.row_costs(error, half, matrix.share, found, low * dim, high * dim)
+
+    matrix.each_of_many(one)
+    return found
+
+
 def descend(matrix: Matrix, state: State, sweeps: int) -> int:
     """Improve the codes of ``state`` one by one, in place; returns how many changed."""
     dim = matrix.dim
