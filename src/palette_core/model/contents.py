@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 from torch import nn
@@ -38,6 +38,26 @@ class Contents:
         changed = [each for each in self._empty if each]
         changed += [each for each, content in self._filled if not same(each, content)]
         return [functools.partial(refill, each, each.copy()) for each in changed]
+
+
+@final
+class Glance:
+    """Whether attributes and contents are all as they were, as they mostly are, told at once.
+
+    Args:
+        attributes: of each module, and a copy of them.
+        contents: of each module.
+    """
+
+    def __init__(self, attributes: Iterable[tuple[Any, Any]], contents: Iterable[Contents]) -> None:
+        contents = list(contents)
+        self._empty = [each for one in contents for each in one._empty]
+        pairs = [*attributes, *(pair for one in contents for pair in one._filled)]
+        self._now, self._then = [now for now, _ in pairs], [then for _, then in pairs]
+
+    def is_same(self) -> bool:
+        """Return whether nothing has changed; False where there is no telling."""
+        return not any(self._empty) and same(self._now, self._then)
 
 
 def refill(container: Any, content: Any) -> None:

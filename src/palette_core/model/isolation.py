@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from palette_core._common.modules import is_lazy, modules_of, plain_tensors
 from palette_core._common.undoing import undone
-from palette_core.model.contents import Contents, refill, same
+from palette_core.model.contents import Contents, Glance, refill, same
 from palette_core.model.deeper import Deeper
 from palette_core.model.hooked_weights import computed_once, is_replaceable
 
@@ -242,6 +242,8 @@ class _Attributes:
             for module in modules
             if not isinstance(module, torch.jit.ScriptModule) and not _is_lazy(module)
         ]
+        pairs = ((own, attributes) for own, attributes, _, _ in self._saved)
+        self._glance = Glance(pairs, (contents for _, _, contents, _ in self._saved))
 
     def restore(self) -> None:
         for own, attributes, contents, built in self._saved:
@@ -256,6 +258,8 @@ class _Attributes:
     def taken(self) -> list[Change]:
         """Put everything back, and return what makes it as it is now."""
         found: list[Change] = []
+        if self._glance.is_same():
+            return found
         for own, attributes, contents, _ in self._saved:
             found += contents.changes()
             if not same(own, attributes):

@@ -101,6 +101,7 @@ class Accumulator:
         self._narrow = narrow
         self._files = MatrixFiles(folder)
         self._sums: dict[tuple[str, InputView], _Sum] = {}
+        self._matrices: dict[InputView, Tensor | None] = {}
         self._latest: list[_Product] = []
         self._made: dict[int, Tensor] = {}
         self._gaps: list[tuple[_Sum, Gap]] = []
@@ -179,7 +180,12 @@ class Accumulator:
         """
         if self._narrow is None or self._narrow[0].name != name or view.only() is not None:
             return None
-        plan, weight = self._narrow
+        if view not in self._matrices:
+            self._matrices[view] = self._matrices_of(*self._narrow, view)
+        return self._matrices[view]
+
+    @staticmethod
+    def _matrices_of(plan: TensorPlan, weight: Tensor, view: InputView) -> Tensor | None:
         if view.is_diagonal or weight.shape[0] % view.groups():
             return None
         blank = InputMoments(torch.empty(view.groups(), 0), plan.layout, 0, view.rows)
