@@ -204,8 +204,8 @@ def _zero_entry(lut: Array, codes: Tensor, zeros: Tensor) -> Array:
 
 def _damped(moments: InputMoments, mean: float, damping: float) -> Array:
     """Return H / ``mean``, float32, symmetric, ``damping`` times its ridge on each diagonal."""
-    h = (moments.hessian.double() / mean).to(torch.float32)
-    h = (h + h.transpose(1, 2)) / 2
+    h = (moments.hessian / mean).to(torch.float32)
+    h = (h + h.transpose(1, 2)).mul_(0.5)
     ridge = max(damping, 1e-6) * (moments.ridges() / mean).to(torch.float32)
     h.diagonal(dim1=1, dim2=2).add_(ridge)
     return h.contiguous().numpy()
