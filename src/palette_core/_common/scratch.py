@@ -33,14 +33,19 @@ def scratch_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        _kept.keepers -= 1
-        if not _kept.keepers:
-            _kept.pieces.clear()
+        let_scratch_go()
 
 
 def keep_scratch() -> None:
-    """Keep what `scratch` hands out on this thread for as long as the thread lives."""
+    """Keep what `scratch` hands out on this thread, until it is let go or the thread ends."""
     _kept.keepers += 1
+
+
+def let_scratch_go() -> None:
+    """Undo one `keep_scratch`; with the last one what was kept is freed."""
+    _kept.keepers -= 1
+    if not _kept.keepers:
+        _kept.pieces.clear()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

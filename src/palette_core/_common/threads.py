@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from numba import config
 
-from palette_core._common.scratch import keep_scratch, scratch_kept
+from palette_core._common.scratch import keep_scratch, let_scratch_go
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,21 +62,25 @@ def spread(function: Callable[[T], object], items: Sequence[T]) -> None:
 
     def work() -> None:
         at = -1
+        keep_scratch()
         try:
-            with scratch_kept():
-                for at, item in left:  # noqa: B007 - each is handed to one thread
-                    function(item)
+            for at, item in left:  # noqa: B007 - each is handed to one thread
+                function(item)
         except BaseException as error:
             errors[at] = error
             deque(left, maxlen=0)
+        finally:
+            let_scratch_go()
 
     helpers: list[Future[None]] = []
-    with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
-        helpers = [_staying().submit(work) for _ in range(workers - 1)]
-    _marked(work)
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    try:
+        with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+            helpers += (_staying().submit(work) for _ in range(workers - 1))
+        _marked(work)
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
     if errors:
         raise errors[min(errors)]
 
