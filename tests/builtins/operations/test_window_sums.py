@@ -183,9 +183,14 @@ def test_wide_convolutions_share_what_overlaps_over_inputs_of_all_sizes(module, 
 
 
 @pytest.mark.parametrize("large", [30.0, 1e3, 1e4])
-def test_edges_that_outweigh_the_rest_hide_nothing(large):
-    module, x = nn.Conv1d(32, 2, 5, padding=2), torch.randn(2, 32, 120)
-    x[..., 0] *= large  # as the first token of a sequence may be
+@pytest.mark.parametrize("some", [slice(None), slice(3, 35, 8)], ids=["all", "few"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_edges_that_outweigh_the_rest_hide_nothing(large, some, groups):
+    module, x = nn.Conv1d(64, 2, 5, padding=2, groups=groups), torch.randn(2, 64, 120)
+    x[:, some, 0] *= large  # as the first token of a sequence may be
+    what = consumed(module, x)
+    if some != slice(None):
+        assert what.view.partial(what.raw, None) is not None
     for before in (None, (torch.zeros_like(x),), (x + F.one_hot(torch.tensor(119)),)):
         what = consumed(module, x)
         total, cross, _ = multiplied(what, None, before)

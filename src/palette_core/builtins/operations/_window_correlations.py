@@ -61,14 +61,15 @@ class WindowSums(PartialSums):
         shape: of the convolution.
         x: ``[N, channels, spatial…]`` float32 on the CPU, padded.
         gap: of the same shape, or None.
+        exactly: numbers of channels, within their group, that are multiplied in float64.
     """
 
-    def __init__(self, shape: Shape, x: Tensor, gap: Tensor | None) -> None:
-        there = Phases(x, shape)
+    def __init__(self, shape: Shape, x: Tensor, gap: Tensor | None, exactly: Tensor) -> None:
+        there = _Factor(x, shape, exactly)
         self._total = _Sums(shape, there, there, symmetric=True)
         self._cross = None
         if gap is not None:
-            self._cross = _Sums(shape, Phases(gap, shape), there, symmetric=False)
+            self._cross = _Sums(shape, _Factor(gap, shape, exactly), there, symmetric=False)
 
     def plus(self, other: Self) -> Self:
         """Return the sum of both; ``self`` is used up."""
@@ -92,6 +93,22 @@ class WindowSums(PartialSums):
         return self._total.matrix(), None if self._cross is None else self._cross.matrix()
 
 
+class _Factor:
+    """An input of which some channels are multiplied in float64.
+
+    Attributes:
+        channels: their numbers.
+        single: all channels.
+        double: all channels in float64, as single where there are no such ones.
+    """
+
+    def __init__(self, x: Tensor, shape: Shape, channels: Tensor) -> None:
+        self.channels = channels
+        self.single = self.double = Phases(x, shape)
+        if len(channels):
+            self.double = Phases(x.double(), shape)
+
+
 class _Sums:
     """Σ a_w b_wᵀ over all windows w so far.
 
@@ -101,14 +118,14 @@ class _Sums:
         symmetric: they are one and the same.
     """
 
-    def __init__(self, shape: Shape, left: Phases, right: Phases, *, symmetric: bool) -> None:
+    def __init__(self, shape: Shape, left: _Factor, right: _Factor, *, symmetric: bool) -> None:
         self._shape, self._symmetric = shape, symmetric
         self._kinds = kinds_of(shape, symmetric=symmetric)
         self._wholes = [_whole(left, right, kind, self._first(kind)) for kind in self._kinds]
         self._moved: list[Tensor] | None = None  # what has been put right already
-        ends = left.ends()
+        ends = left.double.ends()
         self._ends: dict[Place, list[tuple[Ends, Ends]]] = {
-            left.counts: [(ends, ends if symmetric else right.ends())]
+            left.double.counts: [(ends, ends if symmetric else right.double.ends())]
         }
 
     def add(self, other: _Sums) -> None:
@@ -175,12 +192,17 @@ class _Sums:
         return out.view(groups, channels * n, channels * n)
 
 
-def _whole(left: Phases, right: Phases, kind: _Kind, first: Place) -> Tensor:
+def _whole(left: _Factor, right: _Factor, kind: _Kind, first: Place) -> Tensor:
     """Return the sums of a kind for the foremost of its pairs, ``[G, C, C]`` float64."""
-    a, b = left.masked(kind.left, first), right.moved(kind.right, kind.apart)
+    a, b = left.single.masked(kind.left, first), right.single.moved(kind.right, kind.apart)
     whole = a.new_zeros((a.shape[0], a.shape[1], b.shape[1]), dtype=torch.float64)
     for low in range(0, a.shape[2], _TALL):
         whole += a[..., low : low + _TALL] @ b[..., low : low + _TALL].mT
+    some = left.channels
+    if len(some):
+        a, b = left.double.masked(kind.left, first), right.double.moved(kind.right, kind.apart)
+        whole[:, some] = a[:, some] @ b.mT
+        whole[:, :, some] = a @ b[:, some].mT
     return whole
 
 

@@ -1,4 +1,4 @@
-"""Shape of a convolution, and whether inputs may be multiplied as windows of it overlap."""
+"""Shape of a convolution, and which inputs can be multiplied in float32 as windows overlap."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _MOST_BESIDE = 16.0  # of squares: what is taken away again, by what is left
@@ -48,8 +49,8 @@ def _elements(kernel: Place, stride: Place, dilation: Place) -> tuple[tuple[Plac
     )
 
 
-def is_spread(shape: Shape, x: Tensor) -> bool:
-    """Return whether every element of the windows meets a fair share of what is in its channel.
+def crowded(shape: Shape, x: Tensor) -> Tensor:
+    """Return ``[channels]``: an element of the windows misses most of what is in a channel.
 
     Where the edges of an input hold nearly all, float32 loses the rest when they are put right.
 
@@ -60,9 +61,9 @@ def is_spread(shape: Shape, x: Tensor) -> bool:
     squares = x.float().square().sum(dim=0)
     most = squares.flatten(1).sum(dim=1) / (_MOST_BESIDE * math.prod(shape.stride))
     counts = shape.counts(x.shape[2:])
+    found = torch.zeros(len(most), dtype=torch.bool)
     for at in itertools.product(*(range(k) for k in shape.kernel)):
         every = zip(at, counts, shape.stride, shape.dilation, strict=True)
         met = [slice(i * d, i * d + (n - 1) * s + 1, s) for i, n, s, d in every]
-        if not bool((squares[(slice(None), *met)].flatten(1).sum(dim=1) >= most).all()):
-            return False
-    return True
+        found |= ~(squares[(slice(None), *met)].flatten(1).sum(dim=1) >= most)
+    return found

@@ -22,6 +22,7 @@ _PADDED = 1 << 20  # values of padded input held at once
 _LONG = 1024  # places of a sample that are worth a product of their own
 _TALL = 4096  # windows in one float32 sum, where there are no more in a sample
 _MANY, _WORTH = 32, 1.9  # channels, and gain, from which on overlaps are made use of
+_FEW = 4  # channels by those that may be multiplied in float64
 _MOST_ELEMENTS = 256  # of the kernels of depthwise convolutions that are multiplied by planes
 MOST_COORDINATES = 64  # of windows that are multiplied by the kernel for small ones
 
@@ -180,7 +181,7 @@ class Windows(InputView):
         if self.stuffing or not self._overlaps(x):
             return None
         from palette_core.builtins.operations._window_correlations import WindowSums
-        from palette_core.builtins.operations._window_shapes import Shape, is_spread
+        from palette_core.builtins.operations._window_shapes import Shape, crowded
 
         shape = Shape(self.n_groups, self.kernel, self.stride, self.dilation)
         step = max(1, _CHUNK // max(1, x[0].numel()))
@@ -191,10 +192,14 @@ class Windows(InputView):
         for piece, other in zip(torch.split(x, step), others, strict=False):
             padded = self._padded(piece.cpu())
             beside = None if other is None else self._padded(other.cpu())
-            if not is_spread(shape, padded) or not (beside is None or is_spread(shape, beside)):
+            apart = crowded(shape, padded)
+            if beside is not None:
+                apart |= crowded(shape, beside)
+            exactly = apart.view(self.n_groups, -1).any(dim=0).nonzero()[:, 0]
+            if len(exactly) > self.channels // _FEW:
                 return None
             count += padded.shape[0] * math.prod(self._places(padded))
-            more = WindowSums(shape, padded, beside)
+            more = WindowSums(shape, padded, beside, exactly)
             sums = more if sums is None else sums.plus(more)
         return None if sums is None else (sums, count)
 
