@@ -42,7 +42,7 @@ class Contents:
 
 @final
 class Glance:
-    """Whether attributes and contents are all as they were, as they mostly are, told at once.
+    """Attributes and contents, compared at once, as they mostly are what they were.
 
     Args:
         attributes: of each module, and a copy of them.
