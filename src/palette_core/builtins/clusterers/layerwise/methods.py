@@ -9,7 +9,7 @@ import numpy as np
 from palette_core.builtins.clusterers.layerwise.steps import (
     Matrix,
     State,
-    costs,
+    costs_of,
     descend,
     factorize,
     feed_back,
@@ -73,5 +73,5 @@ def lnq(matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: fl
             break
     descend(matrix, state, sweeps)
     # Computed anew: the running sums have lost some digits.
-    anew = costs(matrix, state.tables, state.codes)
+    anew = costs_of(matrix, state.tables, state.codes)
     return better_of(matrix, start, replace(state, costs=anew))

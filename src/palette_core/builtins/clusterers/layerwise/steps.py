@@ -129,7 +129,7 @@ def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
     return state
 
 
-def costs(matrix: Matrix, tables: Tables, codes: Array) -> Array:
+def costs_of(matrix: Matrix, tables: Tables, codes: Array) -> Array:
     """Return the costs of the state that tables and codes make, for half of the work."""
     error, half = np.empty_like(matrix.w), np.empty_like(matrix.w)
     found = np.empty(matrix.w.shape[0])
