@@ -34,72 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nets import NETS, Task, small
 from torch import Tensor, nn
 
-Task = tuple[nn.Module, list[tuple[Any, ...]]]
 SPEC = {
     "n_bits": 3,
     "algorithm": "lnq",
     "granularity": {"type": "per_grouped_channel", "axis": 0, "group_size": 16},
 }
 CONFIG = {"kmeans_palettization_config": {"global_config": {"op_state_spec": {"weight": SPEC}}}}
-
-
-class _Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.relu(self.norm(self.conv(x)))
-
-
-class _Layer(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(size, size) for _ in range(4))
-        self.up, self.down = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
-        self.first, self.second = nn.LayerNorm(size), nn.LayerNorm(size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = [p(x).unflatten(-1, (8, -1)).transpose(1, 2) for p in (self.q, self.k, self.v)]
-        mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        x = self.first(x + self.o(mixed))
-        return self.second(x + self.down(nn.functional.gelu(self.up(x))))
-
-
-def stages() -> Task:
-    """57 small convolution stages."""
-    images = [(torch.randn(4, 16, 24, 24),) for _ in range(6)]
-    return nn.Sequential(*(_Residual(16) for _ in range(57))), images
-
-
-def recogniser() -> Task:
-    """57 convolution stages over long lines of text, where most of the time is the model's."""
-    lines = [(torch.randn(4, 16, 32, 320),) for _ in range(6)]
-    return nn.Sequential(*(_Residual(16) for _ in range(57))), lines
-
-
-def bert() -> Task:
-    """Eight layers of an encoder."""
-    return nn.Sequential(*(_Layer(256) for _ in range(8))), [
-        (torch.randn(4, 64, 256),) for _ in range(8)
-    ]
-
-
-def wide() -> Task:
-    """Six 1-D convolutions of 128 channels, 15 wide."""
-    parts = [p for _ in range(6) for p in (nn.Conv1d(128, 128, 15, padding=7), nn.ReLU())]
-    return nn.Sequential(*parts), [(torch.randn(4, 128, 1000),) for _ in range(8)]
-
-
-def small() -> Task:
-    """A layer of each kind, for kernels to be loaded or compiled before anything is measured."""
-    convolutions = [
-        nn.Conv2d(8, 8, 3, groups=groups, stride=n) for groups in (1, 8) for n in (1, 2)
-    ]
-    parts = (*convolutions, nn.Flatten(2), nn.Conv1d(8, 32, 3), nn.Linear(7, 32), _Layer(32))
-    return nn.Sequential(*parts), [(torch.randn(4, 8, 24, 24),) for _ in range(2)]
 
 
 def real(name: str) -> Callable[[], Task]:
@@ -116,17 +59,13 @@ def real(name: str) -> Callable[[], Task]:
 
 
 CASES: dict[str, Callable[[], Task]] = {
-    "stages": stages,
-    "recogniser": recogniser,
-    "bert": bert,
-    "wide": wide,
-    "wide moments": wide,
+    **NETS,
+    "wide moments": NETS["wide"],
     **{name: real(name) for name in ("minilm", "effnet", "whisper", "smollm2")},
 }
 
 TARGETS = {
-    "stages": 6.0,
-    "bert": 3.0,
+    "recogniser": 6.0,
     "wide moments": 4.0,
     "minilm": 3.0,
     "effnet": 3.0,
