@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -33,8 +34,17 @@ def is_recorded(tensor: Tensor) -> bool:
     )
 
 
+def _run_while_recorded(function: Callable[[], None]) -> Callable[[], None]:
+    """Mark a function as ``torch.compiler.assume_constant_result`` does, without its import.
+
+    That loads the compiler, which takes longer than torch and most models need to be palettized.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 # Run by dynamo (strict=True) while it records, which leaves no trace of a warning otherwise.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_run_while_recorded
 def warn_of_dense_program() -> None:
     """Warn if `torch.export` or `torch.jit.trace` records a prepared model.
 
