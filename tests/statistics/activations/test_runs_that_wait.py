@@ -219,6 +219,31 @@ def test_runs_that_wait_keep_apart_what_they_do(block, never_over):
     assert torch.equal(torch.random.get_rng_state(), random_states[1])
 
 
+class DrawingLate(Block):
+    """Draws random numbers where a batch has 13 rows."""
+
+    def forward(self, x):
+        if len(x) == 13:
+            x = x + torch.rand(8)
+        return super().forward(x)
+
+
+@pytest.mark.slow
+def test_runs_start_over_where_later_batches_draw_numbers(monkeypatch):
+    over, calls = feeding.Feeder.start_over, []
+    generator = torch.Generator().manual_seed(2)
+    given = [*batches(2), *(torch.randn(13, 8, generator=generator) for _ in range(2))]
+
+    def make():
+        monkeypatch.setattr(
+            feeding.Feeder, "start_over", lambda self: (calls.append(1), over(self))[1]
+        )
+        return Net(DrawingLate)
+
+    assert_same_either_way(make, monkeypatch, given=given, stages=[])
+    assert len(calls) == 2  # where runs wait, and where they are kept from it
+
+
 class Shelf:
     """Something that is neither a module nor a container."""
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from palette_core._common.pytrees import floating
-from palette_core._common.rng import untouched_global_rng
+from palette_core._common.rng import all_rng, set_all_rng, untouched_global_rng
 from palette_core._common.scratch import scratch_kept
 from palette_core.errors import CalibrationError
 from palette_core.planning import TensorPlan
@@ -79,6 +79,7 @@ class Feeder:
             stack.enter_context(scratch_kept())
             stack.enter_context(self._runner)
             stack.callback(self.close)
+            self._random = all_rng()
             self._stay = stack.pop_all()
         return self
 
@@ -144,6 +145,7 @@ class Feeder:
             CalibrationError: see `start`.
         """
         self.close()
+        set_all_rng(self._random)  # runs that waited may have drawn between each other
         self.decoded.clear()
         self.missing = dict(self.findings.missing)
         every = range(len(self._runner.batches))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from palette_core._common.freed_memory import hand_back
+from palette_core._common.freed_memory import hand_back, keep_freed
 from palette_core._common.rng import all_rng, set_all_rng
 from palette_core._common.undoing import undone
 from palette_core.model import Change
@@ -18,10 +19,17 @@ from palette_core.statistics.activations.runs import Runner
 from palette_core.statistics.activations.sources import Given
 from palette_core.statistics.activations.stages import stage_of
 from palette_core.statistics.activations.structure import Step, Structure
-from palette_core.statistics.activations.threads import CannotWait, Waiting, can_wait, settings
+from palette_core.statistics.activations.threads import (
+    CannotWait,
+    Waiting,
+    can_wait,
+    nothing_drawn,
+    settings,
+)
 from palette_core.statistics.activations.watch import Seen
 
 _LARGE = 1 << 23  # bytes of an input from which on what a run has freed is handed back
+_KEPT = 2  # times that size are kept of what a run has freed, twice, before it is handed back
 _MOST_REUSED = 2  # weights that are used more than once: each of them costs runs of its own
 
 
@@ -33,6 +41,8 @@ class Scout:
         copies: take copies of inputs.
         inputs: those copies, by name, of first calls.
         hides: the model keeps something where runs that take turns would mix it up.
+        draws: it draws random numbers before it uses a weight.
+        largest: bytes of the largest input of a weight.
     """
 
     runner: Runner
@@ -40,11 +50,15 @@ class Scout:
 
     def __post_init__(self) -> None:
         self.inputs: dict[str, tuple[Tensor, ...]] = {}
-        self.hides = False
+        self.hides = self.draws = False
+        self.largest = 0
+        self._random = all_rng()
 
     def see(self, batch: int, seen: Seen) -> None:
         """Look at one use of a weight."""
         self.hides = self.hides or self.runner.hides()
+        self.draws = self.draws or all_rng() != self._random
+        self.largest = max(self.largest, _input_size(seen))
         if batch == 0 and self.copies is not None and seen.what is not None and seen.call == 0:
             self.inputs[seen.name] = self.copies.of(seen.what.raw)
 
@@ -101,6 +115,7 @@ class Pausing:
         self._runner, self._structure, self._scout = runner, structure, scout
         self._decoded, self._batches, self._compensate = decoded, batches, compensate
         scout.copies = None  # which hold on to the latest inputs
+        keep_freed(_KEPT * scout.largest)
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
         self._now = [self._run(batch, decoded) for batch in batches]
@@ -110,7 +125,8 @@ class Pausing:
 
     def _run(self, batch: int, weights: Mapping[str, Tensor]) -> _Run:
         known = set(self._structure.calls)
-        return _Run(self._runner, batch, weights, self._done, known, self._reused)
+        draws = self._scout.draws
+        return _Run(self._runner, batch, weights, self._done, known, self._reused, draws=draws)
 
     def enter(self, stage: str | None, names: Sequence[str]) -> None:
         """Do nothing."""
@@ -118,8 +134,9 @@ class Pausing:
     def feed(self, step: Step, see: Callable[[Given], None]) -> None:
         """Let every run come to a step, and show what it has there."""
         if self._reused.isdisjoint(step.names):
-            for batch in self._batches:
-                self._feed(step, batch, see)
+            with nullcontext() if self._scout.draws else nothing_drawn():
+                for batch in self._batches:
+                    self._feed(step, batch, see)
         else:
             self._feed_by_runs(step, see)
         self._done.update(step.names)
@@ -195,6 +212,7 @@ class _Run:
         done: names of weights at which it does not wait; grows.
         known: names of weights that steps will come to; others cannot be waited at.
         reused: weights that may be used again.
+        draws: it may draw random numbers: put the states that it has left aside while it waits.
     """
 
     def __init__(
@@ -205,10 +223,13 @@ class _Run:
         done: set[str],
         known: set[str],
         reused: set[str],
+        *,
+        draws: bool,
     ) -> None:
         self._runner, self._batch, self._weights = runner, batch, weights
         self._done, self._known, self._reused = done, known, reused
         self._met = reused | done  # what was done before has been fed by runs before this one
+        self._draws = draws
         self._at: Seen | None = None
         self._changes: list[Change] = []
         self._random: Any = None
@@ -231,7 +252,7 @@ class _Run:
             self._resume()
 
     def _resume(self) -> None:
-        usual, set_so = all_rng(), settings()
+        usual, set_so = all_rng() if self._draws else None, settings()
         for change in self._changes:
             change()
         if self._random is not None:
@@ -245,19 +266,19 @@ class _Run:
             return
         if settings() != set_so:
             raise CannotWait
-        if self._input_size() >= _LARGE:
+        if self._at is not None and _input_size(self._at) >= _LARGE:
             hand_back()
         self._changes = self._runner.taken()
+        if usual is not None:
+            self._put_aside(usual)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch._C._cuda_clearCublasWorkspaces()  # one for every thread
+
+    def _put_aside(self, usual: tuple[object, ...]) -> None:
         now = all_rng()
         if now != usual:
             self._random = now
             set_all_rng(usual)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch._C._cuda_clearCublasWorkspaces()  # one for every thread
-
-    def _input_size(self) -> int:
-        what = None if self._at is None else self._at.what
-        return 0 if what is None else sum(x.nbytes for x in what.raw)
 
     def _go(self, waiting: Waiting) -> None:
         def see(seen: Seen) -> None:
@@ -283,6 +304,10 @@ class _Run:
         """End it."""
         self._at, self._changes = None, []
         self._waiting.close()
+
+
+def _input_size(seen: Seen) -> int:
+    return 0 if seen.what is None else sum(x.nbytes for x in seen.what.raw)
 
 
 def _close(runs: Sequence[_Run]) -> None:

@@ -16,6 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from palette_core._common.rng import all_rng
 from palette_core.statistics.activations.runs import Stop
 
 _PATIENCE = 10.0  # seconds in which nothing is computed
@@ -173,6 +174,19 @@ def settings() -> tuple[object, ...]:
         (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
         torch.backends.mkldnn.enabled,
     )
+
+
+@contextlib.contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Look once whether calls have drawn random numbers, whose states are not put aside for each.
+
+    Raises:
+        CannotWait: they have.
+    """
+    usual = all_rng()
+    yield
+    if all_rng() != usual:
+        raise CannotWait
 
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
