@@ -49,6 +49,14 @@ class InputView(ABC):
         Linear in the input, unless ``is_diagonal``.
         """
 
+    def goes_by_vectors(self, raw: tuple[Tensor, ...]) -> bool:
+        """Return whether there is no faster way for an input than by vectors, as far as is known.
+
+        Then `products`, `moved` and `partial` are not asked for one.
+        """
+        del raw
+        return False
+
     def products(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor | None, int] | None:
@@ -129,6 +137,11 @@ class Features(InputView):
             for piece in torch.split(rows, step):
                 yield part, piece.float().t()[None]
 
+    def goes_by_vectors(self, raw: tuple[Tensor, ...]) -> bool:
+        """Return True."""
+        del raw
+        return True
+
     def groups(self) -> int:
         """Return ``parts``."""
         return self.parts
@@ -167,6 +180,11 @@ class Contraction(InputView):
         ordered = x.permute(*batch, *columns, *others).reshape(self.n_groups, size, -1)
         for piece in torch.split(ordered, max(1, _CHUNK // max(1, self.n_groups * size)), dim=2):
             yield 0, piece.float()
+
+    def goes_by_vectors(self, raw: tuple[Tensor, ...]) -> bool:
+        """Return True."""
+        del raw
+        return True
 
     def groups(self) -> int:
         """Return ``n_groups``."""
@@ -218,6 +236,10 @@ class ThroughView(InputView):
     def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
         """Yield those of the view."""
         return self.inner.vectors(raw)
+
+    def goes_by_vectors(self, raw: tuple[Tensor, ...]) -> bool:
+        """Return whether the view does."""
+        return self.inner.goes_by_vectors(raw)
 
     def products(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None

@@ -277,8 +277,11 @@ def test_gaps_lie_as_inputs_do(shape):
     assert torch.equal(gap, before - x)
     late = x.clone(memory_format=torch.preserve_format)
     late[(-1,) * x.dim()] += 1
-    assert multiplying._gap((late,), (x,)) is not None
-    assert multiplying._gap((x.clone(),), (x,)) is None
+    assert multiplying._has_changed((late,), (x,))
+    assert not multiplying._has_changed((x.clone(),), (x,))
+    one = torch.zeros(1).expand(1 << 16)  # of which there is one value in memory
+    assert not multiplying._has_changed((one,), (one,))
+    assert multiplying._has_changed((one + 1,), (one,))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

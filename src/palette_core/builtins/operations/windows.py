@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 22  # values of unfolded input held at once
 _PADDED = 1 << 20  # values of padded input held at once
-_LONG = 1024  # places of a sample that are worth a product of their own
+_LARGE = 1 << 15  # values of a sample that are worth a product of their own
 _TALL = 4096  # windows in one float32 sum, where there are no more in a sample
 _MANY, _WORTH = 32, 1.9  # channels, and gain, from which on overlaps are made use of
 _FEW = 4  # channels by those that may be multiplied in float64
@@ -57,13 +57,18 @@ class Windows(InputView):
     def vectors(self, raw: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
         """Yield ``[groups, channels * kernel elements, T]``, some samples at a time."""
         x = self._batched(raw[0])
-        if self._is_pointwise() and x[0, 0].numel() >= _LONG:
+        if self._is_pointwise() and x[0].numel() >= _LARGE:
             for sample in x:  # as it lies there
                 yield 0, sample.float().flatten(1)[None]
             return
         per_sample = max(1, x[0].numel() * math.prod(self.kernel) // math.prod(self.stride))
         for piece in torch.split(x, max(1, _CHUNK // per_sample)):
             yield 0, self._unfold(self._padded(piece))
+
+    def goes_by_vectors(self, raw: tuple[Tensor, ...]) -> bool:
+        """Return whether no value is in several windows, and there are no groups."""
+        del raw
+        return self._is_pointwise()
 
     def products(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None

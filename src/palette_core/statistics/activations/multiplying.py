@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from palette_core._common.scratch import scratch
 from palette_core.plugins import Consumption
-from palette_core.statistics.activations.running import Products, Running
+from palette_core.statistics.activations.running import Products, Running, difference
 from palette_core.tensors.input_views import InputView, PartialSums
 
 _GLANCE = 4096  # values of an input that are looked at for a change before all of them
@@ -37,9 +35,11 @@ def multiply(
     if view.is_diagonal:
         counts = _count(view, what.raw)
         return Products(counts), int(counts.sum())
-    gap = None if before is None else _gap(before, what.raw)
+    if before is not None and not _has_changed(before, what.raw):
+        before = None  # before any palette
     moved = None
-    if weights is None:
+    if weights is None and not view.goes_by_vectors(what.raw):
+        gap = None if before is None else _gap(before, what.raw)
         partial = view.partial(what.raw, gap)
         if partial is not None:
             return partial
@@ -49,44 +49,49 @@ def multiply(
         made = view.products(what.raw, gap)
         if made is not None:
             return Products(*made[:2], moved), made[2]
+        before = before if moved is None else None
     through = matrix if weights is None and moved is None else None
     found: list[Products] = []
     sums = Running(lambda made: _add_to(found, made)) if running is None else running
     if moved is not None:
         sums.add_moved(moved)
-    count = _by_vectors(what, weights, gap, through, sums)
+    count = _by_vectors(what, weights, before, through, sums)
     if running is not None:
         return None, count
     sums.flush()
     return found[0] if found else Products(torch.zeros(1, 1, dtype=torch.float64)), count
 
 
-def _gap(before: tuple[Tensor, ...], raw: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Return d in float32, good until the next call; None where it is 0: before any palette."""
-    pairs = enumerate(zip(before, raw, strict=True))
-    gap = tuple(_difference(f"gap {n}", b.detach(), x.detach()) for n, (b, x) in pairs)
-    return gap if any(_is_something(d) for d in gap) else None
+def _has_changed(before: tuple[Tensor, ...], raw: tuple[Tensor, ...]) -> bool:
+    return any(_differ(b.detach(), x.detach()) for b, x in zip(before, raw, strict=True))
 
 
-def _is_something(d: Tensor) -> bool:
+def _differ(a: Tensor, b: Tensor) -> bool:
     # Most inputs have changed from the first values on: then the rest need not be read.
-    first = d.as_strided((min(_GLANCE, d.numel()),), (1,))  # as they lie there: without a gap
-    return bool(first.any()) or bool(d.any())
+    alike = a.dtype == b.dtype
+    return not (alike and torch.equal(_first(a), _first(b)) and torch.equal(a, b))
 
 
-def _difference(name: str, a: Tensor, b: Tensor) -> Tensor:
-    """Return a − b, which lies as b does: then all three are read in order."""
-    if a.device.type != "cpu":
-        return a.float() - b.float()
-    strides = torch.empty_like(b, device="meta").stride()
-    flat = torch.from_numpy(scratch(name, (b.numel(),), np.float32))
-    return torch.sub(a.float(), b.float(), out=flat.as_strided(b.shape, strides))
+def _first(x: Tensor) -> Tensor:
+    while x.dim() > 1 and x.numel() > _GLANCE:
+        x = x[0]
+    return x[:_GLANCE] if x.dim() else x
+
+
+def _gap(before: tuple[Tensor, ...], raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return d in float32, good until the next call."""
+    return tuple(
+        difference(f"gap {n}", b.float(), x)
+        if x.device.type == "cpu"
+        else b.detach().float() - x.detach().float()
+        for n, (b, x) in enumerate(zip(before, raw, strict=True))
+    )
 
 
 def _by_vectors(
     what: Consumption,
     weights: Tensor | None,
-    gap: tuple[Tensor, ...] | None,
+    before: tuple[Tensor, ...] | None,
     through: Tensor | None,
     running: Running,
 ) -> int:
@@ -94,10 +99,10 @@ def _by_vectors(
     view = what.view
     at = count = 0
     n_groups = view.groups() if view.only() is None else 1
-    gaps = None if gap is None else view.vectors(gap)
+    befores = None if before is None else view.vectors(before)
     for first, there in view.vectors(what.raw):
         x = there.cpu()
-        other = None if gaps is None else next(gaps)[1].cpu()
+        other = None if befores is None else next(befores)[1].cpu()
         if weights is None:
             own = None if through is None else through[first : first + x.shape[0]]
             running.add(x, first, n_groups, None, other, own)

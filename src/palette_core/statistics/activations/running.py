@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from palette_core._common.scratch import scratch
 
 _TALL = 4096  # vectors in one float32 product
 _MOST = 8192  # vectors in one float32 sum
@@ -47,7 +51,7 @@ class Running:
         first: int,
         groups: int,
         weights: Tensor | None = None,
-        left: Tensor | None = None,
+        before: Tensor | None = None,
         through: Tensor | None = None,
     ) -> None:
         """Add x xᵀ, and what belongs to it.
@@ -57,7 +61,7 @@ class Running:
             first: the first matrix.
             groups: G, how many matrices there are.
             weights: ``[G, T]``: how much each vector counts; G' is 1 then.
-            left: ``[G', C, T]`` float32, d: add d xᵀ.
+            before: like x, what x was: add d xᵀ, d = before − x.
             through: ``[G', R, C]`` float32, W: add W d xᵀ instead.
         """
         held = groups if weights is not None else x.shape[0]
@@ -71,8 +75,8 @@ class Running:
                 _add_squares(into, piece)
             else:
                 _add(into, piece * part, piece)
-            if left is not None:
-                other = left[:, :, low : low + _TALL]
+            if before is not None:
+                other = difference("gap", before[:, :, low : low + _TALL], piece)
                 if through is not None:
                     other = through @ other
                 into = self._beside(other, groups, moved=through is not None)
@@ -124,3 +128,13 @@ def _mirror(total: Tensor) -> None:
     for low in range(_STRIP, total.shape[1], _STRIP):
         high = low + _STRIP
         total[:, :low, low:high] = total[:, low:high, :low].mT
+
+
+def difference(name: str, a: Tensor, b: Tensor) -> Tensor:
+    """Return a − b in float32 on the CPU, good until the next call with this name.
+
+    It lies as b does: then all three are read in order.
+    """
+    strides = torch.empty_like(b, device="meta").stride()
+    flat = torch.from_numpy(scratch(name, (b.numel(),), np.float32))
+    return torch.sub(a.detach(), b.detach(), out=flat.as_strided(b.shape, strides))
