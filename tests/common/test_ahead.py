@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -65,9 +66,8 @@ def ran(script: str, cache: Path) -> str:
 def test_what_a_weight_needs_is_taken_from_the_other_process(tmp_path):
     # Somebody's file of that name in the folder where they work is nothing to either process.
     (tmp_path / "numba.py").write_text("raise RuntimeError\n")
-    found = json.loads(
-        ran(BEGIN + "assert ahead.AHEAD._process is not None\n" + STEPS + FIT, tmp_path)
-    )
+    alone = "assert ahead.AHEAD._others\nahead._Other.relieve = lambda self: False\n"
+    found = json.loads(ran(BEGIN + alone + STEPS + FIT, tmp_path))
     assert found
     # Exactly the types of arguments that are called, and not one compiled in this process.
     assert found == {name: [True, 1] for name in found}
@@ -75,10 +75,75 @@ def test_what_a_weight_needs_is_taken_from_the_other_process(tmp_path):
     assert json.loads(ran(again, tmp_path)) == found
 
 
+def test_who_waits_compiles_what_would_come_last(monkeypatch, tmp_path):
+    (tmp_path / "slow_kernels.py").write_text(
+        "import time\n"
+        "class Slow:\n"
+        "    def compile(self, arguments):\n"
+        "        time.sleep(600)\n"
+        "KERNELS = {Slow(): '()', Slow(): '()', Slow(): '()'}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ahead, "_has_room", lambda: True)
+    here: list[str] = []
+    tasks = [
+        (ahead.name_of(each), lambda each=each: here.append(each.__name__))
+        for each in (len, max, min)
+    ]
+    fresh = ahead.Ahead()
+    fresh.start("slow_kernels:KERNELS", [len, max, min], tasks)
+    (other,) = fresh._others
+    assert select.select([other.process.stdout], [], [], 60)[0], "it has begun nothing"
+    looks = iter(range(1000))
+    assert fresh.wait(len, lambda: next(looks) == 4 or None)
+    # All but the first, with which the other process has begun; and these are not waited for.
+    assert here == ["min", "max"]
+    assert [fresh.is_to_bring(each) for each in (len, max, min)] == [True, False, False]
+    other.end()
+
+
+LAYER = """
+import json, sys
+import torch
+from numba.core.sigutils import normalize_signature
+from palette_core import KMeansPalettizer, KMeansPalettizerConfig
+from palette_core.builtins.clusterers.layerwise import (
+    changes, entries, feedback, kernels, products, warm
+)
+
+recipe = {"gptq": warm.FED_BACK, "lnq": warm.DESCENDED}[sys.argv[1]]
+rules = {"global_config": {"op_state_spec": {"weight": {"n_bits": 3, "algorithm": sys.argv[1]}}}}
+config = KMeansPalettizerConfig.from_dict({"kmeans_palettization_config": rules})
+palettizer = KMeansPalettizer(torch.nn.Linear(256, 256).eval(), config)
+palettizer.calibrate([(torch.randn(512, 256),)])
+palettizer.prepare(torch.randn(1, 256), show_progress=False)
+called = [
+    each
+    for module in (changes, entries, feedback, kernels, products)
+    for each in vars(module).values()
+    if sum(getattr(getattr(each, "stats", None), "cache_hits", {}).values())
+]
+print(json.dumps([
+    {k.py_func.__name__: k.signatures == [normalize_signature(t)[0]] for k, t in recipe.items()},
+    [kernel.py_func.__name__ for kernel in called if kernel not in recipe],
+]))
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "lnq"])
+def test_what_a_layer_needs_is_in_its_recipe(algorithm):
+    done = subprocess.run(
+        [sys.executable, "-c", LAYER, algorithm], capture_output=True, text=True, check=True
+    )
+    fits, missing = json.loads(done.stdout.splitlines()[-1])
+    assert fits == dict.fromkeys(fits, True)
+    assert not missing
+
+
 @pytest.mark.slow
 def test_what_takes_over_is_compiled_afterwards_and_found_by_the_next_process(tmp_path):
-    ran(BEGIN + "assert ahead.AHEAD._process.wait() == 0\n", tmp_path)
-    script = BEGIN + "assert ahead.AHEAD._process is None\n" + FIT
+    ran(BEGIN + "assert ahead.AHEAD._others[0].process.wait() == 0\n", tmp_path)
+    script = BEGIN + "assert not ahead.AHEAD._others\n" + FIT
     script = script.replace("warm.ORDINARY", "warm.LATER")
     assert json.loads(ran(script, tmp_path)) == {"fit_block": [True, 1]}
 
@@ -99,15 +164,15 @@ def test_what_is_missing_is_compiled(monkeypatch):
     started = []
     monkeypatch.setattr(kernels, "is_compiled", lambda kernel: kernel is done)
     monkeypatch.setattr(kernels.AHEAD, "start", lambda *args: started.append(args))
-    done, missing = object(), object()
-    kernels.compile_ahead("a:B,C", [done, missing])
-    kernels.compile_ahead("a:B,C", [done])
-    assert started == [("a:B,C", [missing])]
+    done, missing = max, min
+    kernels.compile_ahead("a:B,C", {done: "()"}, {missing: "()"})
+    kernels.compile_ahead("a:B,C", {done: "()"})
+    assert [arguments[:2] for arguments in started] == [("a:B,C", [missing])]
 
 
 @pytest.mark.slow
 def test_without_the_other_process_everything_is_compiled_here(tmp_path):
-    killed = "assert ahead.AHEAD._process is not None\nahead.AHEAD._process.kill()\n"
+    killed = "ahead.AHEAD._others[0].process.kill()\n"
     found = json.loads(ran(BEGIN + killed + STEPS + FIT, tmp_path))
     assert all(fits for fits, _ in found.values())
     assert not any(hits for _, hits in found.values())
@@ -116,7 +181,7 @@ def test_without_the_other_process_everything_is_compiled_here(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
 @pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_the_other_process_ends_with_this_one(tmp_path, end):
-    script = BEGIN + f"print(ahead.AHEAD._process.pid, flush=True)\n{end}\n"
+    script = BEGIN + f"print(ahead.AHEAD._others[0].process.pid, flush=True)\n{end}\n"
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True, check=False
@@ -145,8 +210,8 @@ def test_no_process_of_what_is_no_interpreter(monkeypatch, executable):
     """A program that embeds Python would be started a second time."""
     monkeypatch.setattr(sys, "executable", executable)
     fresh = ahead.Ahead()
-    fresh.start("palette_core.builtins.clusterers.kmeans1d.warm:ORDINARY", [])
-    assert fresh._process is None
+    fresh.start("palette_core.builtins.clusterers.kmeans1d.warm:ORDINARY", [len])
+    assert not fresh._others
 
 
 def test_nothing_is_waited_for_where_no_process_can_be_started(monkeypatch):
@@ -158,7 +223,7 @@ def test_nothing_is_waited_for_where_no_process_can_be_started(monkeypatch):
     fresh = ahead.Ahead()
     fresh.start("math:KERNELS", [len])
     assert not fresh.is_to_bring(len)
-    assert fresh.wait(lambda: None) is None
+    assert fresh.wait(len, lambda: None) is None
 
 
 def test_a_process_that_hangs_is_not_waited_for_long(monkeypatch, tmp_path):
@@ -169,7 +234,7 @@ def test_a_process_that_hangs_is_not_waited_for_long(monkeypatch, tmp_path):
     fresh = ahead.Ahead()
     fresh.start("slow_to_compile:KERNELS", [len])
     assert fresh.is_to_bring(len)
-    assert fresh.wait(lambda: None) is None
+    assert fresh.wait(len, lambda: None) is None
     assert not fresh.is_to_bring(len)
 
 

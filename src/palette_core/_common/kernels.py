@@ -12,7 +12,8 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -20,8 +21,9 @@ import numba
 from llvmlite import binding
 from numba.core import event
 from numba.core.caching import FunctionCache
+from numba.core.sigutils import normalize_signature
 
-from palette_core._common.ahead import AHEAD
+from palette_core._common.ahead import AHEAD, name_of
 
 _PACKAGE = __name__.partition(".")[0]
 _MESSAGE = (
@@ -97,11 +99,25 @@ def are_kept() -> bool:
     return not _not_kept
 
 
-def compile_ahead(recipe: str, kernels: Iterable[Any]) -> None:
-    """Let another process compile what is not compiled yet; see `ahead.Ahead.start`."""
-    missing = [each for each in kernels if not is_compiled(each)]
+def compile_ahead(
+    recipe: str, kernels: Mapping[Any, str], later: Mapping[Any, str] | None = None
+) -> None:
+    """Let another process compile what is not compiled yet; see `ahead.Ahead.start`.
+
+    Args:
+        recipe: ``"module:NAMES"`` of the two mappings.
+        kernels: kernels in the order of use, and the types of their arguments.
+        later: others, which nobody waits for as long as there is something else to do.
+    """
+    missing = [each for each in (*kernels, *(later or ())) if not is_compiled(each)]
     if missing and may_compile() and are_kept():
-        AHEAD.start(recipe, missing)
+        first = [(name_of(each), partial(_compile_for, each, kernels[each])) for each in kernels]
+        AHEAD.start(recipe, missing, first)
+
+
+def _compile_for(function: Any, types: str) -> None:
+    arguments, _ = normalize_signature(types)  # type: ignore[no-untyped-call]
+    function.compile(arguments)
 
 
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -144,7 +160,7 @@ class _Cache(FunctionCache):
             found = look()
             if found is None and AHEAD.is_to_bring(self._py_func):
                 _say_once()
-                found = AHEAD.wait(look)
+                found = AHEAD.wait(self._py_func, look)
             return found
         except Exception as error:  # what unpickling meets in a damaged file
             self._leave(self._damaged(sig, target_context), "cannot be read", error)

@@ -73,7 +73,7 @@ def warm_up_beside() -> None:
 
     What takes over is not waited for, but where a weight has so many blocks that it pays.
     """
-    compile_ahead(f"{__name__}:ORDINARY,LATER", (*ORDINARY, *LATER))
+    compile_ahead(f"{__name__}:ORDINARY,LATER", ORDINARY, LATER)
 
 
 def kernels_are_cached() -> bool:

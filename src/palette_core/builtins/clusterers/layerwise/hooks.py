@@ -20,6 +20,18 @@ def _lnq(options: Any) -> Clusterer:
     return Lnq(options)
 
 
+def _warm_up_feedback() -> None:
+    from palette_core.builtins.clusterers.layerwise.warm import warm_up_feedback
+
+    warm_up_feedback()
+
+
+def _warm_up_descent() -> None:
+    from palette_core.builtins.clusterers.layerwise.warm import warm_up_descent
+
+    warm_up_descent()
+
+
 def _damping(options: Any) -> float | None:
     return options.damping  # type: ignore[no-any-return]
 
@@ -39,6 +51,7 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             damping=_damping,
             fits_quantized=True,
             keeps_zeros=True,
+            warm_up=_warm_up_feedback,
         ),
         ClustererEntry(
             name="lnq",
@@ -51,5 +64,6 @@ def palette_core_clusterers() -> list[ClustererEntry]:
             damping=_damping,
             fits_quantized=True,
             keeps_zeros=True,
+            warm_up=_warm_up_descent,
         ),
     ]
