@@ -1,7 +1,9 @@
 """Kernels of a layer's solution, compiled ahead of use: while the model runs on its data.
 
-Named are those that the interpreter calls, with the types that a weight without fitted scales
-comes in. What they call comes along; scalar k-means, which they begin with, does not.
+Named are those that the interpreter always calls, with the types that a weight without fitted
+scales comes in. What they call comes along. Left out are scalar k-means, which is called first, and
+what solves for entries, of which there is a form for tables of few: they are compiled here while
+the other process compiles these.
 """
 
 from __future__ import annotations
@@ -10,13 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from palette_core._common.kernels import compile_ahead
-from palette_core.builtins.clusterers.layerwise import (
-    changes,
-    entries,
-    feedback,
-    kernels,
-    products,
-)
+from palette_core.builtins.clusterers.layerwise import entries, feedback, kernels, products
 
 _TYPES = {
     "n": "int64",
@@ -26,12 +22,9 @@ _TYPES = {
     "FFF": "float32[:,:,::1]",
     "D": "float64[::1]",
     "DD": "float64[:,::1]",
-    "DDD": "float64[:,:,::1]",
-    "DDDD": "float64[:,:,:,::1]",
     "I": "int32[::1]",
     "II": "int32[:,::1]",
     "UU": "uint8[:,::1]",
-    "B": "boolean[::1]",
     "BB": "boolean[:,::1]",
 }
 
@@ -48,19 +41,16 @@ FED_BACK: Mapping[Any, str] = {
     products.factorize: _types("DD"),
     products.turn_back: _types("DD FF F"),
     feedback.feed_back: _types("FF I F II FFF FF II FFF FF n BB UU n n"),
-    entries.normal_equations: _types("FF UU I F FFF II FF n B I DDDD DDD n n"),
     entries.solve: _types("DD D n"),
-    entries.move_entries: _types("II FF n UU FFF B I FFF FF FF n n"),
-    changes.add_changes: _types("FF UU UU I F FFF II FF n B I DDDD DDD n n"),
 }
-"""What ``gptq`` needs, in the order of use."""
+"""What ``gptq`` always needs, in the order of use."""
 
 DESCENDED: Mapping[Any, str] = {
     **FED_BACK,
     kernels.descend: _types("FF FF FF I F FFF II FFF FF n BB UU FF n n n"),
     products.multiply_half: _types("FF I FFF FF n n"),
 }
-"""What ``lnq`` needs, in the order of use."""
+"""What ``lnq`` always needs, in the order of use."""
 
 
 def warm_up_feedback() -> None:
