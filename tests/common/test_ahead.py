@@ -270,6 +270,17 @@ def test_only_what_a_config_asks_for_is_warmed_up(spec, expected):
     assert called == expected
 
 
+def test_calibration_warms_up_what_will_use_it(monkeypatch):
+    called = []
+    catalog = _catalog(called.append)
+    rules = {"global_config": {"op_state_spec": {"weight": {"n_bits": 2, "algorithm": "gptq"}}}}
+    config = KMeansPalettizerConfig.from_dict({"kmeans_palettization_config": rules})
+    palettizer = KMeansPalettizer(nn.Linear(8, 8).eval(), config)
+    monkeypatch.setattr(palettizer, "_catalog", catalog)
+    palettizer.calibrate([(torch.randn(16, 8),)])
+    assert called == ["gptq"]
+
+
 def test_a_warm_up_that_fails_names_itself():
     def fail(name):
         raise RuntimeError("no compiler")

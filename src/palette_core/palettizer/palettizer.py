@@ -180,6 +180,7 @@ class KMeansPalettizer:
             CalibrationError: there are no batches, the model or the loss failed on one,
                 ``stages`` names no module, or ``folder`` is none.
             TracingError, PlanError: see `make_plan`; the first batch is the example.
+            ClusteringError: an algorithm failed to warm up.
         """
         with torch_state_kept(), self._watch("calibrate"):
             life_cycle.check(Action.LOOK, self._model, self._doing)
@@ -193,6 +194,7 @@ class KMeansPalettizer:
                 output_groups=output_groups,
                 folder=None if folder is None else Path(folder),
             )
+            warm_up_for(self._config, self._catalog)
             plan = self.make_plan(options.batches[0])
             needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
             self._looked = options, look(self._model, needy, options)
