@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import inner_kernel, kernel_with
-from palette_core.builtins.clusterers.layerwise.products import blocks
+from palette_core.builtins.clusterers.layerwise.products import ZERO, blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 # Sums in any order, so that many are added at once.
@@ -62,7 +62,7 @@ def add_changes(
             for j in range(columns):
                 scale[d, j] = factor[r, spot[j]]
                 value[j] = grad[r, j] * scale[d, j]
-            sums_by_code(value, code, line)
+            sums_by_code(value, code, line, ZERO)
             for k in range(entries):
                 right[own_slot, d, k] += np.float64(share[r]) * line[k]
         for at in range(n):
@@ -74,7 +74,7 @@ def add_changes(
                 own = h[group[r], j]
                 for i in range(columns):
                     value[i] = own[i] * scale[d, i]
-                sums_by_code(value, code, line)
+                sums_by_code(value, code, line, ZERO)
                 for other in range(n):
                     i = changed[other]
                     half = np.float32(0.5) * value[i]
@@ -109,15 +109,18 @@ def look(
 
 
 @_lanes_kernel
-def sums_by_code(value: Any, code: Any, line: Any) -> None:
-    """Set ``line`` to the sums of values by code; where a code is -1 a value counts nothing."""
+def sums_by_code(value: Any, code: Any, line: Any, first: Any) -> None:
+    """Set ``line`` to the sums of values by code; where a code is -1 a value counts nothing.
+
+    Sums of codes before ``first`` may stay as they are.
+    """
     if line.shape[0] > _COMPARED:
         line[:] = 0.0
         for i in range(value.shape[0]):
             if code[i] >= 0:
                 line[code[i]] += value[i]
         return
-    for k in range(line.shape[0]):
+    for k in range(first, line.shape[0]):
         total = np.float32(0.0)
         for i in range(value.shape[0]):
             total += value[i] if code[i] == k else np.float32(0.0)

@@ -17,6 +17,7 @@ import numpy as np
 from palette_core._common.kernels import kernel_with
 from palette_core.builtins.clusterers.layerwise.changes import look, sums_by_code
 from palette_core.builtins.clusterers.layerwise.entries import add_runs, pick
+from palette_core.builtins.clusterers.layerwise.products import ZERO
 from palette_core.builtins.clusterers.layerwise.vectors import LINE
 
 _fused_kernel = kernel_with(fastmath={"contract"})
@@ -62,13 +63,16 @@ def sum_lines(
         for j in range(columns):
             code[j] = codes[r, j]
             value[j] = grad[r, j]
-        sums_by_code(value, code, line)
+        sums_by_code(value, code, line, ZERO)
         for k in range(entries):
             right[where[s], 0, k] += part * line[k]
         for k in range(entries):
-            sums_by_code(lines[r, k], code, line)
-            for i in range(entries):
-                square[where[s], 0, k, i] += part * f * line[i]
+            sums_by_code(lines[r, k], code, line, np.int64(k))
+            into = square[where[s], 0]
+            into[k, k] += part * f * line[k]
+            for i in range(k + 1, entries):  # H is symmetric
+                into[k, i] += part * f * line[i]
+                into[i, k] += part * f * line[i]
 
 
 @_inner_kernel
@@ -78,23 +82,42 @@ def _set_lines(
     """Set lines of some rows, whose elements `entries.pick` has sorted; some columns at a time."""
     rows, entries, columns = lines.shape
     parts = begin.shape[1] - 1
-    code = np.empty(picked.shape, np.int32)
+    code, place = np.empty(picked.shape, np.int32), np.empty(picked.shape, np.int32)
     for s in range(rows):
-        for at in range(begin[s, parts]):
-            code[s, at] = codes[s, picked[s, at]]
+        for part in range(parts):
+            for at in range(begin[s, part], begin[s, part + 1]):
+                code[s, at] = codes[s, picked[s, at]]
+                place[s, at] = picked[s, at] - part * _DEEP
     ones = np.ones(columns, np.float32)
     sums = np.empty((rows, entries, LINE), np.float32)
+    # Rows of H lie far apart, often where the cache has room for a few of them only: what is
+    # added up together is put together first.
+    near = np.empty((1, min(columns, _DEEP), LINE), np.float32)
     for left in range(0, columns, LINE):
         base, end = max(0, min(left, columns - LINE)), min(columns, left + LINE)
         sums[:] = 0.0
-        for n in range(parts * rows):
-            part, s = n // rows, n % rows
-            these = (picked[s], ends[s], code[s], ones, begin[s, part : part + 2])
-            add_runs(h, group[s], base, *these, sums[s])
+        for part in range(parts):
+            held = -1
+            for s in range(rows):
+                if group[s] != held:
+                    held = group[s]
+                    _bring(h[held], part * _DEEP, base, near[0])
+                these = (place[s], ends[s], code[s], ones, begin[s, part : part + 2])
+                add_runs(near, ZERO, ZERO, *these, sums[s])
         for s in range(rows):
             for k in range(entries):
-                for j in range(left, end):
-                    lines[s, k, j] = sums[s, k, j - base]
+                own, into = sums[s, k], lines[s, k, base:end]  # some of them once more
+                for j in range(into.shape[0]):
+                    into[j] = own[j]
+
+
+@_inner_kernel
+def _bring(h: Any, top: Any, left: Any, near: Any) -> None:
+    """Set ``near`` to the part of ``h`` that begins there, as far as this goes."""
+    for i in range(min(near.shape[0], h.shape[0] - top)):
+        source, into = h[top + i, left : left + LINE], near[i]
+        for j in range(LINE):
+            into[j] = source[j]
 
 
 @_fused_kernel
@@ -134,7 +157,7 @@ def change_lines(
         part = np.float64(share[r]) * f
         for j in range(columns):
             value[j] = grad[r, j]
-        sums_by_code(value, code, line)
+        sums_by_code(value, code, line, ZERO)
         for k in range(entries):
             right[own, 0, k] += part * line[k]
         into = square[own, 0]

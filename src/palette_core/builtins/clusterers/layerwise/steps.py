@@ -73,6 +73,11 @@ class Matrix:
         """Fixed ranges of strips, from and to, that make a piece of work each."""
         return self._cut(_ROWS)
 
+    @property
+    def large_pieces(self) -> list[tuple[int, int]]:
+        """Larger ones, for work in which the same lines of H serve all rows."""
+        return self._cut(_MANY_ROWS)
+
     def _cut(self, rows: int) -> list[tuple[int, int]]:
         strips, step = self.table.shape[0], max(1, rows // self.dim)
         return [(at, min(strips, at + step)) for at in range(0, strips, step)]
@@ -82,18 +87,13 @@ class Matrix:
         """The normal equations of its tables, as far as they are known."""
         return Sums(self)
 
-    @cached_property
-    def used(self) -> dict[int, Array]:
-        """The tables that a piece looks into, ascending, by its first strip."""
-        return {low: np.unique(self.table[low:high]) for low, high in self.pieces}
-
     def each(self, work: Callable[[int, int], Any]) -> list[Any]:
         """Run ``work(low, high)`` for every piece, on threads; results in order."""
         return map_threads(lambda piece: work(*piece), self.pieces)
 
     def each_of_many(self, work: Callable[[int, int], Any]) -> None:
         """Do likewise with larger pieces, for work whose results do not depend on them."""
-        map_threads(lambda piece: work(*piece), self._cut(_MANY_ROWS))
+        map_threads(lambda piece: work(*piece), self.large_pieces)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.layerwise import changes
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
 from palette_core.builtins.clusterers.layerwise import lines as lines_of
@@ -49,6 +50,10 @@ class Sums:
             self.lines = np.empty(
                 (matrix.w.shape[0], matrix.entries, matrix.w.shape[1]), np.float32
             )
+        self._pieces = matrix.pieces if self.lines is None else matrix.large_pieces
+        width = matrix.table.shape[1] if self.lines is None else 1
+        # The tables that a piece looks into, ascending.
+        self._used = [np.unique(matrix.table[low:high, :width]) for low, high in self._pieces]
 
     def begin(self, codes: Array) -> None:
         """Begin with the equations for some codes; where many are others by now, anew."""
@@ -89,8 +94,9 @@ class Sums:
         wanted = np.zeros(self._count, np.bool_)
         wanted[batch] = True
 
-        def one(low: int, high: int) -> tuple[Array, Array, Array]:
-            own = matrix.used[low][wanted[matrix.used[low]]]
+        def one(piece: int) -> tuple[Array, Array, Array]:
+            used = self._used[piece]
+            own = used[wanted[used]]
             slot = np.zeros(self._count, np.int32)
             slot[own] = np.arange(len(own))
             square = np.zeros((len(own), *shape, matrix.entries))
@@ -108,14 +114,13 @@ class Sums:
                     slot,
                     square,
                     right,
-                    low,
-                    high,
+                    *self._pieces[piece],
                 )
             return own, square, right
 
         total = np.zeros((len(batch), *shape, matrix.entries))
         sums = np.zeros((len(batch), *shape))
-        for own, square, right in matrix.each(one):
+        for own, square, right in map_threads(one, range(len(self._pieces))):
             at = np.searchsorted(batch, own)
             total[at] += square
             sums[at] += right
