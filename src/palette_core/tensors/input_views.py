@@ -107,6 +107,11 @@ class InputView(ABC):
         del output
         return None
 
+    @property
+    def by_outputs(self) -> bool:
+        """Whether every output is a row times one vector of the last axis of the one input."""
+        return False
+
     def only(self) -> int | None:
         """Return the one matrix that all vectors belong to, which `vectors` then counts as 0.
 
@@ -149,6 +154,11 @@ class Features(InputView):
     def outputs(self, output: Tensor) -> Tensor | None:
         """Return the flattened outputs."""
         return output.reshape(-1, output.shape[-1]) if self.parts == 1 else None
+
+    @property
+    def by_outputs(self) -> bool:
+        """Whether there is one input, and outputs are the weight's first axis."""
+        return self.parts == 1 and self.rows == (0,)
 
 
 @final

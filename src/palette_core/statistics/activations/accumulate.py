@@ -27,8 +27,9 @@ class _Sum:
     total: Tensor | None = None
     cross: Tensor | None = None
     moved: Tensor | None = None
+    aimed: Tensor | None = None
     partial: PartialSums | None = None  # which is yet to be added to the first two
-    running: Running | None = None  # likewise, to the first three
+    running: Running | None = None  # likewise, to the first four
     vectors: int = 0
     history: list[tuple[int, int | None]] = field(default_factory=list)
 
@@ -46,11 +47,19 @@ class Gap:
         cross: ``[G, C, C]``, Σ d xᵀ / count, or None.
         moved: ``[G, R, C]``, Σ W d xᵀ / count, or None: what of the inputs was multiplied with the
             weight at once; to be added to W ``cross``.
+        aimed: ``[G, R, C]``, Σ W x_before xᵀ / count, in place of both, or None.
     """
 
-    def __init__(self, cross: Tensor | None, moved: Tensor | None, count: int) -> None:
+    def __init__(
+        self,
+        cross: Tensor | None,
+        moved: Tensor | None,
+        count: int,
+        aimed: Tensor | None = None,
+    ) -> None:
         self.cross = None if cross is None else cross / max(1, count)
         self.moved = None if moved is None else moved / max(1, count)
+        self.aimed = None if aimed is None else aimed / max(1, count)
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class Accumulator:
         what: Consumption,
         weights: Tensor | None = None,
         before: tuple[Tensor, ...] | None = None,
+        outputs: Tensor | None = None,
     ) -> None:
         """Add what one call multiplies the weight ``name`` with.
 
@@ -122,6 +132,7 @@ class Accumulator:
             weights: ``[n, T]``: sum one matrix for each of n groups of output channels, input
                 vector t counted that often in it.
             before: the input in the unchanged model; then what `gap` needs is summed too.
+            outputs: what the weight makes of that, in its place, see `Given`.
         """
         sums = self._sums.setdefault((name, what.view), _Sum(what.view))
         only = what.view.only()
@@ -129,7 +140,7 @@ class Accumulator:
         if self._narrow is not None and self._narrow[0].name == name and only is None:
             running = self._running(sums) if weights is None else None
         with torch.autocast("cpu", enabled=False):  # the model may have it on around the call
-            product = self._product(name, what, weights, before, running)
+            product = self._product(name, what, weights, before, running, outputs)
         more = product.sums
         if isinstance(more, PartialSums):
             sums.partial = more.copy() if sums.partial is None else sums.partial.plus(more)
@@ -151,6 +162,8 @@ class Accumulator:
             sums.cross = self._sum(sums.cross, made.cross, sums.view, only)
         if made.moved is not None:
             sums.moved = self._sum(sums.moved, made.moved, sums.view, only)
+        if made.aimed is not None:
+            sums.aimed = self._sum(sums.aimed, made.aimed, sums.view, only)
 
     def _product(
         self,
@@ -159,17 +172,18 @@ class Accumulator:
         weights: Tensor | None,
         before: tuple[Tensor, ...] | None,
         running: Running | None,
+        outputs: Tensor | None,
     ) -> _Product:
         for known in self._latest:
-            if running is None and known.is_of(what, weights, before):
+            if running is None and outputs is None and known.is_of(what, weights, before):
                 return known
         versions = tuple(x._version for x in what.raw)
         matrix = None if before is None else self._narrow_matrix(name, what.view)
-        made, count = multiply(what, weights, before, matrix, running)
+        made, count = multiply(what, weights, before, matrix, running, outputs)
         product = _Product(
             what.raw, versions, what.view, weights, before, made, count, next(self._serial)
         )
-        if running is None:
+        if running is None and outputs is None:
             self._latest = [product, *self._latest[: _REMEMBERED - 1]]
         return product
 
@@ -225,10 +239,10 @@ class Accumulator:
         Weights that were always multiplied with the same inputs share one.
         """
         sums = self._best(name)
-        if sums is None or (sums.cross is None and sums.moved is None):
+        if sums is None or (sums.cross is None and sums.moved is None and sums.aimed is None):
             return None
-        if sums.moved is not None:
-            return Gap(sums.cross, sums.moved, sums.count)
+        if sums.moved is not None or sums.aimed is not None:
+            return Gap(sums.cross, sums.moved, sums.count, sums.aimed)
         for known, gap in self._gaps:
             if known.history == sums.history:
                 return gap

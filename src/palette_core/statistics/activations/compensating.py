@@ -14,7 +14,7 @@ class Compensation:
 
     With X the inputs of the unchanged model and Y the present ones, outputs on present inputs come
     nearest to the original outputs with W + W (X − Y) Yᵀ (Y Yᵀ + λ I)⁻¹ (as in GPTAQ, Li et al.
-    2025, arXiv 2504.02692).
+    2025, arXiv 2504.02692), which is (W X Yᵀ + λ W) (Y Yᵀ + λ I)⁻¹.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Compensation:
         Args:
             weight: the original weight.
             moments: of Y.
-            gap: W (X − Y) Yᵀ / count, or what to multiply with W.
+            gap: W (X − Y) Yᵀ / count, what to multiply with W for it, or W X Yᵀ / count.
             damping: λ, as a share of the mean diagonal of a group.
         """
         original = weight.detach().cpu().double()
@@ -36,21 +36,32 @@ class Compensation:
         if factor is None:
             return original
         matrices = moments.to_matrices(original)
+        if gap.aimed is not None:
+            ridge = self._ridge(moments, damping)
+            target = _solved(gap.aimed + ridge[:, None, None] * matrices, factor)
+            return self._or_original(moments.from_matrices(target), original)
         moved = torch.zeros(1, dtype=torch.float64)
         if gap.moved is not None:
             moved = _solved(gap.moved, factor)
         if gap.cross is not None:
             moved = moved + self._through(matrices.float(), moments, gap.cross, factor, damping)
-        out = moments.from_matrices(matrices + moved)
+        return self._or_original(moments.from_matrices(matrices + moved), original)
+
+    @staticmethod
+    def _or_original(out: Tensor, original: Tensor) -> Tensor:
         return out if bool(torch.isfinite(out).all()) else original
+
+    @staticmethod
+    def _ridge(moments: InputMoments, damping: float) -> Tensor:
+        """Return λ, ``[G]``."""
+        return max(damping, 1e-6) * moments.scales()
 
     def _factor(self, moments: InputMoments, damping: float) -> Tensor | None:
         """Return the Cholesky factor of Y Yᵀ + λ I, None where there is none."""
         key = (id(moments.hessian), damping)
         if key not in self._factors:
             h = moments.hessian.to(torch.float64, copy=True)
-            ridge = max(damping, 1e-6) * moments.scales()
-            h.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+            h.diagonal(dim1=1, dim2=2).add_(self._ridge(moments, damping)[:, None])
             factor, failed = torch.linalg.cholesky_ex(h)
             self._factors[key] = None if failed.any() else factor
             self._held.append(moments.hessian)

@@ -135,6 +135,7 @@ class Feeder:
             self.decoded,
             range(self._n),
             compensate=compensate,
+            outputs=not self._weights,
         )
         return structure
 
@@ -238,7 +239,7 @@ class Feeder:
                 earlier = given.before
                 if earlier is not None and (is_one or not _alike(earlier, given.what.raw)):
                     earlier = None
-                sums.add(given.name, given.what, self._counts(given), earlier)
+                sums.add(given.name, given.what, self._counts(given), earlier, given.outputs)
 
         assert self._source is not None
         self._source.feed(step, see)

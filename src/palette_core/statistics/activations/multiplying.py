@@ -20,6 +20,7 @@ def multiply(
     before: tuple[Tensor, ...] | None,
     matrix: Tensor | None = None,
     running: Running | None = None,
+    outputs: Tensor | None = None,
 ) -> tuple[Products | PartialSums | None, int]:
     """Multiply the input vectors of one call, and return how many there were, too.
 
@@ -30,6 +31,8 @@ def multiply(
         matrix: ``[G, R, C]`` float32, W: multiply d with it first, where d is needed as vectors.
         running: sums of earlier calls that the products may be added to; returned is None where
             they are.
+        outputs: ``[T, R]`` float32, what W made of the input in the unchanged model, in place of
+            ``before``; of a view ``by_outputs``, and without ``weights``.
     """
     view = what.view
     if view.is_diagonal:
@@ -55,7 +58,7 @@ def multiply(
     sums = Running(lambda made: _add_to(found, made)) if running is None else running
     if moved is not None:
         sums.add_moved(moved)
-    count = _by_vectors(what, weights, before, through, sums)
+    count = _by_vectors(what, weights, before, through, sums, outputs)
     if running is not None:
         return None, count
     sums.flush()
@@ -94,8 +97,12 @@ def _by_vectors(
     before: tuple[Tensor, ...] | None,
     through: Tensor | None,
     running: Running,
+    outputs: Tensor | None,
 ) -> int:
-    """Add Σ x xᵀ, Σ d xᵀ or Σ W d xᵀ where W is ``through``, and return the number of vectors."""
+    """Add Σ x xᵀ, Σ d xᵀ or Σ W d xᵀ where W is ``through``, and return the number of vectors.
+
+    With ``outputs`` also Σ W x_before xᵀ.
+    """
     view = what.view
     at = count = 0
     n_groups = view.groups() if view.only() is None else 1
@@ -105,7 +112,8 @@ def _by_vectors(
         other = None if befores is None else next(befores)[1].cpu()
         if weights is None:
             own = None if through is None else through[first : first + x.shape[0]]
-            running.add(x, first, n_groups, None, other, own)
+            made = None if outputs is None else outputs[at : at + x.shape[2]].mT[None]
+            running.add(x, first, n_groups, None, other, own, made)
         else:  # there is one group of the view, and several of outputs
             counts = weights[:, at : at + x.shape[2]]
             running.add(x, 0, n_groups * weights.shape[0], counts, other, None)

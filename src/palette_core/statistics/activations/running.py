@@ -23,11 +23,13 @@ class Products(NamedTuple):
         total: Σ x xᵀ, ``[G, C, C]``, or Σ x, ``[G, C]``.
         cross: Σ d xᵀ, ``[G, C, C]``, or None.
         moved: Σ W d xᵀ, ``[G, R, C]``, or None.
+        aimed: Σ W x_before xᵀ, ``[G, R, C]``, or None.
     """
 
     total: Tensor
     cross: Tensor | None = None
     moved: Tensor | None = None
+    aimed: Tensor | None = None
 
 
 class Running:
@@ -43,6 +45,7 @@ class Running:
         self._total: Tensor | None = None
         self._cross: Tensor | None = None
         self._moved: Tensor | None = None
+        self._aimed: Tensor | None = None
         self._counts: list[int] = []  # of vectors, by matrix
 
     def add(
@@ -53,6 +56,7 @@ class Running:
         weights: Tensor | None = None,
         before: Tensor | None = None,
         through: Tensor | None = None,
+        outputs: Tensor | None = None,
     ) -> None:
         """Add x xᵀ, and what belongs to it.
 
@@ -63,6 +67,7 @@ class Running:
             weights: ``[G, T]``: how much each vector counts; G' is 1 then.
             before: like x, what x was: add d xᵀ, d = before − x.
             through: ``[G', R, C]`` float32, W: add W d xᵀ instead.
+            outputs: ``[G', R, T]`` float32, W x_before: add W x_before xᵀ.
         """
         held = groups if weights is not None else x.shape[0]
         for low in range(0, x.shape[2], _TALL):
@@ -81,6 +86,10 @@ class Running:
                     other = through @ other
                 into = self._beside(other, groups, moved=through is not None)
                 _add(into[first : first + held], other if part is None else other * part, piece)
+            if outputs is not None:
+                if self._aimed is None:
+                    self._aimed = x.new_zeros(groups, outputs.shape[1], x.shape[1])
+                _add(self._aimed[first : first + held], outputs[:, :, low : low + _TALL], piece)
 
     def add_moved(self, moved: Tensor) -> None:
         """Add W d xᵀ ``[G, R, C]`` that was made elsewhere."""
@@ -90,8 +99,8 @@ class Running:
         """Pass on what has come."""
         if self._total is not None:
             _mirror(self._total)
-            self._pass_on(Products(self._total, self._cross, self._moved))
-        self._total = self._cross = self._moved = None
+            self._pass_on(Products(self._total, self._cross, self._moved, self._aimed))
+        self._total = self._cross = self._moved = self._aimed = None
         self._counts = []
 
     def _make_room(self, first: int, held: int, groups: int, piece: Tensor) -> None:

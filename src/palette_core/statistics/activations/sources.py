@@ -23,6 +23,8 @@ class Given:
         what: input and view, or None where the operation is not one whose inputs are known.
         op_type: the operation.
         before: the input of that call in the unchanged model, where it is known.
+        outputs: in place of that, what the weight makes of it, ``[T, R]`` float32: all calls that
+            are shown of a step have it, or none.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Given:
     what: Consumption | None
     op_type: str
     before: tuple[Tensor, ...] | None
+    outputs: Tensor | None = None
 
 
 class InputSource(Protocol):
