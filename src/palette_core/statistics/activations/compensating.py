@@ -8,6 +8,8 @@ from torch import Tensor
 from palette_core.statistics.activations.accumulate import Gap
 from palette_core.tensors.moments import InputMoments
 
+_SINGLE = 2e5  # condition up to which float32 will do: rounding then is far below what λ changes
+
 
 class Compensation:
     """Targets of the weights of one step; those with one input share factors and solutions.
@@ -60,7 +62,9 @@ class Compensation:
         """Return the Cholesky factor of Y Yᵀ + λ I, None where there is none."""
         key = (id(moments.hessian), damping)
         if key not in self._factors:
-            h = moments.hessian.to(torch.float64, copy=True)
+            # No eigenvalue is above the trace, none below λ.
+            single = moments.hessian.shape[-1] <= _SINGLE * damping
+            h = moments.hessian.to(torch.float32 if single else torch.float64, copy=True)
             h.diagonal(dim1=1, dim2=2).add_(self._ridge(moments, damping)[:, None])
             factor, failed = torch.linalg.cholesky_ex(h)
             self._factors[key] = None if failed.any() else factor
@@ -78,11 +82,12 @@ class Compensation:
         key = (id(moments.hessian), id(cross), damping)
         if key not in self._solved:
             if 2 * matrices.shape[1] < matrices.shape[2]:
-                return _solved((matrices @ cross.float()).double(), factor)
+                return _solved(matrices @ cross.float(), factor)
             self._solved[key] = _solved(cross, factor).float()
             self._held.append(cross)
         return (matrices @ self._solved[key]).double()
 
 
 def _solved(gap: Tensor, factor: Tensor) -> Tensor:
-    return torch.cholesky_solve(gap.mT, factor).mT
+    """Return gap (Y Yᵀ + λ I)⁻¹, float64."""
+    return torch.cholesky_solve(gap.to(factor.dtype).mT, factor).mT.double()
