@@ -12,6 +12,7 @@ from palette_core.builtins.clusterers.layerwise.tables import cast_tables
 from palette_core.plugins import ClusterProblem
 from palette_core.tensors.layout import BlockLayout
 
+LONG = {"long rows": (BlockLayout((24, 330), (12, 330)), 1, (0,))}  # in several parts
 WIDE = {  # several times as wide as what is added at once, and a rest
     "wide rows": (BlockLayout((24, 150), (12, 150)), 1, (0,)),
     "wide columns": (BlockLayout((24, 150), (24, 50)), 1, (0,)),
@@ -20,7 +21,7 @@ WIDE = {  # several times as wide as what is added at once, and a rest
 
 
 def posed(name, scales=False, entries=4):
-    layout, groups, rows = {**LAYOUTS, **WIDE}[name]
+    layout, groups, rows = {**LAYOUTS, **WIDE, **LONG}[name]
     generator = torch.Generator().manual_seed(1)
     points = layout.split(torch.randn(layout.shape, generator=generator))
     factors = 0.5 + torch.rand(points.shape, generator=generator) if scales else None
@@ -121,9 +122,10 @@ def lines_by_definition(matrix, codes):
     return np.einsum("rjk,rji->rki", one_hot, matrix.h[matrix.group].astype(float))
 
 
+@pytest.mark.parametrize("name", ["wide rows", "long rows"])
 @pytest.mark.parametrize("scales", [False, "of rows"])
-def test_lines_are_those_of_the_codes(scales):
-    matrix = posed("wide rows", scales)
+def test_lines_are_those_of_the_codes(scales, name):
+    matrix = posed(name, scales)
     rng = np.random.default_rng(0)
     codes = rng.integers(0, matrix.entries, matrix.table.shape).astype(np.uint8)
     sums = sums_of.Sums(matrix)

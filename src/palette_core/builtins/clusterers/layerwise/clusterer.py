@@ -9,7 +9,7 @@ from palette_core.plugins import Clusterer, ClusterProblem
 from palette_core.tensors import Codebook
 
 if TYPE_CHECKING:
-    from palette_core.builtins.clusterers.layerwise.steps import Matrix, State
+    from palette_core.builtins.clusterers.layerwise.steps import Matrix, Solution
 
 __all__ = ["Gptq", "Lnq"]
 
@@ -82,7 +82,7 @@ class Lnq(Clusterer):
 
         o = self.options
 
-        def improve(matrix: Matrix, start: State) -> State:
+        def improve(matrix: Matrix, start: Solution) -> Solution:
             warm = steps.gptq(matrix, start, act_order=o.act_order, refits=o.refits)
             return steps.lnq(matrix, warm, rounds=o.rounds, sweeps=o.sweeps, tolerance=o.tolerance)
 

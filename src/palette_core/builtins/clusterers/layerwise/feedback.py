@@ -11,7 +11,7 @@ import numpy as np
 
 from palette_core._common.kernels import kernel_with
 from palette_core.builtins.clusterers.layerwise.kernels import best
-from palette_core.builtins.clusterers.layerwise.products import BATCH, add_products, blocks
+from palette_core.builtins.clusterers.layerwise.products import BATCH, ZERO, add_products, blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 _inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
@@ -31,6 +31,9 @@ def feed_back(
     wide: int,
     pinned: Any,
     codes: Any,
+    error: Any,
+    grad: Any,
+    costs: Any,
     low: Any,
     high: Any,
 ) -> None:
@@ -42,9 +45,13 @@ def feed_back(
     A pinned element cannot take its aim; its error e_i, which is w_i where its entry is zero, is
     fed into later columns like any other.
 
+    What column i misses its aim by is p_i: the objective is Σ_i d_i p_i², and its slope, error · H,
+    is p diag(d) (I + U)ᵀ, half of a product.
+
     Arrays and bounds:
         order: ``[G, C]`` int32, which column comes i-th.
-        feedback: ``[G, C, C]`` float32, U; ``pivot``: ``[G, C]`` float32, d.
+        feedback: ``[G, C, C]`` float32, U + Uᵀ; ``pivot``: ``[G, C]`` float32, d.
+        costs: ``[M]`` float64, of each row.
         low, high: the strips to do.
     """
     dim = lut.shape[2]
@@ -53,7 +60,7 @@ def feed_back(
     spot = blocks(columns, wide)
     first = low * dim
     rows = (high - low) * dim
-    aim = np.empty((rows, columns), np.float32)
+    aim = np.empty((rows, columns), np.float32)  # and then p
     for r in range(rows):
         for i in range(columns):
             aim[r, i] = w[first + r, order[group[first + r], i]]
@@ -104,10 +111,61 @@ def feed_back(
                     fed,
                     made[i - left],
                 )
+                for r in range(rows):
+                    aim[r, i] = fed[r] - w[first + r, order[own[r], i]] + made[i - left, r]
         for r in range(rows):
+            places, line = order[own[r], left:right], error[first + r]
             for k in range(right - left):
                 turned[r, k] = made[k, r]
+                line[places[k]] = made[k, r]
         add_products(turned[:, : right - left], feedback, own, aim, left, right, columns)
+    _set_slopes(aim, own, share[first : first + rows], order, feedback, pivot, grad, costs, first)
+
+
+@_inner_kernel
+def _set_slopes(
+    missed: Any,
+    group: Any,
+    share: Any,
+    order: Any,
+    feedback: Any,
+    pivot: Any,
+    grad: Any,
+    costs: Any,
+    first: Any,
+) -> None:
+    """Set costs of some rows, from ``first`` on, and their slopes, from p; overwrites that."""
+    rows, columns = missed.shape
+    slope = np.empty((rows, columns), np.float32)
+    for r in range(rows):
+        weights, line, into, total = pivot[group[r]], missed[r], slope[r], 0.0
+        for i in range(columns):
+            weighted = weights[i] * line[i]
+            total += np.float64(weighted) * np.float64(line[i])
+            line[i] = into[i] = weighted
+        costs[first + r] = total * np.float64(share[r])
+    # On the diagonal of (I + U)ᵀ are blocks of which one half is zero; left of them all counts.
+    block, none = np.zeros((1, BATCH, BATCH), np.float32), np.zeros(rows, np.int32)
+    for left in range(0, columns, BATCH):
+        right = min(columns, left + BATCH)
+        top = 0
+        while top < rows:
+            end = top + 1
+            while end < rows and group[end] == group[top]:
+                end += 1
+            for i in range(right - left):
+                source, into = feedback[group[top], left + i, left:right], block[0, i]
+                for j in range(i):
+                    into[j] = source[j]
+            part, out = missed[top:end, left:right], slope[top:end, left:right]
+            add_products(part, block, none[top:end], out, ZERO, ZERO, np.int64(right - left))
+            top = end
+        part = missed[:, left:right]
+        add_products(part, feedback, group, slope, np.int64(left), ZERO, np.int64(left))
+    for r in range(rows):
+        places, line, into = order[group[r]], slope[r], grad[first + r]
+        for i in range(columns):
+            into[places[i]] = line[i]
 
 
 @_inner_kernel
@@ -127,7 +185,7 @@ def _take_scalars(
     right: Any,
     made: Any,
 ) -> None:
-    """Choose the codes of some columns of all these rows, and note the errors made.
+    """Choose the codes of some columns of all these rows, and note errors and missed aims.
 
     What belongs to one column lies side by side here, for many rows to be done at once.
     """
@@ -151,6 +209,7 @@ def _take_scalars(
         _add_fed(feedback, group, made, left, i, fed)
         for r in range(rows):
             x = fed[r] + wish[i - left, r]
+            wish[i - left, r] = x
             fed[r] = x / unit[r] if unit[r] > 0.0 else np.float32(0.0)
         _take_nearest(entries, unit, fed, own[i - left], found[i - left], made[i - left])
         if held > 0:
@@ -161,8 +220,10 @@ def _take_scalars(
                     made[i - left, r] = w[r, at] - entries[codes[r, at], r] * unit[r]
     for r in range(rows):
         places, line_of_codes = order[group[r], left:right], codes[r]
+        missed = aim[r, left:right]
         for k in range(right - left):
             line_of_codes[places[k]] = found[k, r]
+            missed[k] = wish[k, r] - own[k, r] + made[k, r]
 
 
 @_inner_kernel

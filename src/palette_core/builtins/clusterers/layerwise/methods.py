@@ -8,6 +8,7 @@ import numpy as np
 
 from palette_core.builtins.clusterers.layerwise.steps import (
     Matrix,
+    Solution,
     State,
     costs_of,
     descend,
@@ -17,8 +18,8 @@ from palette_core.builtins.clusterers.layerwise.steps import (
 )
 
 
-def better_of(matrix: Matrix, a: State, b: State) -> State:
-    """Return, component by component, the cheaper of two states; ``a`` where they are equal."""
+def better_of(matrix: Matrix, a: Solution, b: State) -> Solution:
+    """Return, component by component, the cheaper of two; ``a`` where they are equal."""
     row_component = np.repeat(matrix.component[matrix.table[:, 0]], matrix.dim)
     count = int(matrix.component.max()) + 1
     cost_a = np.bincount(row_component, a.costs, count)
@@ -30,22 +31,24 @@ def better_of(matrix: Matrix, a: State, b: State) -> State:
         return b
     rows = take[row_component]
     strips = rows[:: matrix.dim]
+    whole = a.state(matrix)
     return State(
         a.tables.where(take[matrix.component], b.tables),
         np.where(strips[:, None], b.codes, a.codes),
-        np.where(rows[:, None], b.error, a.error),
-        np.where(rows[:, None], b.grad, a.grad),
         np.where(rows, b.costs, a.costs),
+        np.where(rows[:, None], b.error, whole.error),
+        np.where(rows[:, None], b.grad, whole.grad),
     )
 
 
-def gptq(matrix: Matrix, start: State, *, act_order: bool, refits: int) -> State:
+def gptq(matrix: Matrix, start: Solution, *, act_order: bool, refits: int) -> Solution:
     """Return the best of ``start`` and error feedback, its tables refitted ``refits`` times."""
     strip_in_one_group = bool(
         (matrix.group[:: matrix.dim] == matrix.group[matrix.dim - 1 :: matrix.dim]).all()
     )
     factors = factorize(matrix.h, act_order=act_order and strip_in_one_group)
-    best, tables = start, start.tables
+    best: Solution = start
+    tables = start.tables
     for turn in range(refits + 1):
         state = feed_back(matrix, factors, tables)
         best = better_of(matrix, best, state)
@@ -56,14 +59,15 @@ def gptq(matrix: Matrix, start: State, *, act_order: bool, refits: int) -> State
     return best
 
 
-def lnq(matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: float) -> State:
+def lnq(matrix: Matrix, start: Solution, *, rounds: int, sweeps: int, tolerance: float) -> Solution:
     """Return what coordinate descent and least squares in turns make of ``start``."""
+    first = start.state(matrix)
     state = replace(
-        start,
-        codes=start.codes.copy(),
-        error=start.error.copy(),
-        grad=start.grad.copy(),
-        costs=start.costs.copy(),
+        first,
+        codes=first.codes.copy(),
+        costs=first.costs.copy(),
+        error=first.error.copy(),
+        grad=first.grad.copy(),
     )
     for _ in range(rounds):
         before = state.cost
@@ -74,4 +78,4 @@ def lnq(matrix: Matrix, start: State, *, rounds: int, sweeps: int, tolerance: fl
     descend(matrix, state, sweeps)
     # Computed anew: the running sums have lost some digits.
     anew = costs_of(matrix, state.tables, state.codes)
-    return better_of(matrix, start, replace(state, costs=anew))
+    return better_of(matrix, first, replace(state, costs=anew))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core.builtins.clusterers.layerwise.steps import Matrix, State, evaluate
+from palette_core.builtins.clusterers.layerwise.steps import Matrix, Solution, costs_of
 from palette_core.builtins.clusterers.layerwise.tables import cast_tables, quantized_tables
 from palette_core.errors import ClusteringError
 from palette_core.plugins import ClusterProblem, InputMoments
@@ -41,7 +41,7 @@ class Posed:
     """
 
     matrix: Matrix
-    start: State
+    start: Solution
     places: Array
     unit: float
 
@@ -101,7 +101,7 @@ def fit_with(
     name: str,
     problem: ClusterProblem,
     damping: float | None,
-    improve: Callable[[Matrix, State], State],
+    improve: Callable[[Matrix, Solution], Solution],
 ) -> Codebook:
     """Start from weighted k-means, and let ``improve`` lower the output error.
 
@@ -190,7 +190,8 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
     if problem.zeros is not None:
         tables = replace(tables, zero=_zero_entry(tables.lut, first.codes, problem.zeros))
     codes = first.codes.reshape(-1).numpy()[places]
-    return Posed(matrix, evaluate(matrix, tables, codes), places, mean * most)
+    start = Solution(tables, codes, costs_of(matrix, tables, codes))
+    return Posed(matrix, start, places, mean * most)
 
 
 def _zero_entry(lut: Array, codes: Tensor, zeros: Tensor) -> Array:
@@ -236,7 +237,7 @@ def _sharing(table: Array, n_tables: int) -> tuple[Array, Array]:
     return colours, component
 
 
-def _codebook(posed: Posed, found: State, problem: ClusterProblem) -> Codebook:
+def _codebook(posed: Posed, found: Solution, problem: ClusterProblem) -> Codebook:
     blocks, count, _ = problem.points.shape
     flat = np.empty(blocks * count, np.uint8)
     flat[posed.places.reshape(-1)] = found.codes.reshape(-1)
@@ -251,7 +252,7 @@ def _codebook(posed: Posed, found: State, problem: ClusterProblem) -> Codebook:
     return Codebook(lut, codes, None, before, after)
 
 
-def _with_zero(found: State, codes: Tensor, before: float, after: float) -> Codebook:
+def _with_zero(found: Solution, codes: Tensor, before: float, after: float) -> Codebook:
     """Return all entries as they are: one that no point uses may be the zero of its table."""
     stored = found.tables.stored
     lut = torch.from_numpy(found.tables.lut) if stored is None else stored.dequantize()

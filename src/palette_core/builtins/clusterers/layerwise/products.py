@@ -206,10 +206,10 @@ def pick(h: Any, order: Any, ridge: Any, a: Any) -> None:
 
 @kernel
 def turn_back(a: Any, feedback: Any, pivot: Any) -> None:
-    """Set U and d, float32, from a Cholesky factor of the matrix with its order reversed.
+    """Set U + Uᵀ and d, float32, from a Cholesky factor of the matrix with its order reversed.
 
     Arrays:
-        a: ``[C, C]`` float64; feedback: ``[C, C]``, above its diagonal; pivot: ``[C]``.
+        a: ``[C, C]`` float64; feedback: ``[C, C]``, zero on its diagonal; pivot: ``[C]``.
     """
     last = a.shape[0] - 1
     part = np.empty(a.shape[0])
@@ -221,3 +221,6 @@ def turn_back(a: Any, feedback: Any, pivot: Any) -> None:
         line = a[last - i]
         for j in range(i + 1, a.shape[0]):
             feedback[i, j] = line[last - j] * part[j]
+    for i in range(a.shape[0]):
+        for j in range(i):
+            feedback[i, j] = feedback[j, i]

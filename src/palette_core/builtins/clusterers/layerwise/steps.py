@@ -97,13 +97,11 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class State:
-    """A solution: tables and codes, ``error = w − ŵ``, ``grad = error · H``, cost by row."""
+class Solution:
+    """Tables and codes, and what each row of the weight costs with them."""
 
     tables: Tables
     codes: Array
-    error: Array
-    grad: Array
     costs: Array
 
     @property
@@ -111,11 +109,27 @@ class State:
         """tr(ΔW H ΔWᵀ), rows weighted by their share."""
         return float(self.costs.sum())
 
+    def state(self, matrix: Matrix) -> State:
+        """Return it with all that can be improved on."""
+        return evaluate(matrix, self.tables, self.codes)
+
+
+@dataclass(frozen=True)
+class State(Solution):
+    """A solution with ``error = w − ŵ`` and ``grad = error · H``."""
+
+    error: Array
+    grad: Array
+
+    def state(self, matrix: Matrix) -> State:
+        """Return itself."""
+        return self
+
 
 def evaluate(matrix: Matrix, tables: Tables, codes: Array) -> State:
     """Return the state that tables and codes make."""
     error, grad = np.empty_like(matrix.w), np.empty_like(matrix.w)
-    state = State(tables, codes, error, grad, np.empty(matrix.w.shape[0]))
+    state = State(tables, codes, np.empty(matrix.w.shape[0]), error, grad)
     dim = matrix.dim
 
     def one(low: int, high: int) -> None:
@@ -182,12 +196,16 @@ class Factors:
     """H = (I + U) diag(d) (I + U)ᵀ, columns in the order in which they are to be done.
 
     Attributes:
-        order: ``[G, C]`` int32; ``feedback``: ``[G, C, C]`` float32, U; ``pivot``: ``[G, C]``, d.
+        order: ``[G, C]`` int32.
+        feedback: ``[G, C, C]`` float32, U + Uᵀ.
+        pivot: ``[G, C]`` float32, d.
+        exact: nothing had to be added to the diagonal of H.
     """
 
     order: Array
     feedback: Array
     pivot: Array
+    exact: bool
 
 
 def factorize(h: Array, *, act_order: bool) -> Factors:
@@ -197,7 +215,7 @@ def factorize(h: Array, *, act_order: bool) -> Factors:
     feedback = np.zeros(h.shape, np.float32)
     pivot = np.empty((groups, columns), np.float32)
 
-    def one(g: int) -> None:
+    def one(g: int) -> bool:
         diagonal = h[g].diagonal()
         order[g] = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
         # The factor of the reversed matrix is the upper triangular one of the matrix, reversed.
@@ -208,9 +226,9 @@ def factorize(h: Array, *, act_order: bool) -> Factors:
             ridge = 10.0 * ridge or 1e-6 * float(diagonal.mean(dtype=np.float64))
             products.pick(h[g], back, ridge, a)
         products.turn_back(a, feedback[g], pivot[g])
+        return ridge == 0.0
 
-    map_threads(one, range(groups))
-    return Factors(order, feedback, pivot)
+    return Factors(order, feedback, pivot, all(map_threads(one, range(groups))))
 
 
 def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
@@ -218,6 +236,8 @@ def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
     codes = np.zeros(matrix.table.shape, np.uint8)
     if tables.zero is not None:
         codes[matrix.pinned] = tables.zero[matrix.table[matrix.pinned]]
+    error, grad = np.empty_like(matrix.w), np.empty_like(matrix.w)
+    costs = np.empty(matrix.w.shape[0])
 
     def one(low: int, high: int) -> None:
         feedback.feed_back(
@@ -233,12 +253,17 @@ def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
             matrix.wide,
             matrix.pinned,
             codes,
+            error,
+            grad,
+            costs,
             low,
             high,
         )
 
     matrix.each_of_many(one)
-    return evaluate(matrix, tables, codes)
+    if not factors.exact:
+        return evaluate(matrix, tables, codes)
+    return State(tables, codes, costs, error, grad)
 
 
 def refit(matrix: Matrix, state: State) -> State:
@@ -271,7 +296,7 @@ def refit(matrix: Matrix, state: State) -> State:
     )
     tables, codes = sort_entries(tables, state.codes, matrix.table)
     sums.end(codes if codes is state.codes else None)  # else entries have other numbers by now
-    return State(tables, codes, error, grad, costs)
+    return State(tables, codes, costs, error, grad)
 
 
 def _move(
