@@ -79,8 +79,12 @@ def vectors() -> None:
 
 
 def moments() -> None:
+    from palette_core.builtins.clusterers.layerwise import kernels
     from palette_core.builtins.operations.windows import Windows
 
+    one = np.ones((1, 4), np.float32)  # of solutions that error feedback has not made
+    h = np.eye(4, dtype=np.float32)[None]
+    kernels.multiply(one, np.zeros(1, np.int32), h, one.copy(), 0, 1)
     for columns in (16, 256):  # few, and as many as rows have sums by code from
         palettize(nn.Linear(columns, 32), torch.randn(64, columns), algorithm="lnq", n_bits=2)
     palettize(nn.Linear(16, 32), torch.randn(64, 16), scale_block_size=8, n_bits=2)

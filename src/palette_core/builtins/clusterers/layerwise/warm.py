@@ -35,12 +35,12 @@ def _types(names: str) -> str:
 
 FED_BACK: Mapping[Any, str] = {
     kernels.subtract_decoded: _types("FF II FFF FF n UU FF n n"),
-    kernels.multiply: _types("FF I FFF FF n n"),
+    products.multiply_half: _types("FF I FFF FF n n"),
     kernels.row_costs: _types("FF FF F D n n"),
     products.pick: _types("FF I f DD"),
     products.factorize: _types("DD"),
     products.turn_back: _types("DD FF F"),
-    feedback.feed_back: _types("FF I F II FFF FF II FFF FF n BB UU n n"),
+    feedback.feed_back: _types("FF I F II FFF FF II FFF FF n BB UU FF FF D n n"),
     entries.solve: _types("DD D n"),
 }
 """What ``gptq`` always needs, in the order of use."""
@@ -48,7 +48,6 @@ FED_BACK: Mapping[Any, str] = {
 DESCENDED: Mapping[Any, str] = {
     **FED_BACK,
     kernels.descend: _types("FF FF FF I F FFF II FFF FF n BB UU FF n n n"),
-    products.multiply_half: _types("FF I FFF FF n n"),
 }
 """What ``lnq`` always needs, in the order of use."""
 
