@@ -109,7 +109,7 @@ class InputView(ABC):
 
     @property
     def by_outputs(self) -> bool:
-        """Whether every output is a row times one vector of the last axis of the one input."""
+        """Return whether every output is a row times a vector of the last axis of one input."""
         return False
 
     def only(self) -> int | None:
@@ -157,7 +157,7 @@ class Features(InputView):
 
     @property
     def by_outputs(self) -> bool:
-        """Whether there is one input, and outputs are the weight's first axis."""
+        """Return whether there is one input, and outputs are the first axis of the weight."""
         return self.parts == 1 and self.rows == (0,)
 
 
