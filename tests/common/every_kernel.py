@@ -100,7 +100,7 @@ def moments() -> None:
         layer = nn.Conv2d(4, 4, 3, groups=groups, stride=2)
         palettize(layer, grouped, algorithm="gptq", n_bits=2)
     windows = Windows(1, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 4)
-    windows.moved((grouped,), (grouped,), torch.randn(4, 1, 9))
+    windows.products_and_moved((grouped,), (grouped,), torch.randn(4, 1, 9))
 
 
 def products() -> None:

@@ -88,6 +88,23 @@ class InputView(ABC):
         del raw, gap, matrices
         return None
 
+    def products_and_moved(
+        self, raw: tuple[Tensor, ...], before: tuple[Tensor, ...], matrices: Tensor
+    ) -> tuple[Tensor, Tensor, int] | None:
+        """Return sums of both, where they are made faster together than apart, else None.
+
+        Args:
+            raw: the input.
+            before: what it was, of the same shapes.
+            matrices: ``[G, R, C]`` float32, W.
+
+        Returns:
+            Σ x xᵀ, ``[G, C, C]`` float64, Σ W (x of before − raw) xᵀ, ``[G, R, C]`` float64, and
+            the number of vectors.
+        """
+        del raw, before, matrices
+        return None
+
     def partial(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
     ) -> tuple[PartialSums, int] | None:
@@ -262,6 +279,14 @@ class ThroughView(InputView):
     ) -> Tensor | None:
         """Return those of the view."""
         return self.inner.moved(raw, gap, matrices) if self.index is None else None
+
+    def products_and_moved(
+        self, raw: tuple[Tensor, ...], before: tuple[Tensor, ...], matrices: Tensor
+    ) -> tuple[Tensor, Tensor, int] | None:
+        """Return those of the view."""
+        if self.index is not None:
+            return None
+        return self.inner.products_and_moved(raw, before, matrices)
 
     def partial(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None

@@ -249,21 +249,23 @@ def test_weights_of_windows_are_in_the_order_of_outputs():
 @pytest.mark.parametrize("size", [6, 30, 150], ids=["side by side", "few at once", "alone"])
 def test_channels_count_alike_however_they_lie(stride, size):
     module = nn.Conv2d(20, 20, (3, 5), groups=20, stride=stride, padding=(1, 2))
-    x, gap = (torch.randn(5, 20, size, size + 1) for _ in range(2))
+    x, before = (torch.randn(5, 20, size, size + 1) for _ in range(2))
     matrices = torch.randn(20, 2, 15)
     now, then = (
         F.unfold(z.double(), (3, 5), padding=(1, 2), stride=stride).unflatten(1, (20, 15))
-        for z in (x, gap)
+        for z in (x, before)
     )
     truth = (now @ now.mT).sum(0)
-    moved = matrices.double() @ (then @ now.mT).sum(0)
+    moved = matrices.double() @ ((then - now) @ now.mT).sum(0)
     view, found = consumed(module, x).view, []
     for turned in (x, x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
-        beside = gap.to(memory_format=torch.channels_last)
-        total, _, _ = view.products((turned,), None)
-        found.append((total, view.moved((turned,), (beside,), matrices)))
+        beside = before.to(memory_format=torch.channels_last)
+        total, gone, count = view.products_and_moved((turned,), (beside,), matrices)
+        assert count == now.shape[0] * now.shape[-1]
+        assert torch.equal(total, view.products((turned,), None)[0])
+        found.append((total, gone))
         torch.testing.assert_close(total, truth, rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(found[-1][1], moved, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(gone, moved, rtol=1e-4, atol=1e-2)
     for first, second in zip(found[0], found[1], strict=True):
         assert torch.equal(first, second)
 

@@ -25,7 +25,7 @@ from palette_core.builtins.operations._depthwise_planes import Grid, Lying, fill
 from palette_core.builtins.operations._window_correlations import kinds_of
 from palette_core.builtins.operations._window_shapes import Shape
 
-_TALL = 128  # products in one float32 sum
+TALL = 128  # products in one float32 sum
 
 _Array = NDArray[Any]
 
@@ -33,21 +33,33 @@ _fused_kernel = kernel_with(fastmath={"reassoc", "contract", "nsz"})
 
 
 @_fused_kernel
-def _add_rows(left: Any, right: Any, p: Any, q: Any, line: Any, rows: Any, out: Any) -> None:
+def _add_rows(
+    left: Any,
+    right: Any,
+    p: Any,
+    q: Any,
+    line: Any,
+    rows: Any,
+    columns: Any,
+    sums: Any,
+    k: Any,
+    slot: Any,
+) -> None:
     """Add products of ``rows`` rows by column, from ``p`` in ``left`` and ``q`` in ``right`` on."""
     # Unsigned, as numba looks at every other index for whether it counts from the end.
-    width, line, p, q = np.uint64(out.shape[0]), np.uint64(line), np.uint64(p), np.uint64(q)
+    width, line, p, q = np.uint64(columns), np.uint64(line), np.uint64(p), np.uint64(q)
+    k, slot = np.uint64(k), np.uint64(slot)
     second, third = line + line, line + line + line
     for _ in range(rows // 4):
         for t in range(width):
             a, b = p + t, q + t
             near = left[a] * right[b] + left[a + line] * right[b + line]
             far = left[a + second] * right[b + second] + left[a + third] * right[b + third]
-            out[t] += near + far
+            sums[k, slot, t] += near + far
         p, q = p + line + third, q + line + third
     for _ in range(rows % 4):
         for t in range(width):
-            out[t] += left[p + t] * right[q + t]
+            sums[k, slot, t] += left[p + t] * right[q + t]
         p, q = p + line, q + line
 
 
@@ -62,53 +74,56 @@ def _add_kind(
     further: Any,
     columns: Any,
     sums: Any,
+    k: Any,
 ) -> None:
     """Add products of rows: those that all windows share in one slot, each other in its own.
 
-    There are ``windows`` along the rows, and those of this kind go ``further`` by so much. For the
-    rest see `_add_rows`; ``sums`` is ``[slots, columns at least]`` float32.
+    There are ``windows`` along the rows, and those of kind ``k`` go ``further`` by so much. For
+    the rest see `_add_rows`; ``sums`` is ``[kinds, slots, columns at least]`` float32.
     """
     edge, shared, slot = min(further, windows), max(0, windows - further), 0
     for r in range(windows + further):
         if r > edge and r < edge + shared:
             continue
         rows = shared if r == edge and shared > 0 else 1
-        _add_rows(left, right, p + r * line, q + r * line, line, rows, sums[slot, :columns])
+        _add_rows(left, right, p + r * line, q + r * line, line, rows, columns, sums, k, slot)
         slot += 1
 
 
 @_fused_kernel
-def _settle(sums: Any, count: Any, width: Any, further: Any, windows: Any, cells: Any) -> None:
+def settle(sums: Any, count: Any, width: Any, kinds: Any, windows: Any, cells: Any) -> None:
     """Add sums by column to ``cells``: those that all windows share in one, the edges apart.
 
     Args:
-        sums: ``[slots, columns]`` float32, of ``count`` samples; set to 0.
+        sums: ``[kinds, slots, columns]`` float32, of ``count`` samples; set to 0.
         count: of samples, each ``width`` columns.
         width: see above.
-        further: how far the windows of a kind go, along the columns.
+        kinds: see `tables`.
         windows: how many there are, along the columns.
-        cells: ``[slots, slots]`` float64.
+        cells: ``[kinds, slots, slots]`` float64.
     """
-    for slot in range(sums.shape[0]):
-        into = cells[slot]
-        for n in range(count):
-            columns = sums[slot, n * width :]
-            if windows <= further:
-                for t in range(windows + further):
-                    into[t] += columns[t]
-                continue
-            shared = np.float64(0.0)
-            for t in range(further, windows):
-                shared += np.float64(columns[t])
-            into[further] += shared
-            for t in range(further):
-                into[t] += columns[t]
-                into[further + 1 + t] += columns[windows + t]
-        sums[slot] = 0.0
+    for k in range(kinds.shape[0]):
+        further = kinds[k, 7]
+        for slot in range(2 * kinds[k, 6] + 1):
+            for n in range(count):
+                at = n * width
+                if windows <= further:
+                    for t in range(windows + further):
+                        cells[k, slot, t] += sums[k, slot, at + t]
+                    continue
+                shared = np.float64(0.0)
+                for t in range(np.uint64(at + further), np.uint64(at + windows)):
+                    shared += np.float64(sums[k, slot, t])
+                cells[k, slot, further] += shared
+                for t in range(further):
+                    cells[k, slot, t] += sums[k, slot, at + t]
+                    cells[k, slot, further + 1 + t] += sums[k, slot, at + windows + t]
+            for t in range(np.uint64(sums.shape[2])):
+                sums[k, slot, t] = 0.0
 
 
 @_fused_kernel
-def _add_plane(
+def add_plane(
     left: Any, right: Any, count: Any, grid: Any, windows: Any, kinds: Any, sums: Any
 ) -> None:
     """Add products of one plane by column, for each kind.
@@ -120,21 +135,21 @@ def _add_plane(
         windows, kinds: see `_add_channels`.
         sums: ``[kinds, slots, line]`` float32.
     """
-    width, line = grid[5], grid[6]
+    width, line, size = grid[5], grid[6], left.shape[1]
+    one, other = left.reshape(-1), right.reshape(-1)
     for k in range(kinds.shape[0]):
-        a, b, down, across = left[kinds[k, 0]], right[kinds[k, 1]], kinds[k, 6], kinds[k, 7]
-        p = kinds[k, 2] * line + kinds[k, 3]
-        q = kinds[k, 4] * line + kinds[k, 5]
-        columns = (count - 1) * width + windows[1] + across
-        _add_kind(a, b, p, q, line, windows[0], down, columns, sums[k])
+        p = kinds[k, 0] * size + kinds[k, 2] * line + kinds[k, 3]
+        q = kinds[k, 1] * size + kinds[k, 4] * line + kinds[k, 5]
+        columns = (count - 1) * width + windows[1] + kinds[k, 7]
+        _add_kind(one, other, p, q, line, windows[0], kinds[k, 6], columns, sums, k)
 
 
 @_fused_kernel
-def _gather(cells: Any, windows: Any, kinds: Any, members: Any, same: Any, out: Any) -> None:
+def gather(cells: Any, windows: Any, kinds: Any, members: Any, same: Any, out: Any) -> None:
     """Write the sums of each pair of elements, put together of those of its kind.
 
     Arrays and bounds:
-        cells: ``[kinds, slots, slots]`` float64, see `_settle`.
+        cells: ``[kinds, slots, slots]`` float64, see `settle`.
         windows, kinds, members, same: see `_add_channels`.
         out: ``[E, E]``.
     """
@@ -193,18 +208,16 @@ def _add_channels(
         for first in range(0, lying[0], held * left.shape[0]):
             taken = 0
             for at in range(first, min(lying[0], first + held * left.shape[0]), held):
-                counts[taken] = fill(x, lying, at, begin, grid, left[taken, :channels])
+                counts[taken] = fill(x, lying, at, begin, channels, grid, left[taken])
                 if not same:
-                    fill(y, beside, at, begin, grid, right[taken, :channels])
+                    fill(y, beside, at, begin, channels, grid, right[taken])
                 taken += 1
             for c in range(channels):
                 for n in range(taken):
-                    _add_plane(left[n, c], right[n, c], counts[n], grid, windows, kinds, sums)
-                for k in range(kinds.shape[0]):
-                    slots = sums[k, : 2 * kinds[k, 6] + 1]
-                    _settle(slots, held, width, kinds[k, 7], windows[1], cells[c, k])
+                    add_plane(left[n, c], right[n, c], counts[n], grid, windows, kinds, sums)
+                settle(sums, held, width, kinds, windows[1], cells[c])
         for c in range(channels):
-            _gather(cells[c], windows, kinds, members, same, out[begin + c])
+            gather(cells[c], windows, kinds, members, same, out[begin + c])
 
 
 def depthwise_products(
@@ -224,10 +237,9 @@ def depthwise_products(
     """
     same = y is None
     left, right = Lying.of(x), Lying.of(x if y is None else y)
-    kinds, members = _tables(shape, same)
+    kinds, members = tables(shape, same)
     grid, counts = Grid.of(x, shape, padding, windows), np.array(windows)
-    held = grid.samples()
-    at_once = max(1, min(_TALL // max(1, windows[0]), -(-x.shape[0] // held)))
+    at_once = grid.at_once(x, windows, TALL)
     wide = grid.channels(x, at_once)
     n_elements = math.prod(shape.kernel)
     out = np.empty((x.shape[1], n_elements, n_elements))
@@ -242,7 +254,7 @@ def depthwise_products(
     return torch.from_numpy(out)
 
 
-def _tables(shape: Shape, same: bool) -> tuple[_Array, _Array]:
+def tables(shape: Shape, same: bool) -> tuple[_Array, _Array]:
     """Return ``kinds`` and ``members`` of `_add_channels`."""
     places = np.array([place for _, place in shape.elements()])
     kinds, members = [], []

@@ -78,9 +78,16 @@ class Grid(NamedTuple):
         numbers = np.array([*shape.stride, *padding, rows, width, line])
         return cls(numbers, shape.stride[0] * shape.stride[1])
 
-    def samples(self) -> int:
-        """Return how many samples lie side by side."""
-        return int(self.numbers[6] // self.numbers[5])
+    def at_once(self, x: Tensor, windows: Sequence[int], most: int) -> int:
+        """Return how many planes of samples side by side have one sum in float32.
+
+        Args:
+            x: see `of`.
+            windows: likewise.
+            most: products in such a sum.
+        """
+        beside = int(self.numbers[6] // self.numbers[5])
+        return max(1, min(most // max(1, windows[0]), -(-x.shape[0] // beside)))
 
     def planes(self, name: str, at_once: int, channels: int) -> _Array:
         """Return zeros ``[at_once, channels, phases, rows * line]``, good until the next call."""
@@ -117,39 +124,42 @@ def _take_row(values: Any, begin: Any, apart: Any, out: Any) -> None:
 
 
 @_fused_kernel
-def _take_apart(values: Any, begin: Any, apart: Any, out: Any) -> None:
-    """Copy what is ``apart``, from ``begin`` on."""
-    begin, apart = np.uint64(begin), np.uint64(apart)
+def _take_apart(values: Any, begin: Any, apart: Any, out: Any, at: Any, count: Any) -> None:
+    """Copy what is ``apart``, from ``begin`` on, to ``out`` from ``at`` on."""
+    begin, apart, at = np.uint64(begin), np.uint64(apart), np.uint64(at)
     if apart == 1:
-        out[:] = values[begin : begin + np.uint64(out.shape[0])]
+        for t in range(np.uint64(count)):
+            out[at + t] = values[begin + t]
     elif apart == 2:  # apart from others, as the compiler knows how to take two at a time
-        for t in range(np.uint64(out.shape[0])):
-            out[t] = values[begin + np.uint64(2) * t]
+        for t in range(np.uint64(count)):
+            out[at + t] = values[begin + np.uint64(2) * t]
     else:
-        for t in range(np.uint64(out.shape[0])):
-            out[t] = values[begin + apart * t]
+        for t in range(np.uint64(count)):
+            out[at + t] = values[begin + apart * t]
 
 
 @_fused_kernel
-def fill(values: Any, steps: Any, first: Any, low: Any, grid: Any, out: Any) -> Any:
+def fill(values: Any, steps: Any, first: Any, low: Any, channels: Any, grid: Any, out: Any) -> Any:
     """Lay samples side by side, padded, and what is a stride apart as neighbours.
 
     Arrays and bounds:
         values, steps: see `Lying`.
         first: number of the first sample.
         low: of the first channel.
+        channels: how many.
         grid: see `Grid.numbers`.
-        out: ``[channels, phases, rows * line]``, in which what is padding is 0 already.
+        out: ``[channels at least, phases, rows * line]``, in which what is padding is 0 already.
 
     Returns:
         how many samples there are.
     """
     down, across, top, before, _, width, line = grid
-    wide, channels = steps[2], out.shape[0]
+    wide, phases, size = steps[2], out.shape[1], out.shape[2]
     count = min(steps[0] - first, line // width)
     together = channels == _BESIDE and steps[4] == 1
     row = np.empty((wide if together else 1, _BESIDE), np.float32)
-    source = row.reshape(-1) if together else values
+    # Flat, with places that are counted here: a slice for each row takes as long as to copy it.
+    source, flat = row.reshape(-1) if together else values, out.reshape(-1)
     for n in range(count):
         for a in range(steps[1]):
             begin = (first + n) * steps[3] + low * steps[4] + a * steps[5]
@@ -161,9 +171,9 @@ def fill(values: Any, steps: Any, first: Any, low: Any, grid: Any, out: Any) -> 
             for k in range(across):
                 start = (k - before) % across
                 found = (wide - start + across - 1) // across
-                to = at + (start + before) // across
+                to = (phase + k) * size + at + (start + before) // across
                 for c in range(channels):
                     origin = begin + c * by_channel + start * by_column
-                    into = out[c, phase + k, to : to + found]
-                    _take_apart(source, origin, across * by_column, into)
+                    into = c * phases * size + to
+                    _take_apart(source, origin, across * by_column, flat, into, found)
     return count

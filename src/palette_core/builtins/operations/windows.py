@@ -151,17 +151,8 @@ class Windows(InputView):
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...], matrices: Tensor
     ) -> Tensor | None:
         """Convolve the gap with W, and take that for the gradient of W's outputs."""
-        channels, size = self.n_groups * self.channels, self.channels * math.prod(self.kernel)
-        if self.stuffing or raw[0].shape[-1 - len(self.kernel)] != channels:
+        if not self._fits(raw[0], matrices):
             return None
-        if matrices.shape[::2] != (self.n_groups, size):
-            return None
-        if self._is_depthwise():
-            from palette_core.builtins.operations._depthwise_moves import depthwise_moves
-
-            planes, shape, before, windows = self._planes(raw)
-            beside = self._plane(gap[0])
-            return depthwise_moves(beside, planes, matrices, shape, before, windows)
         x, rank = self._batched(raw[0].detach()), len(self.kernel)
         weight = matrices.reshape(-1, self.channels, *self.kernel)
         total = torch.zeros(weight.shape, dtype=torch.float64)
@@ -176,7 +167,25 @@ class Windows(InputView):
             total += torch.ops.aten.convolution_backward(
                 outputs, self._padded(piece.cpu()), weight, None, *there, [False, True, False]
             )[1]
-        return total.view(self.n_groups, -1, size)
+        return total.view(matrices.shape)
+
+    def _fits(self, x: Tensor, matrices: Tensor) -> bool:
+        """Return whether matrices can be convolved with, in the place of an ordinary weight."""
+        channels, size = self.n_groups * self.channels, self.channels * math.prod(self.kernel)
+        fits = matrices.shape[::2] == (self.n_groups, size)
+        return fits and not self.stuffing and x.shape[-1 - len(self.kernel)] == channels
+
+    def products_and_moved(
+        self, raw: tuple[Tensor, ...], before: tuple[Tensor, ...], matrices: Tensor
+    ) -> tuple[Tensor, Tensor, int] | None:
+        """Multiply planes of single channels while they are in the cache."""
+        if not (self._is_depthwise() and self._fits(raw[0], matrices)):
+            return None
+        from palette_core.builtins.operations._depthwise_moves import depthwise_sums
+
+        x, shape, around, windows = self._planes(raw)
+        found = depthwise_sums(x, self._plane(before[0]), matrices, shape, around, windows)
+        return *found, x.shape[0] * math.prod(windows)
 
     def partial(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None

@@ -41,6 +41,10 @@ def multiply(
     if before is not None and not _has_changed(before, what.raw):
         before = None  # before any palette
     moved = None
+    if before is not None and weights is None and matrix is not None:
+        both = view.products_and_moved(what.raw, before, matrix)
+        if both is not None:
+            return Products(both[0], None, both[1]), both[2]
     if weights is None and not view.goes_by_vectors(what.raw):
         gap = None if before is None else _gap(before, what.raw)
         partial = view.partial(what.raw, gap)
