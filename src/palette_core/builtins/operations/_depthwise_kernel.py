@@ -10,6 +10,7 @@ nothing is lost where the edges hold nearly all.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -254,6 +255,7 @@ def depthwise_products(
     return torch.from_numpy(out)
 
 
+@functools.lru_cache(64)
 def tables(shape: Shape, same: bool) -> tuple[_Array, _Array]:
     """Return ``kinds`` and ``members`` of `_add_channels`."""
     places = np.array([place for _, place in shape.elements()])

@@ -201,7 +201,7 @@ def depthwise_sums(
     """
     left, right = Lying.of(x), Lying.of(before)
     weight = matrices.contiguous().numpy()
-    kinds, members = tables(shape, same=True)
+    kinds, members = tables(shape, True)
     grid, counts = Grid.of(x, shape, padding, windows), np.array(windows)
     at_once = grid.at_once(x, windows, TALL)
     wide = grid.channels(x, at_once + 1)

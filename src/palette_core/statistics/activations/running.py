@@ -13,7 +13,7 @@ from palette_core._common.scratch import scratch
 
 _TALL = 4096  # vectors in one float32 product
 _MOST = 8192  # vectors in one float32 sum
-_STRIP = 96  # rows of a product with itself that are made at once, up to its diagonal
+_STRIP = 64  # rows of a product with itself that are made at once, up to its diagonal
 
 
 class Products(NamedTuple):
