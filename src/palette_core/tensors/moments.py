@@ -109,7 +109,7 @@ class InputMoments:
         """Return why these moments cannot be used, or None."""
         if self.count < 1:
             return "no input came to it"
-        if not bool(torch.isfinite(self.hessian).all()):
+        if not _all_finite(self.hessian):
             return "its inputs were NaN or infinite, or their squares too large"
         if not bool((self.diagonal() > 0).any()):
             return "all its inputs were zero"
@@ -120,3 +120,8 @@ class InputMoments:
     def ridges(self) -> Tensor:
         """Return ``[G, C]`` float64: what a damping of 1 adds to the diagonal."""
         return self.scales()[:, None].expand(-1, self.hessian.shape[-1])
+
+
+def _all_finite(x: Tensor) -> bool:
+    # What is not finite shows in the sum, which is read off sooner; finite ones may overflow there.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())

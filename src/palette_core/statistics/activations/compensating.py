@@ -51,7 +51,8 @@ class Compensation:
 
     @staticmethod
     def _or_original(out: Tensor, original: Tensor) -> Tensor:
-        return out if bool(torch.isfinite(out).all()) else original
+        # What is not finite shows in the sum.
+        return out if bool(torch.isfinite(out.sum())) else original
 
     @staticmethod
     def _ridge(moments: InputMoments, damping: float) -> Tensor:
