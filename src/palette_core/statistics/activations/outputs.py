@@ -74,13 +74,13 @@ def plain_outputs(noted: Noted) -> Tensor | None:
     What the call has added to all of them, such as a bias, is found from some vectors and taken
     away. None where outputs are something else. Uses up what was noted.
     """
-    rows, weight = noted.rows.double(), noted.weight.double()
-    added = noted.outputs[noted.places].double() - rows @ weight.mT
+    rows, weight = noted.rows, noted.weight
+    added = noted.outputs[noted.places] - rows @ weight.mT
     size = rows.abs() @ weight.abs().mT + added.abs()
     usual = added.mean(dim=0)
     if not bool(((added - usual).abs() <= _ROUNDING * size).all()):
         return None
-    return noted.outputs.sub_(usual.float()).cpu()
+    return noted.outputs.sub_(usual).cpu()
 
 
 def products_with(weight: Tensor, raw: tuple[Tensor, ...]) -> Tensor:
