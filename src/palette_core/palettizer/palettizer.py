@@ -25,6 +25,8 @@ from palette_core.engine.run_facts import Stopwatch, facts_of
 from palette_core.engine.warming import warm_up_for
 from palette_core.errors import BackendError, StateError
 from palette_core.model import ExampleInputs, trace
+from palette_core.model.graph import ModelGraph
+from palette_core.model.traced_before import TracedBefore
 from palette_core.operations import installed_operations
 from palette_core.palettizer import life_cycle
 from palette_core.palettizer.attaching import attach_palettes
@@ -88,6 +90,7 @@ class KMeansPalettizer:
         self._session: TrainingSession | None = None
         self._doing: State | None = None
         self._looked: tuple[InputCalibration, Findings] | None = None
+        self._traced: TracedBefore | None = None
         self._kept = Kept()
         self._watch = Stopwatch()
         self.plan: Plan | None = None
@@ -127,7 +130,7 @@ class KMeansPalettizer:
             target = (
                 None if backend is None else find_target(self._catalog, backend, backend_options)
             )
-            graph = trace(self._model, example_inputs)
+            graph = self._graph(example_inputs)
             _log.info("traced: %d modules, %d tensors", len(graph.modules), len(graph.tensors))
             made = make_plan(
                 graph,
@@ -195,9 +198,15 @@ class KMeansPalettizer:
                 folder=None if folder is None else Path(folder),
             )
             warm_up_for(self._config, self._catalog)
+            self._traced = TracedBefore.unless_compiled(self._model, options.batches[0])
             plan = self.make_plan(options.batches[0])
             needy = [t for t in plan if self._catalog.clusterers.get(t.algorithm).needs_moments]
             self._looked = options, look(self._model, needy, options)
+
+    def _graph(self, example_inputs: ExampleInputs) -> ModelGraph:
+        """Return what the model is traced to, or was by `calibrate`."""
+        known = None if self._traced is None else self._traced.graph_of(self._model, example_inputs)
+        return trace(self._model, example_inputs) if known is None else known
 
     def prepare(
         self,
@@ -300,7 +309,7 @@ class KMeansPalettizer:
                 self._config, self._catalog, self._watch.seconds, size, report.saved_bytes
             )
             self.plan, self.report = plan, replace(report, run=run)
-            self._looked = None  # moments are large, and not needed any more
+            self._looked = self._traced = None  # large, and not needed any more
             self._kept.clear()
             return self._model
 
