@@ -1,4 +1,4 @@
-"""What a model was traced to before, for as long as it and its inputs are what they were."""
+"""Graph that a model was traced to before, for as long as it and its inputs are what they were."""
 
 from __future__ import annotations
 
