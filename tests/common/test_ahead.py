@@ -81,23 +81,29 @@ def test_who_waits_compiles_what_would_come_last(monkeypatch, tmp_path):
         "class Slow:\n"
         "    def compile(self, arguments):\n"
         "        time.sleep(600)\n"
-        "KERNELS = {Slow(): '()', Slow(): '()', Slow(): '()'}\n"
+        "KERNELS = {Slow(): '()', Slow(): '()', Slow(): '()', Slow(): '()'}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(ahead, "_has_room", lambda: True)
     here: list[str] = []
+
+    def fail():
+        here.append("failed")
+        raise TypeError("no such types")
+
     tasks = [
         (ahead.name_of(each), lambda each=each: here.append(each.__name__))
         for each in (len, max, min)
     ]
+    tasks.append((ahead.name_of(sum), fail))  # which is no failure of what is waited for
     fresh = ahead.Ahead()
-    fresh.start("slow_kernels:KERNELS", [len, max, min], tasks)
+    fresh.start("slow_kernels:KERNELS", [len, max, min, sum], tasks)
     (other,) = fresh._others
     assert select.select([other.process.stdout], [], [], 60)[0], "it has begun nothing"
     looks = iter(range(1000))
     assert fresh.wait(len, lambda: next(looks) == 4 or None)
     # All but the first, with which the other process has begun; and these are not waited for.
-    assert here == ["min", "max"]
+    assert here == ["failed", "min", "max"]
     assert [fresh.is_to_bring(each) for each in (len, max, min)] == [True, False, False]
     other.end()
 

@@ -81,6 +81,19 @@ def test_other_inputs_are_traced_anew(inputs) -> None:
     assert TracedBefore(model, INPUTS).graph_of(model, inputs) is None
 
 
+def test_other_inputs_without_values_are_traced_anew() -> None:
+    model, (x,) = Net().eval().to("meta"), (INPUTS[0].to("meta"),)
+    known = TracedBefore(model, (x,))
+    assert known.graph_of(model, (x,)) is known.graph
+    assert known.graph_of(model, (torch.empty_like(x),)) is None
+
+
+def test_weights_that_have_no_version_are_traced_anew() -> None:
+    with torch.inference_mode():
+        model = Net().eval()
+    assert TracedBefore(model, INPUTS).graph_of(model, INPUTS) is None
+
+
 def test_inputs_that_were_written_to_are_traced_anew() -> None:
     model, x = Net().eval(), torch.ones(2, 4)
     known = TracedBefore(model, (x,))

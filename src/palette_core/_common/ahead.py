@@ -8,6 +8,7 @@ when it is first called.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import os
 import subprocess
@@ -53,7 +54,8 @@ class _Other:
             return False
         name, compile_it = self._first.pop()
         self.coming.discard(name)  # else it would be waited for
-        compile_it()
+        with contextlib.suppress(Exception):  # it fails again where it is called, and says so there
+            compile_it()
         return True
 
     def end(self) -> None:
