@@ -40,18 +40,19 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def all_names(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return what ``model.named_modules(remove_duplicate=False)`` gives: each by every name."""
     found: list[tuple[str, nn.Module]] = []
-
-    def look(name: str, module: nn.Module) -> None:
-        found.append((name, module))
-        inside = module._modules
-        if inside:
-            prefix = f"{name}." if name else ""
-            for key, part in inside.items():
-                if part is not None:
-                    look(prefix + key, part)
-
-    look("", model)
+    _add_names("", model, found)
     return found
+
+
+def _add_names(name: str, module: nn.Module, found: list[tuple[str, nn.Module]]) -> None:
+    # A function of its own: one inside that calls itself would be garbage, and hold the model.
+    found.append((name, module))
+    inside = module._modules
+    if inside:
+        prefix = f"{name}." if name else ""
+        for key, part in inside.items():
+            if part is not None:
+                _add_names(prefix + key, part, found)
 
 
 def plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

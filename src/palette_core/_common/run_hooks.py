@@ -43,7 +43,12 @@ class RunHooks:
             raise
 
     def remove(self) -> None:
-        """Take all hooks out again, those of copies too."""
+        """Take all hooks out again, those of copies too; none can be put in after that.
+
+        What they call is let go of: it often holds these hooks, and would keep what it has seen in
+        memory until garbage is collected.
+        """
+        self._enter = self._leave = _nothing
         with undone(self._hooked, self._remove_from):
             pass
 
@@ -51,6 +56,10 @@ class RunHooks:
         module._forward_pre_hooks.pop(self._key, None)
         module._forward_hooks.pop(self._key, None)
         module._forward_hooks_always_called.pop(self._key, None)
+
+
+def _nothing(module: nn.Module) -> None:
+    """Stand for what is called no more."""
 
 
 class _Hook:

@@ -56,7 +56,9 @@ def fitted(sums, matrix, grad, codes):
     for colour in range(matrix.colours.max() + 1):
         batch = np.flatnonzero(matrix.colours == colour)
         for found, truth in zip(
-            sums.equations(grad, codes, batch), defined(matrix, grad, codes, batch), strict=True
+            sums.equations(matrix, grad, codes, batch),
+            defined(matrix, grad, codes, batch),
+            strict=True,
         ):
             np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5 * np.abs(truth).max())
     sums.end(codes)

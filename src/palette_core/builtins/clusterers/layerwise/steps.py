@@ -283,7 +283,7 @@ def refit(matrix: Matrix, state: State) -> State:
         members = np.flatnonzero(matrix.colours == colour)
         for at in range(0, len(members), per_batch):
             batch = members[at : at + per_batch]
-            square, right = sums.equations(grad, state.codes, batch)
+            square, right = sums.equations(matrix, grad, state.codes, batch)
             tables = refitted(tables, batch, square, right, matrix.dtype, matrix.quantizer)
         step = tables.lut - before
         moved = (step != 0).any(axis=(1, 2))

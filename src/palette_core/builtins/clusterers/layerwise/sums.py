@@ -31,6 +31,9 @@ class Sums:
     Coordinate descent changes few codes from one fit to the next, and what they change of A costs
     as much less to sum than A.
 
+    The weight is handed in each time: one that holds these sums and is held by them would stay in
+    memory until garbage is collected.
+
     Args:
         matrix: the weight.
 
@@ -39,7 +42,6 @@ class Sums:
     """
 
     def __init__(self, matrix: Matrix) -> None:
-        self._matrix = matrix
         self._count = len(matrix.colours)
         shape = (self._count, matrix.dim, matrix.entries, matrix.entries)
         # What would take more is summed anew every time.
@@ -62,10 +64,13 @@ class Sums:
             if changed * (_FEW if self.lines is None else _FEW_OF_LINES) > codes.size:
                 self._codes = None
 
-    def equations(self, grad: Array, codes: Array, batch: Array) -> tuple[Array, Array]:
+    def equations(
+        self, matrix: Matrix, grad: Array, codes: Array, batch: Array
+    ) -> tuple[Array, Array]:
         """Return A and b of some tables, ``[n, D, K, K]`` and ``[n, D, K]`` float64.
 
         Args:
+            matrix: the weight.
             grad: as in `State`.
             codes: as in `State`.
             batch: ``[n]`` which tables, ascending, all of one colour, once until `end`.
@@ -73,10 +78,10 @@ class Sums:
         before, lines = self._codes, () if self.lines is None else (self.lines,)
         if before is None or self._square is None:
             anew = lines_of.sum_lines if lines else entries_of.normal_equations
-            square, right = self._added(anew, (grad, codes, *lines), batch)
+            square, right = self._added(matrix, anew, (grad, codes, *lines), batch)
         else:
             add = lines_of.change_lines if lines else changes.add_changes
-            more, right = self._added(add, (grad, codes, before, *lines), batch)
+            more, right = self._added(matrix, add, (grad, codes, before, *lines), batch)
             square = self._square[batch] + more
         if self._square is not None:
             self._square[batch] = square
@@ -87,10 +92,14 @@ class Sums:
         self._codes = None if codes is None or self._square is None else codes.copy()
 
     def _added(
-        self, add: Callable[..., None], arrays: tuple[Array, ...], batch: Array
+        self,
+        matrix: Matrix,
+        add: Callable[..., None],
+        arrays: tuple[Array, ...],
+        batch: Array,
     ) -> tuple[Array, Array]:
         """Return the sums over all pieces of what a kernel adds, the first one made symmetric."""
-        matrix, shape = self._matrix, (self._matrix.dim, self._matrix.entries)
+        shape = (matrix.dim, matrix.entries)
         wanted = np.zeros(self._count, np.bool_)
         wanted[batch] = True
 
