@@ -93,4 +93,7 @@ def _place(tensor: Tensor) -> int:
     """Return where a tensor's memory begins; 0 where it has none of its own."""
     if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
         return 0
-    return tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except NotImplementedError:  # wrapped by a transform of torch.func
+        return 0
