@@ -1,15 +1,94 @@
-"""Memory that is free in this process: handed back to the system, or kept."""
+"""Memory that is free in this process: kept to be used again, or handed back to the system."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+_AT_THE_END = 1 << 25  # bytes that may be free at the end of the heap
+_SHARE = 8  # of what was in use at most; more than that is handed back
+_USUAL = {_MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}
+"""What glibc comes to by itself where pieces of 32 MB are freed, as they are beside a model."""
 
-_MOST_FOLLOWED = (1 << 25) - (1 << 13)  # 32 MB with what is around a piece
+
+class _Account(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "mapped",
+            "usmblks",
+            "fsmblks",
+            "used",
+            "free",
+            "keepcost",
+        )
+    ]
+
+
+class _Heap:
+    """Memory of glibc, and those who have asked for what is freed to be kept in it."""
+
+    def __init__(self, glibc: ctypes.CDLL) -> None:
+        self._glibc = glibc
+        self._lock = threading.Lock()
+        self._users = 0
+        self._beside = self._most = 0
+
+    def keep(self) -> None:
+        """Keep what is freed."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._beside, self._most = _resident() - self._used(), 0
+                self._glibc.mallopt(_MMAP_MAX, 0)
+                self._glibc.mallopt(_TRIM_THRESHOLD, _AT_THE_END)
+
+    def let_go(self) -> None:
+        """Keep it no longer, as far as one user is concerned."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                for option, value in _USUAL.items():
+                    self._glibc.mallopt(option, value)
+                self.hand_back()
+
+    def hand_back(self) -> None:
+        """Give the system all that is free."""
+        self._glibc.malloc_trim(0)
+
+    def hand_back_much(self) -> None:
+        """Do so where more than a share of what was in use at most is free."""
+        used = self._used()
+        self._most = max(self._most, used)
+        if _SHARE * (_resident() - self._beside - used) > self._most:
+            self.hand_back()
+
+    def _used(self) -> int:
+        account = self._glibc.mallinfo2()
+        return int(account.used + account.mapped)
+
+
+def hand_back_much() -> None:
+    """Give the system what was freed, where that is more than an eighth of what was in use at most.
+
+    That is since `freed_is_kept` began; nothing happens where the C library is not glibc.
+    """
+    heap = _heap()
+    if heap is not None:
+        heap.hand_back_much()
 
 
 def hand_back() -> None:
@@ -17,30 +96,49 @@ def hand_back() -> None:
 
     It keeps a heap for each thread, whose free memory no other thread gets.
     """
-    trim = _trim()
-    if trim is not None:
-        trim(0)
+    heap = _heap()
+    if heap is not None:
+        heap.hand_back()
 
 
-def keep_freed(size: int) -> None:
-    """Have glibc keep up to twice as many bytes at the end of each heap as once were freed.
+@contextlib.contextmanager
+def freed_is_kept() -> Iterator[None]:
+    """Have what is freed used again, and hand it back when all who asked for this have left.
 
-    What is more it hands back, to be found page by page when it is used again. How much it keeps
-    follows the largest piece that was ever freed, up to a limit: so one is freed, which no one has
-    touched.
-
-    Args:
-        size: bytes.
+    By itself glibc gives large pieces back when they are freed, and finds them page by page when it
+    is asked for the next one: with the activations of a model that can take as long as to compute
+    them. Nothing happens where the C library is another one, or the environment says how it is to
+    allocate memory.
     """
-    if _trim() is not None:
-        np.empty(min(size, _MOST_FOLLOWED), np.uint8)
+    heap = None if _is_set_by_user() else _heap()
+    if heap is not None:
+        heap.keep()
+    try:
+        yield
+    finally:
+        if heap is not None:
+            heap.let_go()
+
+
+def _is_set_by_user() -> bool:
+    usual = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    return tuned or any(name in os.environ for name in usual)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
+def _heap() -> _Heap | None:
+    """Return glibc's heap where there is one that can be asked, since 2.33."""
     if sys.platform != "linux":
         return None
-    found = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if found is not None:
-        found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
-    return found
+    glibc = ctypes.CDLL(None)
+    if not hasattr(glibc, "mallinfo2") or not Path("/proc/self/statm").exists():
+        return None
+    glibc.malloc_trim.argtypes, glibc.malloc_trim.restype = [ctypes.c_size_t], ctypes.c_int
+    glibc.mallopt.argtypes, glibc.mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    glibc.mallinfo2.argtypes, glibc.mallinfo2.restype = [], _Account
+    return _Heap(glibc)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from palette_core._common.freed_memory import freed_is_kept
 from palette_core._common.pytrees import floating
 from palette_core._common.rng import all_rng, set_all_rng, untouched_global_rng
 from palette_core._common.scratch import scratch_kept
@@ -76,6 +77,7 @@ class Feeder:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.enter_context(untouched_global_rng())
+            stack.enter_context(freed_is_kept())
             stack.enter_context(scratch_kept())
             stack.enter_context(self._runner)
             stack.callback(self.close)

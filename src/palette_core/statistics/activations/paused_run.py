@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palette_core._common.freed_memory import hand_back
+from palette_core._common.freed_memory import hand_back, hand_back_much
 from palette_core._common.rng import all_rng, set_all_rng
 from palette_core._common.undoing import undone
 from palette_core.model import Change
@@ -107,7 +107,7 @@ class PausedRun:
         if settings() != set_so:
             raise CannotWait
         if self._at is not None and input_size(self._at) >= _LARGE:
-            hand_back()
+            hand_back_much() if self._waiting.lent else hand_back()
         self._changes = self._runner.taken()
         if usual is not None:
             self._put_aside(usual)
@@ -136,7 +136,7 @@ class PausedRun:
             return out
 
         self._runner.run(
-            self._batch, see, weights=self._weights, on_output=look, on_any=waiting.check
+            self._batch, see, weights=self._weights, on_output=look, compute=waiting.compute
         )
 
     def _is_new(self, seen: Seen) -> bool:

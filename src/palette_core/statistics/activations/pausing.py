@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from palette_core._common.freed_memory import keep_freed
 from palette_core._common.rng import all_rng
 from palette_core.plugins import Consumption
 from palette_core.statistics.activations.outputs import are_smaller, products_with, vectors_of
-from palette_core.statistics.activations.paused_run import PausedRun, close_all, input_size
+from palette_core.statistics.activations.paused_run import PausedRun, close_all
 from palette_core.statistics.activations.restarting import Copies, feed_by_runs, inputs_before
 from palette_core.statistics.activations.runs import Runner
 from palette_core.statistics.activations.sources import Given
@@ -24,7 +23,6 @@ from palette_core.statistics.activations.threads import (
 )
 from palette_core.statistics.activations.watch import Seen
 
-_KEPT = 2  # times that size are kept of what a run has freed, twice, before it is handed back
 _MOST_REUSED = 2  # weights that are used more than once: each of them costs runs of its own
 
 
@@ -37,7 +35,6 @@ class Scout:
         inputs: those copies, by name, of first calls.
         hides: the model keeps something where runs that take turns would mix it up.
         draws: it draws random numbers before it uses a weight.
-        largest: bytes of the largest input of a weight.
     """
 
     runner: Runner
@@ -46,14 +43,12 @@ class Scout:
     def __post_init__(self) -> None:
         self.inputs: dict[str, tuple[Tensor, ...]] = {}
         self.hides = self.draws = False
-        self.largest = 0
         self._random = all_rng()
 
     def see(self, batch: int, seen: Seen) -> None:
         """Look at one use of a weight."""
         self.hides = self.hides or self.runner.hides()
         self.draws = self.draws or all_rng() != self._random
-        self.largest = max(self.largest, input_size(seen))
         if batch == 0 and self.copies is not None and seen.what is not None and seen.call == 0:
             self.inputs[seen.name] = self.copies.of(seen.what.raw)
 
@@ -114,7 +109,6 @@ class Pausing:
         self._outputs = outputs and compensate
         self._shapes = {plan.name: plan.layout.shape for plan in runner.plans}
         scout.copies = None  # which hold on to the latest inputs
-        keep_freed(_KEPT * scout.largest)
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
         self._now = [self._run(batch, decoded) for batch in batches]

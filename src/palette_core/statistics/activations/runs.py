@@ -27,7 +27,14 @@ from palette_core.model import (
     undisturbed,
 )
 from palette_core.planning import TensorPlan
-from palette_core.statistics.activations.watch import NotTaken, OnOutput, OnSeen, Watch
+from palette_core.statistics.activations.watch import (
+    Compute,
+    NotTaken,
+    OnOutput,
+    OnSeen,
+    Watch,
+    compute_here,
+)
 
 
 class Stop(BaseException):
@@ -110,7 +117,7 @@ class Runner:
         keep: Callable[[str, Any], None] | None = None,
         on_written: Callable[[str], None] | None = None,
         on_output: OnOutput | None = None,
-        on_any: Callable[[], None] | None = None,
+        compute: Compute = compute_here,
         gradients: bool = False,
     ) -> Any:
         """Run one batch and return the output, or None where a callback raised `Stop`.
@@ -124,7 +131,7 @@ class Runner:
             on_written: called with the name of every stage that has written to what it was given,
                 or to buffers and attributes outside of it.
             on_output: may exchange the output of an operation that consumes a watched weight.
-            on_any: called before every operation.
+            compute: called in place of every function of torch.
             gradients: record a graph; what the model has in its buffers then belongs to it, and
                 stays there until `put_back`.
 
@@ -142,7 +149,7 @@ class Runner:
             self._stages(answers or {}, keep, on_written),
         ):
             instead = {} if weights is None else weights
-            watch = Watch(self._own, instead, on_seen, on_output, on_any)
+            watch = Watch(self._own, instead, on_seen, on_output, compute)
             try:
                 with watch:
                     return self.model(*args, **kwargs)

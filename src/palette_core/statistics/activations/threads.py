@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from palette_core._common.rng import all_rng
+from palette_core.statistics.activations.lending import is_worth_it, state_of_thread
 from palette_core.statistics.activations.runs import Stop
 
 _PATIENCE = 10.0  # seconds in which nothing is computed
@@ -29,8 +30,36 @@ class CannotWait(BaseException):
     """Raised where runs cannot take turns: these have to be run one after the other."""
 
 
+class _Asked:
+    """Something to be computed by another thread, and what came of it."""
+
+    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._work: tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None = (func, args, kwargs)
+        self._gradients = torch.is_grad_enabled()
+        self._made: Any = None
+        self._failure: Exception | None = None
+
+    def compute(self) -> None:
+        """Compute it; what is raised is for whoever asked, but for Ctrl-C and its like."""
+        assert self._work is not None
+        (func, args, kwargs), self._work = self._work, None
+        try:
+            with torch.set_grad_enabled(self._gradients):
+                self._made = func(*args, **kwargs)
+        except Exception as error:
+            self._failure = error
+
+    def answer(self) -> Any:
+        """Return what was made, or raise what it has raised."""
+        if self._failure is not None:
+            raise self._failure
+        return self._made
+
+
 class Waiting:
     """A call that may stop where it is and wait, until it is told to go on.
+
+    What is large in it is computed by whoever lets it run; see `lending`.
 
     Threads rather than greenlets: what torch keeps by thread (modes, autocast, whether gradients
     are recorded) and what is on the stacks of its C++ code then stays with each call.
@@ -38,6 +67,10 @@ class Waiting:
     Args:
         call: gets this object; runs as if it were called by whoever made it, torch's modes,
             autocast and devices included.
+
+    Attributes:
+        lent: something in it has been computed by whoever lets it run.
+        ended: it has returned, raised something, or is to end.
     """
 
     def __init__(self, call: Callable[[Waiting], object]) -> None:
@@ -50,7 +83,10 @@ class Waiting:
         self._begun, self._left = threading.Event(), threading.Event()
         self._ending = False
         self._failure: BaseException | None = None
-        self.ended = False
+        self._host: tuple[object, ...] | None = None
+        self._asked: _Asked | None = None
+        self._answered = threading.Event()
+        self.lent = self.ended = False
 
     # --- by whoever lets it run ---------------------------------------------------------------
 
@@ -62,6 +98,7 @@ class Waiting:
             CannotWait: the system starts no more threads, or the call waits for another one.
         """
         self._idle.clear()
+        self._host = state_of_thread()
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._context.run, args=(self._run,), name="palette_core run", daemon=True
@@ -79,13 +116,18 @@ class Waiting:
             raise failure
 
     def _wait(self) -> None:
-        """Wait for it, but not where it waits itself for what another one holds, such as a lock."""
+        """Wait for it, and compute what it asks for, but not where it waits for another one.
+
+        That one may hold a lock, for example.
+        """
         try:
             spent, idle = time.process_time(), 0
             # More than once: clocks jump where a machine is put to sleep, or its process is.
             while idle < _PIECES:
-                if self._idle.wait(_PATIENCE / _PIECES):
-                    return
+                while self._idle.wait(_PATIENCE / _PIECES):
+                    if self._asked is None:
+                        return
+                    self._answer()
                 before, spent = spent, time.process_time()
                 idle = idle + 1 if spent - before < _PATIENCE / _PIECES / 100 else 0
             raise CannotWait
@@ -93,10 +135,19 @@ class Waiting:
             self._ending = True
             raise
 
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, None
+        assert asked is not None
+        self._idle.clear()
+        asked.compute()
+        self.lent = True
+        self._answered.set()
+
     def end(self) -> None:
         """Have it end; what it raises then is of no interest."""
         self._ending = self.ended = True
         self._go.set()
+        self._answered.set()
 
     def close(self) -> None:
         """End it; where it may wait for another one, tell that to `end` first."""
@@ -109,6 +160,7 @@ class Waiting:
                 interrupted = error
         if self._thread is not None and self._begun.is_set():
             self._thread.join()
+        self._call = _nothing  # which held what holds this, until garbage is collected
         if interrupted is not None:
             raise interrupted
 
@@ -125,6 +177,25 @@ class Waiting:
         self._go.wait()
         self._go.clear()
         self.check()
+
+    def compute(
+        self, func: Any, types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Return what a function of torch makes of arguments.
+
+        Raises:
+            Stop: it is to end instead.
+        """
+        self.check()
+        lent = self._host is not None and is_worth_it(func, types, args, kwargs)
+        if not lent or state_of_thread() != self._host:
+            return func(*args, **kwargs)
+        asked = self._asked = _Asked(func, args, kwargs)
+        self._idle.set()
+        self._answered.wait()
+        self._answered.clear()
+        self.check()
+        return asked.answer()
 
     def check(self) -> None:
         """Raise `Stop` where it is to end."""
@@ -145,6 +216,10 @@ class Waiting:
             self.ended = True
             self._idle.set()
             self._left.set()
+
+
+def _nothing(waiting: Waiting) -> None:
+    """Stand for a call that has ended."""
 
 
 def can_wait(calls: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -35,6 +36,14 @@ class Seen:
 
 OnSeen = Callable[[Seen], None]
 OnOutput = Callable[[Seen, Any], Any]
+Compute = Callable[[Any, Any, tuple[Any, ...], Mapping[str, Any]], Any]
+"""Computes what a function makes of arguments; gets types that override it before these."""
+
+
+def compute_here(func: Any, types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call a function."""
+    del types
+    return func(*args, **kwargs)
 
 
 class NotTaken(BaseException):
@@ -43,6 +52,11 @@ class NotTaken(BaseException):
     def __init__(self, seen: Seen, error: Exception) -> None:
         super().__init__()
         self.seen, self.error = seen, error
+
+
+def _is_transformed(x: Tensor) -> bool:
+    """Return whether this stands for a tensor in a transform of ``torch.func``, such as vmap."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 class Watch(TorchFunctionMode):
@@ -54,14 +68,14 @@ class Watch(TorchFunctionMode):
         weights: Mapping[str, Tensor],
         on_seen: OnSeen | None,
         on_output: OnOutput | None,
-        on_any: Callable[[], None] | None = None,
+        compute: Compute = compute_here,
     ) -> None:
         super().__init__()
         self._own = own
         self._weights = weights
         self._on_seen = on_seen
         self._on_output = on_output
-        self._on_any = on_any
+        self._compute = compute
         self._calls: dict[str, int] = {}
         self._values: dict[int, Tensor] = {}
         self._by_value: dict[int, str] = {}
@@ -79,16 +93,13 @@ class Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        del types
         kwargs = kwargs or {}
-        if self._on_any is not None:
-            self._on_any()
         op_type = op_type_of(func)
         if op_type is None:
-            return func(*args, **kwargs)
+            return self._compute(func, types, args, kwargs)
         names = list(dict.fromkeys(self._names((args, tuple(kwargs.values())))))
         if not names:
-            return func(*args, **kwargs)
+            return self._compute(func, types, args, kwargs)
         seen: list[Seen] = []
         if self._on_seen is not None or self._on_output is not None:
             calls = [self._calls.get(name, 0) for name in names]
@@ -99,7 +110,7 @@ class Watch(TorchFunctionMode):
                     seen = self._seen(op_type, func, args, kwargs, names, calls)
                 if self._on_seen is not None:
                     self._show(seen[place], func, args, kwargs)
-        out = func(*self._exchange(args), **self._exchange(kwargs))
+        out = self._compute(func, types, self._exchange(args), self._exchange(kwargs))
         if self._on_output is not None:
             for item in seen:
                 out = self._on_output(item, out)
@@ -135,6 +146,8 @@ class Watch(TorchFunctionMode):
         exchanged = self._exchange(args), self._exchange(kwargs)
         found: dict[str, Consumption] = {}
         for what in installed_operations().consumptions(op_type, func, *exchanged):
+            if any(map(_is_transformed, what.raw)):
+                continue
             name = self._by_value.get(id(what.weight))
             if name is not None:
                 found.setdefault(name, what)
