@@ -13,7 +13,8 @@ from palette_core._common.scratch import scratch
 
 _TALL = 4096  # vectors in one float32 product
 _MOST = 8192  # vectors in one float32 sum
-_STRIP = 64  # rows of a product with itself that are made at once, up to its diagonal
+_WIDE = 384  # rows of a product with itself, from which on a quarter of it is made at once
+_STRIP = 64  # rows of a smaller one that are made at once, up to its diagonal
 
 
 class Products(NamedTuple):
@@ -128,9 +129,16 @@ def _add(into: Tensor, left: Tensor, x: Tensor) -> None:
 
 def _add_squares(into: Tensor, x: Tensor) -> None:
     """Add x xᵀ of ``[G, C, T]``, of which little above the diagonal is made."""
-    for low in range(0, x.shape[1], _STRIP):
-        high = low + _STRIP
-        into[:, low:high, :high].baddbmm_(x[:, low:high], x[:, :high].mT)
+    size = x.shape[1]
+    if size <= _WIDE:
+        for low in range(0, size, _STRIP):
+            high = low + _STRIP
+            into[:, low:high, :high].baddbmm_(x[:, low:high], x[:, :high].mT)
+        return
+    half = -(-size // (2 * _STRIP)) * _STRIP
+    into[:, half:, :half].baddbmm_(x[:, half:], x[:, :half].mT)
+    _add_squares(into[:, :half, :half], x[:, :half])
+    _add_squares(into[:, half:, half:], x[:, half:])
 
 
 def _mirror(total: Tensor) -> None:
