@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-_AT_THE_END = 1 << 25  # bytes that may be free at the end of the heap
-_SHARE = 8  # of what was in use at most; more than that is handed back
+_KEPT = 1 << 28  # bytes that may be free, at the end of the heap or anywhere in it
+_SHARE = 8  # of what was in use at most may be taken beside it, where that is more
 _USUAL = {_MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}
 """What glibc comes to by itself where pieces of 32 MB are freed, as they are beside a model."""
 
@@ -54,7 +54,7 @@ class _Heap:
             if self._users == 1:
                 self._beside, self._most = _resident() - self._used(), 0
                 self._glibc.mallopt(_MMAP_MAX, 0)
-                self._glibc.mallopt(_TRIM_THRESHOLD, _AT_THE_END)
+                self._glibc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
     def let_go(self) -> None:
         """Keep it no longer, as far as one user is concerned."""
@@ -70,10 +70,10 @@ class _Heap:
         self._glibc.malloc_trim(0)
 
     def hand_back_much(self) -> None:
-        """Do so where more than a share of what was in use at most is free."""
+        """Do so where all takes more than was in use at most, and a share of that."""
         used = self._used()
         self._most = max(self._most, used)
-        if _SHARE * (_resident() - self._beside - used) > self._most:
+        if _resident() - self._beside > max(used + _KEPT, self._most + self._most // _SHARE):
             self.hand_back()
 
     def _used(self) -> int:
@@ -82,7 +82,7 @@ class _Heap:
 
 
 def hand_back_much() -> None:
-    """Give the system what was freed, where that is more than an eighth of what was in use at most.
+    """Give the system what was freed, where memory takes an eighth more than was in use at most.
 
     That is since `freed_is_kept` began; nothing happens where the C library is not glibc.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from palette_core._common.freed_memory import hand_back_much
 from palette_core._common.rng import all_rng
 from palette_core.plugins import Consumption
 from palette_core.statistics.activations.outputs import are_smaller, products_with, vectors_of
@@ -133,6 +134,7 @@ class Pausing:
         else:
             self._feed_by_runs(step, see)
         self._done.update(step.names)
+        hand_back_much()
 
     def _feed(self, step: Step, batch: int, see: Callable[[Given], None]) -> None:
         before, outputs, by_outputs = None, None, self._goes_by_outputs(step)
