@@ -1,269 +1,207 @@
-"""A compiled kernel that sums x xᵀ over the windows of depthwise convolutions.
+"""A compiled kernel that sums x xᵀ and W d xᵀ over the windows of depthwise convolutions.
 
-Windows overlap: what elements i and j of a window contribute depends on their distance alone, but
-for the windows at the edges. So one product of the plane with itself is made for each distance,
-13 in place of 45 for 3×3 elements, 41 in place of 325 for 5×5. Of each product the columns are
-summed on their own, and the rows at the edges kept apart from those that all windows share; sums
-for each pair of elements are put together of these at the end. Nothing is taken away again, so
-nothing is lost where the edges hold nearly all.
+d = before − x. Windows overlap: what rows i and j of a window contribute depends on their distance
+alone, but for the windows at the edges. So one product is made for each distance of rows, and of
+columns for each pair, as these stay in registers: 125 in place of 325 for 5×5 elements. Rows at
+the edges are summed apart from those that all windows share; sums for each pair of rows are put
+together of these at the end. Nothing is taken away again, so nothing is lost where the edges hold
+nearly all.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from palette_core._common.kernels import kernel_with
-from palette_core._common.threads import map_threads, slices_of
-from palette_core.builtins.operations._depthwise_planes import Grid, Lying, fill, pieces_of
-from palette_core.builtins.operations._window_correlations import kinds_of
-from palette_core.builtins.operations._window_shapes import Shape
+from palette_core.builtins.operations._depthwise_code import LANES
+from palette_core.builtins.operations._depthwise_planes import fill
+from palette_core.builtins.operations._depthwise_products import add_moments, add_moves
 
-TALL = 128  # products in one float32 sum
-
-_Array = NDArray[Any]
+_BESIDE = 32  # pairs that are handed out at once
 
 _fused_kernel = kernel_with(fastmath={"reassoc", "contract", "nsz"})
 
 
 @_fused_kernel
-def _add_rows(
-    left: Any,
-    right: Any,
-    p: Any,
-    q: Any,
-    line: Any,
-    rows: Any,
-    columns: Any,
-    sums: Any,
-    k: Any,
-    slot: Any,
+def _gather(
+    cells: Any, first: Any, grid: Any, kinds: Any, members: Any, n_elements: Any, found: Any
 ) -> None:
-    """Add products of ``rows`` rows by column, from ``p`` in ``left`` and ``q`` in ``right`` on."""
-    # Unsigned, as numba looks at every other index for whether it counts from the end.
-    width, line, p, q = np.uint64(columns), np.uint64(line), np.uint64(p), np.uint64(q)
-    k, slot = np.uint64(k), np.uint64(slot)
-    second, third = line + line, line + line + line
-    for _ in range(rows // 4):
-        for t in range(width):
-            a, b = p + t, q + t
-            near = left[a] * right[b] + left[a + line] * right[b + line]
-            far = left[a + second] * right[b + second] + left[a + third] * right[b + third]
-            sums[k, slot, t] += near + far
-        p, q = p + line + third, q + line + third
-    for _ in range(rows % 4):
-        for t in range(width):
-            sums[k, slot, t] += left[p + t] * right[q + t]
-        p, q = p + line, q + line
-
-
-@_fused_kernel
-def _add_kind(
-    left: Any,
-    right: Any,
-    p: Any,
-    q: Any,
-    line: Any,
-    windows: Any,
-    further: Any,
-    columns: Any,
-    sums: Any,
-    k: Any,
-) -> None:
-    """Add products of rows: those that all windows share in one slot, each other in its own.
-
-    There are ``windows`` along the rows, and those of kind ``k`` go ``further`` by so much. For
-    the rest see `_add_rows`; ``sums`` is ``[kinds, slots, columns at least]`` float32.
-    """
-    edge, shared, slot = min(further, windows), max(0, windows - further), 0
-    for r in range(windows + further):
-        if r > edge and r < edge + shared:
-            continue
-        rows = shared if r == edge and shared > 0 else 1
-        _add_rows(left, right, p + r * line, q + r * line, line, rows, columns, sums, k, slot)
-        slot += 1
-
-
-@_fused_kernel
-def settle(sums: Any, count: Any, width: Any, kinds: Any, windows: Any, cells: Any) -> None:
-    """Add sums by column to ``cells``: those that all windows share in one, the edges apart.
-
-    Args:
-        sums: ``[kinds, slots, columns]`` float32, of ``count`` samples; set to 0.
-        count: of samples, each ``width`` columns.
-        width: see above.
-        kinds: see `tables`.
-        windows: how many there are, along the columns.
-        cells: ``[kinds, slots, slots]`` float64.
-    """
-    for k in range(kinds.shape[0]):
-        further = kinds[k, 7]
-        for slot in range(2 * kinds[k, 6] + 1):
-            for n in range(count):
-                at = n * width
-                if windows <= further:
-                    for t in range(windows + further):
-                        cells[k, slot, t] += sums[k, slot, at + t]
-                    continue
-                shared = np.float64(0.0)
-                for t in range(np.uint64(at + further), np.uint64(at + windows)):
-                    shared += np.float64(sums[k, slot, t])
-                cells[k, slot, further] += shared
-                for t in range(further):
-                    cells[k, slot, t] += sums[k, slot, at + t]
-                    cells[k, slot, further + 1 + t] += sums[k, slot, at + windows + t]
-            for t in range(np.uint64(sums.shape[2])):
-                sums[k, slot, t] = 0.0
-
-
-@_fused_kernel
-def add_plane(
-    left: Any, right: Any, count: Any, grid: Any, windows: Any, kinds: Any, sums: Any
-) -> None:
-    """Add products of one plane by column, for each kind.
+    """Sum what cells of its kind hold for each pair of elements.
 
     Arrays and bounds:
-        left, right: ``[phases, rows * line]``, see `fill`.
-        count: of samples.
-        grid: see `Grid.numbers`.
-        windows, kinds: see `_add_channels`.
-        sums: ``[kinds, slots, line]`` float32.
+        cells: see `add_moments`.
+        first: where those of the block of channels begin.
+        grid: see `Grid`.
+        kinds, members: see `sum_channels`.
+        n_elements: of a window.
+        found: float64 ``[E², LANES]``.
     """
-    width, line, size = grid[5], grid[6], left.shape[1]
-    one, other = left.reshape(-1), right.reshape(-1)
-    for k in range(kinds.shape[0]):
-        p = kinds[k, 0] * size + kinds[k, 2] * line + kinds[k, 3]
-        q = kinds[k, 1] * size + kinds[k, 4] * line + kinds[k, 5]
-        columns = (count - 1) * width + windows[1] + kinds[k, 7]
-        _add_kind(one, other, p, q, line, windows[0], kinds[k, 6], columns, sums, k)
-
-
-@_fused_kernel
-def gather(cells: Any, windows: Any, kinds: Any, members: Any, same: Any, out: Any) -> None:
-    """Write the sums of each pair of elements, put together of those of its kind.
-
-    Arrays and bounds:
-        cells: ``[kinds, slots, slots]`` float64, see `settle`.
-        windows, kinds, members, same: see `_add_channels`.
-        out: ``[E, E]``.
-    """
+    size, blocks = grid.size, grid.blocks
     for m in range(members.shape[0]):
-        k, above, aside, i, j = members[m]
-        found = 0.0
-        for slot in range(above, above + min(windows[0], kinds[k, 6] + 1)):
-            for t in range(aside, aside + min(windows[1], kinds[k, 7] + 1)):
-                found += cells[k, slot, t]
-        out[i, j] = found
-        if same:
-            out[j, i] = found
+        k, above, i, j = members[m, 0], members[m, 1], members[m, 2], members[m, 3]
+        start = kinds[k, 3] + above
+        stop = start + min(grid.rows, kinds[k, 2] + 1)  # of fewer windows there is one band
+        for one in range(grid.wide):
+            for other in range(grid.wide):
+                a = i * grid.below + one * grid.beside
+                pair = np.uint64(a * n_elements + j * grid.below + other * grid.beside)
+                for lane in range(np.uint64(LANES)):
+                    found[pair, lane] = 0.0
+                for slot in range(start, stop):
+                    at = (slot * blocks + one // size) * blocks + other // size
+                    at = ((at * size + one % size) * size + other % size) * LANES
+                    origin = np.uint64(first + at)
+                    for lane in range(np.uint64(LANES)):
+                        found[pair, lane] += cells[origin + lane]
 
 
 @_fused_kernel
-def _add_channels(
+def _mirror(members: Any, grid: Any, n_elements: Any, found: Any) -> None:
+    """Write what was found of each pair to the pair the other way round; see `_gather`."""
+    for m in range(members.shape[0]):
+        for one in range(grid.wide):
+            for other in range(grid.wide):
+                a = members[m, 2] * grid.below + one * grid.beside
+                b = members[m, 3] * grid.below + other * grid.beside
+                pair, back = np.uint64(a * n_elements + b), np.uint64(b * n_elements + a)
+                for lane in range(np.uint64(LANES)):
+                    found[back, lane] = found[pair, lane]
+
+
+@_fused_kernel
+def _hand_out(found: Any, skip: Any, channels: Any, low: Any, out: Any) -> None:
+    """Write what was found to ``out`` ``[channels, E²]``, but for the first ``skip`` channels."""
+    for begin in range(0, found.shape[0], _BESIDE):
+        end = min(found.shape[0], begin + _BESIDE)
+        for c in range(np.uint64(skip), np.uint64(channels)):
+            for pair in range(np.uint64(begin), np.uint64(end)):
+                out[np.uint64(low) + c, pair] = found[pair, c]
+
+
+@_fused_kernel
+def _next(
+    x: Any, lying: Any, y: Any, beside: Any, coming: Any, samples: Any, windows: Any, grid: Any
+) -> Any:
+    """Return where the next piece begins in memory, see `Ahead`, and how many lines it has.
+
+    None where channels do not lie together: then there are as many lines as values in a row, and
+    the processor finds them.
+    """
+    first, begin, block = coming
+    if lying[4] != 1 or beside[4] != 1 or first >= lying[0]:
+        return (0, 0, 0, 0), 0
+    top = max(0, begin * grid.stride - grid.top)
+    rows = min(lying[1] - top, (windows - 1) * grid.stride + grid.reach + 1)
+    p = first * lying[3] + block * LANES + top * lying[5]
+    q = first * beside[3] + block * LANES + top * beside[5]
+    steps = (4 * min(lying[5], lying[6]), 4 * min(beside[5], beside[6]))
+    ahead = (x.ctypes.data + 4 * p, y.ctypes.data + 4 * q, steps[0], steps[1])
+    return ahead, samples * rows * lying[2]
+
+
+@_fused_kernel
+def sum_channels(
     x: Any,
     lying: Any,
     y: Any,
     beside: Any,
+    weight: Any,
+    n_rows: Any,
+    n_elements: Any,
     low: Any,
     high: Any,
     grid: Any,
-    windows: Any,
     kinds: Any,
     members: Any,
+    places: Any,
     same: Any,
     left: Any,
     right: Any,
+    outputs: Any,
+    cells: Any,
+    found: Any,
     out: Any,
+    moved: Any,
 ) -> None:
-    """Write Σ over windows of (elements of x) (elements of y)ᵀ to ``out`` ``[channels, E, E]``.
+    """Write Σ over windows of (elements of x) (elements of y)ᵀ to ``out`` ``[channels, E²]``.
+
+    With a weight, y is what x was, and written are Σ x xᵀ and, to ``moved``, Σ W (y − x) xᵀ.
 
     Arrays and bounds:
         x, lying: values and steps of x, see `Lying`.
         y, beside: those of y.
-        low, high: channels.
-        grid: see `Grid.numbers`.
-        windows: ``[2]``, their number by axis.
-        kinds: ``[kinds, 8]``: phases; place of the foremost first element, by axis; that of the
-            second; how far others go.
-        members: ``[pairs, 5]``: kind, how far from the foremost, by axis, and both elements.
-        same: x and y are one and the same: symmetric pairs are written twice.
-        left, right: planes in which sums take place, see `Grid.planes`; one and the same if
-            ``same``. As many at once as have one sum in float32.
+        weight, n_rows, n_elements: see `add_moves`; R = 0 is none.
+        low, high: blocks of channels; the last one ends where the channels do.
+        grid: see `Grid`.
+        kinds: ``[kinds, 4]``: rows of the foremost first element, and of the second; how far
+            others go; the first slot.
+        members: ``[pairs of rows, 4]``: kind, how far from the foremost, and both rows.
+        places, outputs, moved: see `add_moves`.
+        same: x and y are one and the same, or there is a weight: pairs count both ways.
+        left, right: pieces, see `fill`; one and the same if x and y are.
+        cells, found: zeros for each of these blocks, and to work in; see `add_moments`, `_gather`.
     """
-    width, line = grid[5], grid[6]
-    most_down, most_across = kinds[:, 6].max(), kinds[:, 7].max()
-    sums = np.zeros((kinds.shape[0], 2 * most_down + 1, line), np.float32)
-    cells = np.empty((left.shape[1], kinds.shape[0], 2 * most_down + 1, 2 * most_across + 1))
-    held = line // width
-    counts = np.zeros(left.shape[0], np.int64)
-    for begin in range(low, high, left.shape[1]):
-        channels = min(left.shape[1], high - begin)
-        cells[:] = 0.0
-        for first in range(0, lying[0], held * left.shape[0]):
-            taken = 0
-            for at in range(first, min(lying[0], first + held * left.shape[0]), held):
-                counts[taken] = fill(x, lying, at, begin, channels, grid, left[taken])
-                if not same:
-                    fill(y, beside, at, begin, channels, grid, right[taken])
-                taken += 1
-            for c in range(channels):
-                for n in range(taken):
-                    add_plane(left[n, c], right[n, c], counts[n], grid, windows, kinds, sums)
-                settle(sums, held, width, kinds, windows[1], cells[c])
-        for c in range(channels):
-            gather(cells[c], windows, kinds, members, same, out[begin + c])
-
-
-def depthwise_products(
-    x: Tensor, y: Tensor | None, shape: Shape, padding: Sequence[int], windows: Sequence[int]
-) -> Tensor:
-    """Return Σ x_w y_wᵀ over all windows w, for each channel: ``[channels, E, E]`` float64.
-
-    E = elements of the kernel. Float32 sums of 128 products at most, or of one column, are added
-    up in float64; on threads whose number does not matter.
-
-    Args:
-        x: ``[N, channels, A, B]`` float32 on the CPU, not padded, however it lies.
-        y: of the same shape; None is ``x``.
-        shape: of the convolution, of two axes.
-        padding: before, by axis.
-        windows: how many there are, by axis.
-    """
-    same = y is None
-    left, right = Lying.of(x), Lying.of(x if y is None else y)
-    kinds, members = tables(shape, same)
-    grid, counts = Grid.of(x, shape, padding, windows), np.array(windows)
-    at_once = grid.at_once(x, windows, TALL)
-    wide = grid.channels(x, at_once)
-    n_elements = math.prod(shape.kernel)
-    out = np.empty((x.shape[1], n_elements, n_elements))
-
-    def some(channels: slice) -> None:
-        planes = grid.planes("planes", at_once, wide)
-        others = planes if same else grid.planes("other planes", at_once, wide)
-        bounds = (channels.start, channels.stop, grid.numbers, counts)
-        _add_channels(*left, *right, *bounds, kinds, members, same, planes, others, out)
-
-    map_threads(some, slices_of(x.shape[1], pieces_of(x.shape[1])))
-    return torch.from_numpy(out)
-
-
-@functools.lru_cache(64)
-def tables(shape: Shape, same: bool) -> tuple[_Array, _Array]:
-    """Return ``kinds`` and ``members`` of `_add_channels`."""
-    places = np.array([place for _, place in shape.elements()])
-    kinds, members = [], []
-    for number, (kind, pairs) in enumerate(kinds_of(shape, symmetric=same).items()):
-        firsts = places[[i for i, _ in pairs]]
-        foremost, last = firsts.min(axis=0), firsts.max(axis=0)
-        phases = [phase[0] * shape.stride[1] + phase[1] for phase in (kind.left, kind.right)]
-        kinds.append([*phases, *foremost, *(foremost + kind.apart), *(last - foremost)])
-        members += [[number, *(places[i] - foremost), i, j] for i, j in pairs]
-    return np.array(kinds), np.array(members)
+    channels, n_cells = min(LANES, out.shape[0]), cells.shape[0] // (high - low)
+    columns = (grid.columns - 1) * grid.across + grid.spread + 1
+    line = columns * LANES
+    for first in range(0, lying[0], grid.samples):
+        samples = min(grid.samples, lying[0] - first)
+        for band in range(grid.bands):
+            begin, end = grid.rows * band // grid.bands, grid.rows * (band + 1) // grid.bands
+            sizes = ((end - begin - 1) * grid.stride + grid.reach + 1, columns)
+            corner = (begin * grid.stride - grid.top, -grid.aside)
+            sample, windows = sizes[0] * line, end - begin
+            for b in range(low, high):
+                c = min(b * LANES, out.shape[0] - channels)
+                fill(x, lying, first, samples, c, channels, corner, sizes, left)
+                if n_rows:
+                    fill(y, beside, first, samples, c, channels, corner, sizes, right)
+                    for t in range(np.uint64(samples * sample)):
+                        right[t] -= left[t]
+                    add_moves(
+                        left,
+                        right,
+                        samples,
+                        windows,
+                        line,
+                        sample,
+                        grid,
+                        places,
+                        n_elements,
+                        n_rows,
+                        weight,
+                        outputs,
+                        moved,
+                        b,
+                    )
+                elif not same:
+                    fill(y, beside, first, samples, c, channels, corner, sizes, right)
+                other = left if same else right
+                coming = (first, begin, b + 1)
+                if b + 1 == high:
+                    coming = (first, end, low)
+                    if end == grid.rows:
+                        coming = (first + grid.samples, 0, low)
+                ahead, lines = _next(x, lying, y, beside, coming, samples, windows, grid)
+                add_moments(
+                    left,
+                    other,
+                    samples,
+                    windows,
+                    line,
+                    sample,
+                    grid,
+                    kinds,
+                    ahead,
+                    lines,
+                    cells,
+                    (b - low) * n_cells,
+                )
+    for b in range(low, high):
+        c = min(b * LANES, out.shape[0] - channels)
+        _gather(cells, (b - low) * n_cells, grid, kinds, members, n_elements, found)
+        if same:
+            _mirror(members, grid, n_elements, found)
+        _hand_out(found, b * LANES - c, channels, c, out)

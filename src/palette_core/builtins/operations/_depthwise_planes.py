@@ -1,13 +1,11 @@
-"""Planes of single channels, padded and in phases, from inputs however these lie in memory.
+"""Pieces of planes of several channels, padded, from inputs however these lie in memory.
 
-Activations often lie with their channels innermost: there a copy of all of them, one channel after
-the other, takes as long as the sums that are made of it. So some channels are taken at a time,
-while the values beside each other are in the cache.
+Every place is a vector of its channels, as activations often lie anyway. A piece is some rows of
+one sample, or some small samples, so that all that is made of it is made while it is in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core._common.kernels import kernel_with
-from palette_core._common.scratch import scratch
-from palette_core.builtins.operations._window_shapes import Shape
-
-_LINE = 128  # columns from which on samples are not put side by side any more
-_BESIDE = 16  # channels in one piece of the cache
-_HELD = 1 << 20  # values of planes held at once, where those of one channel are fewer
-_PIECES = 16  # of work, where there are so many channels
+from palette_core.builtins.operations._depthwise_code import LANES
+from palette_core.builtins.operations._depthwise_lanes import TURNED, copy, turn
 
 _Array = NDArray[Any]
 
@@ -48,132 +41,87 @@ class Lying(NamedTuple):
         return cls(values, np.array([x.shape[0], *x.shape[2:], *strides]))
 
 
-class Grid(NamedTuple):
-    """Layout of planes.
-
-    Attributes:
-        numbers: ``[7]``: strides, padding before, by axis; rows of a phase, columns of a sample,
-            columns of all samples side by side.
-        phases: how many there are.
-    """
-
-    numbers: _Array
-    phases: int
-
-    @classmethod
-    def of(cls, x: Tensor, shape: Shape, padding: Sequence[int], windows: Sequence[int]) -> Grid:
-        """Return that of an input ``[N, channels, A, B]``.
-
-        Args:
-            x: the input.
-            shape: of the convolution.
-            padding: before, by axis.
-            windows: how many there are, by axis.
-        """
-        # Phases are as large as windows reach; what is padding there is in no plane.
-        reach = [n + most for n, most in zip(windows, shape.furthest(), strict=True)]
-        every = zip(x.shape[2:], padding, shape.stride, reach, strict=True)
-        rows, width = (max(-(-(n + p) // s), far) for n, p, s, far in every)
-        line = width * max(1, min(x.shape[0], _LINE // width))
-        numbers = np.array([*shape.stride, *padding, rows, width, line])
-        return cls(numbers, shape.stride[0] * shape.stride[1])
-
-    def at_once(self, x: Tensor, windows: Sequence[int], most: int) -> int:
-        """Return how many planes of samples side by side have one sum in float32.
-
-        Args:
-            x: see `of`.
-            windows: likewise.
-            most: products in such a sum.
-        """
-        beside = int(self.numbers[6] // self.numbers[5])
-        return max(1, min(most // max(1, windows[0]), -(-x.shape[0] // beside)))
-
-    def planes(self, name: str, at_once: int, channels: int) -> _Array:
-        """Return zeros ``[at_once, channels, phases, rows * line]``, good until the next call."""
-        rows, _, line = (int(n) for n in self.numbers[4:])
-        planes = scratch(name, (at_once, channels, self.phases, rows * line), np.float32)
-        planes[:] = 0.0
-        return planes
-
-    def channels(self, x: Tensor, at_once: int) -> int:
-        """Return how many channels to take at once: more than one, where they lie together.
-
-        Args:
-            x: see `of`.
-            at_once: planes that are held of each.
-        """
-        if x.stride(1) >= x.stride(3):
-            return 1
-        held = at_once * self.phases * int(self.numbers[4] * self.numbers[6])
-        return max(1, min(_BESIDE, _HELD // held))
-
-
-def pieces_of(channels: int) -> int:
-    """Return how many channels to give to a thread at once; never depends on the threads."""
-    return -(-channels // (_PIECES * _BESIDE)) * _BESIDE if channels > _PIECES else 1
+@_fused_kernel
+def _copy_channel(
+    values: Any, begin: Any, apart: Any, out: Any, at: Any, step: Any, run: Any
+) -> None:
+    """Copy places of one channel, ``apart`` from one to the next."""
+    # Unsigned, as numba looks at every other index for whether it counts from the end.
+    begin, apart, at, step = np.uint64(begin), np.uint64(apart), np.uint64(at), np.uint64(step)
+    for t in range(np.uint64(run)):
+        out[at + t * step] = values[begin + t * apart]
 
 
 @_fused_kernel
-def _take_row(values: Any, begin: Any, apart: Any, out: Any) -> None:
-    """Copy values of 16 channels that lie together, ``apart`` from one column to the next."""
-    begin, apart = np.uint64(begin), np.uint64(apart)
-    for t in range(np.uint64(out.shape[0])):
-        for c in range(np.uint64(_BESIDE)):
-            out[t, c] = values[begin + t * apart + c]
+def _copy_run(
+    values: Any,
+    begin: Any,
+    apart: Any,
+    by_channel: Any,
+    channels: Any,
+    out: Any,
+    at: Any,
+    step: Any,
+    run: Any,
+) -> None:
+    """Copy ``run`` places, ``apart`` from one to the next, to every ``step`` of ``out``."""
+    if by_channel == 1 and channels == LANES:
+        copy(values, begin, apart, out, at, step, run)
+        return
+    low = 0
+    if apart == 1 and step == LANES and run >= TURNED:
+        while low + TURNED <= channels:
+            first = begin + low * by_channel
+            turn(values, first, by_channel, out, at + low, run // TURNED)
+            rest = run - TURNED  # the last ones, of which some are written twice
+            turn(values, first + rest, by_channel, out, at + low + rest * LANES, 1)
+            low += TURNED
+    for c in range(low, channels):
+        _copy_channel(values, begin + c * by_channel, apart, out, at + c, step, run)
 
 
 @_fused_kernel
-def _take_apart(values: Any, begin: Any, apart: Any, out: Any, at: Any, count: Any) -> None:
-    """Copy what is ``apart``, from ``begin`` on, to ``out`` from ``at`` on."""
-    begin, apart, at = np.uint64(begin), np.uint64(apart), np.uint64(at)
-    if apart == 1:
-        for t in range(np.uint64(count)):
-            out[at + t] = values[begin + t]
-    elif apart == 2:  # apart from others, as the compiler knows how to take two at a time
-        for t in range(np.uint64(count)):
-            out[at + t] = values[begin + np.uint64(2) * t]
-    else:
-        for t in range(np.uint64(count)):
-            out[at + t] = values[begin + apart * t]
-
-
-@_fused_kernel
-def fill(values: Any, steps: Any, first: Any, low: Any, channels: Any, grid: Any, out: Any) -> Any:
-    """Lay samples side by side, padded, and what is a stride apart as neighbours.
+def fill(
+    values: Any,
+    steps: Any,
+    first: Any,
+    count: Any,
+    low: Any,
+    channels: Any,
+    corner: Any,
+    sizes: Any,
+    out: Any,
+) -> None:
+    """Write a piece of the padded planes of some channels; what is outside of them is 0.
 
     Arrays and bounds:
         values, steps: see `Lying`.
         first: number of the first sample.
-        low: of the first channel.
-        channels: how many.
-        grid: see `Grid.numbers`.
-        out: ``[channels at least, phases, rows * line]``, in which what is padding is 0 already.
-
-    Returns:
-        how many samples there are.
+        count: how many samples.
+        low: number of the first channel.
+        channels: how many, `LANES` at most.
+        corner: a pair, row and column where the piece begins; may be negative.
+        sizes: a pair, its rows and columns.
+        out: float32, ``[count * rows * columns * LANES at least]``.
     """
-    down, across, top, before, _, width, line = grid
-    wide, phases, size = steps[2], out.shape[1], out.shape[2]
-    count = min(steps[0] - first, line // width)
-    together = channels == _BESIDE and steps[4] == 1
-    row = np.empty((wide if together else 1, _BESIDE), np.float32)
-    # Flat, with places that are counted here: a slice for each row takes as long as to copy it.
-    source, flat = row.reshape(-1) if together else values, out.reshape(-1)
+    top, left = max(0, -corner[0]), max(0, -corner[1])
+    rows = min(sizes[0], steps[1] - corner[0]) - top
+    columns = min(sizes[1], steps[2] - corner[1]) - left
+    line, sample = sizes[1] * LANES, sizes[0] * sizes[1] * LANES
+    if rows < sizes[0] or columns < sizes[1] or channels < LANES:
+        for t in range(np.uint64(count * sample)):
+            out[t] = 0.0
+    if rows <= 0 or columns <= 0:
+        return
+    number, run, far, apart, down, step = rows, columns, steps[5], steps[6], line, LANES
+    if steps[5] < steps[6]:  # rows are nearer to each other than columns
+        number, run, far, apart, down, step = columns, rows, steps[6], steps[5], LANES, line
+    if far == run * apart and down == run * step:
+        number, run = 1, number * run
     for n in range(count):
-        for a in range(steps[1]):
-            begin = (first + n) * steps[3] + low * steps[4] + a * steps[5]
-            by_channel, by_column = steps[4], steps[6]
-            if together:
-                _take_row(values, begin, by_column, row)
-                begin, by_channel, by_column = 0, 1, _BESIDE
-            phase, at = (a + top) % down * across, (a + top) // down * line + n * width
-            for k in range(across):
-                start = (k - before) % across
-                found = (wide - start + across - 1) // across
-                to = (phase + k) * size + at + (start + before) // across
-                for c in range(channels):
-                    origin = begin + c * by_channel + start * by_column
-                    into = c * phases * size + to
-                    _take_apart(source, origin, across * by_column, flat, into, found)
-    return count
+        begin = (first + n) * steps[3] + low * steps[4]
+        begin += (corner[0] + top) * steps[5] + (corner[1] + left) * steps[6]
+        at = n * sample + top * line + left * LANES
+        for r in range(number):
+            here, there = begin + r * far, at + r * down
+            _copy_run(values, here, apart, steps[4], channels, out, there, step, run)

@@ -114,7 +114,7 @@ class Windows(InputView):
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor | None, int]:
         """Return `products`, each channel's alone."""
-        from palette_core.builtins.operations._depthwise_kernel import depthwise_products
+        from palette_core.builtins.operations._depthwise_sums import depthwise_products
 
         x, shape, before, windows = self._planes(raw)
         total = self._turned(depthwise_products(x, None, shape, before, windows))
@@ -181,7 +181,7 @@ class Windows(InputView):
         """Multiply planes of single channels while they are in the cache."""
         if not (self._is_depthwise() and self._fits(raw[0], matrices)):
             return None
-        from palette_core.builtins.operations._depthwise_moves import depthwise_sums
+        from palette_core.builtins.operations._depthwise_sums import depthwise_sums
 
         x, shape, around, windows = self._planes(raw)
         found = depthwise_sums(x, self._plane(before[0]), matrices, shape, around, windows)
