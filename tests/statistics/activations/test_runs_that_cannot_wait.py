@@ -102,15 +102,15 @@ def test_runs_start_over_where_taking_turns_fails(net, starting_over):
 
 
 def test_an_interrupt_ends_runs_that_wait_for_each_other(starting_over, monkeypatch):
-    real, waits = threading.Event.wait, []
+    real, waits = threads._Signal.wait, []
 
-    def wait(self, timeout=None):
-        if timeout is not None and not real(self, timeout):
+    def wait(self, timeout=-1):
+        if not real(self, timeout):
             waits.append(1)
             raise KeyboardInterrupt
-        return real(self)
+        return True
 
-    monkeypatch.setattr(threading.Event, "wait", wait)
+    monkeypatch.setattr(threads._Signal, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         weights(Locking(), batches())
     assert waits == [1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-_LARGE = 1 << 16  # bytes; below them changing threads takes longer than it saves
+_LARGE = 1 << 18  # bytes; below them changing threads takes longer than it saves
 _OF_TORCH = ("torch.functional", "torch.nn.functional")
 _IN_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 _VIEWS = frozenset(

@@ -30,6 +30,26 @@ class CannotWait(BaseException):
     """Raised where runs cannot take turns: these have to be run one after the other."""
 
 
+class _Signal:
+    """A flag that one thread raises and another waits for and takes down.
+
+    A plain lock: an event has several, and takes longer to wake somebody.
+    """
+
+    def __init__(self) -> None:
+        self._down = threading.Lock()
+        self._down.acquire()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Wait until it is raised, take it down, and return whether it was, within some seconds."""
+        return self._down.acquire(timeout=timeout)
+
+    def set(self) -> None:
+        """Raise it."""
+        with contextlib.suppress(RuntimeError):  # it is raised
+            self._down.release()
+
+
 class _Asked:
     """Something to be computed by another thread, and what came of it."""
 
@@ -78,14 +98,13 @@ class Waiting:
         self._surroundings = surroundings()
         self._context = contextvars.copy_context()
         self._thread: threading.Thread | None = None
-        self._go, self._idle = threading.Event(), threading.Event()
+        self._go, self._idle, self._answered = _Signal(), _Signal(), _Signal()
         # Of our own: an interrupted join lets a thread be thought dead (Python 3.11).
         self._begun, self._left = threading.Event(), threading.Event()
         self._ending = False
         self._failure: BaseException | None = None
         self._host: tuple[object, ...] | None = None
         self._asked: _Asked | None = None
-        self._answered = threading.Event()
         self.lent = self.ended = False
 
     # --- by whoever lets it run ---------------------------------------------------------------
@@ -97,7 +116,6 @@ class Waiting:
             BaseException: what the call has raised.
             CannotWait: the system starts no more threads, or the call waits for another one.
         """
-        self._idle.clear()
         self._host = state_of_thread()
         if self._thread is None:
             self._thread = threading.Thread(
@@ -138,7 +156,6 @@ class Waiting:
     def _answer(self) -> None:
         asked, self._asked = self._asked, None
         assert asked is not None
-        self._idle.clear()
         asked.compute()
         self.lent = True
         self._answered.set()
@@ -175,7 +192,6 @@ class Waiting:
         self.check()
         self._idle.set()
         self._go.wait()
-        self._go.clear()
         self.check()
 
     def compute(
@@ -193,7 +209,6 @@ class Waiting:
         asked = self._asked = _Asked(func, args, kwargs)
         self._idle.set()
         self._answered.wait()
-        self._answered.clear()
         self.check()
         return asked.answer()
 
