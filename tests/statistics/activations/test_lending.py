@@ -136,6 +136,8 @@ def test_only_large_plain_tensors_and_functions_of_torch_are_lent():
     assert not ask(torch.Tensor.transpose, large, 0, 0)
     assert not ask(torch.relu, large.to("meta"))
     assert not ask(torch.where, large.to("meta"), large)
+    assert not ask(torch.relu, large.to_sparse())
+    assert not ask(torch.relu, large.as_subclass(Wrapped))
     assert not ask(torch.ops.aten.relu, large)
     assert not ask(computed_by, large)
     assert not ask(nn.functional.hardtanh, large.as_subclass(Wrapped), types=(Wrapped,))

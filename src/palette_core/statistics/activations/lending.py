@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 _LARGE = 1 << 18  # bytes; below them changing threads takes longer than it saves
+_PLAIN = (Tensor, nn.Parameter)
 _OF_TORCH = ("torch.functional", "torch.nn.functional")
 _IN_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 _VIEWS = frozenset(
@@ -47,11 +48,11 @@ def is_worth_it(
             return False
     elif getattr(func, "__module__", None) not in _OF_TORCH:
         return False
-    if not all(each in (Tensor, nn.Parameter) for each in types):
+    if not all(each in _PLAIN for each in types):
         return False
     large = False
     for tensor in _tensors((*args, *kwargs.values())):
-        if not tensor.is_cpu:
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.layout is not torch.strided:
             return False
         large = large or tensor.nbytes >= _LARGE
     return large
