@@ -47,6 +47,11 @@ class _Heap:
         self._users = 0
         self._beside = self._most = 0
 
+    @property
+    def can_tell(self) -> bool:
+        """Return whether it says how much is in use, as it does since 2.33."""
+        return hasattr(self._glibc, "mallinfo2")
+
     def keep(self) -> None:
         """Keep what is freed."""
         with self._lock:
@@ -70,7 +75,9 @@ class _Heap:
         self._glibc.malloc_trim(0)
 
     def hand_back_much(self) -> None:
-        """Do so where all takes more than was in use at most, and a share of that."""
+        """Do so where it is kept, and all takes a share more than was in use at most."""
+        if not self._users:
+            return
         used = self._used()
         self._most = max(self._most, used)
         if _resident() - self._beside > max(used + _KEPT, self._most + self._most // _SHARE):
@@ -84,7 +91,7 @@ class _Heap:
 def hand_back_much() -> None:
     """Give the system what was freed, where memory takes an eighth more than was in use at most.
 
-    That is since `freed_is_kept` began; nothing happens where the C library is not glibc.
+    That is since `freed_is_kept` began, and only inside of it.
     """
     heap = _heap()
     if heap is not None:
@@ -107,17 +114,18 @@ def freed_is_kept() -> Iterator[None]:
 
     By itself glibc gives large pieces back when they are freed, and finds them page by page when it
     is asked for the next one: with the activations of a model that can take as long as to compute
-    them. Nothing happens where the C library is another one, or the environment says how it is to
-    allocate memory.
+    them. Nothing happens where the C library is another one or older than 2.33, or the environment
+    says how it is to allocate memory.
     """
     heap = None if _is_set_by_user() else _heap()
-    if heap is not None:
-        heap.keep()
+    if heap is None or not heap.can_tell:
+        yield
+        return
+    heap.keep()
     try:
         yield
     finally:
-        if heap is not None:
-            heap.let_go()
+        heap.let_go()
 
 
 def _is_set_by_user() -> bool:
@@ -132,13 +140,14 @@ def _resident() -> int:
 
 @functools.cache
 def _heap() -> _Heap | None:
-    """Return glibc's heap where there is one that can be asked, since 2.33."""
+    """Return glibc's heap where there is one."""
     if sys.platform != "linux":
         return None
     glibc = ctypes.CDLL(None)
-    if not hasattr(glibc, "mallinfo2") or not Path("/proc/self/statm").exists():
+    if not hasattr(glibc, "malloc_trim") or not Path("/proc/self/statm").exists():
         return None
     glibc.malloc_trim.argtypes, glibc.malloc_trim.restype = [ctypes.c_size_t], ctypes.c_int
     glibc.mallopt.argtypes, glibc.mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    glibc.mallinfo2.argtypes, glibc.mallinfo2.restype = [], _Account
+    if hasattr(glibc, "mallinfo2"):
+        glibc.mallinfo2.argtypes, glibc.mallinfo2.restype = [], _Account
     return _Heap(glibc)

@@ -135,7 +135,7 @@ def _add_squares(into: Tensor, x: Tensor) -> None:
             high = low + _STRIP
             into[:, low:high, :high].baddbmm_(x[:, low:high], x[:, :high].mT)
         return
-    half = -(-size // (2 * _STRIP)) * _STRIP
+    half = -(-size // (2 * _STRIP)) * _STRIP  # whole strips, as `_mirror` copies them
     into[:, half:, :half].baddbmm_(x[:, half:], x[:, :half].mT)
     _add_squares(into[:, :half, :half], x[:, :half])
     _add_squares(into[:, half:, half:], x[:, half:])
