@@ -18,10 +18,11 @@ WIDE = {  # several times as wide as what is added at once, and a rest
     "wide columns": (BlockLayout((24, 150), (24, 50)), 1, (0,)),
     "wide vectors": (BlockLayout((24, 150), (24, 150), 2), 2, (0,)),
 }
+GROUPS = {"wide groups": (BlockLayout((21, 70), (7, 70)), 3, (0,))}
 
 
 def posed(name, scales=False, entries=4):
-    layout, groups, rows = {**LAYOUTS, **WIDE, **LONG}[name]
+    layout, groups, rows = {**LAYOUTS, **WIDE, **LONG, **GROUPS}[name]
     generator = torch.Generator().manual_seed(1)
     points = layout.split(torch.randn(layout.shape, generator=generator))
     factors = 0.5 + torch.rand(points.shape, generator=generator) if scales else None
@@ -124,10 +125,14 @@ def lines_by_definition(matrix, codes):
     return np.einsum("rjk,rji->rki", one_hot, matrix.h[matrix.group].astype(float))
 
 
-@pytest.mark.parametrize("name", ["wide rows", "long rows"])
+AS_MANY = [("long rows", 4)]
+AS_MANY += [("wide groups", entries) for entries in (1, 2, 3, 6, 8, 16)]  # 6 rows together, or less
+
+
+@pytest.mark.parametrize(("name", "entries"), AS_MANY)
 @pytest.mark.parametrize("scales", [False, "of rows"])
-def test_lines_are_those_of_the_codes(scales, name):
-    matrix = posed(name, scales)
+def test_lines_are_those_of_the_codes(scales, name, entries):
+    matrix = posed(name, scales, entries)
     rng = np.random.default_rng(0)
     codes = rng.integers(0, matrix.entries, matrix.table.shape).astype(np.uint8)
     sums = sums_of.Sums(matrix)

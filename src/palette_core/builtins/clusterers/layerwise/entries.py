@@ -57,8 +57,8 @@ def normal_equations(
         right: ``[slots, D, K]`` float64, b; added to.
     """
     dim, columns, strips = right.shape[1], grad.shape[1], high - low
-    picked, ends, begin, where = pick(
-        table[low:high], codes[low:high], wanted, slot, right.shape[2], LINE
+    picked, ends, begin, where = _pick(
+        table[low:high], codes[low:high], wanted, slot, right.shape[2]
     )
     code = np.empty(picked.shape, np.int32)
     scale = np.empty((strips * dim, columns), np.float32)
@@ -85,7 +85,7 @@ def normal_equations(
                 s, r = n // dim, low * dim + n
                 if begin[s, own] < begin[s, own + 1] and share[r] != 0.0:
                     these = (picked[s], ends[s], code[s], scale[n], begin[s, part : part + 2])
-                    add_runs(h, group[r], base, *these, sums[n])
+                    _add_runs(h, group[r], base, *these, sums[n])
         for s in range(strips):
             first, last = begin[s, own], begin[s, own + 1]
             for d in range(dim):
@@ -95,16 +95,16 @@ def normal_equations(
 
 
 @inner_kernel
-def pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any, deep: Any) -> Any:
+def _pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any) -> Any:
     """Return which columns look into a wanted table, and where its sums are.
 
     Returns:
-        columns ``[S, C]``, sorted by code within each ``deep`` columns; for the first one of each
-        code where those of the code end; where each ``deep`` columns begin, and their end,
-        ``[S, C / deep + 1]``; the slot of each strip's table.
+        columns ``[S, C]``, sorted by code within each `LINE` columns; for the first one of each
+        code where those of the code end; where each `LINE` columns begin, and their end,
+        ``[S, C / LINE + 1]``; the slot of each strip's table.
     """
     strips, columns = table.shape
-    parts = (columns + deep - 1) // deep
+    parts = (columns + LINE - 1) // LINE
     picked = np.empty((strips, columns), np.int32)
     ends = np.empty((strips, columns), np.int32)
     begin = np.zeros((strips, parts + 1), np.int32)
@@ -112,7 +112,7 @@ def pick(table: Any, codes: Any, wanted: Any, slot: Any, entries: Any, deep: Any
     place = np.empty(entries + 1, np.int32)
     for s in range(strips):
         for part in range(parts):
-            left, right = part * deep, min(columns, part * deep + deep)
+            left, right = part * LINE, min(columns, part * LINE + LINE)
             place[:] = 0
             for j in range(left, right):
                 if wanted[table[s, j]]:
@@ -140,7 +140,7 @@ def _double(sums: Any) -> None:
 
 
 @_inner_kernel
-def add_runs(
+def _add_runs(
     h: Any,
     group: Any,
     base: Any,

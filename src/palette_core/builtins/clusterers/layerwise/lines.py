@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import kernel_with
-from palette_core.builtins.clusterers.layerwise.changes import look, sums_by_code
-from palette_core.builtins.clusterers.layerwise.entries import add_runs, pick
-from palette_core.builtins.clusterers.layerwise.products import ZERO
-from palette_core.builtins.clusterers.layerwise.vectors import LINE
+from palette_core.builtins.clusterers.layerwise.products import TILED, ZERO
+from palette_core.builtins.clusterers.layerwise.runs import set_lines
+from palette_core.builtins.clusterers.layerwise.vectors import FOUR, LANES, sum_coded
 
+_LOOK = 64  # codes looked at together
 _fused_kernel = kernel_with(fastmath={"contract"})
-_DEEP = 256  # elements of a row whose lines are added up together
 _inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 
@@ -47,28 +46,29 @@ def sum_lines(
 
     Arrays and bounds: as in `entries.normal_equations`.
     """
-    entries, columns, rows = right.shape[2], grad.shape[1], high - low
-    picked, ends, begin, where = pick(
-        table[low:high], codes[low:high], wanted, slot, entries, _DEEP
-    )
-    _set_lines(picked, ends, begin, codes[low:high], group[low:high], h, lines[low:high])
-    value, line = np.empty(columns, np.float32), np.empty(entries, np.float32)
-    code = np.empty(columns, np.int32)
-    for s in range(rows):
-        if begin[s, -1] == 0:
+    entries = right.shape[2]
+    top = low
+    while top < high:
+        end = top + 1
+        while end < high and group[end] == group[top]:
+            end += 1
+        if TILED:
+            set_lines(codes[top:end], h[group[top]], lines[top:end])
+        else:
+            _set_lines(codes[top:end], h[group[top]], lines[top:end])
+        top = end
+    line = np.empty(entries + FOUR, np.float32)
+    for r in range(low, high):
+        if not wanted[table[r, 0]]:
             continue
-        r = low + s
-        f = factor[r, 0]
+        f, own = factor[r, 0], slot[table[r, 0]]
         part = np.float64(share[r]) * f
-        for j in range(columns):
-            code[j] = codes[r, j]
-            value[j] = grad[r, j]
-        sums_by_code(value, code, line, ZERO)
+        _sum_by_code(grad[r], codes[r], ZERO, line)
         for k in range(entries):
-            right[where[s], 0, k] += part * line[k]
+            right[own, 0, k] += part * line[k]
+        into = square[own, 0]
         for k in range(entries):
-            sums_by_code(lines[r, k], code, line, np.int64(k))
-            into = square[where[s], 0]
+            _sum_by_code(lines[r, k], codes[r], np.int64(k), line)
             into[k, k] += part * f * line[k]
             for i in range(k + 1, entries):  # H is symmetric
                 into[k, i] += part * f * line[i]
@@ -76,48 +76,25 @@ def sum_lines(
 
 
 @_inner_kernel
-def _set_lines(
-    picked: Any, ends: Any, begin: Any, codes: Any, group: Any, h: Any, lines: Any
-) -> None:
-    """Set lines of some rows, whose elements `entries.pick` has sorted; some columns at a time."""
-    rows, entries, columns = lines.shape
-    parts = begin.shape[1] - 1
-    code, place = np.empty(picked.shape, np.int32), np.empty(picked.shape, np.int32)
-    for s in range(rows):
-        for part in range(parts):
-            for at in range(begin[s, part], begin[s, part + 1]):
-                code[s, at] = codes[s, picked[s, at]]
-                place[s, at] = picked[s, at] - part * _DEEP
-    ones = np.ones(columns, np.float32)
-    sums = np.empty((rows, entries, LINE), np.float32)
-    # Rows of H lie far apart, often where the cache has room for a few of them only: what is
-    # added up together is put together first.
-    near = np.empty((1, min(columns, _DEEP), LINE), np.float32)
-    for left in range(0, columns, LINE):
-        base, end = max(0, min(left, columns - LINE)), min(columns, left + LINE)
-        sums[:] = 0.0
-        for part in range(parts):
-            held = -1
-            for s in range(rows):
-                if group[s] != held:
-                    held = group[s]
-                    _bring(h[held], part * _DEEP, base, near[0])
-                these = (place[s], ends[s], code[s], ones, begin[s, part : part + 2])
-                add_runs(near, ZERO, ZERO, *these, sums[s])
-        for s in range(rows):
-            for k in range(entries):
-                own, into = sums[s, k], lines[s, k, base:end]  # some of them once more
-                for j in range(into.shape[0]):
-                    into[j] = own[j]
+def _sum_by_code(values: Any, codes: Any, first: Any, line: Any) -> None:
+    """Set ``line`` to the sums of values by code; those of codes before ``first`` may be others."""
+    line[:] = 0.0
+    whole = 0
+    if TILED:
+        whole = len(values) // LANES * LANES
+        for code in range(first // FOUR * FOUR, len(line) - FOUR, FOUR):
+            sum_coded(values, ZERO, codes, np.int64(code), np.int64(whole), line)
+    for j in range(whole, len(values)):
+        line[codes[j]] += values[j]
 
 
 @_inner_kernel
-def _bring(h: Any, top: Any, left: Any, near: Any) -> None:
-    """Set ``near`` to the part of ``h`` that begins there, as far as this goes."""
-    for i in range(min(near.shape[0], h.shape[0] - top)):
-        source, into = h[top + i, left : left + LINE], near[i]
-        for j in range(LINE):
-            into[j] = source[j]
+def _set_lines(codes: Any, h: Any, lines: Any) -> None:
+    """Do as `runs.set_lines` without a compiler."""
+    lines[:] = 0.0
+    for r in range(codes.shape[0]):
+        for j in range(codes.shape[1]):
+            lines[r, codes[r, j]] += h[j]
 
 
 @_fused_kernel
@@ -147,27 +124,27 @@ def change_lines(
     Arrays and bounds: as in `changes.add_changes`.
     """
     entries, columns = right.shape[2], grad.shape[1]
-    value, line = np.empty(columns, np.float32), np.empty(entries, np.float32)
-    code, changed = np.empty(columns, np.int32), np.empty(columns, np.int64)
+    line, twice = np.empty(entries + FOUR, np.float32), np.empty(entries)
+    changed = np.empty(columns, np.int64)
     for r in range(low, high):
-        n, own = look(table[r], codes[r], before[r], wanted, slot, code, changed)
-        if own < 0:
+        if not wanted[table[r, 0]]:
             continue
-        f = factor[r, 0]
+        f, own = factor[r, 0], slot[table[r, 0]]
         part = np.float64(share[r]) * f
-        for j in range(columns):
-            value[j] = grad[r, j]
-        sums_by_code(value, code, line, ZERO)
+        _sum_by_code(grad[r], codes[r], ZERO, line)
         for k in range(entries):
             right[own, 0, k] += part * line[k]
         into = square[own, 0]
-        for at in range(n):
+        for at in range(_differing(codes[r], before[r], changed)):
             j = changed[at]
             a, b = before[r, j], codes[r, j]
             for k in range(entries):
-                twice = 2.0 * part * f * lines[r, k, j]
-                into[b, k] += twice
-                into[a, k] -= twice
+                twice[k] = 2.0 * part * f * lines[r, k, j]
+            more, less = into[b], into[a]
+            for k in range(entries):
+                more[k] += twice[k]
+            for k in range(entries):
+                less[k] -= twice[k]
             own_row = h[group[r], j]
             corner = part * f * own_row[j]
             into[a, a] += corner
@@ -177,7 +154,25 @@ def change_lines(
             old, new = lines[r, a], lines[r, b]
             for i in range(columns):
                 old[i] -= own_row[i]
+            for i in range(columns):
                 new[i] += own_row[i]
+
+
+@_inner_kernel
+def _differing(a: Any, b: Any, found: Any) -> Any:
+    """Return at how many places two rows of codes differ; sets ``found`` to them."""
+    n, columns = np.int64(0), len(a)
+    for left in range(0, columns, _LOOK):
+        right = min(columns, left + _LOOK)
+        x, y, same = a[left:right], b[left:right], 0
+        for k in range(right - left):
+            same += x[k] == y[k]
+        if same < right - left:
+            for k in range(right - left):
+                if x[k] != y[k]:
+                    found[n] = left + k
+                    n += 1
+    return n
 
 
 @_fused_kernel

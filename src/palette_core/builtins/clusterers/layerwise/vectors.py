@@ -23,6 +23,10 @@ _BYTES = 64 if _WIDE else 32  # of a register
 _ACROSS = 2  # registers of a row of a tile
 TILE_BYTES = _ACROSS * _BYTES  # of a row of a tile
 LINE = 64  # float32 values of lines that are added up at once
+STRIP = 32  # likewise, where they have been put together from lines far apart
+
+LANES = _BYTES // 4  # float32 values of a register
+FOUR = 4  # codes that are looked for together
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 
@@ -143,8 +147,126 @@ def _add_lines(
     return signature, generate
 
 
+def _sum_strips(
+    context: Any,
+    m: Any,
+    m_at: Any,
+    picked: Any,
+    first: Any,
+    count: Any,
+    out: Any,
+    out_at: Any,
+) -> Any:
+    """Set a strip of `STRIP` elements to the sum of some strips that lie next to each other.
+
+    Args:
+        context: of numba's typing.
+        m: float32, where all strips lie.
+        m_at: where strip 0 begins, at a multiple of a register.
+        picked: int32, numbers of the strips.
+        first: of ``picked``.
+        count: how many.
+        out: float32.
+        out_at: where in it to begin.
+    """
+    index = types.intp
+    signature = types.void(m, index, picked, index, index, out, index)
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        def pointer(array: int, offset: Any) -> Any:
+            return builder.gep(_data(target, builder, signature, values, array), [offset])
+
+        lanes = _BYTES // 4
+        matrix, numbers = pointer(0, values[1]), pointer(2, values[3])
+        nothing = ir.Constant(ir.VectorType(ir.FloatType(), lanes), [0.0] * lanes)
+        sums = [_build.alloca_once_value(builder, nothing) for _ in range(STRIP // lanes)]
+        with _build.for_range(builder, values[4]) as loop:
+            number = builder.zext(builder.load(builder.gep(numbers, [loop.index])), _LONG)
+            strip = builder.gep(matrix, [builder.mul(number, _LONG(STRIP))])
+            for total, spot in zip(sums, _spots(builder, strip, lanes, len(sums)), strict=True):
+                part = builder.load(spot, align=_BYTES)
+                builder.store(builder.fadd(builder.load(total), part), total)
+        into = pointer(5, values[6])
+        for total, spot in zip(sums, _spots(builder, into, lanes, len(sums)), strict=True):
+            builder.store(builder.load(total), spot, align=4)
+        return target.get_dummy_value()
+
+    return signature, generate
+
+
+def _copy_strip(context: Any, m: Any, m_at: Any, out: Any, out_at: Any) -> Any:
+    """Copy `STRIP` elements of one float32 array, from ``m_at`` on, to another, likewise."""
+    index = types.intp
+    signature = types.void(m, index, out, index)
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        lanes = _BYTES // 4
+        source, into = (
+            builder.gep(_data(target, builder, signature, values, at), [values[at + 1]])
+            for at in (0, 2)
+        )
+        parts = [
+            builder.load(spot, align=4) for spot in _spots(builder, source, lanes, STRIP // lanes)
+        ]
+        for part, spot in zip(parts, _spots(builder, into, lanes, len(parts)), strict=True):
+            builder.store(part, spot, align=4)
+        return target.get_dummy_value()
+
+    return signature, generate
+
+
+def _sum_coded(
+    context: Any, m: Any, m_at: Any, codes: Any, first: Any, count: Any, out: Any
+) -> Any:
+    """Add what a line holds where there is one of `FOUR` codes to as many sums.
+
+    Args:
+        context: of numba's typing.
+        m: float32, the line.
+        m_at: where in it to begin.
+        codes: uint8, one for each element of the line.
+        first: of the codes that count.
+        count: how many elements, a multiple of `LANES`.
+        out: float32, by code; those from ``first`` on are added to.
+    """
+    index = types.intp
+    signature = types.void(m, index, codes, index, index, out)
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        def pointer(array: int, *offset: Any) -> Any:
+            return builder.gep(_data(target, builder, signature, values, array), list(offset))
+
+        line, own, into = pointer(0, values[1]), pointer(2, _LONG(0)), pointer(5, values[3])
+        nothing = ir.Constant(ir.VectorType(ir.FloatType(), LANES), [0.0] * LANES)
+        sums = [_build.alloca_once_value(builder, nothing) for _ in range(FOUR)]
+        low = builder.trunc(values[3], ir.IntType(8))
+        likes = [
+            _spread(builder, builder.add(low, ir.Constant(low.type, k)), LANES) for k in range(FOUR)
+        ]
+        with _build.for_range(builder, builder.udiv(values[4], _LONG(LANES))) as loop:
+            at = builder.mul(loop.index, _LONG(LANES))
+            (spot,) = _spots(builder, builder.gep(line, [at]), LANES, 1)
+            part = builder.load(spot, align=4)
+            (spot,) = _spots(builder, builder.gep(own, [at]), LANES, 1)
+            code = builder.load(spot, align=1)
+            for total, like in zip(sums, likes, strict=True):
+                before = builder.load(total)
+                here = builder.icmp_unsigned("==", code, like)
+                builder.store(builder.select(here, builder.fadd(before, part), before), total)
+        for k, total in enumerate(sums):
+            spot = builder.gep(into, [_LONG(k)])
+            made = _sum_of(builder, builder.load(total))
+            builder.store(builder.fadd(builder.load(spot), made), spot)
+        return target.get_dummy_value()
+
+    return signature, generate
+
+
 add_tile: Any = intrinsic(_add_tile)
 add_lines: Any = intrinsic(_add_lines)
+sum_strips: Any = intrinsic(_sum_strips)
+copy_strip: Any = intrinsic(_copy_strip)
+sum_coded: Any = intrinsic(_sum_coded)
 
 
 def _data(target: Any, builder: Any, signature: Any, values: Any, array: int) -> Any:
@@ -164,6 +286,23 @@ def _spread(builder: Any, value: Any, lanes: int) -> Any:
     one = builder.insert_element(nothing, value, _WORD(0))
     everywhere = ir.Constant(ir.VectorType(_WORD, lanes), [0] * lanes)
     return builder.shuffle_vector(one, nothing, everywhere)
+
+
+def _sum_of(builder: Any, vector: Any) -> Any:
+    """Return the sum of the lanes of a vector: halves are added up until one lane is left."""
+    lanes = vector.type.count
+    while lanes > 1:
+        lanes //= 2
+        low, high = (
+            builder.shuffle_vector(
+                vector,
+                vector,
+                ir.Constant(ir.VectorType(_WORD, lanes), [at + i for i in range(lanes)]),
+            )
+            for at in (0, lanes)
+        )
+        vector = builder.fadd(low, high)
+    return builder.extract_element(vector, _WORD(0))
 
 
 def _plus(builder: Any, total: Any, a: Any, b: Any) -> Any:
