@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from palette_core.builtins.clusterers.layerwise import factors as factors_of
 from palette_core.builtins.clusterers.layerwise import kernels, products, steps
 
 GROUPS = [[0] * 16, [0] * 5, [0] * 3 + [1] * 13, list(range(6))]
@@ -65,7 +66,7 @@ def test_factors_put_together_are_the_matrix(act_order):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 70, 140))
     h = (x @ x.transpose(0, 2, 1)).astype(np.float32)
-    factors = steps.factorize(h, act_order=act_order)
+    factors = factors_of.factorize(h, act_order=act_order)
     for g in range(2):
         order = factors.order[g]
         assert sorted(order) == list(range(70))
@@ -79,6 +80,39 @@ def test_factors_put_together_are_the_matrix(act_order):
 
 def test_a_matrix_that_is_not_definite_is_given_a_ridge():
     h = np.ones((1, 9, 9), np.float32)
-    factors = steps.factorize(h, act_order=True)
+    factors = factors_of.factorize(h, act_order=True)
     upper = np.triu(factors.feedback[0], 1).astype(float) + np.eye(9)
     np.testing.assert_allclose(upper * factors.pivot[0] @ upper.T, h[0], atol=1e-3)
+
+
+def test_a_wide_factor_is_the_same_on_any_number_of_threads(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(620, 700)).astype(np.float32)
+    h = (x @ x.T)[None]
+    found = []
+    for threads in (1, 2, 3):
+        for module in ("_common.threads", "builtins.clusterers.layerwise.factors"):
+            monkeypatch.setattr(f"palette_core.{module}.thread_count", lambda n=threads: n)
+        found.append(factors_of.factorize(h, act_order=True))
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.feedback, found[0].feedback)
+        np.testing.assert_array_equal(other.pivot, found[0].pivot)
+    order = found[0].order[0]
+    truth = h[0][np.ix_(order, order)]
+    upper = np.triu(found[0].feedback[0], 1).astype(float) + np.eye(620)
+    np.testing.assert_allclose(
+        upper * found[0].pivot[0] @ upper.T, truth, rtol=1e-4, atol=1e-4 * np.abs(truth).max()
+    )
+
+
+@pytest.mark.parametrize("most", [1, 8, 16, 64])
+def test_two_threads_get_nearly_the_same_share_of_pieces(most):
+    for count in range(1, 700):
+        pieces = steps.pieces_of(count, most)
+        assert [low for low, _ in pieces] == [0, *(high for _, high in pieces[:-1])]
+        assert pieces[-1][1] == count
+        longest = pieces[0][1]
+        assert all(high - low == longest for low, high in pieces[:-1])
+        shares = [sum(high - low for low, high in pieces[at::2]) for at in (0, 1)]
+        if count >= 64 and most <= 64 and len(pieces) > 1:
+            assert max(shares) <= 0.58 * count, (count, pieces)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from layerwise_cases import DAMPING, LAYOUTS, moments_for
 
+from palette_core.builtins.clusterers.layerwise import factors as factors_of
 from palette_core.builtins.clusterers.layerwise import steps
 from palette_core.builtins.clusterers.layerwise.problem import pose, weighted_kmeans
 from palette_core.plugins import ClusterProblem
@@ -42,7 +43,7 @@ def test_errors_slopes_and_costs_are_those_of_the_codes(name, scales, pinned, ac
     matrix, tables = made.matrix, made.start.tables
     own = matrix.group.reshape(-1, matrix.dim)
     act_order = act_order and bool((own == own[:, :1]).all())
-    found = steps.feed_back(matrix, steps.factorize(matrix.h, act_order=act_order), tables)
+    found = steps.feed_back(matrix, factors_of.factorize(matrix.h, act_order=act_order), tables)
     factor = matrix.factor.repeat(matrix.wide, axis=1).astype(float)
     decoded = np.concatenate(
         [tables.lut[matrix.table, found.codes][:, None, :, d] for d in range(matrix.dim)], axis=1
@@ -58,7 +59,7 @@ def test_errors_slopes_and_costs_are_those_of_the_codes(name, scales, pinned, ac
 def test_a_matrix_with_a_ridge_is_not_taken_for_the_one_without():
     made = posed("wide rows", scales=False, pinned=False)
     h = np.ones_like(made.matrix.h)
-    factors = steps.factorize(h, act_order=True)
+    factors = factors_of.factorize(h, act_order=True)
     assert not factors.exact
     found = steps.feed_back(replace(made.matrix, h=h), factors, made.start.tables)
     error = found.error.astype(float)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from layerwise_cases import ALGORITHMS, DAMPING, LAYOUTS, decode, moments_for, objective
 
+from palette_core.builtins.clusterers.layerwise import factors as factors_of
 from palette_core.builtins.clusterers.layerwise import steps
 from palette_core.builtins.clusterers.layerwise.clusterer import Gptq, Lnq
 from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
@@ -181,7 +182,7 @@ def test_feedback_of_pinned_elements_is_that_of_the_paper(aimed, act_order):
     problem = problem_of(target, zeros, layout, moments, 6)
     posed = pose(problem, moments, DAMPING, weighted_kmeans(problem, moments))
     tables = posed.start.tables
-    factors = steps.factorize(posed.matrix.h, act_order=act_order)
+    factors = factors_of.factorize(posed.matrix.h, act_order=act_order)
     state = steps.feed_back(posed.matrix, factors, tables)
     made = torch.from_numpy(tables.lut[0, :, 0][state.codes])
     order = damped(moments).diagonal().argsort(descending=True) if act_order else range(20)

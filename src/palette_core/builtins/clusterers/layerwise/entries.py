@@ -187,13 +187,24 @@ def _add_columns(
 
 
 @kernel
-def solve(square: Any, right: Any, fixed: Any) -> Any:
-    """Return δ with (A + tiny ridge) δ = b; entries that nothing uses stay where they are.
+def solve(square: Any, right: Any, fixed: Any, step: Any, low: Any, high: Any) -> None:
+    """Set δ of some tables, with (A + tiny ridge) δ = b; entries that nothing uses stay in place.
 
     Arrays and bounds:
-        square: ``[K, K]`` float64; right: ``[K]`` float64.
-        fixed: an entry that stays where it is too, or -1.
+        square: ``[n, D, K, K]`` float64; right: ``[n, D, K]`` float64; fixed: ``[n]`` int64,
+            entries that stay in place too, or -1; step: ``[n, K, D]`` float64.
+        low: the first one of these tables; high: the one after the last.
     """
+    for i in range(low, high):
+        for d in range(right.shape[1]):
+            found = _solution(square[i, d], right[i, d], fixed[i])
+            for k in range(found.shape[0]):
+                step[i, k, d] = found[k]
+
+
+@inner_kernel
+def _solution(square: Any, right: Any, fixed: Any) -> Any:
+    """Return δ of one table; square: ``[K, K]``; right: ``[K]``; fixed: an entry, or -1."""
     count = right.shape[0]
     used = np.empty(count, np.int64)
     n = 0

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from palette_core.builtins.clusterers.layerwise.factors import factorize
 from palette_core.builtins.clusterers.layerwise.steps import (
     Matrix,
     Solution,
     State,
     costs_of,
     descend,
-    factorize,
     feed_back,
     refit,
 )

@@ -15,7 +15,7 @@ from palette_core.builtins.clusterers.layerwise.vectors import ROWS, TILE_BYTES,
 _fused_kernel = kernel_with(fastmath={"contract"})
 _inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
-_PANEL = 48
+PANEL = 48
 TILED = may_compile()
 BATCH = 32
 # What kernels call each other with: for a plain 0 numba compiles the callee once more.
@@ -156,6 +156,45 @@ def _negate(source: Any, into: Any) -> None:
 
 
 @_fused_kernel
+def factor_panel(a: Any, low: Any, high: Any, lines: Any) -> Any:
+    """Replace columns ``low`` to ``high`` of ``a`` by those of its factor; see `factorize`.
+
+    Arrays:
+        lines: ``[1, high − low, C − high]``: set to what is below the diagonal block, turned.
+
+    Returns:
+        whether every pivot was positive.
+    """
+    n = a.shape[0]
+    above = np.empty(PANEL)
+    panel = np.empty((high - low, n - low))
+    _transpose(a[low:, low:high], panel)
+    for j in range(high - low):
+        for i in range(j):
+            above[i] = -panel[i, j]
+        add_rows(above[:j], panel, panel[j], ZERO, j, j, n - low)
+        if not panel[j, j] > 0.0:
+            return False
+        scale = 1.0 / np.sqrt(panel[j, j])
+        for i in range(j, n - low):
+            panel[j, i] *= scale
+    _transpose(panel.T, a[low:, low:high].T)  # the longer axis in the outer loop
+    _transpose(a[high:, low:high], lines[0])
+    return True
+
+
+@_fused_kernel
+def subtract_panel(a: Any, low: Any, high: Any, lines: Any, top: Any, bottom: Any) -> None:
+    """Take what a panel stands for from rows ``top`` to ``bottom`` of ``a``, all below it."""
+    group = np.zeros(BATCH, np.int32)
+    for i in range(top, bottom, BATCH):
+        end = min(bottom, i + BATCH)
+        its = np.empty((end - i, high - low))
+        _negate(a[i:end, low:high], its)
+        add_products(its, lines, group[: end - i], a[i:end, high:], ZERO, ZERO, end - high)
+
+
+@_fused_kernel
 def factorize(a: Any) -> Any:
     """Replace the lower triangle of ``a`` ``[C, C]`` float64 by its Cholesky factor.
 
@@ -165,39 +204,23 @@ def factorize(a: Any) -> Any:
         whether every pivot was positive.
     """
     n = a.shape[0]
-    group, above = np.zeros(n, np.int32), np.empty(_PANEL)
-    for low in range(0, n, _PANEL):
-        high = min(n, low + _PANEL)
-        panel = np.empty((high - low, n - low))
-        _transpose(a[low:, low:high], panel)
-        for j in range(high - low):
-            for i in range(j):
-                above[i] = -panel[i, j]
-            add_rows(above[:j], panel, panel[j], ZERO, j, j, n - low)
-            if not panel[j, j] > 0.0:
-                return False
-            scale = 1.0 / np.sqrt(panel[j, j])
-            for i in range(j, n - low):
-                panel[j, i] *= scale
+    for low in range(0, n, PANEL):
+        high = min(n, low + PANEL)
         lines = np.empty((1, high - low, n - high))
-        _transpose(panel.T, a[low:, low:high].T)  # the longer axis in the outer loop
-        _transpose(a[high:, low:high], lines[0])
-        for i in range(high, n, BATCH):
-            end = min(n, i + BATCH)
-            its = np.empty((end - i, high - low))
-            _negate(a[i:end, low:high], its)
-            add_products(its, lines, group[i:end], a[i:end, high:], ZERO, ZERO, end - high)
+        if not factor_panel(a, low, high, lines):
+            return False
+        subtract_panel(a, low, high, lines, high, n)
     return True
 
 
 @kernel
-def pick(h: Any, order: Any, ridge: Any, a: Any) -> None:
-    """Set the lower triangle of ``a`` to that of ``h``, its rows and columns in another order.
+def pick(h: Any, order: Any, ridge: Any, a: Any, top: Any, bottom: Any) -> None:
+    """Set rows of the lower triangle of ``a`` to those of ``h``, its axes in another order.
 
     Arrays:
         h: ``[C, C]`` float32; order: ``[C]``; ridge: added to the diagonal; a: ``[C, C]`` float64.
     """
-    for i in range(a.shape[0]):
+    for i in range(top, bottom):
         line = h[order[i]]
         for j in range(i + 1):
             a[i, j] = line[order[j]]
@@ -205,22 +228,23 @@ def pick(h: Any, order: Any, ridge: Any, a: Any) -> None:
 
 
 @kernel
-def turn_back(a: Any, feedback: Any, pivot: Any) -> None:
+def turn_back(a: Any, feedback: Any, pivot: Any, top: Any, bottom: Any) -> None:
     """Set U + Uᵀ and d, float32, from a Cholesky factor of the matrix with its order reversed.
 
+    Rows ``top`` to ``bottom`` of U, that is, and columns of Uᵀ.
+
     Arrays:
-        a: ``[C, C]`` float64; feedback: ``[C, C]``, zero on its diagonal; pivot: ``[C]``.
+        a: ``[C, C]`` float64; feedback: ``[C, C]``; pivot: ``[C]``.
     """
     last = a.shape[0] - 1
     part = np.empty(a.shape[0])
-    for j in range(a.shape[0]):
-        scale = a[last - j, last - j]
-        pivot[j] = scale * scale
-        part[j] = 1.0 / scale
-    for i in range(a.shape[0]):
+    for j in range(top, a.shape[0]):
+        part[j] = 1.0 / a[last - j, last - j]
+    for i in range(top, bottom):
         line = a[last - i]
+        pivot[i] = line[last - i] * line[last - i]
+        feedback[i, i] = 0.0
         for j in range(i + 1, a.shape[0]):
-            feedback[i, j] = line[last - j] * part[j]
-    for i in range(a.shape[0]):
-        for j in range(i):
-            feedback[i, j] = feedback[j, i]
+            value = line[last - j] * part[j]
+            feedback[i, j] = value
+            feedback[j, i] = value

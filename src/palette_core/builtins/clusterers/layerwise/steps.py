@@ -6,6 +6,7 @@ descent over codes, and least squares over entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +20,30 @@ from palette_core._common.threads import map_threads
 from palette_core.builtins.clusterers.layerwise import entries as entries_of
 from palette_core.builtins.clusterers.layerwise import feedback, kernels, products
 from palette_core.builtins.clusterers.layerwise import lines as lines_of
+from palette_core.builtins.clusterers.layerwise.factors import Factors
 from palette_core.builtins.clusterers.layerwise.sums import Sums
 from palette_core.builtins.clusterers.layerwise.tables import Tables, refitted, sort_entries
+from palette_core.builtins.clusterers.layerwise.vectors import ROWS
 from palette_core.plugins import LutQuantizer
 
 Array = NDArray[Any]
 _ROWS = 16  # of the weight in one piece of work
 _MANY_ROWS = 64  # where each is done by itself, and the same lines of a matrix serve all
 _SUMS_BYTES = 1 << 28  # of normal equations held at once
+
+
+def pieces_of(count: int, most: int) -> list[tuple[int, int]]:
+    """Cut a count into pieces of about ``most``, from and to, that two threads can share evenly."""
+    pieces = -(-count // most)
+    if pieces == 1:
+        return [(0, count)]
+    tiles = count / (ROWS * (pieces + pieces % 2))  # in a piece; the rest of one takes longer
+    cuts = [_cut(count, ROWS * max(1, size)) for size in (math.ceil(tiles), math.floor(tiles))]
+    return min(cuts, key=lambda cut: sum(high - low for low, high in cut[::2]))
+
+
+def _cut(count: int, step: int) -> list[tuple[int, int]]:
+    return [(at, min(count, at + step)) for at in range(0, count, step)]
 
 
 @dataclass(frozen=True)
@@ -71,16 +88,12 @@ class Matrix:
     @property
     def pieces(self) -> list[tuple[int, int]]:
         """Fixed ranges of strips, from and to, that make a piece of work each."""
-        return self._cut(_ROWS)
+        return pieces_of(self.table.shape[0], max(1, _ROWS // self.dim))
 
     @property
     def large_pieces(self) -> list[tuple[int, int]]:
         """Larger ones, for work in which the same lines of H serve all rows."""
-        return self._cut(_MANY_ROWS)
-
-    def _cut(self, rows: int) -> list[tuple[int, int]]:
-        strips, step = self.table.shape[0], max(1, rows // self.dim)
-        return [(at, min(strips, at + step)) for at in range(0, strips, step)]
+        return pieces_of(self.table.shape[0], max(1, _MANY_ROWS // self.dim))
 
     @cached_property
     def sums(self) -> Sums:
@@ -191,46 +204,6 @@ def descend(matrix: Matrix, state: State, sweeps: int) -> int:
     return sum(matrix.each(one))
 
 
-@dataclass(frozen=True)
-class Factors:
-    """H = (I + U) diag(d) (I + U)ᵀ, columns in the order in which they are to be done.
-
-    Attributes:
-        order: ``[G, C]`` int32.
-        feedback: ``[G, C, C]`` float32, U + Uᵀ.
-        pivot: ``[G, C]`` float32, d.
-        exact: nothing had to be added to the diagonal of H.
-    """
-
-    order: Array
-    feedback: Array
-    pivot: Array
-    exact: bool
-
-
-def factorize(h: Array, *, act_order: bool) -> Factors:
-    """Factorize each matrix, columns with the largest inputs first if ``act_order``."""
-    groups, columns, _ = h.shape
-    order = np.empty((groups, columns), np.int32)
-    feedback = np.zeros(h.shape, np.float32)
-    pivot = np.empty((groups, columns), np.float32)
-
-    def one(g: int) -> bool:
-        diagonal = h[g].diagonal()
-        order[g] = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
-        # The factor of the reversed matrix is the upper triangular one of the matrix, reversed.
-        back = np.ascontiguousarray(order[g][::-1])
-        a, ridge = np.zeros((columns, columns)), 0.0
-        products.pick(h[g], back, ridge, a)
-        while not products.factorize(a):
-            ridge = 10.0 * ridge or 1e-6 * float(diagonal.mean(dtype=np.float64))
-            products.pick(h[g], back, ridge, a)
-        products.turn_back(a, feedback[g], pivot[g])
-        return ridge == 0.0
-
-    return Factors(order, feedback, pivot, all(map_threads(one, range(groups))))
-
-
 def feed_back(matrix: Matrix, factors: Factors, tables: Tables) -> State:
     """Choose all codes for given tables, column by column; see the kernel."""
     codes = np.zeros(matrix.table.shape, np.uint8)
@@ -277,7 +250,7 @@ def refit(matrix: Matrix, state: State) -> State:
     sums = matrix.sums
     sums.begin(state.codes)
     per_batch = max(1, _SUMS_BYTES // (lut.shape[1] ** 2 * lut.shape[2] * 8))
-    error, grad = state.error.copy(), state.grad.copy()
+    error, grad, costs = state.error, state.grad, np.empty_like(state.costs)
     for colour in range(int(matrix.colours.max()) + 1):
         before = tables.lut
         members = np.flatnonzero(matrix.colours == colour)
@@ -286,43 +259,44 @@ def refit(matrix: Matrix, state: State) -> State:
             square, right = sums.equations(matrix, grad, state.codes, batch)
             tables = refitted(tables, batch, square, right, matrix.dtype, matrix.quantizer)
         step = tables.lut - before
-        moved = (step != 0).any(axis=(1, 2))
-        _move(matrix, state.codes, step, moved, error, grad)
-    costs = np.empty_like(state.costs)
-    matrix.each_of_many(
-        lambda low, high: kernels.row_costs(
-            error, grad, matrix.share, costs, low * matrix.dim, high * matrix.dim
-        )
-    )
+        fresh = error is state.error
+        error, grad = _moved(matrix, state.codes, step, error, grad, costs, fresh=fresh)
     tables, codes = sort_entries(tables, state.codes, matrix.table)
     sums.end(codes if codes is state.codes else None)  # else entries have other numbers by now
     return State(tables, codes, costs, error, grad)
 
 
-def _move(
-    matrix: Matrix, codes: Array, step: Array, moved: Array, error: Array, grad: Array
-) -> None:
-    lines = matrix.sums.lines
+def _moved(
+    matrix: Matrix,
+    codes: Array,
+    step: Array,
+    error: Array,
+    grad: Array,
+    costs: Array,
+    *,
+    fresh: bool,
+) -> tuple[Array, Array]:
+    """Return error and gradient when entries have moved by a step, and set costs.
+
+    They are written to unless new ones are asked for, all in one piece of work.
+    """
+    moved = (step != 0).any(axis=(1, 2))
+    new = (np.empty_like(error), np.empty_like(grad)) if fresh else (error, grad)
+    table, lines, dim = matrix.table, matrix.sums.lines, matrix.dim
+
+    def one(low: int, high: int) -> None:
+        rows = slice(low * dim, high * dim)
+        if fresh:
+            new[0][rows], new[1][rows] = error[rows], grad[rows]
+        if lines is not None:
+            lines_of.move_by_lines(table, matrix.factor, codes, step, moved, lines, *new, low, high)
+        else:
+            shared = (table, matrix.factor, matrix.wide, codes, step, moved)
+            entries_of.move_entries(*shared, matrix.group, matrix.h, *new, low, high)
+        kernels.row_costs(*new, matrix.share, costs, low * dim, high * dim)
+
     if lines is not None:
-        matrix.each_of_many(
-            lambda low, high: lines_of.move_by_lines(
-                matrix.table, matrix.factor, codes, step, moved, lines, error, grad, low, high
-            )
-        )
-        return
-    matrix.each(
-        lambda low, high: entries_of.move_entries(
-            matrix.table,
-            matrix.factor,
-            matrix.wide,
-            codes,
-            step,
-            moved,
-            matrix.group,
-            matrix.h,
-            error,
-            grad,
-            low,
-            high,
-        )
-    )
+        matrix.each_of_many(one)
+    else:
+        matrix.each(one)
+    return new

@@ -15,7 +15,7 @@ from palette_core.plugins import LutQuantizer
 from palette_core.tensors import QuantizedLut, with_zeros
 
 Array = NDArray[Any]
-_FLOPS = 1 << 20  # of solutions that are worth a thread: the interpreter calls each of them
+_FLOPS = 1 << 20  # of solutions that are worth a thread
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,14 @@ def refitted(
             coordinate descent finds in the metric A.
     """
     present = tables.lut[batch].astype(np.float64)
-    ideal = present.copy()
-    fixed = np.full(len(batch), -1) if tables.zero is None else tables.zero[batch]
+    ideal = np.empty_like(present)
+    fixed = np.full(len(batch), -1) if tables.zero is None else tables.zero[batch].astype(np.int64)
 
     def some(part: slice) -> None:
-        for i in range(part.start, part.stop):
-            for d in range(present.shape[2]):
-                ideal[i, :, d] += entries_of.solve(square[i, d], right[i, d], fixed[i])
+        entries_of.solve(square, right, fixed, ideal, part.start, part.stop)
 
     map_threads(some, slices_of(len(batch), max(1, _FLOPS // present.shape[1] ** 3)))
+    ideal += present
     wide = np.zeros(len(tables.lut), np.bool_)
     if quantizer is None or tables.stored is None:
         proposals = [cast_tables(ideal, dtype)]

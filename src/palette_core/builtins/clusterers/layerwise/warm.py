@@ -22,6 +22,9 @@ _TYPES = {
     "FFF": "float32[:,:,::1]",
     "D": "float64[::1]",
     "DD": "float64[:,::1]",
+    "DDD": "float64[:,:,::1]",
+    "DDDD": "float64[:,:,:,::1]",
+    "L": "int64[::1]",
     "I": "int32[::1]",
     "II": "int32[:,::1]",
     "UU": "uint8[:,::1]",
@@ -37,11 +40,12 @@ FED_BACK: Mapping[Any, str] = {
     kernels.subtract_decoded: _types("FF II FFF FF n UU FF n n"),
     products.multiply_half: _types("FF I FFF FF n n"),
     kernels.row_costs: _types("FF FF F D n n"),
-    products.pick: _types("FF I f DD"),
-    products.factorize: _types("DD"),
-    products.turn_back: _types("DD FF F"),
+    products.pick: _types("FF I f DD n n"),
+    products.factor_panel: _types("DD n n DDD"),
+    products.subtract_panel: _types("DD n n DDD n n"),
+    products.turn_back: _types("DD FF F n n"),
     feedback.feed_back: _types("FF I F II FFF FF II FFF FF n BB UU FF FF D n n"),
-    entries.solve: _types("DD D n"),
+    entries.solve: _types("DDDD DDD L DDD n n"),
 }
 """What ``gptq`` always needs, in the order of use."""
 
