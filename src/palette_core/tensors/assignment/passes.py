@@ -115,6 +115,8 @@ def tidy_entries(entries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor
     last = used.sum(dim=1, keepdim=True, dtype=torch.int64) - 1
     at = torch.arange(count, device=codes.device).expand(blocks, -1)
     source = order.gather(1, torch.minimum(at, last))
+    if torch.equal(order, at):
+        return entries.gather(1, source[..., None].expand(-1, -1, dim)), source, codes
     rank = torch.empty_like(order).scatter_(1, order, at).to(torch.uint8)
     new_codes = torch.empty_like(codes)
     for b, n in some:
