@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-_KEPT = 1 << 28  # bytes that may be free, at the end of the heap or anywhere in it
+_KEPT = 3 << 27  # bytes that may be free, at the end of the heap or anywhere in it
 _SHARE = 8  # of what was in use at most may be taken beside it, where that is more
 _USUAL = {_MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}
 """What glibc comes to by itself where pieces of 32 MB are freed, as they are beside a model."""
