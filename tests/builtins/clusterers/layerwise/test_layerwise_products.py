@@ -50,6 +50,14 @@ def test_half_a_product_says_what_errors_cost(columns, group):
     assert (out[[0, -1]] == 7.0).all()
 
 
+@pytest.mark.parametrize("columns", [1, 31, 32, 64, 101])
+def test_matrices_become_symmetric(columns):
+    h = np.random.default_rng(0).normal(size=(2, columns, columns)).astype(np.float32)
+    found = h.copy()
+    products.symmetrize(found)
+    np.testing.assert_array_equal(found, (h + h.transpose(0, 2, 1)) * np.float32(0.5))
+
+
 @pytest.mark.parametrize("columns", [1, 7, 48, 64, 101, 200])
 def test_factors_are_those_of_numpy(columns):
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from palette_core.builtins.clusterers.layerwise import products
 from palette_core.builtins.clusterers.layerwise.steps import Matrix, Solution, costs_of
 from palette_core.builtins.clusterers.layerwise.tables import cast_tables, quantized_tables
 from palette_core.errors import ClusteringError
@@ -36,13 +37,11 @@ class Posed:
     Attributes:
         matrix: the weight, scaled moments and who shares what.
         start: importance-weighted k-means.
-        places: ``[M / D, C]``: which point of all blocks, in order, an element belongs to.
         unit: by which to multiply costs to get mean squared outputs.
     """
 
     matrix: Matrix
     start: Solution
-    places: Array
     unit: float
 
 
@@ -158,16 +157,15 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
         w = w * factor
         if bool((factor == factor[:, :1]).all()):
             factor = factor[:, :1].contiguous()
-    numbers = torch.arange(blocks * count).reshape(blocks, count, 1).expand(-1, -1, dim)
-    places = moments.to_matrices(layout.merge(numbers)).flatten(0, 1)[::dim].contiguous().numpy()
-    table = np.ascontiguousarray((places // count).astype(np.int32))
+    numbers = torch.arange(blocks, dtype=torch.int32)[:, None].expand(-1, count)
+    table = _in_strips(numbers, moments, dim)
     rows = w.shape[0] // h.shape[0]
     share = torch.ones(w.shape[0]) if moments.share is None else moments.share.float()
     most = float(share.max()) or 1.0
     colours, component = _sharing(table, blocks)
     pinned = np.zeros(table.shape, np.bool_)
     if problem.zeros is not None:
-        pinned = problem.zeros.reshape(-1).numpy()[places]
+        pinned = _in_strips(problem.zeros, moments, dim)
     matrix = Matrix(
         w=w.numpy(),
         group=np.repeat(np.arange(h.shape[0], dtype=np.int32), rows),
@@ -189,9 +187,23 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
         tables = quantized_tables(first.quantized, points.dtype)
     if problem.zeros is not None:
         tables = replace(tables, zero=_zero_entry(tables.lut, first.codes, problem.zeros))
-    codes = first.codes.reshape(-1).numpy()[places]
+    codes = _in_strips(first.codes, moments, dim)
     start = Solution(tables, codes, costs_of(matrix, tables, codes))
-    return Posed(matrix, start, places, mean * most)
+    return Posed(matrix, start, mean * most)
+
+
+def _in_strips(values: Tensor, moments: InputMoments, dim: int) -> Array:
+    """Return something of each point, ``[B, N]``, as a matrix, ``[M / D, C]``."""
+    weight = moments.layout.merge(values[..., None].expand(-1, -1, dim))
+    strips: Array = moments.to_matrices(weight).flatten(0, 1)[::dim].contiguous().numpy()
+    return strips
+
+
+def _of_points(strips: Array, moments: InputMoments, dim: int) -> Tensor:
+    """Return ``[B, N]`` from ``[M / D, C]``: the inverse of `_in_strips`."""
+    rows = torch.from_numpy(strips).repeat_interleave(dim, 0)
+    weight = moments.from_matrices(rows.unflatten(0, (moments.hessian.shape[0], -1)))
+    return moments.layout.split(weight)[..., 0].contiguous()
 
 
 def _zero_entry(lut: Array, codes: Tensor, zeros: Tensor) -> Array:
@@ -205,11 +217,11 @@ def _zero_entry(lut: Array, codes: Tensor, zeros: Tensor) -> Array:
 
 def _damped(moments: InputMoments, mean: float, damping: float) -> Array:
     """Return H / ``mean``, float32, symmetric, ``damping`` times its ridge on each diagonal."""
-    h = (moments.hessian / mean).to(torch.float32)
-    h = (h + h.transpose(1, 2)).mul_(0.5)
+    h = (moments.hessian / mean).to(torch.float32).contiguous()
+    products.symmetrize(h.numpy())
     ridge = max(damping, 1e-6) * (moments.ridges() / mean).to(torch.float32)
     h.diagonal(dim1=1, dim2=2).add_(ridge)
-    return h.contiguous().numpy()
+    return h.numpy()
 
 
 def _sharing(table: Array, n_tables: int) -> tuple[Array, Array]:
@@ -238,10 +250,8 @@ def _sharing(table: Array, n_tables: int) -> tuple[Array, Array]:
 
 
 def _codebook(posed: Posed, found: Solution, problem: ClusterProblem) -> Codebook:
-    blocks, count, _ = problem.points.shape
-    flat = np.empty(blocks * count, np.uint8)
-    flat[posed.places.reshape(-1)] = found.codes.reshape(-1)
-    codes = torch.from_numpy(flat.reshape(blocks, count))
+    assert problem.moments is not None
+    codes = _of_points(found.codes, problem.moments, posed.matrix.dim)
     before, after = posed.start.cost * posed.unit, found.cost * posed.unit
     if problem.zeros is not None:
         return _with_zero(found, codes, before, after)

@@ -138,6 +138,28 @@ def blocks(columns: Any, wide: Any) -> Any:
     return out
 
 
+@kernel
+def symmetrize(h: Any) -> None:
+    """Replace each matrix of ``h`` ``[G, C, C]`` by the mean of itself and its transpose."""
+    columns = h.shape[1]
+    turned = np.empty((BATCH, BATCH), h.dtype)  # elements of a column lie far apart
+    for g in range(h.shape[0]):
+        for top in range(0, columns, BATCH):
+            for left in range(0, top + 1, BATCH):
+                own = h[g, top : top + BATCH, left : left + BATCH]
+                other = h[g, left : left + BATCH, top : top + BATCH]
+                for j in range(other.shape[0]):
+                    for i in range(own.shape[0]):
+                        turned[i, j] = other[j, i]
+                for i in range(own.shape[0]):
+                    for j in range(own.shape[1]):
+                        own[i, j] = np.float32(0.5) * (own[i, j] + turned[i, j])
+                        turned[i, j] = own[i, j]
+                for j in range(other.shape[0]):
+                    for i in range(own.shape[0]):
+                        other[j, i] = turned[i, j]
+
+
 # Copies are loops: those of whole arrays take numba seconds to compile.
 
 

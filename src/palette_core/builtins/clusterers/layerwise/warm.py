@@ -37,6 +37,7 @@ def _types(names: str) -> str:
 
 
 FED_BACK: Mapping[Any, str] = {
+    products.symmetrize: _types("FFF"),
     kernels.subtract_decoded: _types("FF II FFF FF n UU FF n n"),
     products.multiply_half: _types("FF I FFF FF n n"),
     kernels.row_costs: _types("FF FF F D n n"),
