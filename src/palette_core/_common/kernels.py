@@ -80,7 +80,12 @@ def has_feature(feature: str) -> bool:
 
 
 def is_compiled(function: Any) -> bool:
-    """Return whether a kernel has been compiled, in this process or into a cache on disk."""
+    """Return whether a kernel has been compiled, in this process or into a cache on disk.
+
+    One that is to stay plain Python counts as compiled: nothing is gained by waiting.
+    """
+    if not may_compile():
+        return True
     return bool(function.overloads) or _is_on_disk(function)
 
 
@@ -110,7 +115,7 @@ def compile_ahead(
         later: others, which nobody waits for as long as there is something else to do.
     """
     missing = [each for each in (*kernels, *(later or ())) if not is_compiled(each)]
-    if missing and may_compile() and are_kept():
+    if missing and are_kept():
         first = [(name_of(each), partial(_compile_for, each, kernels[each])) for each in kernels]
         AHEAD.start(recipe, missing, first)
 

@@ -107,8 +107,11 @@ class Windows(InputView):
 
     def _is_depthwise(self) -> bool:
         """Return whether every channel is convolved for itself, along one or two axes."""
+        from palette_core._common.kernels import may_compile  # numba loads slowly
+
         alone = self.channels == 1 and self.n_groups > 1
-        return alone and len(self.kernel) < 3 and math.prod(self.kernel) <= _MOST_ELEMENTS
+        few = len(self.kernel) < 3 and math.prod(self.kernel) <= _MOST_ELEMENTS
+        return alone and few and may_compile()  # of machine instructions there is no plain form
 
     def _by_planes(
         self, raw: tuple[Tensor, ...], gap: tuple[Tensor, ...] | None
