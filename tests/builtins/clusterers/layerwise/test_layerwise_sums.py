@@ -173,3 +173,25 @@ def test_rows_have_lines_only_where_they_are_few_and_of_one_table(monkeypatch):
     assert sums_of.Sums(posed("wide rows", entries=32)).lines is None
     monkeypatch.setattr(sums_of, "_MOST_KEPT", 4 * 24 * 150 * 4 - 1)
     assert sums_of.Sums(posed("wide rows")).lines is None
+
+
+@pytest.mark.parametrize("entries", [4, 7, 32])  # compared with codes, and too many for that
+@pytest.mark.parametrize("scales", [False, True, "of rows"])
+def test_a_descent_ends_where_no_other_code_helps(entries, scales):
+    matrix = posed("wide rows", scales, entries)
+    rng = np.random.default_rng(0)
+    lut = np.sort(rng.normal(size=(len(matrix.colours), entries, 1)), axis=1).astype(np.float32)
+    codes = rng.integers(0, entries, matrix.table.shape).astype(np.uint8)
+    state = steps.evaluate(matrix, cast_tables(lut, matrix.dtype), codes)
+    assert steps.descend(matrix, state, 1000) > 0
+    factor = matrix.factor.astype(float).repeat(matrix.wide, axis=1)
+    known = lut[matrix.table, :, 0] * factor[:, :, None]  # what each element may be
+    taken = np.take_along_axis(known, state.codes[:, :, None].astype(int), axis=2)
+    error = matrix.w - taken[:, :, 0]
+    grad = error @ matrix.h[0].astype(float)
+    np.testing.assert_allclose(state.error, error, atol=1e-5)
+    np.testing.assert_allclose(state.grad, grad, atol=1e-5 * np.abs(grad).max())
+    step = taken - known
+    change = 2 * step * grad[:, :, None] + step**2 * matrix.h[0].diagonal()[:, None]
+    counts = matrix.share > 0  # of other rows no code is changed
+    assert change[counts].min() > -1e-4 * np.abs(change).max()

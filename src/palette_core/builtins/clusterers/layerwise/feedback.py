@@ -68,6 +68,8 @@ def feed_back(
     turned = np.empty((rows, BATCH), np.float32)
     fed = np.empty(rows, np.float32)
     own = group[first : first + rows]
+    held, others = _look(pinned[low:high], table[low:high])
+    others = others or factor.shape[1] > 1
     # Errors are fed to later columns of a batch one by one, and to all behind it at once.
     for left in range(0, columns, BATCH):
         right = min(columns, left + BATCH)
@@ -86,6 +88,8 @@ def feed_back(
                 aim,
                 left,
                 right,
+                held,
+                others,
                 made,
             )
         else:
@@ -169,6 +173,20 @@ def _set_slopes(
 
 
 @_inner_kernel
+def _look(pinned: Any, table: Any) -> Any:
+    """Return whether any element is pinned, and whether a row looks into several tables."""
+    held = others = 0
+    for r in range(table.shape[0]):
+        fixed, tables = pinned[r], table[r]
+        first = tables[0]
+        for j in range(table.shape[1]):
+            held += fixed[j]
+        for j in range(table.shape[1]):
+            others += tables[j] != first
+    return held > 0, others > 0
+
+
+@_inner_kernel
 def _take_scalars(
     w: Any,
     group: Any,
@@ -183,28 +201,27 @@ def _take_scalars(
     aim: Any,
     left: Any,
     right: Any,
+    held: Any,
+    others: Any,
     made: Any,
 ) -> None:
     """Choose the codes of some columns of all these rows, and note errors and missed aims.
 
     What belongs to one column lies side by side here, for many rows to be done at once.
+
+    Arrays and bounds:
+        held: whether any element is pinned; others: whether a row has several tables or factors.
     """
     rows = w.shape[0]
     own, wish = np.empty((BATCH, rows), np.float32), np.empty((BATCH, rows), np.float32)
     found, fed = np.empty((BATCH, rows), np.int32), np.empty(rows, np.float32)
     entries, unit = np.empty((flat.shape[1], rows), np.float32), np.empty(rows, np.float32)
-    held, others = 0, np.int64(factor.shape[1] > 1)
     for r in range(rows):
         places, line, goal = order[group[r], left:right], w[r], aim[r, left:right]
-        tables, fixed = table[r], pinned[r]
-        t = tables[places[0]]
         for k in range(right - left):
-            at = places[k]
-            own[k, r], wish[k, r] = line[at], goal[k]
-            held += fixed[at]
-            others += tables[at] != t
+            own[k, r], wish[k, r] = line[places[k]], goal[k]
     for i in range(left, right):
-        if i == left or others > 0:
+        if i == left or others:
             _set_entries(group, order, table, flat, factor, spot, i, entries, unit)
         _add_fed(feedback, group, made, left, i, fed)
         for r in range(rows):
@@ -212,7 +229,7 @@ def _take_scalars(
             wish[i - left, r] = x
             fed[r] = x / unit[r] if unit[r] > 0.0 else np.float32(0.0)
         _take_nearest(entries, unit, fed, own[i - left], found[i - left], made[i - left])
-        if held > 0:
+        if held:
             for r in range(rows):
                 at = order[group[r], i]
                 if pinned[r, at]:
@@ -318,18 +335,18 @@ def _add_fed(feedback: Any, group: Any, made: Any, left: Any, i: Any, fed: Any) 
         end = top + 1
         while end < fed.shape[0] and group[end] == group[top]:
             end += 1
-        into, own = fed[top:end], feedback[group[top]]
+        factors = feedback[group[top], i, left:i]  # U + Uᵀ is symmetric, and these side by side
+        into = fed[top:end]
         k = 0
         while k + 4 <= i - left:
-            f0, f1 = own[left + k, i], own[left + k + 1, i]
-            f2, f3 = own[left + k + 2, i], own[left + k + 3, i]
+            f0, f1, f2, f3 = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
             p0, p1 = made[k, top:end], made[k + 1, top:end]
             p2, p3 = made[k + 2, top:end], made[k + 3, top:end]
             for r in range(into.shape[0]):
                 into[r] += f0 * p0[r] + f1 * p1[r] + f2 * p2[r] + f3 * p3[r]
             k += 4
         while k < i - left:
-            f0, p0 = own[left + k, i], made[k, top:end]
+            f0, p0 = factors[k], made[k, top:end]
             for r in range(into.shape[0]):
                 into[r] += f0 * p0[r]
             k += 1

@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import inlined, inner_kernel, kernel, kernel_with
+from palette_core.builtins.clusterers.layerwise.coded import decode, first_outside
 from palette_core.builtins.clusterers.layerwise.products import BATCH, ZERO, add_products, blocks
 
 _fused_kernel = kernel_with(fastmath={"contract"})
 _lanes_kernel = kernel_with(fastmath={"contract", "reassoc"})  # sums of many lanes, then of these
-
-_LOOK = 32  # elements looked at together
 
 
 @inlined
@@ -125,7 +124,7 @@ def descend(
             _set_bounds(corners, table, flat, factor, spot, pinned, codes, s, ZERO, columns, bounds)
         for _ in range(sweeps):
             changed = 0
-            j = _next(grad, s * dim, bounds, ZERO)
+            j = first_outside(grad[s * dim], bounds, ZERO)
             while j < columns:
                 t, old = table[s, j], codes[s, j]
                 off, least = np.float32(0.0), np.float32(np.inf)
@@ -139,7 +138,7 @@ def descend(
                     off += weights[d] * step * step
                     least = min(least, weights[d])
                 if dim > 1 and off < np.float32(0.2499) * least * _gap(flat, t, old, gaps):
-                    j = _next(grad, s * dim, bounds, j + 1)
+                    j = first_outside(grad[s * dim], bounds, j + 1)
                     continue
                 code = best(flat, t, targets, weights)
                 gain = 0.0
@@ -160,7 +159,7 @@ def descend(
                     _set_bounds(
                         corners, table, flat, factor, spot, pinned, codes, s, j, j + 1, bounds
                     )
-                j = _next(grad, s * dim, bounds, j + 1)
+                j = first_outside(grad[s * dim], bounds, j + 1)
             total += changed
             if changed == 0:
                 break
@@ -246,39 +245,18 @@ def _set_row(
     if others > 0 or corners.shape[0] > 1 or factor.shape[0] > 1:
         return False
     t = table[0]
-    halves = np.empty((2, 256), np.float32)  # of codes
+    halves = np.empty((2, count), np.float32)  # of codes
     half = np.float32(0.499999) * factor[0]
     for k in range(count):
         halves[0, k] = half * (flat[t, k - 1] - flat[t, k]) if k > 0 else -np.inf
         halves[1, k] = half * (flat[t, k + 1] - flat[t, k]) if k + 1 < count else np.inf
     for side in range(2):
-        own, into = halves[side], bounds[side]
+        into = bounds[side]
+        decode(halves[side], codes, into)
         held = np.float32(-np.inf) if side == 0 else np.float32(np.inf)
         for j in range(columns):
-            bound = corners[0, j] * own[codes[j]]
-            into[j] = held if pinned[j] else bound
+            into[j] = held if pinned[j] else corners[0, j] * into[j]
     return True
-
-
-@inner_kernel
-def _next(grad: Any, r: Any, bounds: Any, j: Any) -> Any:
-    """Return the first element from ``j`` on whose gradient is not within its bounds."""
-    row, least, most = grad[r], bounds[0], bounds[1]
-    columns = row.shape[0]
-    if j < columns and not least[j] < row[j] < most[j]:
-        return j
-    while j + _LOOK <= columns:
-        # Slices, for the compiler to see that no place is negative: then it compares many at once.
-        x, a, b = row[j : j + _LOOK], least[j : j + _LOOK], most[j : j + _LOOK]
-        inside = 0
-        for k in range(_LOOK):
-            inside += (a[k] < x[k]) & (x[k] < b[k])
-        if inside < _LOOK:
-            break
-        j += _LOOK
-    while j < columns and least[j] < row[j] < most[j]:
-        j += 1
-    return j
 
 
 @kernel
@@ -294,13 +272,23 @@ def subtract_decoded(
     high: Any,
 ) -> None:
     """Set the rows of strips ``low`` to ``high`` of ``out`` to w − ŵ."""
-    dim = lut.shape[2]
-    spot = blocks(w.shape[1], wide)
+    dim, columns = lut.shape[2], w.shape[1]
+    flat = lut.reshape(lut.shape[0], lut.shape[1] * dim)
+    spot = blocks(columns, wide)
     for s in range(low, high):
-        for j in range(w.shape[1]):
+        t, others = table[s, 0], 0
+        for j in range(columns):
+            others += table[s, j] != t
+        if others == 0 and dim == 1 and factor.shape[1] == 1:
+            decode(flat[t], codes[s], out[s])
+            f = factor[s, 0]
+            for j in range(columns):
+                out[s, j] = w[s, j] - out[s, j] * f
+            continue
+        for j in range(columns):
             for d in range(dim):
                 r = s * dim + d
-                out[r, j] = w[r, j] - lut[table[s, j], codes[s, j], d] * factor[r, spot[j]]
+                out[r, j] = w[r, j] - flat[table[s, j], codes[s, j] * dim + d] * factor[r, spot[j]]
 
 
 @_lanes_kernel

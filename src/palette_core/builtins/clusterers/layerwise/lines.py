@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import kernel_with
+from palette_core.builtins.clusterers.layerwise.coded import (
+    FOUR,
+    decode,
+    differing,
+    sum_by_code,
+)
 from palette_core.builtins.clusterers.layerwise.products import TILED, ZERO
 from palette_core.builtins.clusterers.layerwise.runs import set_lines
-from palette_core.builtins.clusterers.layerwise.vectors import FOUR, LANES, sum_coded
 
-_LOOK = 64  # codes looked at together
 _fused_kernel = kernel_with(fastmath={"contract"})
-_inner_kernel = kernel_with(fastmath={"contract"}, no_cpython_wrapper=True)
 
 
 @_fused_kernel
@@ -55,7 +58,10 @@ def sum_lines(
         if TILED:
             set_lines(codes[top:end], h[group[top]], lines[top:end])
         else:
-            _set_lines(codes[top:end], h[group[top]], lines[top:end])
+            for r in range(top, end):
+                lines[r] = 0.0
+                for j in range(codes.shape[1]):
+                    lines[r, codes[r, j]] += h[group[r], j]
         top = end
     line = np.empty(entries + FOUR, np.float32)
     for r in range(low, high):
@@ -63,38 +69,16 @@ def sum_lines(
             continue
         f, own = factor[r, 0], slot[table[r, 0]]
         part = np.float64(share[r]) * f
-        _sum_by_code(grad[r], codes[r], ZERO, line)
+        sum_by_code(grad[r], codes[r], ZERO, line)
         for k in range(entries):
             right[own, 0, k] += part * line[k]
         into = square[own, 0]
         for k in range(entries):
-            _sum_by_code(lines[r, k], codes[r], np.int64(k), line)
+            sum_by_code(lines[r, k], codes[r], np.int64(k), line)
             into[k, k] += part * f * line[k]
             for i in range(k + 1, entries):  # H is symmetric
                 into[k, i] += part * f * line[i]
                 into[i, k] += part * f * line[i]
-
-
-@_inner_kernel
-def _sum_by_code(values: Any, codes: Any, first: Any, line: Any) -> None:
-    """Set ``line`` to the sums of values by code; those of codes before ``first`` may be others."""
-    line[:] = 0.0
-    whole = 0
-    if TILED:
-        whole = len(values) // LANES * LANES
-        for code in range(first // FOUR * FOUR, len(line) - FOUR, FOUR):
-            sum_coded(values, ZERO, codes, np.int64(code), np.int64(whole), line)
-    for j in range(whole, len(values)):
-        line[codes[j]] += values[j]
-
-
-@_inner_kernel
-def _set_lines(codes: Any, h: Any, lines: Any) -> None:
-    """Do as `runs.set_lines` without a compiler."""
-    lines[:] = 0.0
-    for r in range(codes.shape[0]):
-        for j in range(codes.shape[1]):
-            lines[r, codes[r, j]] += h[j]
 
 
 @_fused_kernel
@@ -131,11 +115,11 @@ def change_lines(
             continue
         f, own = factor[r, 0], slot[table[r, 0]]
         part = np.float64(share[r]) * f
-        _sum_by_code(grad[r], codes[r], ZERO, line)
+        sum_by_code(grad[r], codes[r], ZERO, line)
         for k in range(entries):
             right[own, 0, k] += part * line[k]
         into = square[own, 0]
-        for at in range(_differing(codes[r], before[r], changed)):
+        for at in range(differing(codes[r], before[r], changed)):
             j = changed[at]
             a, b = before[r, j], codes[r, j]
             for k in range(entries):
@@ -158,23 +142,6 @@ def change_lines(
                 new[i] += own_row[i]
 
 
-@_inner_kernel
-def _differing(a: Any, b: Any, found: Any) -> Any:
-    """Return at how many places two rows of codes differ; sets ``found`` to them."""
-    n, columns = np.int64(0), len(a)
-    for left in range(0, columns, _LOOK):
-        right = min(columns, left + _LOOK)
-        x, y, same = a[left:right], b[left:right], 0
-        for k in range(right - left):
-            same += x[k] == y[k]
-        if same < right - left:
-            for k in range(right - left):
-                if x[k] != y[k]:
-                    found[n] = left + k
-                    n += 1
-    return n
-
-
 @_fused_kernel
 def move_by_lines(
     table: Any,
@@ -190,15 +157,19 @@ def move_by_lines(
 ) -> None:
     """Bring error and gradient up to date when entries move; see `entries.move_entries`."""
     entries, columns = lines.shape[1], error.shape[1]
+    sizes, moves = np.empty(entries, np.float32), np.empty(columns, np.float32)
     for r in range(low, high):
         t, f = table[r, 0], factor[r, 0]
         if not moved[t]:
             continue
-        for j in range(columns):
-            error[r, j] -= step[t, codes[r, j], 0] * f
-        out = grad[r]
         for k in range(entries):
-            size, line = step[t, k, 0] * f, lines[r, k]
+            sizes[k] = step[t, k, 0] * f
+        decode(sizes, codes[r], moves)
+        gone, out = error[r], grad[r]
+        for j in range(columns):
+            gone[j] -= moves[j]
+        for k in range(entries):
+            size, line = sizes[k], lines[r, k]
             if size != 0.0:
                 for j in range(columns):
                     out[j] -= size * line[j]

@@ -1,4 +1,4 @@
-"""Two loops written for the processor: sums that stay in its registers until all is added up.
+"""Loops written for the processor: sums that stay in its registers until all is added up.
 
 What a compiler makes of plain loops loads and stores every sum once for a few products. Each sum is
 of one element, in the order of what is added, so that widths of registers change no result.
@@ -26,9 +26,8 @@ LINE = 64  # float32 values of lines that are added up at once
 STRIP = 32  # likewise, where they have been put together from lines far apart
 
 LANES = _BYTES // 4  # float32 values of a register
-FOUR = 4  # codes that are looked for together
 
-_WORD, _LONG = ir.IntType(32), ir.IntType(64)
+WORD, LONG = ir.IntType(32), ir.IntType(64)
 
 
 def _add_tile(
@@ -65,24 +64,24 @@ def _add_tile(
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         def lines(array: int, count: int) -> list[Any]:
-            data = _data(target, builder, signature, values, array)
+            data = data_of(target, builder, signature, values, array)
             first = builder.gep(data, [values[array + 1]])
             step = values[array + 2]
-            return [builder.gep(first, [builder.mul(step, _LONG(r))]) for r in range(count)]
+            return [builder.gep(first, [builder.mul(step, LONG(r))]) for r in range(count)]
 
         size = target.get_abi_sizeof(target.get_value_type(out.dtype))
         lanes = _BYTES // size
         factors, (matrix,), rows = lines(0, ROWS), lines(3, 1), lines(7, ROWS)
-        spots = [_spots(builder, row, lanes, _ACROSS) for row in rows]
+        spots = [spots_of(builder, row, lanes, _ACROSS) for row in rows]
 
         def step(k: Any, sums: list[Any]) -> list[Any]:
             line = builder.gep(matrix, [builder.mul(k, values[5])])
             parts = [
-                builder.load(spot, align=size) for spot in _spots(builder, line, lanes, _ACROSS)
+                builder.load(spot, align=size) for spot in spots_of(builder, line, lanes, _ACROSS)
             ]
             made = []
             for r, row in enumerate(factors):
-                factor = _spread(builder, builder.load(builder.gep(row, [k])), lanes)
+                factor = spread(builder, builder.load(builder.gep(row, [k])), lanes)
                 for c, part in enumerate(parts):
                     made.append(_plus(builder, sums[r * _ACROSS + c], factor, part))
             return made
@@ -124,7 +123,7 @@ def _add_lines(
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         def pointer(array: int, offset: Any) -> Any:
-            data = _data(target, builder, signature, values, array)
+            data = data_of(target, builder, signature, values, array)
             return builder.gep(data, [offset])
 
         lanes = _BYTES // 4
@@ -132,16 +131,16 @@ def _add_lines(
         scales, into = pointer(4, values[5]), pointer(7, values[8])
 
         def step(k: Any, sums: list[Any]) -> list[Any]:
-            number = builder.zext(builder.load(builder.gep(numbers, [k])), _LONG)
+            number = builder.zext(builder.load(builder.gep(numbers, [k])), LONG)
             line = builder.gep(matrix, [builder.mul(number, values[2])])
-            factor = _spread(builder, builder.load(builder.gep(scales, [k])), lanes)
-            spots = _spots(builder, line, lanes, len(sums))
+            factor = spread(builder, builder.load(builder.gep(scales, [k])), lanes)
+            spots = spots_of(builder, line, lanes, len(sums))
             return [
                 _plus(builder, total, factor, builder.load(spot, align=4))
                 for total, spot in zip(sums, spots, strict=True)
             ]
 
-        _accumulate(builder, values[6], _spots(builder, into, lanes, LINE // lanes), 4, step)
+        _accumulate(builder, values[6], spots_of(builder, into, lanes, LINE // lanes), 4, step)
         return target.get_dummy_value()
 
     return signature, generate
@@ -174,20 +173,20 @@ def _sum_strips(
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         def pointer(array: int, offset: Any) -> Any:
-            return builder.gep(_data(target, builder, signature, values, array), [offset])
+            return builder.gep(data_of(target, builder, signature, values, array), [offset])
 
         lanes = _BYTES // 4
         matrix, numbers = pointer(0, values[1]), pointer(2, values[3])
         nothing = ir.Constant(ir.VectorType(ir.FloatType(), lanes), [0.0] * lanes)
         sums = [_build.alloca_once_value(builder, nothing) for _ in range(STRIP // lanes)]
         with _build.for_range(builder, values[4]) as loop:
-            number = builder.zext(builder.load(builder.gep(numbers, [loop.index])), _LONG)
-            strip = builder.gep(matrix, [builder.mul(number, _LONG(STRIP))])
-            for total, spot in zip(sums, _spots(builder, strip, lanes, len(sums)), strict=True):
+            number = builder.zext(builder.load(builder.gep(numbers, [loop.index])), LONG)
+            strip = builder.gep(matrix, [builder.mul(number, LONG(STRIP))])
+            for total, spot in zip(sums, spots_of(builder, strip, lanes, len(sums)), strict=True):
                 part = builder.load(spot, align=_BYTES)
                 builder.store(builder.fadd(builder.load(total), part), total)
         into = pointer(5, values[6])
-        for total, spot in zip(sums, _spots(builder, into, lanes, len(sums)), strict=True):
+        for total, spot in zip(sums, spots_of(builder, into, lanes, len(sums)), strict=True):
             builder.store(builder.load(total), spot, align=4)
         return target.get_dummy_value()
 
@@ -202,61 +201,14 @@ def _copy_strip(context: Any, m: Any, m_at: Any, out: Any, out_at: Any) -> Any:
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         lanes = _BYTES // 4
         source, into = (
-            builder.gep(_data(target, builder, signature, values, at), [values[at + 1]])
+            builder.gep(data_of(target, builder, signature, values, at), [values[at + 1]])
             for at in (0, 2)
         )
         parts = [
-            builder.load(spot, align=4) for spot in _spots(builder, source, lanes, STRIP // lanes)
+            builder.load(spot, align=4) for spot in spots_of(builder, source, lanes, STRIP // lanes)
         ]
-        for part, spot in zip(parts, _spots(builder, into, lanes, len(parts)), strict=True):
+        for part, spot in zip(parts, spots_of(builder, into, lanes, len(parts)), strict=True):
             builder.store(part, spot, align=4)
-        return target.get_dummy_value()
-
-    return signature, generate
-
-
-def _sum_coded(
-    context: Any, m: Any, m_at: Any, codes: Any, first: Any, count: Any, out: Any
-) -> Any:
-    """Add what a line holds where there is one of `FOUR` codes to as many sums.
-
-    Args:
-        context: of numba's typing.
-        m: float32, the line.
-        m_at: where in it to begin.
-        codes: uint8, one for each element of the line.
-        first: of the codes that count.
-        count: how many elements, a multiple of `LANES`.
-        out: float32, by code; those from ``first`` on are added to.
-    """
-    index = types.intp
-    signature = types.void(m, index, codes, index, index, out)
-
-    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
-        def pointer(array: int, *offset: Any) -> Any:
-            return builder.gep(_data(target, builder, signature, values, array), list(offset))
-
-        line, own, into = pointer(0, values[1]), pointer(2, _LONG(0)), pointer(5, values[3])
-        nothing = ir.Constant(ir.VectorType(ir.FloatType(), LANES), [0.0] * LANES)
-        sums = [_build.alloca_once_value(builder, nothing) for _ in range(FOUR)]
-        low = builder.trunc(values[3], ir.IntType(8))
-        likes = [
-            _spread(builder, builder.add(low, ir.Constant(low.type, k)), LANES) for k in range(FOUR)
-        ]
-        with _build.for_range(builder, builder.udiv(values[4], _LONG(LANES))) as loop:
-            at = builder.mul(loop.index, _LONG(LANES))
-            (spot,) = _spots(builder, builder.gep(line, [at]), LANES, 1)
-            part = builder.load(spot, align=4)
-            (spot,) = _spots(builder, builder.gep(own, [at]), LANES, 1)
-            code = builder.load(spot, align=1)
-            for total, like in zip(sums, likes, strict=True):
-                before = builder.load(total)
-                here = builder.icmp_unsigned("==", code, like)
-                builder.store(builder.select(here, builder.fadd(before, part), before), total)
-        for k, total in enumerate(sums):
-            spot = builder.gep(into, [_LONG(k)])
-            made = _sum_of(builder, builder.load(total))
-            builder.store(builder.fadd(builder.load(spot), made), spot)
         return target.get_dummy_value()
 
     return signature, generate
@@ -266,43 +218,26 @@ add_tile: Any = intrinsic(_add_tile)
 add_lines: Any = intrinsic(_add_lines)
 sum_strips: Any = intrinsic(_sum_strips)
 copy_strip: Any = intrinsic(_copy_strip)
-sum_coded: Any = intrinsic(_sum_coded)
 
 
-def _data(target: Any, builder: Any, signature: Any, values: Any, array: int) -> Any:
+def data_of(target: Any, builder: Any, signature: Any, values: Any, array: int) -> Any:
+    """Return where the elements of an argument begin."""
     return target.make_array(signature.args[array])(target, builder, values[array]).data
 
 
-def _spots(builder: Any, start: Any, lanes: int, count: int) -> list[Any]:
+def spots_of(builder: Any, start: Any, lanes: int, count: int) -> list[Any]:
     """Return where ``count`` vectors next to each other lie."""
     kind = ir.VectorType(start.type.pointee, lanes).as_pointer()
-    return [builder.bitcast(builder.gep(start, [_LONG(c * lanes)]), kind) for c in range(count)]
+    return [builder.bitcast(builder.gep(start, [LONG(c * lanes)]), kind) for c in range(count)]
 
 
-def _spread(builder: Any, value: Any, lanes: int) -> Any:
+def spread(builder: Any, value: Any, lanes: int) -> Any:
     """Return a vector with one value in all its lanes."""
     kind = ir.VectorType(value.type, lanes)
     nothing = ir.Constant(kind, ir.Undefined)
-    one = builder.insert_element(nothing, value, _WORD(0))
-    everywhere = ir.Constant(ir.VectorType(_WORD, lanes), [0] * lanes)
+    one = builder.insert_element(nothing, value, WORD(0))
+    everywhere = ir.Constant(ir.VectorType(WORD, lanes), [0] * lanes)
     return builder.shuffle_vector(one, nothing, everywhere)
-
-
-def _sum_of(builder: Any, vector: Any) -> Any:
-    """Return the sum of the lanes of a vector: halves are added up until one lane is left."""
-    lanes = vector.type.count
-    while lanes > 1:
-        lanes //= 2
-        low, high = (
-            builder.shuffle_vector(
-                vector,
-                vector,
-                ir.Constant(ir.VectorType(_WORD, lanes), [at + i for i in range(lanes)]),
-            )
-            for at in (0, lanes)
-        )
-        vector = builder.fadd(low, high)
-    return builder.extract_element(vector, _WORD(0))
 
 
 def _plus(builder: Any, total: Any, a: Any, b: Any) -> Any:
