@@ -121,7 +121,9 @@ def feed_back(
             places, line = order[own[r], left:right], error[first + r]
             for k in range(right - left):
                 turned[r, k] = made[k, r]
-                line[places[k]] = made[k, r]
+            own_errors = turned[r]
+            for k in range(right - left):
+                line[places[k]] = own_errors[k]
         add_products(turned[:, : right - left], feedback, own, aim, left, right, columns)
     _set_slopes(aim, own, share[first : first + rows], order, feedback, pivot, grad, costs, first)
 
@@ -235,12 +237,15 @@ def _take_scalars(
                 if pinned[r, at]:
                     found[i - left, r] = codes[r, at]
                     made[i - left, r] = w[r, at] - entries[codes[r, at], r] * unit[r]
+        goals, weights, errors = wish[i - left], own[i - left], made[i - left]
+        for r in range(rows):
+            goals[r] = goals[r] - weights[r] + errors[r]
     for r in range(rows):
         places, line_of_codes = order[group[r], left:right], codes[r]
         missed = aim[r, left:right]
         for k in range(right - left):
             line_of_codes[places[k]] = found[k, r]
-            missed[k] = wish[k, r] - own[k, r] + made[k, r]
+            missed[k] = wish[k, r]
 
 
 @_inner_kernel
