@@ -1,4 +1,4 @@
-"""What rows of codes, and of values, are looked through for: some registers at a time.
+"""Searches of rows of codes, and of values by their codes: some registers at a time.
 
 Where values differ from code to code, a compiler's loops load each by itself, and leave as soon as
 one is found.
