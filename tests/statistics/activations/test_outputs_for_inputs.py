@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from palette_core import KMeansPalettizer, KMeansPalettizerConfig
 from palette_core.plugins import Consumption
-from palette_core.statistics.activations import feeding, paused_run
+from palette_core.statistics.activations import feeding, paused_run, pausing
 from palette_core.statistics.activations.accumulate import Accumulator
 from palette_core.statistics.activations.compensating import Compensation
 from palette_core.statistics.activations.outputs import are_smaller, note, plain_outputs
-from palette_core.statistics.activations.pausing import Pausing
+from palette_core.statistics.activations.pausing import Pausing, Scout
 from palette_core.tensors import BlockLayout
 from palette_core.tensors.input_views import Features
 
@@ -103,7 +103,7 @@ def targets(block, monkeypatch, *, by_outputs=True):
     monkeypatch.setattr(Compensation, "target", noted)
     monkeypatch.setattr(Pausing, "feed", shown)
     if not by_outputs:
-        monkeypatch.setattr(Pausing, "_goes_by_outputs", lambda self, step: False)
+        monkeypatch.setattr(Pausing, "_has_small_outputs", lambda self, step: False)
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn(40, 8, generator=generator) for _ in range(4)]
     palettizer = KMeansPalettizer(Net(block).eval(), CONFIG)
@@ -126,6 +126,23 @@ def test_weights_aim_at_the_same_outputs(block, monkeypatch):
         narrow = {name for name, _, no_outputs in given if not no_outputs}
         assert narrow == {f"blocks.{n}.down.weight" for n in range(2)}
     assert all(no_inputs for _, no_inputs, no_outputs in given if not no_outputs)
+
+
+def test_outputs_of_the_first_batch_are_kept_when_it_is_looked_at(monkeypatch):
+    made, kept, settle = [], [], Scout.settle
+    monkeypatch.setattr(pausing, "products_with", lambda *a: made.append(a))
+
+    def settled(self, names):
+        settle(self, names)
+        kept.append((set(self.outputs), set(self.inputs)))
+
+    monkeypatch.setattr(Scout, "settle", settled)
+    _, given = targets(Block, monkeypatch)
+    ((outputs, inputs),) = kept
+    assert outputs == {f"blocks.{n}.down.weight" for n in range(2)}
+    assert not outputs & inputs
+    assert not made
+    assert {name for name, _, no_outputs in given if not no_outputs} == outputs
 
 
 @pytest.mark.slow

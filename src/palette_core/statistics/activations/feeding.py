@@ -25,7 +25,6 @@ from palette_core.statistics.activations.runs import Runner
 from palette_core.statistics.activations.sources import Given, InputSource
 from palette_core.statistics.activations.stages import find_stages
 from palette_core.statistics.activations.structure import Step, Structure, find_structure
-from palette_core.statistics.activations.watch import Seen
 from palette_core.tensors.moments import InputMoments
 
 SourceOf = Callable[[Runner, Structure, Mapping[str, Tensor]], InputSource]
@@ -123,9 +122,10 @@ class Feeder:
             self._source = self._source_of(self._runner, self._structure, self.decoded)
             return self._structure
         compensate = self.calibration.compensate
-        scout = Scout(self._runner, Copies() if compensate else None)
+        copies = Copies() if compensate else None
+        scout = Scout(self._runner, copies, takes_outputs=compensate and not self._weights)
         self._runner.hides()  # from now on
-        structure = self._look([0, *self._held_out], scout.see)
+        structure = self._look([0, *self._held_out], scout)
         known = compensate or not self._weights  # how many inputs the unchanged model has
         if not known or not scout.may_wait(structure, self._n):
             return self.start_over()
@@ -171,9 +171,7 @@ class Feeder:
             return first
         return find_structure(self._runner, range(self._n), keep=(), answers=False)
 
-    def _look(
-        self, batches: Sequence[int], on_seen: Callable[[int, Seen], None] | None = None
-    ) -> Structure:
+    def _look(self, batches: Sequence[int], scout: Scout | None = None) -> Structure:
         wordless: list[str] = []
 
         def check(batch: int, output: Any) -> None:
@@ -186,14 +184,15 @@ class Feeder:
                 if floating(output):
                     raise CalibrationError(wordless[0])
 
-        over = on_seen is None and self.calibration.compensate
+        over = scout is None and self.calibration.compensate
         structure = find_structure(
             self._runner,
             batches,
             keep=batches if over else self._held_out,
-            answers=on_seen is None or bool(self._held_out),
+            answers=scout is None or bool(self._held_out),
             check=check,
-            on_seen=on_seen,
+            on_seen=None if scout is None else scout.see,
+            on_output=None if scout is None else scout.look,
         )
         # Stages may be judged by what they return themselves.
         if wordless and any(step.stage is None for step in structure.steps):

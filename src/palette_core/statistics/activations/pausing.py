@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from palette_core._common.freed_memory import hand_back_much
 from palette_core._common.rng import all_rng
 from palette_core.plugins import Consumption
-from palette_core.statistics.activations.outputs import are_smaller, products_with, vectors_of
+from palette_core.statistics.activations.outputs import (
+    are_smaller,
+    note,
+    plain_outputs,
+    products_with,
+    vectors_of,
+)
 from palette_core.statistics.activations.paused_run import PausedRun, close_all
 from palette_core.statistics.activations.restarting import Copies, feed_by_runs, inputs_before
 from palette_core.statistics.activations.runs import Runner
@@ -33,16 +40,21 @@ class Scout:
 
     Attributes:
         copies: take copies of inputs.
+        takes_outputs: keep outputs, too, where they are smaller.
         inputs: those copies, by name, of first calls.
+        outputs: see `plain_outputs`, by name, of first calls.
         hides: the model keeps something where runs that take turns would mix it up.
         draws: it draws random numbers before it uses a weight.
     """
 
     runner: Runner
     copies: Copies | None
+    takes_outputs: bool = False
 
     def __post_init__(self) -> None:
         self.inputs: dict[str, tuple[Tensor, ...]] = {}
+        self.outputs: dict[str, Tensor] = {}
+        self._shapes = {plan.name: plan.layout.shape for plan in self.runner.plans}
         self.hides = self.draws = False
         self._random = all_rng()
 
@@ -52,6 +64,30 @@ class Scout:
         self.draws = self.draws or all_rng() != self._random
         if batch == 0 and self.copies is not None and seen.what is not None and seen.call == 0:
             self.inputs[seen.name] = self.copies.of(seen.what.raw)
+
+    def look(self, batch: int, seen: Seen, out: Any) -> Any:
+        """Look at what an operation with a weight has returned, and return that."""
+        if self.takes_outputs and batch == 0 and seen.name in self.inputs and seen.call == 0:
+            raw, what = self.inputs[seen.name], seen.what
+            if what is not None and not any(x.is_inference() for x in what.raw):
+                small = are_smaller(what.view, self._shapes[seen.name], [x.shape for x in raw])
+                noted = note(what, out) if small else None
+                made = None if noted is None else plain_outputs(noted)
+                if made is not None:
+                    self.outputs[seen.name] = made
+        return out
+
+    def settle(self, names: Container[str]) -> None:
+        """Keep the outputs of some weights in place of their inputs, and of others none."""
+        self.copies = None  # which hold on to the latest inputs
+        self.outputs = {name: made for name, made in self.outputs.items() if name in names}
+        for name in self.outputs:
+            del self.inputs[name]
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        self.inputs.clear()
+        self.outputs.clear()
 
     def may_wait(self, structure: Structure, n: int) -> bool:
         """Return whether the model's runs can be interrupted, as far as the first batch says."""
@@ -109,11 +145,11 @@ class Pausing:
         self._decoded, self._batches, self._compensate = decoded, batches, compensate
         self._outputs = outputs and compensate
         self._shapes = {plan.name: plan.layout.shape for plan in runner.plans}
-        scout.copies = None  # which hold on to the latest inputs
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
         self._now = [self._run(batch, decoded) for batch in batches]
         self._before: list[PausedRun] = []
+        scout.settle([step.names[0] for step in structure.steps if self._has_small_outputs(step)])
         if compensate:  # the first batch has run: it was the scout
             self._before = [self._run(batch, {}) for batch in batches[1:]]
 
@@ -140,7 +176,7 @@ class Pausing:
         before, outputs, by_outputs = None, None, self._goes_by_outputs(step)
         if batch == 0:
             kept = [self._scout.inputs.pop(name, None) for name in step.names]
-            before = kept[0]
+            before, outputs = kept[0], self._scout.outputs.pop(step.names[0], None)
         elif self._before:
             before, outputs = self._before[batch - 1].show(step, by_outputs=by_outputs)
         seen = self._now[batch].advance(step)
@@ -159,7 +195,10 @@ class Pausing:
 
     def _goes_by_outputs(self, step: Step) -> bool:
         """Return whether to give what the unchanged model makes of its inputs to a step."""
-        if not self._outputs or not self._decoded or len(step.names) != 1:
+        return bool(self._decoded) and self._has_small_outputs(step)
+
+    def _has_small_outputs(self, step: Step) -> bool:
+        if not self._outputs or len(step.names) != 1:
             return False
         (name,) = step.names
         inputs, view = self._structure.shapes.get((name, 0, 0), ()), self._structure.views.get(name)
@@ -204,7 +243,7 @@ class Pausing:
 
     def close(self) -> None:
         """End all runs."""
-        self._scout.inputs.clear()
+        self._scout.close()
         close_all([*self._now, *self._before])
 
 

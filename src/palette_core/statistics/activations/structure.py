@@ -16,7 +16,7 @@ from palette_core._common.pytrees import deep_copy, floating, is_closed
 from palette_core.statistics.activations.collect import CallKey
 from palette_core.statistics.activations.runs import Runner, Stop
 from palette_core.statistics.activations.stages import stage_of
-from palette_core.statistics.activations.watch import Seen
+from palette_core.statistics.activations.watch import OnOutput, OnSeen, Seen
 from palette_core.tensors.input_views import InputView
 
 _Item = TypeVar("_Item", bound=Hashable)
@@ -94,6 +94,7 @@ def find_structure(
     answers: bool = True,
     check: Callable[[int, Any], None] | None = None,
     on_seen: Callable[[int, Seen], None] | None = None,
+    on_output: Callable[[int, Seen, Any], Any] | None = None,
 ) -> Structure:
     """Run the unchanged model on some of its batches, and return what it does.
 
@@ -104,6 +105,7 @@ def find_structure(
         answers: find out which stages may answer from memory; else all that run once are said to.
         check: gets the number of each batch and what the model returned.
         on_seen: gets the number of each batch and what it uses, as it does.
+        on_output: likewise, with what came of it, which it returns.
 
     Raises:
         CalibrationError: the model failed.
@@ -112,7 +114,8 @@ def find_structure(
     for batch in batches:
         found[batch] = run = _Run()
         also = None if on_seen is None else functools.partial(on_seen, batch)
-        result = _record(runner, batch, run, also, keep=batch in keep, answers=answers)
+        look = None if on_output is None else functools.partial(on_output, batch)
+        result = _record(runner, batch, run, also, look, keep=batch in keep, answers=answers)
         if check is not None:
             check(batch, result)
     runs = list(found.values())
@@ -136,7 +139,8 @@ def _record(
     runner: Runner,
     batch: int,
     run: _Run,
-    also: Callable[[Seen], None] | None,
+    also: OnSeen | None,
+    look: OnOutput | None,
     *,
     keep: bool,
     answers: bool,
@@ -168,7 +172,7 @@ def _record(
             run.outputs[name] = answer
 
     written = run.doing_more.add if answers else None
-    return runner.run(batch, see, keep=returned, on_written=written)
+    return runner.run(batch, see, keep=returned, on_written=written, on_output=look)
 
 
 class _Identities:
