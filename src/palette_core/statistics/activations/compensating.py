@@ -91,4 +91,5 @@ class Compensation:
 
 def _solved(gap: Tensor, factor: Tensor) -> Tensor:
     """Return gap (Y Yᵀ + λ I)⁻¹, float64."""
-    return torch.cholesky_solve(gap.to(factor.dtype).mT, factor).mT.double()
+    turned = torch.linalg.solve_triangular(factor.mT, gap.to(factor.dtype), upper=True, left=False)
+    return torch.linalg.solve_triangular(factor, turned, upper=False, left=False).double()
