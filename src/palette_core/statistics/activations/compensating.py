@@ -91,5 +91,7 @@ class Compensation:
 
 def _solved(gap: Tensor, factor: Tensor) -> Tensor:
     """Return gap (Y Yᵀ + λ I)⁻¹, float64."""
-    turned = torch.linalg.solve_triangular(factor.mT, gap.to(factor.dtype), upper=True, left=False)
-    return torch.linalg.solve_triangular(factor, turned, upper=False, left=False).double()
+    solve = torch.linalg.solve_triangular
+    half = solve(factor.mT, gap.to(factor.dtype), upper=True, left=False)
+    found: Tensor = solve(factor, half, upper=False, left=False)
+    return found.double()

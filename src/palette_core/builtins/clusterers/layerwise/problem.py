@@ -202,7 +202,7 @@ def _in_strips(values: Tensor, moments: InputMoments, dim: int) -> Array:
 def _of_points(strips: Array, moments: InputMoments, dim: int) -> Tensor:
     """Return ``[B, N]`` from ``[M / D, C]``: the inverse of `_in_strips`."""
     rows = torch.from_numpy(strips).repeat_interleave(dim, 0)
-    weight = moments.from_matrices(rows.unflatten(0, (moments.hessian.shape[0], -1)))
+    weight = moments.from_matrices(rows.reshape(moments.hessian.shape[0], -1, rows.shape[1]))
     return moments.layout.split(weight)[..., 0].contiguous()
 
 
