@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from palette_core._common.rng import all_rng
 from palette_core.statistics.activations.lending import is_worth_it, state_of_thread
+from palette_core.statistics.activations.own_threads import OwnThreads
 from palette_core.statistics.activations.runs import Stop
 
 _PATIENCE = 10.0  # seconds in which nothing is computed
@@ -101,9 +102,11 @@ class Waiting:
         self._go, self._idle, self._answered = _Signal(), _Signal(), _Signal()
         # Of our own: an interrupted join lets a thread be thought dead (Python 3.11).
         self._begun, self._left = threading.Event(), threading.Event()
+        self._ready = threading.Event()
         self._ending = False
         self._failure: BaseException | None = None
         self._host: tuple[object, ...] | None = None
+        self._own: OwnThreads | None = None
         self._asked: _Asked | None = None
         self.lent = self.ended = False
 
@@ -118,6 +121,7 @@ class Waiting:
         """
         self._host = state_of_thread()
         if self._thread is None:
+            self._own = None if self._host is None else OwnThreads()
             self._thread = threading.Thread(
                 target=self._context.run, args=(self._run,), name="palette_core run", daemon=True
             )
@@ -126,12 +130,27 @@ class Waiting:
             except RuntimeError as error:
                 self._thread, self.ended = None, True
                 raise CannotWait from error
+            if self._own is not None:
+                self._see_it_begin(self._own)
         else:
             self._go.set()
         self._wait()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+    def _see_it_begin(self, own: OwnThreads) -> None:
+        interrupted: BaseException | None = None
+        while not self._ready.is_set():
+            try:
+                self._ready.wait()
+            except BaseException as error:  # Ctrl-C: what it sets for all is still to be put back
+                interrupted = error
+        own.begun()
+        if interrupted is not None:
+            self._ending = True
+            raise interrupted
+        self._go.set()
 
     def _wait(self) -> None:
         """Wait for it, and compute what it asks for, but not where it waits for another one.
@@ -190,8 +209,7 @@ class Waiting:
             Stop: it is to end instead.
         """
         self.check()
-        self._idle.set()
-        self._go.wait()
+        self._leave_to(self._go)
         self.check()
 
     def compute(
@@ -207,10 +225,18 @@ class Waiting:
         if not lent or state_of_thread() != self._host:
             return func(*args, **kwargs)
         asked = self._asked = _Asked(func, args, kwargs)
-        self._idle.set()
-        self._answered.wait()
+        self._leave_to(self._answered)
         self.check()
         return asked.answer()
+
+    def _leave_to(self, signal: _Signal) -> None:
+        """Let whoever lets it run go on, until there is a signal."""
+        if self._own is not None:
+            self._own.hand_over()
+        self._idle.set()
+        signal.wait()
+        if self._own is not None:
+            self._own.go_on()
 
     def check(self) -> None:
         """Raise `Stop` where it is to end."""
@@ -220,6 +246,12 @@ class Waiting:
     def _run(self) -> None:
         self._begun.set()
         try:
+            if self._own is not None:
+                try:
+                    self._own.begin()
+                finally:
+                    self._ready.set()
+                self._go.wait()
             self.check()
             with self._surroundings():
                 self._call(self)
