@@ -10,6 +10,7 @@ from run_threads import run_threads
 
 from palette_core.statistics.activations import own_threads
 from palette_core.statistics.activations.threads import Waiting
+from palette_core.statistics.activations.watch import Watch
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,23 @@ def test_one_that_computes_much_itself_takes_all(monkeypatch):
     assert inside[0] == 1  # nothing is known yet
     assert inside[-1] == 3
     assert set(outside) == {3}
+
+
+def test_one_that_has_to_compute_what_is_large_itself_takes_all_at_once():
+    inside = []
+
+    def run(waiting):
+        with Watch({}, {}, None, None, waiting.compute):
+            large = torch.ones(1 << 16)
+            for enter in (contextlib.nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)):
+                with enter():
+                    large.exp()
+                    inside.append(torch.get_num_threads())
+
+    waiting = Waiting(run)
+    waiting.resume()
+    waiting.close()
+    assert inside == [1, 3]
 
 
 def test_one_that_leaves_nothing_to_others_has_all_from_the_beginning():

@@ -11,7 +11,7 @@ _MUCH = 0.05  # seconds of its own between two things that it leaves to others
 
 
 class OwnThreads:
-    """One thread of a run that leaves what is large to others, or all, once it computes much.
+    """One thread of a run that leaves what is large to others, or all, once it cannot.
 
     With teams of threads for what is small, there would be more threads than cores: OpenMP then
     lets those of the others sleep between two functions, and each function waits for them to wake.
@@ -34,12 +34,23 @@ class OwnThreads:
         """Give threads to come as many as those of the others again, on one of these."""
         torch.set_num_threads(self._all)
 
-    def hand_over(self) -> None:
-        """Take all where the run has computed much itself, on its thread, from now on."""
-        if self._alone and time.thread_time() - self._since > _MUCH:
+    def take_all(self) -> None:
+        """Take all from now on, on the thread of the run: it computes what is large itself."""
+        if self._alone:
             self._alone = False
             torch.set_num_threads(self._all)
+
+    def hand_over(self) -> None:
+        """Do so where the run has computed much that nobody was asked to."""
+        if self._alone and time.thread_time() - self._since > _MUCH:
+            self.take_all()
 
     def go_on(self) -> None:
         """Note that the run goes on."""
         self._since = time.thread_time()
+
+
+def own_threads() -> OwnThreads | None:
+    """Return them where each thread can be given a number of its own."""
+    openmp = bool(torch.backends.openmp.is_available())  # type: ignore[no-untyped-call]
+    return OwnThreads() if openmp else None

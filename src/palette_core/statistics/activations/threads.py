@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from palette_core._common.rng import all_rng
 from palette_core.statistics.activations.lending import is_worth_it, state_of_thread
-from palette_core.statistics.activations.own_threads import OwnThreads
+from palette_core.statistics.activations.own_threads import OwnThreads, own_threads
 from palette_core.statistics.activations.runs import Stop
 
 _PATIENCE = 10.0  # seconds in which nothing is computed
@@ -121,7 +121,7 @@ class Waiting:
         """
         self._host = state_of_thread()
         if self._thread is None:
-            self._own = None if self._host is None else OwnThreads()
+            self._own = None if self._host is None else own_threads()
             self._thread = threading.Thread(
                 target=self._context.run, args=(self._run,), name="palette_core run", daemon=True
             )
@@ -221,8 +221,11 @@ class Waiting:
             Stop: it is to end instead.
         """
         self.check()
-        lent = self._host is not None and is_worth_it(func, types, args, kwargs)
-        if not lent or state_of_thread() != self._host:
+        if self._host is None or not is_worth_it(func, types, args, kwargs):
+            return func(*args, **kwargs)
+        if state_of_thread() != self._host:
+            if self._own is not None:
+                self._own.take_all()
             return func(*args, **kwargs)
         asked = self._asked = _Asked(func, args, kwargs)
         self._leave_to(self._answered)
