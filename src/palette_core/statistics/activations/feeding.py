@@ -137,7 +137,6 @@ class Feeder:
             self.decoded,
             range(self._n),
             compensate=compensate,
-            outputs=not self._weights,
         )
         return structure
 

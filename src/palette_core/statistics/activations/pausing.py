@@ -43,6 +43,7 @@ class Scout:
         takes_outputs: keep outputs, too, where they are smaller.
         inputs: those copies, by name, of first calls.
         outputs: see `plain_outputs`, by name, of first calls.
+        shapes: of the weights, by name.
         hides: the model keeps something where runs that take turns would mix it up.
         draws: it draws random numbers before it uses a weight.
     """
@@ -54,7 +55,7 @@ class Scout:
     def __post_init__(self) -> None:
         self.inputs: dict[str, tuple[Tensor, ...]] = {}
         self.outputs: dict[str, Tensor] = {}
-        self._shapes = {plan.name: plan.layout.shape for plan in self.runner.plans}
+        self.shapes = {plan.name: plan.layout.shape for plan in self.runner.plans}
         self.hides = self.draws = False
         self._random = all_rng()
 
@@ -70,7 +71,7 @@ class Scout:
         if self.takes_outputs and batch == 0 and seen.name in self.inputs and seen.call == 0:
             raw, what = self.inputs[seen.name], seen.what
             if what is not None and not any(x.is_inference() for x in what.raw):
-                small = are_smaller(what.view, self._shapes[seen.name], [x.shape for x in raw])
+                small = are_smaller(what.view, self.shapes[seen.name], [x.shape for x in raw])
                 noted = note(what, out) if small else None
                 made = None if noted is None else plain_outputs(noted)
                 if made is not None:
@@ -126,8 +127,7 @@ class Pausing:
         scout: what else that one has shown.
         decoded: what stands for weights by now, by name; grows.
         batches: numbers of those for calibration.
-        compensate: give inputs of the unchanged model, too.
-        outputs: or outputs, where they are smaller.
+        compensate: give inputs of the unchanged model, too, or outputs where the scout takes them.
     """
 
     def __init__(
@@ -139,12 +139,9 @@ class Pausing:
         batches: range,
         *,
         compensate: bool,
-        outputs: bool,
     ) -> None:
         self._runner, self._structure, self._scout = runner, structure, scout
         self._decoded, self._batches, self._compensate = decoded, batches, compensate
-        self._outputs = outputs and compensate
-        self._shapes = {plan.name: plan.layout.shape for plan in runner.plans}
         self._reused = _reused(structure, runner) or set()
         self._done: set[str] = set()
         self._now = [self._run(batch, decoded) for batch in batches]
@@ -198,11 +195,11 @@ class Pausing:
         return bool(self._decoded) and self._has_small_outputs(step)
 
     def _has_small_outputs(self, step: Step) -> bool:
-        if not self._outputs or len(step.names) != 1:
+        if not self._scout.takes_outputs or len(step.names) != 1:
             return False
         (name,) = step.names
         inputs, view = self._structure.shapes.get((name, 0, 0), ()), self._structure.views.get(name)
-        small = view is not None and are_smaller(view, self._shapes[name], inputs)
+        small = view is not None and are_smaller(view, self._scout.shapes[name], inputs)
         return small and self._holds_less_after(step)
 
     def _holds_less_after(self, step: Step) -> bool:
