@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from palette_core._common.openmp import let_openmp_rest
+from palette_core._common.threads import on_a_thread
 from palette_core.builtins.clusterers.layerwise import products
 from palette_core.builtins.clusterers.layerwise.steps import Matrix, Solution, costs_of
 from palette_core.builtins.clusterers.layerwise.tables import cast_tables, quantized_tables
@@ -28,6 +30,7 @@ from palette_core.tensors import (
 
 Array = NDArray[Any]
 _HEAVY = 1e3  # what all pinned points of a block weigh, of what its others weigh
+_LONG = 1 << 25  # elements times columns; below, what it saves is less than beginning anew takes
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def weighted_kmeans(problem: ClusterProblem, moments: InputMoments) -> Codebook:
     weighted = replace(problem, importance=_importance(problem, moments), moments=None, scales=None)
     if problem.zeros is not None:
         weighted = _pinned(weighted, problem.zeros)
+    _keep_cores(problem.points.numel() * moments.hessian.shape[-1])
     found = _quantized_kmeans(weighted)
     if problem.zeros is None:
         return found
@@ -188,8 +192,15 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
     if problem.zeros is not None:
         tables = replace(tables, zero=_zero_entry(tables.lut, first.codes, problem.zeros))
     codes = _in_strips(first.codes, moments, dim)
+    _keep_cores(w.numel() * w.shape[1])
     start = Solution(tables, codes, costs_of(matrix, tables, codes))
     return Posed(matrix, start, mean * most)
+
+
+def _keep_cores(work: int) -> None:
+    """Have no threads of OpenMP beside ours where much is to be done."""
+    if work >= _LONG and not on_a_thread():
+        let_openmp_rest()
 
 
 def _in_strips(values: Tensor, moments: InputMoments, dim: int) -> Array:

@@ -1,0 +1,119 @@
+"""OpenMP's threads rest while ours work, come back for torch, and are left alone after a fork."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from palette_core._common import openmp
+from palette_core._common.openmp import let_openmp_rest
+from palette_core.builtins.clusterers.layerwise import problem
+
+TASKS = Path("/proc/self/task")
+
+
+def in_a_process(code: str) -> str:
+    """Return what a process of its own prints, in which torch has two threads."""
+    start = "import torch\ntorch.set_num_threads(2)\nlarge = torch.randn(1000, 1000)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + textwrap.dedent(code)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def has_gnu_openmp() -> bool:
+    return any(each["prefix"] == "libgomp" for each in threadpool_info())
+
+
+@pytest.mark.skipif(not TASKS.is_dir() or not has_gnu_openmp(), reason="counts threads of libgomp")
+def test_they_end_and_come_back():
+    assert in_a_process("""
+        import os
+        from palette_core._common.openmp import let_openmp_rest
+        tasks = lambda: len(os.listdir("/proc/self/task"))
+        let_openmp_rest()
+        before, usual = tasks(), large @ large
+        at_work = tasks()
+        let_openmp_rest()
+        let_openmp_rest()
+        resting = tasks()
+        print(at_work - before, resting - before, torch.equal(large @ large, usual))
+        print(tasks() - before)
+    """).split() == ["1", "0", "True", "1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+@pytest.mark.parametrize("early", [True, False])
+def test_a_child_waits_for_no_threads_of_its_parent(early):
+    assert in_a_process(f"""
+        import multiprocessing, os, signal
+        if {early}:
+            from palette_core._common.openmp import let_openmp_rest
+        large.relu()
+        def child():
+            signal.alarm(60)
+            from palette_core._common.openmp import let_openmp_rest
+            let_openmp_rest()
+            print("rested", flush=True)
+        one = multiprocessing.get_context("fork").Process(target=child)
+        one.start()
+        one.join()
+        if {early}:
+            if os.fork() == 0:
+                child()
+                os._exit(0)
+            os.wait()
+    """).split() == ["rested"] * (2 if early else 1)
+
+
+def test_a_library_without_it_and_one_thread_are_left_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(openmp, "_pauses", lambda: (asked.append,))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    let_openmp_rest()
+    assert not asked
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    let_openmp_rest()
+    assert asked == [1]  # omp_pause_soft
+    monkeypatch.undo()
+
+    class Old:
+        """A library of OpenMP before 5.0."""
+
+    openmp._pauses.cache_clear()
+    monkeypatch.setattr(openmp.ctypes, "CDLL", lambda path: Old())
+    try:
+        assert openmp._pauses() == ()
+    finally:
+        openmp._pauses.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    try:
+        assert openmp._pauses() == ()
+    finally:
+        openmp._pauses.cache_clear()
+
+
+def test_they_rest_for_large_weights_alone(monkeypatch):
+    rested = []
+    monkeypatch.setattr(problem, "let_openmp_rest", lambda: rested.append(True))
+    problem._keep_cores(1 << 24)
+    assert not rested
+    problem._keep_cores(1 << 25)
+    assert rested == [True]
+    monkeypatch.setattr(problem, "on_a_thread", lambda: True)
+    problem._keep_cores(1 << 30)
+    assert rested == [True]
