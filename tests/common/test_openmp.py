@@ -13,7 +13,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from palette_core._common import openmp
+from palette_core._common import openmp, threads
 from palette_core._common.openmp import let_openmp_rest
 from palette_core.builtins.clusterers.layerwise import problem
 
@@ -107,13 +107,13 @@ def test_a_library_without_it_and_one_thread_are_left_alone(monkeypatch):
         openmp._pauses.cache_clear()
 
 
-def test_they_rest_for_large_weights_alone(monkeypatch):
+def test_they_rest_for_large_weights_alone_and_not_beside_others(monkeypatch):
     rested = []
-    monkeypatch.setattr(problem, "let_openmp_rest", lambda: rested.append(True))
+    monkeypatch.setattr(threads, "let_openmp_rest", lambda: rested.append(True))
     problem._keep_cores(1 << 24)
     assert not rested
     problem._keep_cores(1 << 25)
     assert rested == [True]
-    monkeypatch.setattr(problem, "on_a_thread", lambda: True)
+    monkeypatch.setattr(threads, "on_a_thread", lambda: True)
     problem._keep_cores(1 << 30)
     assert rested == [True]

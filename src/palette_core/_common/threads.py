@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from numba import config
 
+from palette_core._common.openmp import let_openmp_rest
 from palette_core._common.scratch import keep_scratch, let_scratch_go
 
 T = TypeVar("T")
@@ -154,6 +155,15 @@ def _staying() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_staying.cache_clear)  # threads do not come along
+
+
+def take_the_cores() -> None:
+    """Have no threads of OpenMP beside ours: for work that takes far more than a millisecond.
+
+    Does nothing on a thread of ours, which leaves the other cores to others.
+    """
+    if not on_a_thread():
+        let_openmp_rest()
 
 
 def pool_of(tasks: int) -> ThreadPoolExecutor:

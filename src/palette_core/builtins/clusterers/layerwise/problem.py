@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core._common.openmp import let_openmp_rest
-from palette_core._common.threads import on_a_thread
+from palette_core._common.threads import take_the_cores
 from palette_core.builtins.clusterers.layerwise import products
 from palette_core.builtins.clusterers.layerwise.steps import Matrix, Solution, costs_of
 from palette_core.builtins.clusterers.layerwise.tables import cast_tables, quantized_tables
@@ -198,9 +197,9 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
 
 
 def _keep_cores(work: int) -> None:
-    """Have no threads of OpenMP beside ours where much is to be done."""
-    if work >= _LONG and not on_a_thread():
-        let_openmp_rest()
+    """Have no threads of torch beside ours where much is to be done."""
+    if work >= _LONG:
+        take_the_cores()
 
 
 def _in_strips(values: Tensor, moments: InputMoments, dim: int) -> Array:
