@@ -23,6 +23,7 @@ SHARED = {
     "_common.kernels",
     "_common.scratch",
     "_common.threads",
+    "_common.vector_code",
     "tensors.assignment",
 }
 SHARED |= {f"tensors.assignment.{name}" for name in ("blocks", "cpu", "device", "kernels")}

@@ -10,51 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
-from palette_core._common.kernels import has_feature
+from palette_core._common.vector_code import LANES, LONG, WORD, build
 
-build: Any = cgutils  # has no types
-
-# 32 registers of 64 bytes; else at least 16, of 32 bytes or two of 16.
-WIDE = has_feature("avx512f")
-LANES = 16 if WIDE else 8
-
-LONG = ir.IntType(64)
 LINE = ir.VectorType(ir.FloatType(), LANES)
 _SUMS = ir.VectorType(ir.DoubleType(), LANES)
-_WORD = ir.IntType(32)
-
-
-def pointer(target: Any, builder: Any, signature: Any, values: Any, array: int) -> Any:
-    """Return where an array is begun, which the argument after it says."""
-    data = target.make_array(signature.args[array])(target, builder, values[array]).data
-    return builder.gep(data, [values[array + 1]])
-
-
-def load(builder: Any, start: Any, lanes: int = LANES) -> Any:
-    """Load a vector of float32."""
-    kind = ir.VectorType(start.type.pointee, lanes)
-    return builder.load(builder.bitcast(start, kind.as_pointer()), align=4)
-
-
-def store(builder: Any, line: Any, start: Any) -> None:
-    """Store a vector of float32."""
-    builder.store(line, builder.bitcast(start, line.type.as_pointer()), align=4)
 
 
 def fetch(builder: Any, address: Any) -> None:
     """Have the cache of the second level fetch what lies at an address, if anything does."""
     there = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [there.type, _WORD, _WORD, _WORD])
+    kind = ir.FunctionType(ir.VoidType(), [there.type, WORD, WORD, WORD])
     prefetch = build.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    reads, level, data = _WORD(0), _WORD(2), _WORD(1)
+    reads, level, data = WORD(0), WORD(2), WORD(1)
     builder.call(prefetch, [there, reads, level, data])
-
-
-def plus(builder: Any, total: Any, a: Any, b: Any) -> Any:
-    """Return ``total + a * b``, in one instruction where there is such a one."""
-    return builder.fadd(total, builder.fmul(a, b, flags=["contract"]), flags=["contract"])
 
 
 def summed(
@@ -139,7 +108,7 @@ def transposed(builder: Any, lines: list[Any]) -> list[Any]:
     half = count // 2
     low = [lane for i in range(half) for lane in (i, count + i)]
     high = [lane + half for lane in low]
-    masks = [ir.Constant(ir.VectorType(_WORD, count), lanes) for lanes in (low, high)]
+    masks = [ir.Constant(ir.VectorType(WORD, count), lanes) for lanes in (low, high)]
     # Shuffled like cards: after as many times as halves can be made, each is where it belongs.
     for _ in range(count.bit_length() - 1):
         pairs = zip(lines[:half], lines[half:], strict=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from palette_core._common.kernels import kernel_with
-from palette_core.builtins.operations._depthwise_code import LANES
+from palette_core._common.vector_code import LANES
 from palette_core.builtins.operations._depthwise_planes import fill
 from palette_core.builtins.operations._depthwise_products import add_moments, add_moves
 

@@ -15,21 +15,18 @@ from numba.core import types
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
-from palette_core.builtins.operations._depthwise_code import (
+from palette_core._common.vector_code import (
     LANES,
-    LINE,
     LONG,
     WIDE,
-    add_up,
+    begin_of,
     build,
-    fetch,
+    data_of,
     load,
     plus,
-    pointer,
     store,
-    summed,
-    transposed,
 )
+from palette_core.builtins.operations._depthwise_code import LINE, add_up, fetch, summed, transposed
 
 TILE = 5 if WIDE else 3  # elements that are multiplied with as many others at once, at most
 PLACES = 9  # elements of a window that are multiplied with an output at once
@@ -87,7 +84,7 @@ def _add_tile(
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         def elements(array: int) -> list[Any]:
-            first = pointer(target, builder, signature, values, array)
+            first = begin_of(target, builder, signature, values, array)
             apart = [builder.mul(values[5], LONG(i)) for i in each]
             return [builder.gep(first, [distance]) for distance in apart]
 
@@ -107,7 +104,7 @@ def _add_tile(
 
         chains = max(1, CHAINS // len(each) ** 2)
         sums = summed(builder, len(each) ** 2, values[6], step, chains=chains)
-        add_up(builder, sums, pointer(target, builder, signature, values, 8))
+        add_up(builder, sums, begin_of(target, builder, signature, values, 8))
         return target.get_dummy_value()
 
     return signature, generate
@@ -148,7 +145,7 @@ def _add_places(
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         outputs, begin, offsets, into = (
-            pointer(target, builder, signature, values, array) for array in (0, 3, 5, 8)
+            begin_of(target, builder, signature, values, array) for array in (0, 3, 5, 8)
         )
         distances = [builder.load(builder.gep(offsets, [LONG(j)])) for j in range(PLACES)]
         elements = [builder.gep(begin, [distance]) for distance in distances]
@@ -198,9 +195,9 @@ def _convolve(
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         source, factors, to = (
-            pointer(target, builder, signature, values, array) for array in (0, 4, 7)
+            begin_of(target, builder, signature, values, array) for array in (0, 4, 7)
         )
-        offsets = target.make_array(signature.args[3])(target, builder, values[3]).data
+        offsets = data_of(target, builder, signature, values, 3)
         sums = [build.alloca_once(builder, LINE) for _ in range(AHEAD)]
         with build.for_range(builder, values[9]) as block:
             done = builder.mul(block.index, LONG(AHEAD))
@@ -243,7 +240,7 @@ def _copy(
     signature = types.void(values, _INDEX, _INDEX, out, *[_INDEX] * 3)
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, to = (pointer(target, builder, signature, arguments, array) for array in (0, 3))
+        source, to = (begin_of(target, builder, signature, arguments, array) for array in (0, 3))
         with build.for_range(builder, arguments[6]) as loop:
             here, there = (builder.mul(loop.index, arguments[n]) for n in (2, 5))
             line = load(builder, builder.gep(source, [here]))
@@ -268,7 +265,7 @@ def _turn(context: Any, values: Any, begin: Any, apart: Any, out: Any, at: Any, 
     signature = types.void(values, _INDEX, _INDEX, out, _INDEX, _INDEX)
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, to = (pointer(target, builder, signature, arguments, array) for array in (0, 3))
+        source, to = (begin_of(target, builder, signature, arguments, array) for array in (0, 3))
         with build.for_range(builder, arguments[5]) as loop:
             done = builder.mul(loop.index, LONG(TURNED))
             lines = []

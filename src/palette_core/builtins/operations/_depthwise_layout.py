@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palette_core.builtins.operations._depthwise_code import LANES
+from palette_core._common.vector_code import LANES
 from palette_core.builtins.operations._depthwise_lanes import AHEAD, PLACES, TILE
 from palette_core.builtins.operations._window_correlations import kinds_of
 from palette_core.builtins.operations._window_shapes import Shape

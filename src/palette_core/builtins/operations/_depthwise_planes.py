@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palette_core._common.kernels import kernel_with
-from palette_core.builtins.operations._depthwise_code import LANES
+from palette_core._common.vector_code import LANES
 from palette_core.builtins.operations._depthwise_lanes import TURNED, copy, turn
 
 _Array = NDArray[Any]

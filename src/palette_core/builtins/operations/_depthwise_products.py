@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from palette_core._common.kernels import kernel_with
-from palette_core.builtins.operations._depthwise_code import LANES
+from palette_core._common.vector_code import LANES
 from palette_core.builtins.operations._depthwise_lanes import (
     AHEAD,
     CHAINS,

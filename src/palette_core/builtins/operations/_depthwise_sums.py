@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palette_core._common.scratch import scratch
 from palette_core._common.threads import map_threads, slices_of, thread_count
-from palette_core.builtins.operations._depthwise_code import LANES
+from palette_core._common.vector_code import LANES
 from palette_core.builtins.operations._depthwise_kernel import sum_channels
 from palette_core.builtins.operations._depthwise_layout import Layout
 from palette_core.builtins.operations._depthwise_planes import Lying

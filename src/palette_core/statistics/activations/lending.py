@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 
 _LARGE = 1 << 18  # bytes; below them changing threads takes longer than it saves
 _PLAIN = (Tensor, nn.Parameter)
@@ -24,19 +23,6 @@ _VIEWS = frozenset(
         *("squeeze", "stride", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
     }
 )
-
-
-def state_of_thread() -> tuple[object, ...] | None:
-    """Return what torch keeps by thread, or None where no other thread can be given the same.
-
-    That is the sets of what it dispatches to, in which ``torch.func``, inference and modes of
-    dispatch have their keys; whether gradients are recorded is left out.
-    """
-    if _get_current_function_mode_stack() or torch.is_autocast_enabled("cpu"):  # type: ignore[no-untyped-call]
-        return None
-    included = torch._C._dispatch_tls_local_include_set()
-    excluded = torch._C._dispatch_tls_local_exclude_set()
-    return included.raw_repr(), excluded.raw_repr()
 
 
 def is_worth_it(

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from palette_core._common.rng import all_rng
-from palette_core.statistics.activations.lending import is_worth_it, state_of_thread
+from palette_core.statistics.activations.lending import is_worth_it
 from palette_core.statistics.activations.own_threads import OwnThreads, own_threads
 from palette_core.statistics.activations.runs import Stop
+from palette_core.statistics.activations.thread_state import state_of_thread, surroundings
 
 _PATIENCE = 10.0  # seconds in which nothing is computed
 _PIECES = 4  # in which they are waited for
@@ -312,40 +311,3 @@ def nothing_drawn() -> Iterator[None]:
     yield
     if all_rng() != usual:
         raise CannotWait
-
-
-_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-
-
-def surroundings() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Return what makes torch's state by thread on another thread as it is here."""
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-    autocast = [
-        (device, torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled())
-        for device in _AUTOCAST
-        if torch.is_autocast_enabled(device)
-    ]
-    cuda = torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-    stream = torch.cuda.current_stream() if cuda else None
-
-    @contextlib.contextmanager
-    def entered() -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(gradients))
-            if inference:
-                stack.enter_context(torch.inference_mode())
-            if stream is not None:
-                stack.enter_context(torch.cuda.stream(stream))
-            for device, dtype, caches in autocast:
-                stack.enter_context(torch.autocast(device, dtype, cache_enabled=caches))
-            for mode in modes:
-                stack.enter_context(_again(mode))
-            yield
-
-    return entered
-
-
-def _again(mode: Any) -> Any:
-    """Return a mode to be entered once more; that of devices remembers where it was entered."""
-    return DeviceContext(mode.device) if type(mode) is DeviceContext else mode

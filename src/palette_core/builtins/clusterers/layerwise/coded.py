@@ -10,21 +10,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from palette_core._common.kernels import inner_kernel
+from palette_core._common.vector_code import LANES, LONG, WORD, build, data_of, spread
 from palette_core.builtins.clusterers.layerwise.products import TILED, ZERO
-from palette_core.builtins.clusterers.layerwise.vectors import (
-    LANES,
-    LONG,
-    WORD,
-    data_of,
-    spots_of,
-    spread,
-)
-
-_build: Any = cgutils  # has no types
+from palette_core.builtins.clusterers.layerwise.vectors import spots_of
 
 FOUR = 4  # codes, or registers, that are looked at together
 _BLOCK = FOUR * LANES
@@ -55,12 +47,12 @@ def _sum_coded(
 
         line, own, into = pointer(0, values[1]), pointer(2, LONG(0)), pointer(5, values[3])
         nothing = ir.Constant(ir.VectorType(ir.FloatType(), LANES), [0.0] * LANES)
-        sums = [_build.alloca_once_value(builder, nothing) for _ in range(FOUR)]
+        sums = [build.alloca_once_value(builder, nothing) for _ in range(FOUR)]
         low = builder.trunc(values[3], ir.IntType(8))
         likes = [
             spread(builder, builder.add(low, ir.Constant(low.type, k)), LANES) for k in range(FOUR)
         ]
-        with _build.for_range(builder, builder.udiv(values[4], LONG(LANES))) as loop:
+        with build.for_range(builder, builder.udiv(values[4], LONG(LANES))) as loop:
             at = builder.mul(loop.index, LONG(LANES))
             (spot,) = spots_of(builder, builder.gep(line, [at]), LANES, 1)
             part = builder.load(spot, align=4)
@@ -95,12 +87,12 @@ def _look_up(context: Any, values: Any, count: Any, codes: Any, size: Any, out: 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         table, own, into = (data_of(target, builder, signature, given, at) for at in (0, 2, 4))
         nothing = ir.Constant(ir.VectorType(ir.FloatType(), LANES), [0.0] * LANES)
-        with _build.for_range(builder, builder.udiv(given[3], LONG(_BLOCK))) as loop:
+        with build.for_range(builder, builder.udiv(given[3], LONG(_BLOCK))) as loop:
             at = builder.mul(loop.index, LONG(_BLOCK))
             spots = spots_of(builder, builder.gep(own, [at]), LANES, FOUR)
             numbers = [builder.load(spot, align=1) for spot in spots]
-            found = [_build.alloca_once_value(builder, nothing) for _ in numbers]
-            with _build.for_range(builder, given[1]) as inner:
+            found = [build.alloca_once_value(builder, nothing) for _ in numbers]
+            with build.for_range(builder, given[1]) as inner:
                 value = spread(builder, builder.load(builder.gep(table, [inner.index])), LANES)
                 like = spread(builder, builder.trunc(inner.index, ir.IntType(8)), LANES)
                 for number, kept in zip(numbers, found, strict=True):

@@ -9,25 +9,26 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
-from palette_core._common.kernels import has_feature
+from palette_core._common.vector_code import (
+    LANES,
+    LONG,
+    REGISTER_BYTES,
+    WIDE,
+    begin_of,
+    build,
+    data_of,
+    plus,
+    spread,
+)
 
-_build: Any = cgutils  # has no types
-
-# 32 registers of 64 bytes; else at least 16, of 32 bytes or two of 16.
-_WIDE = has_feature("avx512f")
-ROWS = 8 if _WIDE else 4  # of a tile of products
-_BYTES = 64 if _WIDE else 32  # of a register
+ROWS = 8 if WIDE else 4  # of a tile of products
 _ACROSS = 2  # registers of a row of a tile
-TILE_BYTES = _ACROSS * _BYTES  # of a row of a tile
+TILE_BYTES = _ACROSS * REGISTER_BYTES  # of a row of a tile
 LINE = 64  # float32 values of lines that are added up at once
 STRIP = 32  # likewise, where they have been put together from lines far apart
-
-LANES = _BYTES // 4  # float32 values of a register
-
-WORD, LONG = ir.IntType(32), ir.IntType(64)
 
 
 def _add_tile(
@@ -70,7 +71,7 @@ def _add_tile(
             return [builder.gep(first, [builder.mul(step, LONG(r))]) for r in range(count)]
 
         size = target.get_abi_sizeof(target.get_value_type(out.dtype))
-        lanes = _BYTES // size
+        lanes = REGISTER_BYTES // size
         factors, (matrix,), rows = lines(0, ROWS), lines(3, 1), lines(7, ROWS)
         spots = [spots_of(builder, row, lanes, _ACROSS) for row in rows]
 
@@ -83,7 +84,7 @@ def _add_tile(
             for r, row in enumerate(factors):
                 factor = spread(builder, builder.load(builder.gep(row, [k])), lanes)
                 for c, part in enumerate(parts):
-                    made.append(_plus(builder, sums[r * _ACROSS + c], factor, part))
+                    made.append(plus(builder, sums[r * _ACROSS + c], factor, part))
             return made
 
         _accumulate(builder, values[6], [s for row in spots for s in row], size, step)
@@ -126,21 +127,20 @@ def _add_lines(
             data = data_of(target, builder, signature, values, array)
             return builder.gep(data, [offset])
 
-        lanes = _BYTES // 4
         matrix, numbers = pointer(0, values[1]), pointer(3, values[5])
         scales, into = pointer(4, values[5]), pointer(7, values[8])
 
         def step(k: Any, sums: list[Any]) -> list[Any]:
             number = builder.zext(builder.load(builder.gep(numbers, [k])), LONG)
             line = builder.gep(matrix, [builder.mul(number, values[2])])
-            factor = spread(builder, builder.load(builder.gep(scales, [k])), lanes)
-            spots = spots_of(builder, line, lanes, len(sums))
+            factor = spread(builder, builder.load(builder.gep(scales, [k])), LANES)
+            spots = spots_of(builder, line, LANES, len(sums))
             return [
-                _plus(builder, total, factor, builder.load(spot, align=4))
+                plus(builder, total, factor, builder.load(spot, align=4))
                 for total, spot in zip(sums, spots, strict=True)
             ]
 
-        _accumulate(builder, values[6], spots_of(builder, into, lanes, LINE // lanes), 4, step)
+        _accumulate(builder, values[6], spots_of(builder, into, LANES, LINE // LANES), 4, step)
         return target.get_dummy_value()
 
     return signature, generate
@@ -175,18 +175,17 @@ def _sum_strips(
         def pointer(array: int, offset: Any) -> Any:
             return builder.gep(data_of(target, builder, signature, values, array), [offset])
 
-        lanes = _BYTES // 4
         matrix, numbers = pointer(0, values[1]), pointer(2, values[3])
-        nothing = ir.Constant(ir.VectorType(ir.FloatType(), lanes), [0.0] * lanes)
-        sums = [_build.alloca_once_value(builder, nothing) for _ in range(STRIP // lanes)]
-        with _build.for_range(builder, values[4]) as loop:
+        nothing = ir.Constant(ir.VectorType(ir.FloatType(), LANES), [0.0] * LANES)
+        sums = [build.alloca_once_value(builder, nothing) for _ in range(STRIP // LANES)]
+        with build.for_range(builder, values[4]) as loop:
             number = builder.zext(builder.load(builder.gep(numbers, [loop.index])), LONG)
             strip = builder.gep(matrix, [builder.mul(number, LONG(STRIP))])
-            for total, spot in zip(sums, spots_of(builder, strip, lanes, len(sums)), strict=True):
-                part = builder.load(spot, align=_BYTES)
+            for total, spot in zip(sums, spots_of(builder, strip, LANES, len(sums)), strict=True):
+                part = builder.load(spot, align=REGISTER_BYTES)
                 builder.store(builder.fadd(builder.load(total), part), total)
         into = pointer(5, values[6])
-        for total, spot in zip(sums, spots_of(builder, into, lanes, len(sums)), strict=True):
+        for total, spot in zip(sums, spots_of(builder, into, LANES, len(sums)), strict=True):
             builder.store(builder.load(total), spot, align=4)
         return target.get_dummy_value()
 
@@ -199,15 +198,11 @@ def _copy_strip(context: Any, m: Any, m_at: Any, out: Any, out_at: Any) -> Any:
     signature = types.void(m, index, out, index)
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
-        lanes = _BYTES // 4
-        source, into = (
-            builder.gep(data_of(target, builder, signature, values, at), [values[at + 1]])
-            for at in (0, 2)
-        )
+        source, into = (begin_of(target, builder, signature, values, at) for at in (0, 2))
         parts = [
-            builder.load(spot, align=4) for spot in spots_of(builder, source, lanes, STRIP // lanes)
+            builder.load(spot, align=4) for spot in spots_of(builder, source, LANES, STRIP // LANES)
         ]
-        for part, spot in zip(parts, spots_of(builder, into, lanes, len(parts)), strict=True):
+        for part, spot in zip(parts, spots_of(builder, into, LANES, len(parts)), strict=True):
             builder.store(part, spot, align=4)
         return target.get_dummy_value()
 
@@ -220,28 +215,10 @@ sum_strips: Any = intrinsic(_sum_strips)
 copy_strip: Any = intrinsic(_copy_strip)
 
 
-def data_of(target: Any, builder: Any, signature: Any, values: Any, array: int) -> Any:
-    """Return where the elements of an argument begin."""
-    return target.make_array(signature.args[array])(target, builder, values[array]).data
-
-
 def spots_of(builder: Any, start: Any, lanes: int, count: int) -> list[Any]:
     """Return where ``count`` vectors next to each other lie."""
     kind = ir.VectorType(start.type.pointee, lanes).as_pointer()
     return [builder.bitcast(builder.gep(start, [LONG(c * lanes)]), kind) for c in range(count)]
-
-
-def spread(builder: Any, value: Any, lanes: int) -> Any:
-    """Return a vector with one value in all its lanes."""
-    kind = ir.VectorType(value.type, lanes)
-    nothing = ir.Constant(kind, ir.Undefined)
-    one = builder.insert_element(nothing, value, WORD(0))
-    everywhere = ir.Constant(ir.VectorType(WORD, lanes), [0] * lanes)
-    return builder.shuffle_vector(one, nothing, everywhere)
-
-
-def _plus(builder: Any, total: Any, a: Any, b: Any) -> Any:
-    return builder.fadd(total, builder.fmul(a, b, flags=["contract"]), flags=["contract"])
 
 
 def _accumulate(builder: Any, count: Any, spots: list[Any], align: int, step: Any) -> None:
@@ -249,8 +226,8 @@ def _accumulate(builder: Any, count: Any, spots: list[Any], align: int, step: An
 
     LLVM turns the variables between the two into registers.
     """
-    sums = [_build.alloca_once_value(builder, builder.load(spot, align=align)) for spot in spots]
-    with _build.for_range(builder, count) as loop:
+    sums = [build.alloca_once_value(builder, builder.load(spot, align=align)) for spot in spots]
+    with build.for_range(builder, count) as loop:
         made = step(loop.index, [builder.load(total) for total in sums])
         for total, new in zip(sums, made, strict=True):
             builder.store(new, total)
