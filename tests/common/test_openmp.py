@@ -10,8 +10,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import threadpoolctl
 import torch
-from threadpoolctl import threadpool_info
 
 from palette_core._common import openmp, threads
 from palette_core._common.openmp import let_openmp_rest
@@ -35,7 +35,7 @@ def in_a_process(code: str) -> str:
 
 
 def has_gnu_openmp() -> bool:
-    return any(each["prefix"] == "libgomp" for each in threadpool_info())
+    return any(each["prefix"] == "libgomp" for each in threadpoolctl.threadpool_info())
 
 
 @pytest.mark.skipif(not TASKS.is_dir() or not has_gnu_openmp(), reason="counts threads of libgomp")
@@ -79,7 +79,7 @@ def test_a_child_waits_for_no_threads_of_its_parent(early):
     """).split() == ["rested"] * (2 if early else 1)
 
 
-def test_a_library_without_it_and_one_thread_are_left_alone(monkeypatch):
+def test_nothing_is_asked_where_there_is_one_thread(monkeypatch):
     asked = []
     monkeypatch.setattr(openmp, "_pauses", lambda: (asked.append,))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -88,23 +88,39 @@ def test_a_library_without_it_and_one_thread_are_left_alone(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     let_openmp_rest()
     assert asked == [1]  # omp_pause_soft
-    monkeypatch.undo()
 
-    class Old:
-        """A library of OpenMP before 5.0."""
 
+class Library:
+    """What ``ctypes.CDLL`` returns for a library of OpenMP 5.0, or for one before it."""
+
+    def __init__(self, path):
+        if path != "old":
+            self.omp_pause_resource_all = path
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    def of(path, prefix):
+        openmp._pauses.cache_clear()
+        loaded = [
+            {"filepath": path, "prefix": prefix, "user_api": "openmp"},
+            {"filepath": "blas", "prefix": "libopenblas", "user_api": "blas"},
+        ]
+        monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: loaded)
+        monkeypatch.setattr(openmp.ctypes, "CDLL", Library)
+        return openmp._pauses()
+
+    yield of
     openmp._pauses.cache_clear()
-    monkeypatch.setattr(openmp.ctypes, "CDLL", lambda path: Old())
-    try:
-        assert openmp._pauses() == ()
-    finally:
-        openmp._pauses.cache_clear()
-    monkeypatch.undo()
-    monkeypatch.setattr(multiprocessing, "parent_process", object)
-    try:
-        assert openmp._pauses() == ()
-    finally:
-        openmp._pauses.cache_clear()
+
+
+def test_only_a_library_in_which_they_rest_is_asked(pauses, monkeypatch):
+    assert pauses("new", "libgomp") == ("new",)
+    assert pauses("old", "libgomp") == ()
+    assert pauses("new", "libomp") == ()
+    assert pauses("new", "libiomp") == ()
+    monkeypatch.setattr(multiprocessing, "parent_process", object)  # perhaps forked
+    assert pauses("new", "libgomp") == ()
 
 
 def test_they_rest_for_large_weights_alone_and_not_beside_others(monkeypatch):

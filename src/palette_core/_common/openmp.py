@@ -21,9 +21,10 @@ def let_openmp_rest() -> None:
     """Let the threads that the caller's has started rest, until torch needs threads again.
 
     By ``omp_pause_resource_all`` (OpenMP 5.0, section 3.2.44). That takes a tenth of a millisecond
-    where there are two, and beginning anew as long: for work of ours that takes far longer. Does
-    nothing where no library has it, and in a process that may have been forked: it would wait
-    there for threads that have not come along.
+    where there are two, and beginning anew as long: for work of ours that takes far longer.
+
+    By GNU's library alone: threads of LLVM's do not rest when told to (libomp 14). And not in a
+    process that may have been forked, as threads would be waited for that have not come along.
     """
     if torch.get_num_threads() > 1:
         for pause in _pauses():
@@ -32,12 +33,12 @@ def let_openmp_rest() -> None:
 
 @functools.cache
 def _pauses() -> tuple[Callable[[int], int], ...]:
-    """Return that function of each OpenMP library that is loaded by now; torch's is."""
+    """Return that function of each of GNU's libraries that are loaded by now; torch's is."""
     from threadpoolctl import threadpool_info
 
     if _forked or multiprocessing.parent_process() is not None:
         return ()
-    paths = [each["filepath"] for each in threadpool_info() if each["user_api"] == "openmp"]
+    paths = [each["filepath"] for each in threadpool_info() if each["prefix"] == "libgomp"]
     found = (getattr(ctypes.CDLL(path), "omp_pause_resource_all", None) for path in paths)
     return tuple(each for each in found if each is not None)
 
