@@ -117,8 +117,8 @@ def freed_is_kept() -> Iterator[None]:
     them. Nothing happens where the C library is another one or older than 2.33, or the environment
     says how it is to allocate memory.
     """
-    heap = None if _is_set_by_user() else _heap()
-    if heap is None or not heap.can_tell:
+    heap = _heap()
+    if heap is None or not heap.can_tell or _is_set_by_user():
         yield
         return
     heap.keep()
@@ -129,9 +129,15 @@ def freed_is_kept() -> Iterator[None]:
 
 
 def _is_set_by_user() -> bool:
+    """Return whether the environment said how to allocate memory when this process began.
+
+    That is when glibc looked. Libraries set variables later for processes of theirs, as dask does.
+    """
+    begun_with = os.fsdecode(Path("/proc/self/environ").read_bytes()).split("\0")
+    said = dict(each.partition("=")[::2] for each in begun_with)
     usual = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    return tuned or any(name in os.environ for name in usual)
+    tuned = "glibc.malloc" in said.get("GLIBC_TUNABLES", "")
+    return tuned or any(name in said for name in usual)
 
 
 def _resident() -> int:
