@@ -127,6 +127,16 @@ def test_what_is_set_for_other_processes_changes_nothing():
     assert 3 * kept < usual
 
 
+def test_where_it_cannot_be_read_the_present_environment_is_heeded(monkeypatch, tmp_path):
+    monkeypatch.setattr(freed_memory, "_ENVIRONMENT", tmp_path / "environ")
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "1")
+    assert freed_memory._is_set_by_user()
+    (tmp_path / "environ").write_bytes(b"PATH=/bin\0GLIBC_TUNABLES=glibc.malloc.check=0\0")
+    assert freed_memory._is_set_by_user()
+    (tmp_path / "environ").write_bytes(b"PATH=/bin\0\xff=\0A=MALLOC_MMAP_MAX_\0")
+    assert not freed_memory._is_set_by_user()
+
+
 OLDER = """
 from palette_core._common import freed_memory
 

@@ -128,12 +128,18 @@ def freed_is_kept() -> Iterator[None]:
         heap.let_go()
 
 
+_ENVIRONMENT = Path("/proc/self/environ")
+
+
 def _is_set_by_user() -> bool:
     """Return whether the environment said how to allocate memory when this process began.
 
     That is when glibc looked. Libraries set variables later for processes of theirs, as dask does.
     """
-    begun_with = os.fsdecode(Path("/proc/self/environ").read_bytes()).split("\0")
+    try:
+        begun_with = os.fsdecode(_ENVIRONMENT.read_bytes()).split("\0")
+    except OSError:  # a process that nobody may look into, itself included
+        begun_with = [f"{name}={value}" for name, value in os.environ.items()]
     said = dict(each.partition("=")[::2] for each in begun_with)
     usual = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     tuned = "glibc.malloc" in said.get("GLIBC_TUNABLES", "")
