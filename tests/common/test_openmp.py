@@ -15,6 +15,7 @@ import torch
 
 from palette_core._common import openmp, threads
 from palette_core._common.openmp import let_openmp_rest
+from palette_core.builtins.clusterers.kmeans1d import floats
 from palette_core.builtins.clusterers.layerwise import problem
 
 TASKS = Path("/proc/self/task")
@@ -132,4 +133,15 @@ def test_they_rest_for_large_weights_alone_and_not_beside_others(monkeypatch):
     assert rested == [True]
     monkeypatch.setattr(threads, "on_a_thread", lambda: True)
     problem._keep_cores(1 << 30)
+    assert rested == [True]
+
+
+def test_they_rest_for_many_points_with_weights_which_torch_has_looked_at(monkeypatch):
+    rested = []
+    monkeypatch.setattr(floats, "take_the_cores", lambda: rested.append(True))
+    few, many = torch.rand(1, (1 << 16) - 1), torch.rand(2, 1 << 15)
+    floats.fit_floats(few, few, 4, None)
+    floats.fit_floats(many, None, 4, None)
+    assert not rested
+    floats.fit_floats(many, many, 4, None)
     assert rested == [True]

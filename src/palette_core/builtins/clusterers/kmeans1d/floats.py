@@ -18,7 +18,7 @@ from torch import Tensor
 
 from palette_core._common.kernels import is_compiled
 from palette_core._common.scratch import scratch
-from palette_core._common.threads import map_threads, slices_of, thread_count
+from palette_core._common.threads import map_threads, slices_of, take_the_cores, thread_count
 from palette_core.builtins.clusterers.kmeans1d.block import ROUNDS, middle_of, open_more
 from palette_core.builtins.clusterers.kmeans1d.costs import segment_means
 from palette_core.builtins.clusterers.kmeans1d.finite import check_finite
@@ -40,6 +40,7 @@ from palette_core.builtins.clusterers.kmeans1d.whole import fit_block
 
 _BIG = 1 << 21  # blocks of more points than this are taken one by one, with threads inside
 _SHORT = 1 << 17  # blocks of fewer points than this are over too soon for threads to take turns
+_LONG = 1 << 16  # points with weights, which take long enough for threads of torch to be in the way
 _MANY = 4096  # blocks of a process from which it pays to have compiled what does one at once
 _SPACE = 8192  # least number of atoms that there is room for, besides the cells
 
@@ -95,6 +96,8 @@ def fit_floats(
     at_once = at_once and (is_compiled(fit_block) or _pays_to_compile(blocks))
     if not at_once:  # else where it is not done at once, which finds them
         check_finite(rows)
+    if weights is not None and points.numel() >= _LONG:  # torch has just looked at these
+        take_the_cores()
     if count > _BIG:
         for b in range(blocks):
             one(b, map_threads)

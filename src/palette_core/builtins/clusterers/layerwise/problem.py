@@ -55,7 +55,6 @@ def weighted_kmeans(problem: ClusterProblem, moments: InputMoments) -> Codebook:
     weighted = replace(problem, importance=_importance(problem, moments), moments=None, scales=None)
     if problem.zeros is not None:
         weighted = _pinned(weighted, problem.zeros)
-    _keep_cores(problem.points.numel() * moments.hessian.shape[-1])
     found = _quantized_kmeans(weighted)
     if problem.zeros is None:
         return found
