@@ -16,7 +16,6 @@ import torch
 from palette_core._common import openmp, threads
 from palette_core._common.openmp import let_openmp_rest
 from palette_core.builtins.clusterers.kmeans1d import floats
-from palette_core.builtins.clusterers.layerwise import problem
 
 TASKS = Path("/proc/self/task")
 
@@ -124,15 +123,13 @@ def test_only_a_library_in_which_they_rest_is_asked(pauses, monkeypatch):
     assert pauses("new", "libgomp") == ()
 
 
-def test_they_rest_for_large_weights_alone_and_not_beside_others(monkeypatch):
+def test_they_rest_but_not_for_a_thread_of_ours(monkeypatch):
     rested = []
     monkeypatch.setattr(threads, "let_openmp_rest", lambda: rested.append(True))
-    problem._keep_cores(1 << 24)
-    assert not rested
-    problem._keep_cores(1 << 25)
+    threads.take_the_cores()
     assert rested == [True]
     monkeypatch.setattr(threads, "on_a_thread", lambda: True)
-    problem._keep_cores(1 << 30)
+    threads.take_the_cores()
     assert rested == [True]
 
 

@@ -138,9 +138,9 @@ def _is_set_by_user() -> bool:
     """
     try:
         begun_with = os.fsdecode(_ENVIRONMENT.read_bytes()).split("\0")
+        said = dict(each.partition("=")[::2] for each in begun_with)
     except OSError:  # a process that nobody may look into, itself included
-        begun_with = [f"{name}={value}" for name, value in os.environ.items()]
-    said = dict(each.partition("=")[::2] for each in begun_with)
+        said = dict(os.environ)
     usual = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     tuned = "glibc.malloc" in said.get("GLIBC_TUNABLES", "")
     return tuned or any(name in said for name in usual)

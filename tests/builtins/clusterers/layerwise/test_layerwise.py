@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from layerwise_cases import ALGORITHMS, DAMPING, LAYOUTS, moments_for, objective, solve
 
 from palette_core.builtins.clusterers.kmeans1d.clusterer import KMeans1d
+from palette_core.builtins.clusterers.layerwise import problem as problem_form
 from palette_core.builtins.clusterers.layerwise.clusterer import Gptq, Lnq
 from palette_core.builtins.clusterers.layerwise.options import GptqOptions, LnqOptions
 from palette_core.builtins.lut_quantizers.float8 import Float8LutQuantizer
@@ -245,3 +246,15 @@ def test_damping_is_chosen_where_nobody_says(algorithm):
     )
     assert chosen.objective_after == same.objective_after
     assert torch.equal(chosen.decode(), same.decode())
+
+
+def test_other_threads_make_room_where_a_weight_is_large(monkeypatch):
+    made_room = []
+    monkeypatch.setattr(problem_form, "take_the_cores", lambda: made_room.append(True))
+    layout = BlockLayout((8, 12), (4, 12))
+    weight, moments = torch.randn(8, 12), moments_for(layout)
+    solve(ALGORITHMS[0], weight, layout, moments, 4)
+    assert not made_room
+    monkeypatch.setattr(problem_form, "_LONG", 8 * 12 * 12)
+    solve(ALGORITHMS[0], weight, layout, moments, 4)
+    assert made_room == [True]

@@ -190,15 +190,10 @@ def pose(problem: ClusterProblem, moments: InputMoments, damping: float, first: 
     if problem.zeros is not None:
         tables = replace(tables, zero=_zero_entry(tables.lut, first.codes, problem.zeros))
     codes = _in_strips(first.codes, moments, dim)
-    _keep_cores(w.numel() * w.shape[1])
+    if w.numel() * w.shape[1] >= _LONG:
+        take_the_cores()
     start = Solution(tables, codes, costs_of(matrix, tables, codes))
     return Posed(matrix, start, mean * most)
-
-
-def _keep_cores(work: int) -> None:
-    """Have no threads of torch beside ours where much is to be done."""
-    if work >= _LONG:
-        take_the_cores()
 
 
 def _in_strips(values: Tensor, moments: InputMoments, dim: int) -> Array:
